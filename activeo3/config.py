@@ -1,0 +1,303 @@
+"""Every number of an experiment, each with one owner and its reason.
+
+``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The
+command line is the dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its
+help. A preset is a set of values that belong together; flags given beside it win.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self, Sequence, get_args, get_origin
+
+
+class ConfigError(Exception):
+    """A flag that cannot be used, in one sentence that names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What both scripts share: which models and how pictures are looked at."""
+
+    preset: str = "tiny"
+    """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2)"""
+
+    data: str = "scenes"
+    """the data set: scenes (the embedded world) or coco (any folder in COCO format)"""
+    data_root: str = ""
+    """the folder of a data set that lives on disk"""
+
+    wording: Literal["paper", "short"] = "short"
+    """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
+    regions: int = 3
+    """how many regions an answer may propose (paper: 3)"""
+    sensing_side: int = 96
+    """shorter side of the whole picture as the sensing model sees it, in pixels (paper: 1024)"""
+    crop_side: int = 128
+    """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
+    crop_shape: Literal["square", "aspect"] = "square"
+    """square: every crop is squeezed to crop_side x crop_side (paper); aspect: its shape is kept and its
+    area is at least crop_side squared (the authors' demo)"""
+    merge: Literal["nms", "concat"] = "nms"
+    """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
+    max_new_tokens: int = 96
+    """longest sensing answer, in tokens"""
+    task_max_new_tokens: int = 128
+    """longest task-model answer per crop, in tokens"""
+    task_batch: int = 128
+    """crops that the task model works on at once"""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU"""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
+    """attention of the vision tower; the text tower always uses sdpa, because packed rows need a mask
+    that flash-attention does not take. auto: flash-attention if it works here, else sdpa"""
+    seed: int = 0
+    """decides the order of the data and every sampled token"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                known = ", ".join(map(str, get_args(field.type)))
+                raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
+        if not 1 <= self.regions <= 10:
+            raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to 10 regions.")
+        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.data != "scenes" and not self.data_root:
+            raise ConfigError(f"--data {self.data} lives on disk: say where with --data_root FOLDER.")
+
+    @classmethod
+    def from_args(cls, argv: Sequence[str] | None = None) -> Self:
+        """Read the command line; ``--help`` prints every field with its reason."""
+        parser = argparse.ArgumentParser(description=inspect.cleandoc(cls.__doc__ or ""), allow_abbrev=False)
+        docs = field_docs(cls)
+        for field in dataclasses.fields(cls):
+            many = {"nargs": "*"} if get_origin(field.type) is tuple else {}
+            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=f"{docs[field.name]} [{_plain(field.default)}]", **many)
+        parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
+        given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
+        given.pop("local_rank", None)
+        preset = given.get("preset", "tiny")
+        if preset not in PRESETS:
+            raise ConfigError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}.")
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in PRESETS[preset].items() if key in types}
+        return cls(**values | {key: _read(key, types[key], value) for key, value in given.items()})
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
+
+    model: str = "data/tiny"
+    """the start policy, which is also the frozen reference and task model: a folder or a hub id"""
+    split: str = "train"
+    """which part of the data set to train on"""
+    limit: int = 0
+    """use only the first N examples of the split; 0: all"""
+    output_dir: str = "runs/tiny"
+    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued"""
+
+    steps: int = 240
+    """policy updates' worth of rollouts"""
+    prompts: int = 4
+    """P: prompts per rank and step"""
+    group: int = 8
+    """G: answers sampled per prompt (paper: 8)"""
+    micro_prompts: int = 4
+    """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
+    epochs: int = 1
+    """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
+    temperature: float = 1.0
+    """of the sampled answers; log-probabilities are taken at the same temperature"""
+
+    lr: float = 2e-4
+    """learning rate (paper: 1e-6 for the 7B)"""
+    warmup: int = 10
+    """steps of linear warm-up of the learning rate"""
+    weight_decay: float = 0.01
+    """of AdamW (paper: 0.01)"""
+    grad_clip: float = 1.0
+    """largest norm of a gradient"""
+    beta: float = 0.04
+    """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
+    clip_low: float = 0.2
+    """the ratio is clipped from below at 1 - clip_low"""
+    clip_high: float = 0.2
+    """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
+    normalise: Literal["response", "token", "constant"] = "response"
+    """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
+    ratio: Literal["token", "sequence"] = "token"
+    """the policy ratio per token (GRPO) or per answer (GSPO)"""
+    divide_by_std: bool = True
+    """divide advantages by their group's spread (GRPO); false: only subtract the mean (Dr. GRPO)"""
+
+    w_format: float = 1.0
+    """weight of the format reward; a weight of 0 is an ablation (paper: all weights 1)"""
+    w_no_overlap: float = 1.0
+    """weight of the reward for regions that do not overlap"""
+    w_area: float = 1.0
+    """weight of the reward for regions of a sensible size"""
+    w_coverage: float = 1.0
+    """weight of the reward for regions that hold true boxes"""
+    w_task: float = 1.0
+    """weight of what the task model achieves on the crops, AP50 + AR50"""
+    coverage: Literal["contain", "iou", "purity"] = "contain"
+    """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
+    IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a)"""
+
+    ds_config: str = "ds_config.json"
+    """DeepSpeed's own settings"""
+    save_every: int = 40
+    """steps between checkpoints"""
+    keep: int = 2
+    """how many checkpoints to keep; 0: all"""
+    samples_every: int = 20
+    """steps between saved sample pictures; 0: none"""
+    eval_examples: int = 48
+    """held-out pictures for the table at the end; 0: no table"""
+    eval_split: str = "val"
+    """which part of the data set to hold out"""
+    max_skipped: int = 5
+    """stop after so many updates in a row were skipped because a loss or gradient was not finite"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group < 2:
+            raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
+        if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
+            raise ConfigError(f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}.")
+        for name in ("steps", "epochs", "save_every", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("limit", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
+        if not (self.temperature > 0 and self.lr > 0 and self.grad_clip > 0):
+            raise ConfigError("--temperature, --lr and --grad_clip must be above 0.")
+        if not (0 < self.clip_low < 1 and self.clip_high > 0):
+            raise ConfigError("--clip_low must lie between 0 and 1, --clip_high above 0.")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every reward term, by the term's name."""
+        return {name.removeprefix("w_"): getattr(self, name) for name in vars(self) if name.startswith("w_")}
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 1, 2, ...: linear warm-up, then constant."""
+        return self.lr * min(1.0, step / max(1, self.warmup))
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Sentences for the fields that decide the result and differ from an earlier run's."""
+        mine = dataclasses.asdict(self)
+        names = [name for name in mine if name not in _FREE and mine[name] != other.get(name)]
+        return [f"--{name} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
+
+
+# What may change when a run is continued: where things lie and how much is kept or shown.
+_FREE = {"output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps"}
+
+
+METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
+
+
+@dataclass(frozen=True)
+class EvalConfig(_Config):
+    """Evaluate a checkpoint beside every floor and ceiling, in one table."""
+
+    checkpoint: str = ""
+    """the trained policy: a checkpoint folder of a run, or any model folder"""
+    start: str = ""
+    """the untrained policy and frozen task model; by default what the checkpoint was trained from"""
+    benchmark: tuple[str, ...] = ()
+    """data sets to evaluate on; by default --data"""
+    methods: tuple[str, ...] = METHODS
+    """rows of the table"""
+    split: str = "test"
+    """which part of the data set to evaluate on"""
+    limit: int = 200
+    """examples per benchmark; 0: all"""
+    output_dir: str = ""
+    """where results.json, the table and pictures go; by default eval/ in the checkpoint"""
+    resamples: int = 1000
+    """bootstrap resamples of the 95 % intervals"""
+    image: str = ""
+    """a picture of your own: draw regions and detections for --find instead of a table"""
+    find: str = ""
+    """what to find in --image"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ConfigError("--checkpoint is missing: name a checkpoint folder, e.g. --checkpoint data/tiny.")
+        if bool(self.image) != bool(self.find):
+            raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ConfigError(f"--methods {' '.join(unknown)} not known; there are: {', '.join(METHODS)}.")
+        if self.limit < 0:
+            raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "paper": {
+        "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "output_dir": "runs/paper",
+        "data": "coco",
+        "wording": "paper",
+        "sensing_side": 1024,
+        "crop_side": 840,
+        "max_new_tokens": 512,
+        "task_max_new_tokens": 1024,
+        "task_batch": 16,
+        "prompts": 1,
+        "micro_prompts": 1,
+        "lr": 1e-6,
+        "steps": 1250,
+        "save_every": 100,
+        "eval_examples": 200,
+    },
+}
+"""``tiny`` is the defaults. ``paper``: ACTIVE-O3 E.2; 1250 steps x 8 ranks are its 10,000 examples once."""
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The text under every field of a config dataclass, parents included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+        for statement, text in zip(body, body[1:]):
+            if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr):
+                docs[statement.target.id] = " ".join(text.value.value.split())  # type: ignore[attr-defined]
+    return docs
+
+
+def _plain(default: Any) -> str:
+    """A default value as help shows it; argparse reads % as a format."""
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("%", "%%")
+
+
+def _read(name: str, kind: Any, text: Any) -> Any:
+    """A flag's text as its field's type."""
+    if get_origin(kind) is tuple:
+        return tuple(text)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"--{name} is {text!r}; it takes true or false.")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ConfigError(f"--{name} is {text!r}; it takes {'a whole number' if kind is int else 'a number'}.") from None
+    return text

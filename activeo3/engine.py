@@ -1,0 +1,350 @@
+"""The only room that knows DeepSpeed and torch.distributed: start, shard, gather, step, save, resume.
+
+Two regimes. Inside ``with sharded.gathered() as whole`` the weights are whole on this rank and work is
+rank-local and ragged: ranks may generate different lengths and take different branches. Outside it every
+rank makes the same number of forwards, backwards and collectives, or ZeRO-3 waits for ever.
+"""
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.models import Packed, VisionLanguageModel
+
+# (package, first broken, first good again, what happens): refused by name before any work starts.
+_BROKEN = (
+    ("transformers", "5.0.0", "5.5.4", "ZeRO-3 does not load models"),
+    ("transformers", "0", "5.0.0", "Qwen3-VL and the shared prefill need transformers 5"),
+    ("deepspeed", "0", "0.19", "skipped steps and unmanaged accumulation need deepspeed 0.19"),
+)
+# ds_config.json says how DeepSpeed runs; these belong to the experiment and have their owner in TrainConfig.
+_OWNED = (
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+)
+
+
+def check_versions() -> None:
+    """Raise ConfigError for an installed version that is known not to work."""
+    for package, first, fixed, why in _BROKEN:
+        if Version(first) <= Version(version(package)) < Version(fixed):
+            raise ConfigError(
+                f"{package} {version(package)} is installed, and {why}; install {package}>={fixed} instead."
+            )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among all of them. ``log`` takes the libraries' chatter."""
+
+    rank: int
+    world: int
+    device: torch.device
+    log: Path
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """Send what libraries print inside the block, Python or not, to the log; errors still surface."""
+        saved = [os.dup(1), os.dup(2)]
+        sys.stdout.flush(), sys.stderr.flush()
+        try:
+            with open(self.log, "a") as log, redirect_stdout(log), redirect_stderr(log):
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                yield
+        finally:
+            for descriptor, copy in zip((1, 2), saved):
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+    def totals(self, values: dict[str, float]) -> dict[str, float]:
+        """The sum over ranks of every value; all ranks must name the same ones."""
+        if self.world == 1:
+            return dict(values)
+        import torch.distributed as dist
+
+        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(packed)
+        return dict(zip(values, packed.tolist()))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+def start(output_dir: Path) -> Ranks:
+    """Join the process group (of one, without a launcher) and send the libraries' chatter to a log."""
+    check_versions()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
+    # torch renamed a collective that DeepSpeed still calls by its old name, in every backward pass.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    with ranks.quietly():
+        import deepspeed
+
+        _log_to_file("DeepSpeed", ranks.log)
+        # Shared-memory collectives are compiled on first use: a minute, and a compiler not everyone has.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if cuda:
+            torch.cuda.set_device(device)
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    return ranks
+
+
+def stop() -> None:
+    """Leave the process group, so that the interpreter ends without a warning."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _log_to_file(name: str, path: Path) -> None:
+    """Route a library's logger to a file; its errors also reach the terminal."""
+    logger = logging.getLogger(name)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    quiet, loud = logging.FileHandler(path), logging.StreamHandler(sys.__stderr__)
+    loud.setLevel(logging.ERROR)
+    logger.addHandler(quiet)
+    logger.addHandler(loud)
+
+
+class Sharded:
+    """A model under ZeRO-3: a policy that learns, or a frozen reference."""
+
+    def __init__(self, vlm: VisionLanguageModel, ranks: Ranks, config: TrainConfig, learns: bool) -> None:
+        import deepspeed
+
+        self.vlm, self.ranks, self.learns = vlm, ranks, learns
+        vlm.model.to(ranks.device)
+        vlm.model.requires_grad_(learns)
+        # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
+        vlm.model.eval()
+        with ranks.quietly():
+            self.engine, *_ = deepspeed.initialize(
+                model=vlm.model,
+                model_parameters=[p for p in vlm.model.parameters() if p.requires_grad] if learns else None,
+                config=ds_config(config, ranks, vlm.model.dtype, learns),
+            )
+
+    @contextmanager
+    def gathered(self) -> Iterator[VisionLanguageModel]:
+        """The model with whole weights on this rank and without ZeRO-3's hooks, for the block only.
+
+        One gather per block: with the hooks in place every generated token would gather every layer.
+        The hooks come back even when the block raises, and with them the sharding.
+        """
+        import deepspeed
+
+        offload = self.engine.optimizer
+        offload = getattr(offload, "parameter_offload", offload)  # a frozen model's optimizer is the offload
+        with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
+            for parameter in self.vlm.model.parameters():
+                parameter.ds_active_sub_modules.clear()
+            for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+                hook.remove()
+            offload.forward_hooks.clear(), offload.backward_hooks.clear()
+            try:
+                yield self.vlm
+            finally:
+                offload._register_deepspeed_module(offload.module)
+
+    def logits(self, packed: Packed) -> Tensor:
+        """Logits (R, 1 + B*T, V) of a packed batch; a collective: every rank calls it equally often."""
+        return self.vlm.forward_packed(packed, self.engine)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's share of the step's loss.
+
+        The shares of all ranks and micro-batches sum to the loss of the step, but DeepSpeed averages
+        gradients over ranks: hence the factor.
+        """
+        self.engine.backward(loss * self.ranks.world, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> tuple[float, int]:
+        """Update the weights: (gradient norm, how many updates were skipped since the run began).
+
+        When a loss or gradient of any rank is not finite, so is the global norm, and DeepSpeed skips
+        the update on all ranks: the weights stay as they were.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float(norm if norm is not None else math.nan), self.engine.skipped_steps
+
+
+class Watch:
+    """Says which examples a skipped update was made of, and ends a run that only skips."""
+
+    def __init__(self, most: int, skipped: int) -> None:
+        self.most, self.skipped, self.in_a_row = most, skipped, 0
+
+    def check(self, row: dict[str, float], ids: list[str], say: Callable[[str], None]) -> None:
+        """Look at a step's row; raises ConfigError after ``most`` skipped updates in a row."""
+        self.in_a_row = self.in_a_row + 1 if row["skipped_steps"] > self.skipped else 0
+        self.skipped = row["skipped_steps"]
+        if self.in_a_row:
+            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(ids)}")
+        if self.in_a_row >= self.most:
+            raise ConfigError(
+                f"{self.most} updates in a row were skipped because a loss or gradient was not finite; "
+                f"lower --lr, or continue from the last checkpoint with another --seed in a new --output_dir."
+            )
+
+
+def pick_dtype(wanted: str) -> torch.dtype:
+    """``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    if wanted == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, wanted)
+
+
+def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: bool) -> dict[str, Any]:
+    """ds_config.json with the experiment's numbers filled in; it may not set them itself."""
+    path = Path(config.ds_config)
+    try:
+        settings = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--ds_config {path} does not exist; the project's own is ds_config.json.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--ds_config {path} is not valid JSON: line {error.lineno}, {error.msg}.") from None
+    taken = [key for key in _OWNED if key in settings]
+    if taken:
+        raise ConfigError(f"{path} sets {', '.join(taken)}, which belongs to train.py's flags; remove it there.")
+    settings["train_micro_batch_size_per_gpu"] = config.prompts
+    settings["gradient_accumulation_steps"] = 1
+    settings["bf16"] = {"enabled": dtype == torch.bfloat16}
+    if learns:
+        settings["gradient_clipping"] = config.grad_clip
+        # torch's own AdamW: DeepSpeed's fused one is compiled on first use, which needs a compiler.
+        parameters = {"lr": config.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": config.weight_decay}
+        settings["optimizer"] = {"type": "AdamW", "params": parameters | {"torch_adam": True}}
+    return settings
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
+    """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
+
+    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole.
+    """
+    ranks, folder = sharded.ranks, Path(config.output_dir)
+    target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
+    if ranks.rank == 0:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    ranks.wait()
+    with ranks.quietly():
+        sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
+        with sharded.gathered() as whole:
+            if ranks.rank == 0:
+                whole.save(building)
+    torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
+    ranks.wait()
+    if ranks.rank == 0:
+        state = {"step": step, "world": ranks.world, "config": asdict(config)}
+        (building / "activeo3.json").write_text(json.dumps(state, indent=1))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(building, target)
+        for old in checkpoints(folder)[: -config.keep] if config.keep else []:
+            shutil.rmtree(old)
+    ranks.wait()
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
+    """The state of the newest checkpoint of ``output_dir``, or None for a fresh start.
+
+    Raises ConfigError when that run had another world size or other numbers: it would not be the same run.
+    """
+    found = checkpoints(Path(config.output_dir))
+    if not found:
+        return None
+    state = json.loads((found[-1] / "activeo3.json").read_text())
+    if state["world"] != ranks.world:
+        raise ConfigError(
+            f"{found[-1]} was made by {state['world']} processes and there are now {ranks.world}; "
+            f"start as many, or choose another --output_dir."
+        )
+    different = config.differences(state["config"])
+    if different:
+        raise ConfigError(f"{found[-1]} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
+    return state | {"path": found[-1]}
+
+
+def restore(sharded: Sharded, state: dict[str, Any]) -> None:
+    """Put weights, optimizer and every random generator back to where the checkpoint was made."""
+    with sharded.ranks.quietly():
+        sharded.engine.load_checkpoint(str(state["path"]), tag="deepspeed")
+    _set_random_state(torch.load(state["path"] / f"random-{sharded.ranks.rank}.pt", weights_only=False))
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed all generators, differently on every rank, so that ranks do not draw the same answers."""
+    random.seed(seed * 1000 + rank)
+    np.random.seed(seed * 1000 + rank)
+    torch.manual_seed(seed * 1000 + rank)
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,180 @@
+"""Group Relative Policy Optimization: tensors in, tensors out. Steps 5 and 6 of train.py: compare, learn.
+
+    A_i   = (r_i - mean(r)) / std(r)                              r: the G rewards of one prompt
+    w_t   = pi(o_t) / pi_old(o_t)
+    J     = mean_i 1/|o_i| sum_t  min(w_t A_i, clip(w_t, 1 - eps, 1 + eps) A_i) - beta KL_t
+    KL_t  = pi_ref/pi - log(pi_ref/pi) - 1                         >= 0, the "k3" estimator
+
+Sources: GRPO, DeepSeekMath (arXiv 2402.03300, eq. 3-4); ACTIVE-O3 (arXiv 2505.21457v2, section 4.3).
+
+Deviations, and readings of what the papers leave open:
+  1. A group whose rewards are all equal has no spread to divide by: its advantages are 0.
+  2. std is that of the group itself (divided by G, not by G - 1).
+  3. The log-ratio of the KL is clamped to +-10 before the exponential, that of w to +-20: a single token
+     that drifted far makes the exponential infinite in backward although the loss looked finite.
+  4. ACTIVE-O3 writes the ratio for whole answers. The default is per token, as in GRPO; ``"sequence"`` is
+     the length-normalised answer ratio of GSPO (arXiv 2507.18071, eq. 7).
+  5. k3 is an unbiased estimate of the reverse KL's *value*; the gradient of its sample mean is that of
+     the forward KL's (Schulman, "Approximating KL divergence"). GRPO uses it so, and so do we.
+
+Every function leaves its inputs as they were. Shapes: see the glossary in schema.py.
+"""
+
+from typing import Literal, Sequence
+
+import torch
+from torch import Tensor
+
+Normalisation = Literal["response", "token", "constant"]
+Ratio = Literal["token", "sequence"]
+
+
+def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
+    """How much better each answer is than its siblings: (P, G) rewards -> (P, G) advantages.
+
+    A reward that is NaN (its answer could not be scored) gets advantage 0 and is left out of its group's
+    mean and spread. A group without spread gets 0 throughout: it teaches nothing.
+
+    Args:
+        rewards: (P, G), one row per prompt.
+        divide_by_std: False for Dr. GRPO (arXiv 2503.20783), which only subtracts the mean.
+
+    Raises:
+        ValueError: if G < 2, since one answer has nothing to be compared with.
+
+    >>> group_advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
+    [[-1.0, 1.0], [0.0, 0.0]]
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"advantages compare at least 2 answers per prompt, got rewards {tuple(rewards.shape)}")
+    scored = ~rewards.isnan()  # (P, G)
+    count = scored.sum(dim=1, keepdim=True).clamp(min=1)  # (P, 1)
+    exact = rewards.double()  # squares of small differences would vanish in single precision
+    mean = exact.nansum(dim=1, keepdim=True) / count  # (P, 1)
+    centred = torch.where(scored, exact - mean, 0.0)  # (P, G)
+    flat = zero_spread(rewards)[:, None]  # (P, 1)
+    if divide_by_std:
+        std = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()  # (P, 1)
+        centred = centred / torch.where(flat, 1.0, std)
+    return torch.where(flat, 0.0, centred).to(rewards.dtype)  # (P, G)
+
+
+def zero_spread(rewards: Tensor) -> Tensor:
+    """(P,) True where all scored answers of a prompt have the same reward (exactly, so that rounding of
+    the mean cannot turn equal rewards into advantages)."""
+    low = torch.where(rewards.isnan(), torch.inf, rewards).amin(dim=1)  # (P,)
+    high = torch.where(rewards.isnan(), -torch.inf, rewards).amax(dim=1)  # (P,)
+    return high <= low
+
+
+def answer_logps(
+    logits: Tensor, tokens: Tensor, temperature: float = 1.0, forbidden: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every answer token under the distribution that was sampled, and its entropy.
+
+    The one-token shift between logits and ids lives here and nowhere else: the prompt's last column
+    predicts the first token of all G answers, an answer's column t predicts its token t + 1.
+
+    Args:
+        logits: (P, 1 + G*T, V), of the prompt's last column and of every answer column.
+        tokens: (P, G, T) sampled ids; padding may hold any id.
+        temperature: the one they were sampled at; 0 (greedy) is scored at 1.
+        forbidden: ids that the sampler could never draw.
+
+    Returns:
+        logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.
+    """
+    P, G, T = tokens.shape
+    V = logits.shape[-1]
+    first = logits[:, :1, None].expand(P, 1, G, V).transpose(1, 2)  # (P, G, 1, V)
+    later = logits[:, 1:].reshape(P, G, T, V)[:, :, :-1]  # (P, G, T-1, V)
+    logits = torch.cat([first, later], dim=2).float() / (temperature or 1.0)  # (P, G, T, V)
+    if forbidden:
+        banned = torch.zeros(V, dtype=torch.bool, device=logits.device)
+        banned[list(forbidden)] = True
+        logits = logits.masked_fill(banned, torch.finfo(logits.dtype).min)
+    logp_all = logits.log_softmax(dim=-1)  # (P, G, T, V)
+    logp = logp_all.gather(-1, tokens[..., None])[..., 0]  # (P, G, T)
+    with torch.no_grad():
+        entropy = -(logp_all.exp() * logp_all).sum(dim=-1)  # (P, G, T)
+    return logp, entropy
+
+
+def token_weights(
+    sampled: Tensor, normalise: Normalisation, responses: int, tokens: int, longest: int
+) -> Tensor:
+    """The share (P, G, T) of every sampled token in the loss; over a whole step the shares are a mean.
+
+    Args:
+        sampled: (P, G, T), True where the policy chose the token.
+        normalise: ``"response"``: mean over an answer's tokens, then over answers (GRPO);
+            ``"token"``: mean over all tokens (DAPO, arXiv 2503.14476);
+            ``"constant"``: sum over tokens by a constant length, then mean over answers (Dr. GRPO).
+        responses, tokens: how many there are in the whole step, all micro-batches and ranks together,
+            so that a step cut into pieces gives the sum that the whole gives.
+        longest: the length limit of an answer, the constant of ``"constant"``.
+    """
+    sampled = sampled.float()
+    match normalise:
+        case "response":
+            return sampled / sampled.sum(dim=-1, keepdim=True).clamp(min=1) / responses
+        case "token":
+            return sampled / max(1, tokens)
+        case "constant":
+            return sampled / (longest * responses)
+    raise ValueError(f"unknown normalisation {normalise!r}: use response, token or constant")
+
+
+def kl_to_reference(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """k3 estimate (>= 0, same shape) of KL(pi || pi_ref) at each sampled token."""
+    log_ratio = (ref_logp - logp).clamp(-10, 10)
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor | None,
+    advantage: Tensor,
+    weight: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    beta: float = 0.04,
+    ratio_of: Ratio = "token",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate with a KL penalty, as a sum over tokens with given weights.
+
+    Args:
+        logp, old_logp: (P, G, T) under the current policy and under the one that sampled.
+        ref_logp: (P, G, T) under the frozen reference, or None with ``beta`` 0.
+        advantage: (P, G).
+        weight: (P, G, T) from ``token_weights``; 0 wherever a token was not sampled.
+        clip_low, clip_high: w_t is clipped to [1 - clip_low, 1 + clip_high].
+        beta: weight of the KL penalty.
+        ratio_of: ``"token"`` or ``"sequence"`` (deviation 4).
+
+    Returns:
+        loss: scalar to minimise.
+        statistics: scalar sums with the same weights: ``kl``, ``clip_fraction``; and ``ratio_max``.
+    """
+    sampled = weight > 0  # (P, G, T)
+    log_ratio = torch.where(sampled, logp - old_logp, 0.0)  # (P, G, T)
+    if ratio_of == "sequence":
+        lengths = sampled.sum(dim=-1, keepdim=True).clamp(min=1)  # (P, G, 1)
+        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / lengths).expand_as(logp)  # (P, G, T)
+    ratio = log_ratio.clamp(-20, 20).exp()  # (P, G, T)
+    advantage = advantage[..., None]  # (P, G, 1)
+    unclipped = ratio * advantage  # (P, G, T)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage  # (P, G, T)
+    loss = -torch.minimum(unclipped, clipped)  # (P, G, T)
+    kl = torch.zeros_like(loss)
+    if beta:
+        kl = torch.where(sampled, kl_to_reference(logp, ref_logp), 0.0)  # (P, G, T)
+        loss = loss + beta * kl
+    with torch.no_grad():
+        statistics = {
+            "kl": (weight * kl).sum(),
+            "clip_fraction": (weight * (clipped < unclipped)).sum(),
+            "ratio_max": torch.where(sampled, ratio, 0.0).max(),
+        }
+    return (weight * loss).sum(), statistics

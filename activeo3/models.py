@@ -1,0 +1,321 @@
+"""Loading a Qwen-VL model, and the two ways it is used: sampling answers and scoring them.
+
+Both ways pay for a prompt once. **Sampling** prefills each prompt, repeats its key-value cache G times
+and decodes all P x G answers as one batch. **Scoring** lays a prompt and its G answers out as one packed
+row, ``prefix | branch 1 | ... | branch G``, in which a branch sees the prefix and itself but not its
+siblings, and in which positions restart after the prefix. The result is that of G separate rows.
+
+Qwen2.5-VL writes boxes in pixels of the view it saw, Qwen3-VL in thousandths of the view's sides; that
+is a property of the loaded model (``text_scale``), and this file is where it is known.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Self, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers.cache_utils import DynamicCache
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from activeo3.geometry import fitted
+from activeo3.schema import Sampling
+
+FAMILIES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
+"""The architectures that are supported, and the unit in which each writes coordinates."""
+
+
+class ModelError(Exception):
+    """A checkpoint that cannot be used, in one sentence that says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One user turn, encoded once for sampling, reference and update.
+
+    ``ids`` (S_i,) has one image token per visual feature; ``pixels`` (patches, patch values) and
+    ``grid`` (3,) = (time, height, width) in patches are the image processor's output for its picture.
+    """
+
+    ids: Tensor
+    pixels: Tensor
+    grid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of ``prefix | branches`` as one forward pass wants them, and where the branches are.
+
+    ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
+    (left-padded, so that every prompt ends in column S - 1); ``tokens`` (R, B, T) are the branches'
+    ids and ``real`` (R, B, T) is True where a token is one, False where it is padding.
+    """
+
+    inputs: dict[str, Tensor]
+    prefix: int
+    tokens: Tensor
+    real: Tensor
+
+
+class VisionLanguageModel:
+    """A model with its tokenizer and image processor: everything that a picture and a text pass through."""
+
+    def __init__(self, model: nn.Module, tokenizer, image_processor) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        config = model.config
+        self.family: str = config.model_type
+        self.image_token: int = config.image_token_id
+        self.end_token: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        # A sampled image token would announce features that do not exist: these ids are never drawn.
+        self.forbidden: tuple[int, ...] = tuple(
+            sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id})
+        )
+
+    @classmethod
+    def load(cls, source: str, dtype: torch.dtype, attention: str = "auto") -> Self:
+        """Load a checkpoint folder or a hub id of one of FAMILIES.
+
+        ``attention`` is that of the vision tower; the text tower always uses sdpa, because a packed row
+        needs a mask that flash-attention does not take. No part of this needs torchvision.
+
+        Raises:
+            ModelError: the folder is not there or not a model, the hub cannot be reached, or the
+                architecture is another one.
+        """
+        if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+            raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{source} cannot be opened as a model ({reason}); name a folder with a config.json.") from None
+        if config.model_type not in FAMILIES:
+            raise ModelError(f"{source} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation={"text_config": "sdpa", "vision_config": vision_attention(attention)},
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{source} is incomplete: {str(error).splitlines()[0]}") from None
+        return cls(model, tokenizer, image_processor)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that plain transformers loads; weights must be whole on this rank."""
+        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=weights)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has, on all ranks together."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
+    # ------------------------------------------------------------------ pictures and text -> prompts
+
+    @property
+    def factor(self) -> int:
+        """Pixels per visual token and axis: patch size x merge size."""
+        return self.image_processor.patch_size * self.image_processor.merge_size
+
+    def view_size(self, size: tuple[int, int], pixels: tuple[int, int] = (1, 2**40)) -> tuple[int, int]:
+        """The (width, height) at which the model sees a picture of ``size``: whole visual tokens only."""
+        return fitted(size, self.factor, *pixels)
+
+    def text_scale(self, view: tuple[int, int]) -> tuple[int, int]:
+        """The coordinate system of boxes in text for a view of (width, height): see FAMILIES."""
+        return view if FAMILIES[self.family] == "pixels" else (1000, 1000)
+
+    def encode(self, views: Sequence[Image.Image], texts: Sequence[str]) -> list[Prompt]:
+        """One prompt per (view, text); every view already has a size that ``view_size`` returned."""
+        processed = self.image_processor(images=list(views), do_resize=False, return_tensors="pt")
+        grids: Tensor = processed["image_grid_thw"]  # (prompts, 3)
+        merged = self.image_processor.merge_size**2
+        prompts, start = [], 0
+        for text, grid in zip(texts, grids, strict=True):
+            patches = int(grid.prod())
+            ids = self.tokenizer(self._chat(text, patches // merged), add_special_tokens=False).input_ids
+            pixels = processed["pixel_values"][start : start + patches]
+            prompts.append(Prompt(torch.tensor(ids), pixels, grid))
+            start += patches
+        return prompts
+
+    def _chat(self, text: str, image_tokens: int) -> str:
+        """The chat template's own words, with the one image placeholder repeated per visual feature."""
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return chat.replace("<|image_pad|>", "<|image_pad|>" * image_tokens, 1)
+
+    # ------------------------------------------------------------------ sampling: one prefill per prompt
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], group: int, sampling: Sampling) -> list[list[tuple[int, ...]]]:
+        """Sample ``group`` answers to every prompt; each answer's ids end with the end token unless cut off.
+
+        All prompts are prefilled together up to their last token, the cache is repeated ``group`` times,
+        and P x G rows decode as one batch. Weights must be whole on this rank (engine.gathered).
+        """
+        ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (P, S)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        with self._evaluating():
+            self.model(
+                input_ids=ids[:, :-1],
+                attention_mask=attended[:, :-1],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self._visual(prompts, ids[:, :-1]),
+            )
+            cache.batch_repeat_interleave(group)
+            inner = self.model.model
+            inner.rope_deltas = inner.rope_deltas.repeat_interleave(group, dim=0)  # (P*G, 1)
+            out = self.model.generate(
+                input_ids=ids.repeat_interleave(group, dim=0),
+                attention_mask=attended.repeat_interleave(group, dim=0),
+                past_key_values=cache,
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=sampling.temperature > 0,
+                temperature=sampling.temperature or None,
+                top_k=0 if sampling.temperature > 0 else None,
+                top_p=1.0 if sampling.temperature > 0 else None,
+                repetition_penalty=1.0,
+                suppress_tokens=list(self.forbidden),
+                eos_token_id=self.end_token,
+                pad_token_id=self.end_token,
+            )
+        answers = [_until(row, self.end_token) for row in out[:, ids.shape[1] :].tolist()]
+        return [answers[i : i + group] for i in range(0, len(answers), group)]
+
+    # ------------------------------------------------------------------ scoring: one packed row per prompt
+
+    def pack(self, prompts: Sequence[Prompt], branches: Sequence[Sequence[Sequence[int]]]) -> Packed:
+        """Lay out R prompts, each with B branches, as rows of S + B * T columns (see ``Packed``).
+
+        Raises ModelError unless the text tower attends with ``sdpa``: "eager" would add the mask's booleans
+        to its scores, flash attention has no place for such a mask, and both would do so in silence.
+        """
+        attention = self.model.config.get_text_config()._attn_implementation
+        if attention != "sdpa":
+            raise ModelError(f"packed rows need attention 'sdpa', but the model was loaded with {attention!r}")
+        ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (R, S)
+        rows, S, B = len(prompts), ids.shape[1], len(branches[0])
+        T = max(len(branch) for row in branches for branch in row)
+        tokens = torch.full((rows, B, T), self.end_token)
+        real = torch.zeros((rows, B, T), dtype=torch.bool)
+        for r, row in enumerate(branches):
+            for b, branch in enumerate(row):
+                tokens[r, b, : len(branch)] = torch.tensor(branch)
+                real[r, b, : len(branch)] = True
+        tokens, real = tokens.to(ids.device), real.to(ids.device)
+        visual = self._visual(prompts, ids)
+        positions, _ = self.model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=visual["mm_token_type_ids"],
+            image_grid_thw=visual["image_grid_thw"],
+            attention_mask=attended,
+        )  # (3, R, S)
+        after = positions.amax(dim=(0, 2))[:, None] + 1 + torch.arange(T, device=ids.device)  # (R, T)
+        branch_positions = after.repeat(1, B).expand(3, rows, B * T)
+        inputs = {
+            "input_ids": torch.cat([ids, tokens.view(rows, B * T)], dim=1),  # (R, S + B*T)
+            "position_ids": torch.cat([positions, branch_positions], dim=2),  # (3, R, S + B*T)
+            "attention_mask": _branching_mask(attended.bool(), B, T),  # (R, 1, S + B*T, S + B*T)
+            "pixel_values": visual["pixel_values"],
+            "image_grid_thw": visual["image_grid_thw"],
+        }
+        return Packed(inputs, S, tokens, real)
+
+    def forward_packed(self, packed: Packed, module: nn.Module | None = None) -> Tensor:
+        """Logits (R, 1 + B*T, V) of the prefix's last column and of every branch column.
+
+        The head runs on these columns alone: the prefix is most of the row and needs no logits.
+        ``module`` is the model as the engine wraps it; by default the bare model.
+        """
+        columns = torch.arange(packed.prefix - 1, packed.inputs["input_ids"].shape[1])
+        out = (module or self.model)(
+            **packed.inputs, logits_to_keep=columns.to(packed.tokens.device), use_cache=False
+        )
+        return out.logits
+
+    # ------------------------------------------------------------------ helpers
+
+    def _left_padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Ids (R, S) padded on the left and the mask (R, S) that is 1 on real tokens."""
+        length, device = max(len(row) for row in rows), self.model.device
+        ids = torch.full((len(rows), length), self.end_token)
+        attended = torch.zeros((len(rows), length), dtype=torch.long)
+        for r, row in enumerate(rows):
+            ids[r, length - len(row) :] = row
+            attended[r, length - len(row) :] = 1
+        return ids.to(device), attended.to(device)
+
+    def _visual(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
+        """The image arguments of a forward pass over ``ids`` (R, S), checked against its image tokens."""
+        grids = torch.stack([prompt.grid for prompt in prompts])
+        is_image = ids == self.image_token
+        features, announced = grids.prod(dim=1) // self.image_processor.merge_size**2, is_image.sum(dim=1).cpu()
+        if not torch.equal(features, announced):
+            raise RuntimeError(f"image tokens {announced.tolist()} do not match visual features {features.tolist()}")
+        return {
+            "pixel_values": torch.cat([prompt.pixels for prompt in prompts]).to(ids.device, self.model.dtype),
+            "image_grid_thw": grids.to(ids.device),
+            "mm_token_type_ids": is_image.long(),
+        }
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the block; afterwards, also after an error, the model is as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it
+
+
+def vision_attention(wanted: str) -> str:
+    """The attention of the vision tower: ``auto`` is flash-attention 2 or 3 if it works here, else sdpa."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        if is_flash_attn_3_available():
+            return "flash_attention_3"
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa"
+
+
+def _until(ids: list[int], end: int) -> tuple[int, ...]:
+    """The ids up to and with the first end token, or all of them: what follows an end is padding."""
+    return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
+
+
+def _branching_mask(attended: Tensor, branches: int, length: int) -> Tensor:
+    """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
+
+    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
+    mask must not be empty, or its softmax would be NaN).
+    """
+    rows, prefix = attended.shape
+    total = prefix + branches * length
+    device = attended.device
+    branch = torch.cat(
+        [torch.full((prefix,), -1, device=device), torch.arange(branches, device=device).repeat_interleave(length)]
+    )  # (L,)
+    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    family = (branch[None, :] == -1) | (branch[None, :] == branch[:, None])  # (query, key)
+    visible = torch.cat([attended, attended.new_ones(rows, branches * length)], dim=1)[:, None, :]  # (R, 1, key)
+    self_only = torch.eye(total, dtype=torch.bool, device=device)
+    return ((causal & family) & visible | self_only)[:, None]

@@ -1,0 +1,237 @@
+"""Pictures for people: a rollout drawn into its picture, its crops side by side, saved samples.
+
+Green is true, orange is a region the policy proposed, dashed blue is what the task model found.
+"""
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
+from activeo3.report import asked_for, counted, printable, strict_json
+from activeo3.schema import Example, Outcome, Region, Rollout, Score
+
+TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
+PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
+MOST_CROPS = 11
+CASING = (0, 0, 0, 110)  # a dark rim, so that a line shows on a ground of its own colour
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _visible(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (N, 4) fit for PIL: corners in order, and far-away edges moved to just out of sight."""
+    boxes = ordered(np.nan_to_num(as_boxes(boxes), posinf=1e6, neginf=-1e6))
+    margin = 8
+    return clipped(boxes + margin, (size[0] + 2 * margin, size[1] + 2 * margin)) - margin
+
+
+def _outline(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, ...],
+             width: int) -> None:
+    """A solid frame just outside ``box``, so that it hides nothing of what it shows."""
+    x1, y1, x2, y2 = (box.round() + [-width, -width, width, width]).tolist()
+    # PIL draws a line inwards, so its rim is one pixel larger and two pixels thicker.
+    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=CASING, width=width + 2)
+    pen.rectangle((x1, y1, x2, y2), outline=colour, width=width)
+
+
+def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, ...],
+            width: int) -> None:
+    """A dashed frame just inside ``box``, which is tinted."""
+    x1, y1, x2, y2 = box.round().tolist()
+    pen.rectangle((x1, y1, x2, y2), fill=(*colour, 36))
+    dash, period = 5, 8
+    for x in np.arange(x1, x2, period).tolist():
+        for y in (y1, y2 - width + 1):
+            pen.rectangle((x, y, min(x + dash, x2), y + width - 1), fill=colour)
+    for y in np.arange(y1, y2, period).tolist():
+        for x in (x1, x2 - width + 1):
+            pen.rectangle((x, y, x + width - 1, min(y + dash, y2)), fill=colour)
+
+
+def _badge(pen: ImageDraw.ImageDraw, corner: Sequence[float], label: str) -> None:
+    """A numbered orange tag at ``corner``."""
+    x, y = corner
+    width = pen.textlength(label, font=_font(14)) + 10
+    pen.rounded_rectangle((x, y, x + width, y + 19), radius=4, fill=REGION)
+    pen.text((x + width / 2, y + 10), label, font=_font(14), fill=(30, 20, 0), anchor="mm")
+
+
+def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
+          regions: Sequence[Region] = ()) -> None:
+    """Draw everything onto ``view``, whose own pixels are the coordinates of ``frame``.
+
+    Crowd boxes, which nobody has to find, are faint.
+    """
+    pen = ImageDraw.Draw(view, "RGBA")
+    numbered = _visible(frame.to_text(as_boxes(regions)), view.size)
+    for box in numbered:
+        _outline(pen, box, REGION, width=3)
+    true = _visible(frame.to_text(as_boxes(example.boxes_px)), view.size)
+    for box, counts in zip(true, asked_for(example)):
+        _outline(pen, box, TRUE if counts else (*TRUE, 90), width=2)
+    for box in _visible(frame.to_text(as_boxes(outcome.boxes_px)), view.size):
+        _dashes(pen, box, FOUND, width=2)
+    for number, box in enumerate(numbered, start=1):  # last, so that no line hides a number
+        above = box[:2] - [3, 22]  # on top of the frame, where it hides nothing inside
+        corner = np.clip(above, 0, np.maximum(0, np.array(view.size) - 24))
+        _badge(pen, corner.tolist(), str(number))
+
+
+def annotated_picture(example: Example, regions: Sequence[Region], outcome: Outcome,
+                      max_side: int = 720) -> Image.Image:
+    """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
+
+    The strip holds the query and the legend with counts; a very narrow picture is centred above it.
+    """
+    width, height = example.size_px
+    shrink = min(1.0, max_side / max(width, height))
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions)
+    legend = [(TRUE, counted(int(asked_for(example).sum()), "true box", "true boxes")),
+              (REGION, counted(len(regions), "region")),
+              (FOUND, f"{len(outcome.boxes_px)} found")]
+    return _captioned(view, example.query, legend)
+
+
+def _captioned(view: Image.Image, query: str,
+               legend: Sequence[tuple[tuple[int, int, int], str]]) -> Image.Image:
+    width, left = max(320, view.width), 12
+    sheet = Image.new("RGB", (width, view.height + 58), PAPER)
+    sheet.paste(view, ((width - view.width) // 2, 0))
+    pen = ImageDraw.Draw(sheet)
+    query = " ".join(printable(query, limit=300).split())
+    while pen.textlength(query, font=_font(17)) > width - 2 * left:
+        query = query.removesuffix("…")[:-1] + "…"
+    pen.text((left, view.height + 19), query, font=_font(17), fill=INK, anchor="lm")
+    x = left
+    for colour, words in legend:
+        y = view.height + 42
+        pen.rounded_rectangle((x, y - 5, x + 11, y + 6), radius=3, outline=colour, width=3)
+        pen.text((x + 18, y), words, font=_font(14), fill=FAINT, anchor="lm")
+        x += 18 + pen.textlength(words, font=_font(14)) + 18
+    return sheet
+
+
+def crops_strip(example: Example, regions: Sequence[Region], outcome: Outcome,
+                side: int = 220) -> Image.Image:
+    """What the task model got to see: one numbered tile of ``side`` pixels per region, boxes drawn.
+
+    A region without any pixel of the picture gets an empty tile, and so does having no region. Of
+    very many regions, which only a rambling policy proposes, the first ``MOST_CROPS`` are shown.
+    """
+    tiles = [_crop_tile(example, region, outcome, side, number)
+             for number, region in enumerate(regions[:MOST_CROPS], start=1)]
+    if len(regions) > MOST_CROPS:
+        tiles.append(_empty_tile(side, f"and {len(regions) - MOST_CROPS} more"))
+    return contact_sheet(tiles or [_empty_tile(side, "no region")], columns=3, gap=6)
+
+
+def _empty_tile(side: int, words: str) -> Image.Image:
+    tile = Image.new("RGB", (side, side), tuple(channel + 16 for channel in PAPER))
+    ImageDraw.Draw(tile).text((side / 2, side / 2), words, font=_font(14), fill=FAINT, anchor="mm")
+    return tile
+
+
+def _crop_tile(example: Example, region: Region, outcome: Outcome, side: int,
+               number: int) -> Image.Image:
+    window = clipped(ordered(as_boxes([region])), example.size_px)
+    if np.isfinite(window).all() and area(window)[0] > 0:
+        x1, y1, x2, y2 = window[0].tolist()
+        grow = side / max(x2 - x1, y2 - y1)
+        size = (max(1, round((x2 - x1) * grow)), max(1, round((y2 - y1) * grow)))
+        view = crop(example.image.convert("RGB"), (x1, y1, x2, y2), size)
+        _mark(view, Frame((x1, y1, x2, y2), size), example, outcome)
+        tile = _empty_tile(side, "")
+        tile.paste(view, ((side - size[0]) // 2, (side - size[1]) // 2))
+    else:
+        tile = _empty_tile(side, "outside the picture")
+    _badge(ImageDraw.Draw(tile), (5, 5), str(number))
+    return tile
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12) -> Image.Image:
+    """Pictures side by side, ``columns`` in a row, each at its own size; a blank pixel for none."""
+    rows = [images[i:i + columns] for i in range(0, len(images), columns)]
+    width = max((sum(image.width + gap for image in row) - gap for row in rows), default=1)
+    heights = [max(image.height for image in row) for row in rows]
+    sheet = Image.new("RGB", (width, max(1, sum(heights) + gap * (len(rows) - 1))), PAPER)
+    y = 0
+    for row, height in zip(rows, heights):
+        x = 0
+        for image in row:
+            sheet.paste(image, (x, y))
+            x += image.width + gap
+        y += height + gap
+    return sheet
+
+
+# ------------------------------------------------------------------------------------------ samples
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote."""
+
+    example: Example
+    text: str
+    regions: tuple[Region, ...]
+    outcome: Outcome
+    score: Score
+    title: str = ""
+    error: str | None = None
+
+    @classmethod
+    def of(cls, rollout: Rollout, outcome: Outcome, score: Score, title: str = "") -> "Shown":
+        """The same, read off a rollout."""
+        return cls(rollout.example, rollout.text, rollout.regions, outcome, score, title,
+                   rollout.action.error)
+
+    def picture(self) -> Image.Image:
+        return annotated_picture(self.example, self.regions, self.outcome)
+
+    def crops(self) -> Image.Image:
+        return crops_strip(self.example, self.regions, self.outcome)
+
+
+def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> Path:
+    """Pictures and one line each in ``samples.jsonl``, all under ``samples/step-000012/``.
+
+    The folder appears under its name only when it is complete; one of the same step is replaced.
+    Boxes in the lines are xyxy in original pixels. Returns the folder.
+    """
+    folder = Path(output_dir) / "samples" / f"step-{step:06d}"
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    lines = []
+    for index, item in enumerate(items):
+        files = {"picture": f"{index:02d}-picture.jpg", "crops": f"{index:02d}-crops.jpg"}
+        save_jpeg(item.picture(), building / files["picture"])
+        save_jpeg(item.crops(), building / files["crops"])
+        lines.append(strict_json({
+            "id": item.example.id, "title": item.title, "query": item.example.query,
+            "text": item.text, "error": item.error, "regions": item.regions,
+            "found": item.outcome.boxes_px, "scores": item.outcome.scores,
+            "true": item.example.boxes_px, "reward": item.score.total,
+            "terms": item.score.terms, **files,
+        }) + "\n")
+    (building / "samples.jsonl").write_text("".join(lines), encoding="ascii")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(building, folder)
+    return folder
+
+
+def save_jpeg(image: Image.Image, target: Any, quality: int = 88) -> None:
+    """Save to a path or binary stream; full colour resolution, as thin lines of colour need it."""
+    image.save(target, "JPEG", quality=quality, subsampling=0, optimize=True)

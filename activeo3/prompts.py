@@ -1,0 +1,166 @@
+"""Every word that is shown to a model, and how its answer is read.
+
+Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
+Fig. 5 and 7): seven sentences for the sensing role, one for the task role. ``short`` asks the same two
+questions in a few words, for the tiny policy, whose prompts should cost less than its pictures.
+
+Deviations from the paper:
+  1. The sentences are our own; the structure, the tags and the JSON keys are the paper's.
+  2. Format asks for the tags once each, think before answer; the paper asks for their presence only,
+     which tags in any order and number satisfy.
+  3. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action.
+  4. More regions than the prompt allows are a format error, and the surplus is not looked at.
+
+An answer that breaks the rules is data, never an exception: ``Action.error`` names what is wrong.
+"""
+
+import json
+import re
+from typing import Any, Sequence
+
+from activeo3.schema import Action
+
+WORDINGS = ("paper", "short")
+
+_SENSING = {
+    "paper": (
+        "Select up to {regions} regions of this image that are likely to contain many instances of "
+        "'{object}'. If you do not see any clearly, still guess the places where they are most likely to be. "
+        "Every region should cover several objects together with some of their surroundings. "
+        "Keep the regions distinct, with little or no overlap between them. "
+        "Give the regions as a JSON list of objects of the form "
+        '{{"bbox_2d": [x1, y1, x2, y2], "label": "{object}-dense region"}}. '
+        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
+        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+    ),
+    "short": "Where could a {object} be?",
+}
+_TASK = {
+    "paper": "Locate every instance of '{object}' in this image and output their bounding boxes as JSON.",
+    "short": "Find every {object}.",
+}
+
+ERRORS = (
+    "unfinished",
+    "tags",
+    "json",
+    "not_a_list",
+    "no_bbox_2d",
+    "not_four_numbers",
+    "not_finite",
+    "empty",
+    "too_many",
+)
+"""Everything that can be wrong with an answer, in the order in which it is checked."""
+
+
+def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
+    """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
+    return _SENSING[wording].format(object=query, regions=regions)
+
+
+def task_prompt(query: str, wording: str) -> str:
+    """What the task model M_A is asked about one crop: find every ``query`` (paper, Fig. 7)."""
+    return _TASK[wording].format(object=query)
+
+
+def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:
+    """A well-formed answer of the sensing role, as the warm start teaches it."""
+    return f"<think>{thought}</think><answer>{boxes_answer(boxes_text)}</answer>"
+
+
+def boxes_answer(boxes_text: Sequence[Sequence[int]]) -> str:
+    """A well-formed answer of the task role: compact JSON, ``[]`` when there is nothing.
+
+    >>> boxes_answer([(10, 20, 30, 40)])
+    '[{"bbox_2d":[10,20,30,40]}]'
+    """
+    return json.dumps([{"bbox_2d": list(box)} for box in boxes_text], separators=(",", ":"))
+
+
+_SENSING_LAYOUT = re.compile(
+    r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
+    r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*",
+    re.DOTALL,
+)
+_ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
+_OBJECT = re.compile(r"\{[^{}]*\}")
+
+
+def read_regions(text: str, finished: bool = True, most: int = 3) -> Action:
+    """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
+
+    Args:
+        text: the sampled answer without its end token.
+        finished: False when the answer hit the length limit.
+        most: how many regions the prompt allowed; further ones are dropped and are an error.
+
+    Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
+    it still shows where the policy wanted to look.
+
+    >>> read_regions('<think>left</think><answer>[{"bbox_2d": [0, 0, 500, 500]}]</answer>').boxes_text
+    ((0.0, 0.0, 500.0, 500.0),)
+    >>> read_regions('[{"bbox_2d": [0, 0, 500, 500]}]').error
+    'tags'
+    """
+    layout = _SENSING_LAYOUT.fullmatch(text)
+    bodies = [layout.group(2)] if layout else _ANSWER_BODY.findall(text)
+    if not bodies:
+        return Action((), (), "tags" if finished else "unfinished")
+    action = _read_list(bodies[-1])
+    error = action.error or (None if action.boxes_text else "empty")
+    if error is None and len(action.boxes_text) > most:
+        error = "too_many"
+    if not layout:
+        error = "tags"
+    return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
+
+
+def read_boxes(text: str, finished: bool = True) -> Action:
+    """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
+
+    A list that is cut short by the length limit gives up the boxes that are complete.
+
+    >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
+    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
+    """
+    action = _read_list(text)
+    if action.error != "json":
+        return action
+    whole = [_read_list(f"[{item}]") for item in _OBJECT.findall(text)]
+    kept = [part for part in whole if part.error is None]
+    boxes = tuple(box for part in kept for box in part.boxes_text)
+    labels = tuple(label for part in kept for label in part.labels)
+    return Action(boxes, labels, "json" if finished else "unfinished")
+
+
+def _read_list(text: str) -> Action:
+    """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
+    fence = _FENCE.fullmatch(text.strip())
+    try:
+        items = json.loads(fence.group(1) if fence else text)
+    except (ValueError, RecursionError):
+        return Action((), (), "json")
+    if not isinstance(items, list):
+        return Action((), (), "not_a_list")
+    boxes, labels = [], []
+    for item in items:
+        if not isinstance(item, dict) or "bbox_2d" not in item:
+            return Action((), (), "no_bbox_2d")
+        error = _box_error(item["bbox_2d"])
+        if error:
+            return Action((), (), error)
+        boxes.append(tuple(float(value) for value in item["bbox_2d"]))
+        labels.append(str(item.get("label", "")))
+    return Action(tuple(boxes), tuple(labels))
+
+
+def _box_error(box: Any) -> str | None:
+    """What keeps ``box`` from being four finite numbers, or None."""
+    if not isinstance(box, list) or len(box) != 4:
+        return "not_four_numbers"
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
+        return "not_four_numbers"
+    # Beyond 1e9 a number is no coordinate of any picture. The comparison is also False for NaN.
+    return None if all(abs(value) < 1e9 for value in box) else "not_finite"

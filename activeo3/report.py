@@ -1,0 +1,412 @@
+"""The last line of every step in train.py: what a run leaves for a person to read and look at.
+
+Console lines, ``metrics.jsonl``, Markdown tables and the glossary of every logged metric. Pictures are
+drawn in pictures.py, and page.py makes the HTML page of it all. Whatever a model wrote is untrusted
+here: it is made printable before it is shown.
+"""
+
+import collections
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from activeo3.config import TrainConfig
+from activeo3.schema import Example, Outcome, Rollout, Score
+
+MISSING = "–"
+
+
+class Metric(NamedTuple):
+    """What a logged number is: its unit, what it says, and what it looks like in a good run."""
+
+    unit: str
+    meaning: str
+    healthy: str
+
+
+METRIC_GLOSSARY: dict[str, Metric] = {
+    "reward": Metric("points", "weighted sum of the reward terms, mean over all answers",
+                     "rises, fast at first; at most the sum of the weights"),
+    "reward/format": Metric("0–1", "the answer can be read as the boxes that were asked for",
+                            "above 0.9 after the first tens of steps, then stays there"),
+    "reward/no_overlap": Metric("0–1", "the proposed regions do not cover each other",
+                                "high; falling while coverage rises means repeated regions"),
+    "reward/area": Metric("0–1", "the regions have a sensible size, neither specks nor everything",
+                          "high; 0 means that the policy asks for the whole picture"),
+    "reward/coverage": Metric("0–1", "share of the true boxes that lie inside some region",
+                              "rises slowly: this is looking in the right place"),
+    "reward/task": Metric("0–2", "AP50 + AR50 of the task model on the crops",
+                          "rises with coverage; its ceiling is the task model on perfect regions"),
+    "reward_spread": Metric("points", "standard deviation of the reward inside a group, mean",
+                            "clearly above 0; at 0 there is nothing to compare and to learn"),
+    "zero_spread": Metric("0–1", "share of groups with no spread: all rewards equal, advantage 0",
+                          "below 0.5; near 1 the step teaches nothing"),
+    "kl": Metric("nats/token", "k3 estimate of the distance to the frozen reference",
+                 "grows slowly from 0 and levels off; a jump is a policy running away"),
+    "clip_fraction": Metric("0–1", "share of sampled tokens whose ratio the clip holds back",
+                            "exactly 0 with one update per rollout, else below 0.2"),
+    "ratio_max": Metric("×", "largest new / old probability of a sampled token",
+                        "exactly 1 with one update per rollout, else below about 3"),
+    "entropy": Metric("nats/token", "how undecided the policy is, mean over sampled tokens",
+                      "falls slowly; near 0 early means that it has stopped exploring"),
+    "grad_norm": Metric("–", "length of the gradient before it is clipped",
+                        "steady; spikes now and then are fine, growth is not"),
+    "loss": Metric("–", "clipped surrogate plus KL penalty",
+                   "hovers around beta x kl: advantages have mean 0, so it shows no progress"),
+    "lr": Metric("–", "learning rate of this step", "the schedule you asked for"),
+    "skipped_steps": Metric("steps", "updates that were dropped because a gradient overflowed",
+                            "0, or a few at the start with fp16"),
+    "tokens/mean": Metric("tokens", "mean length of an answer, end token included",
+                          "settles; steady growth without reward is rambling"),
+    "tokens/truncated": Metric("0–1", "share of answers that hit the length limit", "near 0"),
+    "time/look": Metric("s", "sampling the answers", "steady, follows tokens/mean"),
+    "time/act": Metric("s", "cropping, and the task model on all crops", "follows the regions"),
+    "time/learn": Metric("s", "reference, loss, backward and update", "steady"),
+    "time/step": Metric("s", "one whole step by the clock", "a little more than its parts"),
+    "memory_gb": Metric("GB", "highest memory of one accelerator so far", "flat after a few steps"),
+}
+
+
+def glossary_table() -> str:
+    """METRIC_GLOSSARY as a Markdown table, as the README quotes it."""
+    rows = [{"metric": f"`{name}`", "unit": metric.unit, "what it says": metric.meaning,
+             "a healthy run": metric.healthy} for name, metric in METRIC_GLOSSARY.items()]
+    return table(rows, ["metric", "unit", "what it says", "a healthy run"])
+
+
+# ----------------------------------------------------------------------------------- files and JSON
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``path`` so that a kill at any moment leaves either the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def strict_json(value: Any) -> str:
+    """One line of JSON that every reader takes: NaN and infinity become null, text is ASCII.
+
+    Order is kept and floats are written by ``repr``, so equal values give equal bytes.
+
+    >>> strict_json({"kl": float("nan"), "reward": np.float32(0.5)})
+    '{"kl": null, "reward": 0.5}'
+    """
+    return json.dumps(_without_nan(value), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _without_nan(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The (bytes, row) of every line that ends in a newline; a torn last line is left out."""
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # only the last line can lack it: the run was killed while writing it
+        try:
+            lines.append((line, json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {line[:80]!r}") from error
+    return lines
+
+
+def read_rows(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a half-written last line is left out.
+
+    Raises ValueError naming the line for any other line that is not JSON.
+    """
+    return [row for _, row in _whole_lines(Path(path))]
+
+
+# -------------------------------------------------------------------- the console and metrics.jsonl
+
+class RunLog:
+    """The console and the ``metrics.jsonl`` of one training run.
+
+    Steps count from 1; step 0 is the policy before any training. ``first_step`` is the first step
+    this run will make: rows from there on, left by a run that died after its last checkpoint, are
+    dropped, and all earlier rows stay as they are, byte for byte. 0 starts a new file.
+    ``speaks`` False (every rank but one) makes a log that neither prints nor writes.
+    """
+
+    def __init__(self, output_dir: Path | str, total_steps: int, *, first_step: int = 0,
+                 speaks: bool = True) -> None:
+        self.path = Path(output_dir) / "metrics.jsonl"
+        self.total_steps = total_steps
+        self.speaks = speaks
+        self._seconds: collections.deque[float] = collections.deque(maxlen=20)
+        self._bar: tqdm | None = None
+        if not speaks:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_rows_from(first_step)
+        if sys.stderr.isatty():
+            # Measured here, because tqdm shows nothing on a terminal that does not tell its size.
+            columns, lines = shutil.get_terminal_size()
+            layout = "{desc}|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = tqdm(total=total_steps, initial=max(0, first_step - 1), bar_format=layout,
+                             desc="step ", ncols=columns, nrows=lines)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cursor on a fresh line; the file needs no closing."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Print one plain line (or several), never broken by the progress bar."""
+        if not self.speaks:
+            return
+        encoding = sys.stdout.encoding or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)  # a glyph must not end a run
+        if self._bar is not None:
+            tqdm.write(text, file=sys.stdout)
+        else:
+            sys.stdout.write(text + "\n")  # in one write: other ranks print to the same pipe
+        sys.stdout.flush()
+
+    def step(self, row: Mapping[str, float | int | str | list | None]) -> None:
+        """Append the row of one step to ``metrics.jsonl`` and show it.
+
+        ``row["step"]`` is needed; the console shows ``reward``, ``reward/*``, ``kl`` and ``time/*``
+        where present, and the time left by the mean ``time/step`` of the last 20 steps.
+        """
+        if not self.speaks:
+            return
+        step = int(row["step"])
+        with open(self.path, "a", encoding="ascii", newline="\n") as file:
+            file.write(strict_json(row) + "\n")
+        if isinstance(seconds := row.get("time/step"), (int, float)) and math.isfinite(seconds):
+            self._seconds.append(float(seconds))
+        words, left = _step_words(row), self._time_left(step)
+        if self._bar is None:
+            self.say("  ".join(filter(None, [f"step {step}/{self.total_steps}", words, left])))
+        else:
+            self._bar.n = step
+            self._bar.set_postfix_str("  ".join(filter(None, [left, words])))  # cut at the right
+
+    def _time_left(self, step: int) -> str:
+        if not self._seconds:
+            return ""
+        mean = sum(self._seconds) / len(self._seconds)
+        minutes, seconds = divmod(round(mean * max(0, self.total_steps - step)), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return f"ETA {clock}"
+
+    def _drop_rows_from(self, first_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line, row in _whole_lines(self.path):
+            if "step" not in row:
+                raise ValueError(f"{self.path} has a row without 'step': {line[:80]!r}")
+            if row["step"] < first_step:
+                kept.append(line)
+        replace_file(self.path, b"".join(kept))
+
+
+class Clock:
+    """Seconds by phase of one step: ``with clock("look"): ...``, then ``times()``."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._phases[f"time/{phase}"] = time.perf_counter() - began
+
+    def times(self) -> dict[str, float]:
+        """``time/<phase>`` of every phase, ``time/step`` so far, and the memory's high-water mark."""
+        return self._phases | {
+            "time/step": time.perf_counter() - self._began,
+            "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+
+def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], group: int,
+             totals: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
+    """The rewards and lengths of one step as a row, over all ranks.
+
+    ``scores`` (P*G) lie group after group; ``totals`` sums values over ranks.
+    """
+    rewards = np.array([score.total for score in scores]).reshape(-1, group)  # (P, G)
+    sums = {"reward": float(rewards.sum())}
+    sums |= {f"reward/{name}": sum(s.terms[name] for s in scores) for name in scores[0].terms}
+    sums |= {
+        "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
+        "tokens/truncated": float(sum(not answer.finished for answer in answers)),
+        "reward_spread": float(rewards.std(axis=1).sum()) * group,
+        "zero_spread": float((np.ptp(rewards, axis=1) == 0).sum()) * group,
+    }
+    sums = totals(sums | {"answers": float(len(answers))})
+    count = sums.pop("answers")
+    return {"step": step} | {name: value / count for name, value in sums.items()}
+
+
+def introduction(config: TrainConfig, parameters: int, dtype: str, world: int, examples: int,
+                 first: int) -> str:
+    """What a run is about to do, in a few lines."""
+    answers = world * config.prompts * config.group
+    need = parameters * (16 if "32" in dtype else 18) / 2**30  # weights, gradient, Adam; reference
+    return "\n".join([
+        f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
+        f"{parameters / 1e6:.1f} M parameters in {dtype.removeprefix('torch.')}, on {counted(world, 'process', 'processes')}",
+        f"  data    {config.data} ({config.split}): {examples} questions",
+        f"  step    {world * config.prompts} pictures x {config.group} answers = {answers} answers, up to "
+        f"{config.regions} regions each; then one update at learning rate {config.lr:g}",
+        f"  steps   {first} to {config.steps}; a checkpoint every {config.save_every} in {config.output_dir}",
+        f"  memory  weights, gradients, optimizer and reference take about {need:.2f} GB over all processes",
+    ])
+
+
+def spread_out(items: Sequence[Any], count: int) -> list[Any]:
+    """``count`` of the items, evenly spaced, so that they come from different groups."""
+    return list(items[:: max(1, len(items) // count)][:count])
+
+
+def _step_words(row: Mapping[str, Any]) -> str:
+    """One step on one line: reward and its terms, KL, seconds and their phases."""
+    terms = _parts(row, "reward/", digits=2)
+    phases = _parts({name: row[name] for name in row if name != "time/step"}, "time/", digits=1)
+    words = []
+    if "reward" in row:
+        words.append(f"reward {figure(row['reward'])}" + (f" ({terms})" if terms else ""))
+    if "kl" in row:
+        words.append(f"kl {figure(row['kl'], digits=3)}")
+    if "time/step" in row:
+        words.append(f"{figure(row['time/step'], digits=1)} s" + (f" ({phases})" if phases else ""))
+    return "  ".join(words)
+
+
+def _parts(row: Mapping[str, Any], prefix: str, digits: int) -> str:
+    return " ".join(f"{name.removeprefix(prefix)} {figure(value, digits)}"
+                    for name, value in row.items() if name.startswith(prefix))
+
+
+# --------------------------------------------------------------------------------- words and tables
+
+def figure(value: Any, digits: int = 2) -> str:
+    """A value as people read it: a number, an interval (value, low, high), a word, or a dash.
+
+    >>> figure(0.4138), figure((0.41, 0.36, 0.47)), figure(None), figure(float("nan")), figure(12)
+    ('0.41', '0.41 [0.36, 0.47]', '–', '–', '12')
+    """
+    if isinstance(value, tuple):
+        middle, low, high = (figure(part, digits) for part in value)
+        return middle if MISSING in (middle, low, high) else f"{middle} [{low}, {high}]"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.{digits}f}" if math.isfinite(value) else MISSING
+    return MISSING if value is None else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell is read as a number: then its column stands to the right."""
+    kinds = (int, float, np.integer, np.floating, tuple, type(None))
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "",
+          digits: int = 2) -> str:
+    """A Markdown table whose columns also line up on a terminal; a missing cell is a dash.
+
+    >>> print(table([{"method": "ours", "AP": 0.414}, {"method": "uniform"}], ["method", "AP"]))
+    | method  |   AP |
+    | :------ | ---: |
+    | ours    | 0.41 |
+    | uniform |    – |
+    """
+    right = [bool(rows) and all(is_number(row.get(name)) for row in rows) for name in columns]
+    cells = [[_cell(name) for name in columns]]
+    cells += [[_cell(figure(row.get(name), digits)) for name in columns] for row in rows]
+    widths = [max(4, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    rule = ["-" * (w - 1) + ":" if r else ":" + "-" * (w - 1) for w, r in zip(widths, right)]
+    lines = [
+        "| " + " | ".join(text.rjust(w) if r else text.ljust(w)
+                          for text, w, r in zip(line, widths, right)) + " |"
+        for line in [cells[0], rule, *cells[1:]]
+    ]
+    return "\n".join([f"### {title}", "", *lines] if title else lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def printable(text: str, limit: int) -> str:
+    """Model text that may go to a terminal: no control characters, cut in the middle to ``limit``.
+
+    >>> printable("a\\x1b[31mb", 99), printable("0123456789", 7)
+    ('a·[31mb', '0123 … 789')
+    """
+    text = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit - limit // 2]} … {text[len(text) - limit // 2:]}"
+
+
+def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
+    """One answer and what it earned, as lines for the console; regions in original pixels."""
+    width, height = rollout.example.size_px
+    answer = printable(rollout.text.strip(), limit=400).splitlines() or ["(empty)"]
+    if not rollout.finished:
+        answer.append("(cut off at the length limit)")
+    regions = [f"{i}  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f}), "
+               f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
+               for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
+    found, true = len(outcome.boxes_px), int(asked_for(rollout.example).sum())
+    terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
+    query = printable(rollout.example.query, limit=200)
+    blocks = {
+        "answer": answer,
+        "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
+        "regions": regions or ["none"],
+        "found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"],
+        "reward": [f"{figure(float(score.total))}  ({terms})"],
+    }
+    lines = [f"example {rollout.example.id} ({width} x {height} px), query: {query}"]
+    for name, block in blocks.items():
+        lines += [f"  {name if i == 0 else '':<9}{line}" for i, line in enumerate(block)]
+    return "\n".join(lines)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(0, "region"), counted(1, "box", "boxes"), counted(2, "box", "boxes")
+    ('0 regions', '1 box', '2 boxes')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def asked_for(example: Example) -> np.ndarray:
+    """(N,) True for the boxes that count: all but the crowds."""
+    if example.crowd is None:
+        return np.ones(len(example.boxes_px), dtype=bool)
+    return ~np.asarray(example.crowd, dtype=bool)

@@ -1,0 +1,98 @@
+"""Step 4 of train.py: score. What an answer is worth, term by term (ACTIVE-O3, section 4.4, B-C).
+
+    R = w_format R_format + w_no_overlap R_no-overlap + w_area R_area + w_coverage R_coverage + w_task R_task
+
+    format      1 if the answer is tagged and its JSON is a list of bbox_2d, else 0     (B.1)
+    no_overlap  1 if no two regions have an IoU above 0.3, else 0                        (B.2)
+    area        1 if every region has 1 % to 50 % of the picture's area, else 0          (B.3)
+    coverage    share of the true boxes that a region holds                              (B.4)
+    task        AP50 + AR50 of the task model's boxes, 0 to 2                            (4.4, R_detect)
+
+Deviations from the paper, and readings of what it leaves open:
+  1. An answer without regions scores 0 on every heuristic term; taken literally, no region overlaps none.
+  2. Coverage ``contain``: 90 % of a true box's area inside one region. An IoU between a large region and
+     a small thing, the paper's B.4 b, can hardly fire; it stays selectable, as does mask purity (B.4 a).
+     The paper does not say its thresholds; ours are IOU_ENOUGH and PURITY_ENOUGH.
+  3. The terms are added with weight 1 each; the paper only says that they are combined.
+  4. AP of one picture is the benchmark's own function on that picture (metrics.ap_ar_50), detections
+     without scores ranked by their order.
+"""
+
+from typing import Mapping
+
+import numpy as np
+
+from activeo3 import geometry, metrics
+from activeo3.schema import Outcome, Rollout, Score
+
+MOST_OVERLAP = 0.3  # tau, paper B.2
+AREA_RATIO = (0.01, 0.5)  # paper B.3
+CONTAINED = 0.9
+IOU_ENOUGH = 0.5
+PURITY_ENOUGH = 0.1
+
+
+def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
+    """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
+    example = rollout.example
+    regions = geometry.as_boxes(rollout.regions)
+    precision, recall = metrics.ap_ar_50(example, outcome)
+    terms = {
+        "format": float(rollout.action.error is None),
+        "no_overlap": no_overlap(regions),
+        "area": sensible_area(regions, example.size_px),
+        "coverage": covered(rollout, coverage),
+        "task": precision + recall,
+    }
+    return Score(terms, sum(weights[name] * value for name, value in terms.items()))
+
+
+def no_overlap(regions_px: np.ndarray) -> float:
+    """1.0 if every pair of regions (K, 4) has IoU <= 0.3, 0.0 if not or if there is no region (B.2).
+
+    >>> no_overlap(geometry.as_boxes([[0, 0, 10, 10], [0, 0, 10, 9]]))
+    0.0
+    """
+    if not len(regions_px):
+        return 0.0
+    overlap = np.triu(geometry.iou(regions_px, regions_px), k=1)
+    return float(overlap.max(initial=0.0) <= MOST_OVERLAP)
+
+
+def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
+    """1.0 if every region (K, 4) has 1 % to 50 % of the area of a picture of ``size``, else 0.0 (B.3)."""
+    if not len(regions_px):
+        return 0.0
+    ratio = geometry.area(regions_px) / (size[0] * size[1])
+    return float(((ratio >= AREA_RATIO[0]) & (ratio <= AREA_RATIO[1])).all())
+
+
+def covered(rollout: Rollout, mode: str) -> float:
+    """R_coverage in [0, 1] of the rollout's regions, read as ``mode`` says (B.4, deviation 2).
+
+    ``purity`` needs ``fields["masks"]`` of the example and raises ValueError without it.
+    """
+    example, regions = rollout.example, geometry.as_boxes(rollout.regions)
+    if not len(regions) or not len(example.boxes_px):
+        return 0.0
+    match mode:
+        case "contain":
+            return metrics.region_recall(regions, example.boxes_px, CONTAINED)
+        case "iou":
+            return float((geometry.iou(example.boxes_px, regions).max(axis=1) >= IOU_ENOUGH).mean())
+        case "purity":
+            return float(np.mean([share >= PURITY_ENOUGH for share in _purity(rollout)]))
+    raise ValueError(f"unknown coverage mode {mode!r}: use contain, iou or purity")
+
+
+def _purity(rollout: Rollout) -> list[float]:
+    """Share of each region's pixels that belong to a true object."""
+    if "masks" not in rollout.example.fields:
+        raise ValueError(f"coverage by purity needs masks, and example {rollout.example.id} has none")
+    masks = [geometry.rle_to_mask(rle) for rle in rollout.example.fields["masks"]()]
+    union = np.any(masks, axis=0)  # (H, W)
+    shares = []
+    for x1, y1, x2, y2 in rollout.regions:
+        inside = union[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
+        shares.append(float(inside.mean()) if inside.size else 0.0)
+    return shares

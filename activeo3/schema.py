@@ -1,0 +1,110 @@
+"""The nouns that two or more rooms share, and the glossary of shapes.
+
+Shape glossary, used at the end of tensor lines everywhere in this project:
+
+    P  prompts on this rank           S  tokens of the longest prompt (image tokens included)
+    G  answers sampled per prompt     T  tokens of the longest answer (its end token included)
+    V  vocabulary                     N  ground-truth boxes of one example
+    K  regions proposed in an answer  M  detections of the task model
+
+Boxes are ``xyxy`` floats. A name ends in the frame its numbers live in: ``_px`` pixels of the original
+picture, ``_view`` pixels of the resized picture that a model saw, ``_text`` the numbers a model writes
+(view pixels for Qwen2.5-VL, 0-1000 for Qwen3-VL), ``_unit`` 0-1.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class Region(NamedTuple):
+    """A rectangle worth zooming into, xyxy in pixels of the original picture."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One question about one picture: where is every ``query``?
+
+    ``boxes_px`` (N, 4) holds the true boxes and may be empty. ``crowd`` (N,) is True for a box that
+    is neither asked for nor punished (COCO's ``iscrowd``). ``fields`` carries whatever a later task
+    needs: a count, a word to read, a referring phrase, masks as RLE.
+    """
+
+    id: str
+    image: Image.Image
+    query: str
+    boxes_px: np.ndarray
+    image_id: int = 1
+    category_id: int = 1
+    crowd: np.ndarray | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) of the original picture."""
+        return self.image.size
+
+
+@dataclass(frozen=True)
+class Action:
+    """A model's answer, read. ``error`` names what is wrong with it, or is None; it never raises.
+
+    ``boxes_text`` are finite numbers exactly as the model wrote them, in the order it wrote them.
+    """
+
+    boxes_text: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One sampled answer: its tokens are the record, everything else is read off them.
+
+    ``token_ids`` are the ids the sampler drew, the end token included when ``finished``; an answer
+    that hit the length limit has ``finished`` False.
+    """
+
+    example: Example
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
+    action: Action
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the task model found for one rollout, mapped back to the original picture and merged.
+
+    ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are the task model's raw
+    answers, one per region, for people to read.
+    """
+
+    boxes_px: np.ndarray
+    scores: np.ndarray
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward with its parts: ``terms`` unweighted by name, ``total`` = sum of weight x term."""
+
+    terms: Mapping[str, float]
+    total: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. ``temperature`` 0 means greedy; there is no top-k and no top-p, so a
+    log-probability is always that of the distribution that was sampled."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 512

@@ -1,0 +1,70 @@
+"""Before step 1 of train.py: the order in which a data set's questions are asked."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from activeo3.datasets import DataError, Dataset
+from activeo3.schema import Example
+
+PATIENCE = 20
+"""How many unreadable pictures in a row the stream replaces before it gives up."""
+
+
+class Stream:
+    """The training order: which examples does this rank see at a step?
+
+    A pure function of (seed, step, rank), so a run is resumed by knowing its step. Step s of all
+    ranks together takes the next ``prompts`` x ``world`` questions of an endless order, in which
+    every epoch is a new permutation of the data set; rank r has the r-th part of them. Two ranks
+    with P prompts each therefore see what one rank with 2P sees.
+
+    >>> stream = Stream("abcdef", prompts=2, seed=0, rank=0, world=1)
+    >>> sorted(stream.at(0) + stream.at(1) + stream.at(2))
+    ['a', 'b', 'c', 'd', 'e', 'f']
+    """
+
+    def __init__(self, dataset: Dataset, prompts: int, seed: int, rank: int, world: int) -> None:
+        if prompts < 1 or not 0 <= rank < world or len(dataset) == 0:
+            raise ValueError(
+                f"a stream needs prompts >= 1, 0 <= rank < world and questions, got {prompts=}, "
+                f"{rank=}, {world=}, {len(dataset)=}"
+            )
+        self.dataset = dataset
+        self.prompts, self.seed, self.rank, self.world = prompts, seed, rank, world
+        self.skipped: dict[str, str] = {}
+        """Examples of this rank that could not be read: id -> reason."""
+
+    def at(self, step: int) -> list[Example]:
+        """This rank's examples (P) of a step, counted from 0.
+
+        Raises DataError if PATIENCE questions in a row cannot be read.
+        """
+        if step < 0:
+            raise ValueError(f"steps are counted from 0, got {step}")
+        first = (step * self.world + self.rank) * self.prompts
+        return [self._readable(first + k) for k in range(self.prompts)]
+
+    def _readable(self, position: int) -> Example:
+        """The example at a position of the endless order, or its replacement if it cannot be read.
+
+        The replacement is what the same slot holds one global step later: that depends on no rank,
+        and within an epoch no other slot of this step holds it.
+        """
+        reason = ""
+        for attempt in range(PATIENCE):
+            ahead = position + attempt * self.prompts * self.world
+            epoch, place = divmod(ahead, len(self.dataset))
+            index = int(_order(self.seed, epoch, len(self.dataset))[place])
+            try:
+                return self.dataset[index]
+            except DataError as error:
+                reason = str(error)
+                self.skipped[error.example_id or f"#{index}"] = reason
+        raise DataError(f"{PATIENCE} examples in a row cannot be used, the last one: {reason}")
+
+
+@lru_cache(maxsize=4)  # replacements look ahead, so two epochs are in use at a border
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The permutation (size,) of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(size)

@@ -1,0 +1,113 @@
+"""Put a checkpoint beside every floor and ceiling, in one table; or let it look at a picture of yours.
+
+    python evaluate.py --checkpoint runs/tiny/checkpoint-240                     # the embedded world
+    python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
+    python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
+    python evaluate.py --help
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from activeo3 import datasets, engine, pictures, report, suites
+from activeo3.config import ConfigError, EvalConfig, TrainConfig
+from activeo3.datasets import DataError
+from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.page import write_page
+from activeo3.sampler import look
+from activeo3.schema import Example, Sampling
+from activeo3.taskmodels import act
+
+FITTED_ON = 40  # training pictures that the fixed regions are chosen on
+
+
+def main(config: EvalConfig) -> None:
+    """Load both policies, run every method on every benchmark, print and write the tables."""
+    engine.check_versions()
+    folder = Path(config.output_dir or Path(config.checkpoint) / "eval")
+    benchmarks = config.benchmark or (config.data,)
+    opened = {} if config.image else {name: examples_of(name, config.split, config.limit, config) for name in benchmarks}
+    picture = own_picture(config) if config.image else None  # before the models: a wrong path should say so at once
+    actor, start = policies(config)
+    if picture:
+        return look_once(picture, actor, start, config, folder)
+    rows = []
+    for name, examples in opened.items():
+        training = examples_of(name, "train", FITTED_ON, config) if "fixed" in config.methods else []
+        found, shown = suites.run(name, config.methods, examples, actor, start, config, training, config.resamples)
+        rows += found
+        suites.write_results(folder, rows)
+        print(report.table(suites.table_rows(found), suites.COLUMNS, f"{name} ({config.split}), {len(examples)} questions"))
+        titles = {method: method for method in ("cot", "active") if method in shown}
+        pairs = suites.gallery(examples, shown, titles, TrainConfig().weights)
+        summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]
+        write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), suites.table_rows(found), suites.COLUMNS, pairs)
+    print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
+
+
+def examples_of(name: str, split: str, limit: int, config: EvalConfig) -> list[Example]:
+    """The first ``limit`` examples of a split; unreadable pictures are left out and named."""
+    dataset = datasets.open_dataset(name, split, config.data_root or None, limit or None)
+    examples = []
+    for index in range(len(dataset)):
+        try:
+            examples.append(dataset[index])
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not examples:
+        raise DataError(f"{name} has no readable picture in its split {split}.")
+    return examples
+
+
+def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:
+    """(the checkpoint, what it was trained from); one model in two roles if there is no difference."""
+    trained_from = Path(config.checkpoint) / "activeo3.json"
+    start = config.start or (json.loads(trained_from.read_text())["config"]["model"] if trained_from.is_file() else config.checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = {}
+    for source in {config.checkpoint: None, start: None}:
+        loaded[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
+        loaded[source].model.to(device)
+    torch.manual_seed(config.seed)
+    return loaded[config.checkpoint], loaded[start]
+
+
+def own_picture(config: EvalConfig) -> Example:
+    """A picture of the user's as an example without ground truth."""
+    path = Path(config.image)
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"--image {path} does not exist.") from None
+    except datasets.DAMAGED as error:
+        raise DataError(f"--image {path} cannot be read as a picture ({error}).") from None
+    return Example(path.stem, image, config.find, np.zeros((0, 4)))
+
+
+def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguageModel, config: EvalConfig, folder: Path) -> None:
+    """Look, zoom and act on one picture; print the boxes and draw everything into a PNG."""
+    _, ((rollout,),) = look(actor, [example], 1, Sampling(0.0, config.max_new_tokens), config)
+    (outcome,) = act(start, [example], [rollout.regions], config)
+    print(f"answer:  {report.printable(rollout.text, 400)}")
+    for name, boxes in (("region", rollout.regions), (config.find, outcome.boxes_px)):
+        for x1, y1, x2, y2 in boxes:
+            print(f"{name}:  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f})")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = folder / f"{example.id}.png"
+    sheet = [pictures.annotated_picture(example, rollout.regions, outcome), pictures.crops_strip(example, rollout.regions, outcome)]
+    pictures.contact_sheet(sheet, columns=1).save(drawn)
+    print(f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions; drawn in {drawn}")
+
+
+if __name__ == "__main__":
+    try:
+        main(EvalConfig.from_args())
+    except (ConfigError, DataError, ModelError) as error:
+        sys.exit(f"activeo3: {error}")

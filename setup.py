@@ -1,0 +1,28 @@
+"""pip install -e .           everything that training and evaluation need
+pip install -e ".[test]"   and what the tests need
+"""
+
+from setuptools import setup
+
+setup(
+    name="activeo3",
+    version="0.1.0",
+    description="Teach a vision-language model where to look: ACTIVE-O3 with GRPO, readable and complete",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["activeo3"],
+    install_requires=[
+        "torch>=2.6,<2.14",
+        "transformers>=5.5.4,<6",
+        "deepspeed>=0.19.8,<0.20",
+        "pillow>=10",
+        "numpy>=1.26",
+        "pycocotools>=2.0.8",
+        "tqdm>=4.66",
+        "packaging>=23",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.7"],
+        "test": ["pytest>=8", "hypothesis>=6"],
+    },
+)

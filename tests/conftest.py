@@ -1,0 +1,139 @@
+"""Shared by all tests: tiny random-weight models of both supported architectures, and pictures for them.
+
+The weights are drawn wide enough that positions, pictures and siblings visibly change every logit, so a
+test that compares two ways of computing something would notice if one of them were wrong.
+"""
+
+from contextlib import AbstractContextManager, contextmanager
+from typing import Callable, Iterator, Mapping
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from activeo3 import tiny
+from activeo3.models import FAMILIES, VisionLanguageModel
+
+torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
+
+PATCH, MERGE = 8, 2
+SPECIAL = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig | Qwen3VLConfig:
+    """The smallest configuration that still has every part of its family: windows or deepstack, M-RoPE, GQA."""
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        initializer_range=0.15,
+    )
+    rope = dict(rope_type="default", rope_theta=1000.0)
+    vision = dict(
+        depth=3,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=2,
+        patch_size=PATCH,
+        spatial_merge_size=MERGE,
+        temporal_patch_size=2,
+        out_hidden_size=64,
+        initializer_range=0.12,
+    )
+    special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
+    if family == "qwen2_5_vl":
+        # A window of 32 pixels is 2 x 2 visual tokens, so a picture has several, ragged at its border.
+        return Qwen2_5_VLConfig(
+            text_config=text | dict(rope_parameters=rope | dict(mrope_section=[2, 3, 3])),
+            vision_config=vision | dict(window_size=32, fullatt_block_indexes=[1]),
+            tie_word_embeddings=False,
+            **special,
+        )
+    mrope = dict(mrope_section=[4, 2, 2], mrope_interleaved=True)
+    return Qwen3VLConfig(
+        text_config=text | dict(head_dim=16, rope_parameters=rope | mrope),
+        vision_config=vision | dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1]),
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny policy's own tokenizer: 512 tokens, Qwen's chat format."""
+    return tiny.build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., VisionLanguageModel]:
+    """``make_vlm(family, seed=0)``: a new model with random fp32 weights, for tests that change weights."""
+    classes = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
+
+    def make(family: str, seed: int = 0) -> VisionLanguageModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = classes[family](_config(family, tokenizer)).float().eval()
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 1:  # biases start at 0 and norms at 1, which hides what they do
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+        processor = Qwen2VLImageProcessorPil(
+            patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        return VisionLanguageModel(model, tokenizer, processor)
+
+    return make
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def vlm(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
+    """One shared model per supported architecture; a test that uses it leaves it as it was."""
+    return make_vlm(request.param)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """``picture(width, height, seed=0)``: a coarse random mosaic, so that every visual token differs."""
+
+    def paint(width: int, height: int, seed: int = 0) -> Image.Image:
+        cells = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+        return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
+
+    return paint
+
+
+@pytest.fixture(scope="session")
+def biased() -> Callable[[VisionLanguageModel, Mapping[int, float]], AbstractContextManager[None]]:
+    """``with biased(vlm, {id: amount}):`` adds amounts to the logits of ids, to make answers end, or misbehave."""
+
+    @contextmanager
+    def add(vlm: VisionLanguageModel, amounts: Mapping[int, float]) -> Iterator[None]:
+        offset = torch.zeros(vlm.model.config.text_config.vocab_size)
+        offset[list(amounts)] = torch.tensor(list(amounts.values()))
+        hook = vlm.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + offset)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    return add

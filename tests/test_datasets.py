@@ -1,0 +1,333 @@
+"""datasets.py: the COCO reader on good and on broken folders, pictures, the order of training."""
+
+import doctest
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeo3 import datasets
+from activeo3 import stream as stream_room
+from activeo3.datasets import DataError, open_dataset, read_picture
+from activeo3.stream import Stream
+from activeo3.schema import Example
+
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture is to be turned; 6 means a quarter turn clockwise."""
+
+
+def index() -> dict[str, Any]:
+    """Two pictures, three categories, ids in no order; picture 7 has cats and a red blood cell."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "seven.png", "width": 40, "height": 30},
+            {"id": 3, "file_name": "sub/three.png", "width": 20, "height": 20},
+        ],
+        "categories": [
+            {"id": 2, "name": "cat"},
+            {"id": 1, "name": "red_blood_cell"},
+            {"id": 9, "name": "x"},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 10, 5], "area": 33.5},
+            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, 20, 99, 99]},
+            {"id": 3, "image_id": 7, "category_id": 2, "bbox": [-5, 0, 10, 5], "iscrowd": 1},
+            {"id": 4, "image_id": 3, "category_id": 2, "bbox": [0.5, 0.5, 4, 4]},
+            {"id": 5, "image_id": 3, "category_id": 2, "bbox": [0, 0, 0, 4]},
+            {"id": 6, "image_id": 3, "category_id": 1, "bbox": [50, 50, 4, 4]},
+            {"id": 8, "image_id": 3, "category_id": 9, "bbox": [1, 1, 4, 4], "iscrowd": 1},
+        ],
+    }
+
+
+def folder(root: Path, content: dict[str, Any]) -> str:
+    (root / "images" / "sub").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(root / "images" / "seven.png")
+    Image.new("RGB", (20, 20), "blue").save(root / "images" / "sub" / "three.png")
+    (root / "instances_train.json").write_text(json.dumps(content), encoding="utf-8")
+    return str(root)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(datasets).failed == doctest.testmod(stream_room).failed == 0
+
+
+def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) -> None:
+    data = open_dataset("coco", "train", folder(tmp_path, index()))
+    assert (data.name, data.split, len(data)) == ("coco", "train", 3)
+    examples = list(data)
+    assert [example.id for example in examples] == ["3:cat", "7:red blood cell", "7:cat"]
+    pairs = [(example.image_id, example.category_id) for example in examples]
+    assert pairs == [(3, 2), (7, 1), (7, 2)]
+    cell, cats = examples[1:]
+    assert cell.boxes_px.tolist() == [[30, 20, 40, 30]]  # clipped
+    assert cell.fields["areas"].tolist() == [100.0]
+    assert cats.boxes_px.tolist() == [[1, 2, 11, 7], [0, 0, 5, 5]]
+    assert cats.crowd.tolist() == [False, True]
+    assert cats.fields["areas"].tolist() == [33.5, 25.0]
+    assert cats.image.mode == "RGB" and cats.size_px == (40, 30)
+    assert data.dropped == 2  # no width; outside of the picture
+    # A category with nothing but a crowd ("x") is no question.
+
+
+def test_limit_keeps_the_first_questions(tmp_path: Path) -> None:
+    data = open_dataset("coco", "train", folder(tmp_path, index()), limit=2)
+    assert (data.name, data.split, len(data)) == ("coco", "train", 2)
+    assert [example.id for example in data] == ["3:cat", "7:red blood cell"]
+    assert data[-1].id == "7:red blood cell"
+    assert len(open_dataset("coco", "train", str(tmp_path), limit=99)) == 3
+
+
+def test_lvis_v1_gives_a_url_instead_of_a_file_name(tmp_path: Path) -> None:
+    content = index()
+    content["images"][0] = {"id": 7, "width": 40, "height": 30, "coco_url": "http://x/y/seven.png"}
+    assert open_dataset("coco", "train", folder(tmp_path, content))[1].size_px == (40, 30)
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """An edit of the json: the value at 'annotations.0.bbox', or None to delete it."""
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+
+    def edit(content: Any) -> None:
+        for part in way:
+            content = content[part]
+        if value is None:
+            del content[last]
+        else:
+            content[last] = value
+
+    return edit
+
+
+BROKEN = [
+    ("images", None, "list of objects under the key 'images'"),
+    ("annotations", {"id": 1}, "list of objects under the key 'annotations'"),
+    ("categories.0", 5, "list of objects under the key 'categories'"),
+    ("images.1.id", 7, "image id 7 is used twice"),
+    ("images.1.id", "7", "image id '7' is not a whole number"),
+    ("images.1.width", None, "image 3 has no 'width'"),
+    ("images.1.height", 0, "image 3 has the size (20, 0)"),
+    ("images.1.file_name", None, "image 3 has no 'file_name'"),
+    ("images.1.file_name", "../secret.png", "image 3 has a file_name outside"),
+    ("images.1.file_name", "/etc/secret.png", "image 3 has a file_name outside"),
+    ("categories.0.id", None, "category number 0 of the list has no 'id'"),
+    ("categories.0.id", 1, "category id 1 is used twice"),
+    ("categories.0.name", None, "category 2 has no 'name'"),
+    ("categories.0.name", "", "category 2 has an empty or repeated name"),
+    ("categories.0.name", "red blood cell", "category 1 has an empty or repeated name"),
+    ("annotations.0.id", 6, "annotation id 6 is used twice"),
+    ("annotations.0.image_id", 99, "annotation 1 names the unknown image id 99"),
+    ("annotations.0.category_id", 99, "annotation 1 names the unknown category id 99"),
+    ("annotations.0.category_id", [2], "annotation 1 names the unknown category id [2]"),
+    ("annotations.0.image_id", None, "annotation 1 has no 'image_id'"),
+    ("annotations.0.bbox", None, "annotation 1 has no 'bbox'"),
+    ("annotations.0.bbox", [1, 2, 3], "annotation 1 has the bbox [1, 2, 3]"),
+    ("annotations.0.bbox", [1, 2, float("nan"), 4], "annotation 1 has the bbox"),
+    ("annotations.0.bbox", [1, 2, "3", 4], "annotation 1 has the bbox"),
+    ("annotations.0.area", -1, "annotation 1 has the area -1"),
+    ("annotations", [], "split 'train' holds no usable box"),
+]
+
+
+@pytest.mark.parametrize("where, value, sentence", BROKEN)
+def test_a_broken_index_is_refused_with_one_sentence(
+    tmp_path: Path, where: str, value: Any, sentence: str
+) -> None:
+    content = index()
+    put(where, value)(content)
+    root = folder(tmp_path, content)
+    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
+        open_dataset("coco", "train", root)
+    text = str(caught.value)
+    assert "instances_train.json" in text and "\n" not in text and len(text) < 250
+
+
+@pytest.mark.parametrize("text", ['{"images": [', "[1, 2]", "", "null"])
+def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, text: str) -> None:
+    root = folder(tmp_path, index())
+    (tmp_path / "instances_train.json").write_text(text)
+    with pytest.raises(DataError, match="train.json: (this is not valid json|a COCO file)"):
+        open_dataset("coco", "train", root)
+    (tmp_path / "instances_train.json").write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(DataError, match="not a UTF-8 text file"):
+        open_dataset("coco", "train", root)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    root = folder(tmp_path / "data", index())
+    for arguments, sentence in (
+        (("coco", "val", root), "instances_val.json: there is no such file"),
+        (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
+        (("coco", "train", str(tmp_path)), "images: there is no such folder"),
+        (("coco", "train", None), "no data root was given"),
+        (("coca", "train", root), "there is no data set 'coca', choose one of coco, scenes"),
+        (("coco", "train", root, 0), "a limit of 0"),
+    ):
+        with pytest.raises(DataError, match=re.escape(sentence)):
+            open_dataset(*arguments)
+
+
+def test_a_bad_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
+    data = open_dataset("coco", "train", folder(tmp_path, index()))
+    seven, three = tmp_path / "images" / "seven.png", tmp_path / "images" / "sub" / "three.png"
+    three.unlink()
+    with pytest.raises(DataError, match="three.png: .* example 3:cat is missing") as caught:
+        data[0]
+    assert caught.value.example_id == "3:cat"
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(seven)
+    seven.write_bytes(seven.read_bytes()[:1500])  # truncated
+    with pytest.raises(DataError, match="seven.png: .*example 7:cat cannot be read, replace it"):
+        data[2]
+    seven.write_text("this is no picture")
+    with pytest.raises(DataError, match="seven.png: .*cannot be read"):
+        data[2]
+    Image.new("RGB", (41, 30)).save(seven)
+    with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the json"):
+        data[2]
+
+
+def test_a_rotated_photo_is_turned_the_way_its_boxes_are(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)  # stored lying: 30 wide, 20 high
+    pixels[:, :10] = 255  # white on the left, which is the top after a quarter turn clockwise
+    note = Image.Exif()
+    note[ORIENTATION] = 6
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path, exif=note)
+    lying, upright = (np.asarray(read_picture(path, size, "1:a")) for size in ((30, 20), (20, 30)))
+    assert lying.shape == (20, 30, 3) and lying[:, :10].min() == 255 and lying[:, 10:].max() == 0
+    assert upright.shape == (30, 20, 3) and upright[:10].min() == 255 and upright[10:].max() == 0
+    # Where both ways fit, it is shown as every viewer shows it.
+    note[ORIENTATION] = 3
+    Image.fromarray(pixels).save(path, exif=note)
+    assert np.asarray(read_picture(path, (30, 20), "1:a"))[:, 20:].min() == 255
+    with pytest.raises(DataError, match="is 30x20 but 25x25"):
+        read_picture(path, (25, 25), "1:a")
+
+
+def test_every_usual_pixel_format_becomes_rgb(tmp_path: Path) -> None:
+    def seen(image: Image.Image, name: str = "picture.png") -> tuple[int, ...]:
+        image.save(tmp_path / name)
+        picture = read_picture(tmp_path / name, image.size, "1:a")
+        assert picture.mode == "RGB"
+        return picture.getpixel((0, 0))
+
+    assert seen(Image.new("L", (4, 4), 77)) == (77, 77, 77)
+    assert seen(Image.new("1", (4, 4), 1)) == (255, 255, 255)
+    assert seen(Image.fromarray(np.full((4, 4), 77 * 256 + 5, dtype=np.uint16))) == (77, 77, 77)
+    assert seen(Image.new("RGB", (4, 4), "red").convert("P")) == (255, 0, 0)
+    assert seen(Image.new("RGBA", (4, 4), (9, 8, 7, 0))) == (255, 255, 255)
+    assert seen(Image.new("RGBA", (4, 4), (9, 8, 7, 255))) == (9, 8, 7)
+    assert seen(Image.new("LA", (4, 4), (50, 255))) == (50, 50, 50)
+    red = seen(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "picture.jpg")
+    assert red[0] > 240 and max(red[1:]) < 15
+    with pytest.raises(DataError, match="pixel format F has no fixed range"):
+        seen(Image.new("F", (4, 4), 0.5), "picture.tif")
+
+
+class Numbers:
+    """A data set without pictures; the examples in ``bad`` cannot be read."""
+
+    name, split = "numbers", "train"
+
+    def __init__(self, size: int, bad: tuple[int, ...] = ()) -> None:
+        self.size, self.bad = size, bad
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Example:
+        if index in self.bad:
+            raise DataError(f"number {index} is broken", example_id=str(index))
+        return Example(str(index), Image.new("RGB", (1, 1)), "dot", np.zeros((0, 4)))
+
+
+def ids(stream: Stream, step: int) -> list[int]:
+    return [int(example.id) for example in stream.at(step)]
+
+
+@pytest.mark.parametrize("size", [1, 5, 23])
+def test_every_epoch_shows_every_example_once_in_a_new_order(size: int) -> None:
+    stream = Stream(Numbers(size), prompts=3, seed=4, rank=0, world=1)
+    order = [number for step in range(size) for number in ids(stream, step)]  # three epochs
+    epochs = [order[k * size : (k + 1) * size] for k in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert size < 23 or len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("bad", [(), (2, 3, 11)])
+def test_two_ranks_see_what_one_rank_with_twice_the_prompts_sees(bad: tuple[int, ...]) -> None:
+    data = Numbers(17, bad)
+    one = Stream(data, prompts=4, seed=1, rank=0, world=1)
+    two = [Stream(data, prompts=2, seed=1, rank=rank, world=2) for rank in range(2)]
+    for step in range(20):
+        assert ids(one, step) == ids(two[0], step) + ids(two[1], step)
+    assert one.skipped == two[0].skipped | two[1].skipped
+    assert sorted(one.skipped) == sorted(map(str, bad))
+
+
+def test_the_order_is_a_function_of_seed_step_and_rank_alone() -> None:
+    data = Numbers(11, bad=(4,))
+    straight = [ids(Stream(data, 3, seed=0, rank=0, world=1), step) for step in range(12)]
+    stream = Stream(data, 3, seed=0, rank=0, world=1)
+    shuffled = {step: ids(stream, step) for step in (7, 0, 11, 3, 7, 1, 2, 4, 5, 6, 8, 9, 10)}
+    assert [shuffled[step] for step in range(12)] == straight
+    other = Stream(data, 3, seed=1, rank=0, world=1)
+    assert [ids(other, step) for step in range(12)] != straight
+
+
+def test_unreadable_examples_are_replaced_and_listed() -> None:
+    whole = Stream(Numbers(40), prompts=4, seed=2, rank=0, world=1)
+    stream = Stream(Numbers(40, bad=(7, 8)), prompts=4, seed=2, rank=0, world=1)
+    for step in range(10):
+        expected, found = ids(whole, step), ids(stream, step)
+        assert len(set(found)) == 4 and not {7, 8} & set(found)
+        assert all(a == b for a, b in zip(expected, found) if a not in (7, 8))
+    assert stream.skipped == {"7": "number 7 is broken", "8": "number 8 is broken"}
+
+
+def test_a_stream_gives_up_when_nothing_can_be_read() -> None:
+    stream = Stream(Numbers(99, bad=tuple(range(99))), prompts=2, seed=0, rank=0, world=1)
+    with pytest.raises(DataError, match=r"20 examples in a row .* number \d+ is broken"):
+        stream.at(0)
+    assert len(stream.skipped) == 20
+
+
+def test_a_stream_refuses_impossible_numbers() -> None:
+    for prompts, rank, world in ((0, 0, 1), (1, 1, 1), (1, -1, 1)):
+        with pytest.raises(ValueError, match="a stream needs"):
+            Stream(Numbers(3), prompts, 0, rank, world)
+    with pytest.raises(ValueError, match="a stream needs"):
+        Stream(Numbers(0), 1, 0, 0, 1)
+    with pytest.raises(ValueError, match="counted from 0"):
+        Stream(Numbers(3), 1, 0, 0, 1).at(-1)
+
+
+def test_the_embedded_world_opens_by_name() -> None:
+    scenes = pytest.importorskip("activeo3.scenes")
+    data = open_dataset("scenes", "val", None, limit=2)
+    assert (data.name, data.split, len(data)) == ("scenes", "val", 2)
+    first, again = data[0], scenes.example("val", 0)
+    assert first.id == again.id and first.image.tobytes() == again.image.tobytes()
+    with pytest.raises(DataError, match="there is no split 'holiday', choose one of"):
+        open_dataset("scenes", "holiday", None)
+
+
+def test_a_real_data_set() -> None:
+    root = Path(os.environ.get("ACTIVEO3_REAL_DATA", "")) / "bccd"
+    if not (root / "instances_train.json").is_file():
+        pytest.skip("ACTIVEO3_REAL_DATA names no folder with bccd/instances_train.json")
+    data = open_dataset("coco", "train", str(root))
+    record = json.loads((root / "instances_train.json").read_text())
+    pairs = {(row["image_id"], row["category_id"]) for row in record["annotations"]}
+    assert len(data) == len(pairs) and data.dropped == 0
+    assert sum(len(question.boxes_px) for question in data.questions) == len(record["annotations"])
+    for k in (0, len(data) // 2, len(data) - 1):
+        example = data[k]
+        assert "_" not in example.query and example.size_px == (640, 480)
+        assert (example.boxes_px >= 0).all() and (example.boxes_px <= [640, 480, 640, 480]).all()

@@ -1,0 +1,372 @@
+"""models.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
+
+from typing import Callable, Sequence
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from activeo3 import models
+from activeo3.grpo import answer_logps
+from activeo3.models import Prompt, VisionLanguageModel
+from activeo3.schema import Sampling
+
+Picture = Callable[..., Image.Image]
+Make = Callable[..., VisionLanguageModel]
+TEXTS = ("Find every red star.", "Where?", "Where could a white cross be, in the upper half of this picture?")
+SIZES = ((64, 48), (80, 32), (32, 96))
+LENGTHS = ((5, 2, 1, 7), (3, 6, 4, 2), (1, 1, 6, 3))  # T differs from the longest in most groups
+
+
+def prompts_of(vlm: VisionLanguageModel, picture: Picture, count: int = 3) -> list[Prompt]:
+    """Prompts that differ in picture size, text length and therefore in left padding."""
+    views = [picture(*size, seed=i) for i, size in enumerate(SIZES[:count])]
+    return vlm.encode(views, TEXTS[:count])
+
+
+def answers_of(vlm: VisionLanguageModel, count: int = 3, seed: int = 0) -> list[list[tuple[int, ...]]]:
+    """Random answers of unequal lengths; every second one ends with the end token."""
+    generator = torch.Generator().manual_seed(seed)
+    answers = []
+    for lengths in LENGTHS[:count]:
+        row = [torch.randint(10, 500, (length,), generator=generator).tolist() for length in lengths]
+        answers.append([(*ids[:-1], vlm.end_token) if i % 2 else tuple(ids) for i, ids in enumerate(row)])
+    return answers
+
+
+def naive_logits(vlm: VisionLanguageModel, prompt: Prompt, answer: Sequence[int]) -> Tensor:
+    """(T, V): what plain transformers predicts for every token of one answer; no padding, no cache, no packing."""
+    ids = torch.cat([prompt.ids, torch.tensor(answer, dtype=torch.long)])[None]
+    out = vlm.model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == vlm.image_token).int(),
+        pixel_values=prompt.pixels,
+        image_grid_thw=prompt.grid[None],
+        use_cache=False,
+    )
+    start = len(prompt.ids) - 1
+    return out.logits[0, start : start + len(answer)]
+
+
+def allowed_logps(vlm: VisionLanguageModel, logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (T, V) with forbidden ids left out, written as the definition says."""
+    logits = logits / temperature
+    keep = [i for i in range(logits.shape[-1]) if i not in vlm.forbidden]
+    return logits - logits[:, keep].exp().sum(dim=-1, keepdim=True).log()
+
+
+def naive_logps(
+    vlm: VisionLanguageModel, prompt: Prompt, answer: Sequence[int], temperature: float = 1.0
+) -> Tensor:
+    """(T,): log-probabilities of one answer, by hand."""
+    logps = allowed_logps(vlm, naive_logits(vlm, prompt, answer), temperature)
+    return logps[torch.arange(len(answer)), torch.tensor(answer)]
+
+
+def packed_logps(
+    vlm: VisionLanguageModel, prompts: Sequence[Prompt], answers: Sequence, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(logp, real) (P, G, T) by the packed forward that is under test."""
+    packed = vlm.pack(prompts, answers)
+    logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, temperature, vlm.forbidden)
+    return logps, packed.real
+
+
+# ---------------------------------------------------------------------- packed rows == naive rows
+
+
+@torch.no_grad()
+def test_packed_log_probabilities_are_those_of_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
+    assert len({len(prompt.ids) for prompt in prompts}) == 3  # left padding is used
+    for temperature in (1.0, 0.7):
+        logps, real = packed_logps(vlm, prompts, answers, temperature)
+        for p, prompt in enumerate(prompts):
+            for g, answer in enumerate(answers[p]):
+                assert real[p, g].tolist() == [True] * len(answer) + [False] * (7 - len(answer))
+                alone = naive_logps(vlm, prompt, answer, temperature)
+                torch.testing.assert_close(logps[p, g, : len(answer)], alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_naive_rows_notice_picture_order_and_position(vlm: VisionLanguageModel, picture: Picture) -> None:
+    """Guards the test above: on a model that ignored its picture or its positions it could not fail."""
+    (prompt, *_), ((answer, *_), *_) = prompts_of(vlm, picture), answers_of(vlm)
+    before = naive_logps(vlm, prompt, answer)
+    other = Prompt(prompt.ids, prompt.pixels.flip(0), prompt.grid)
+    assert (naive_logps(vlm, other, answer) - before).abs().max() > 0.05
+    turned = Prompt(prompt.ids, prompt.pixels, prompt.grid[[0, 2, 1]])
+    assert (naive_logps(vlm, turned, answer) - before).abs().max() > 0.05
+
+
+def test_packed_gradients_are_those_of_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
+    weights = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(1))
+
+    logps, real = packed_logps(vlm, prompts, answers)
+    (weights * logps)[real].sum().backward()
+    packed = {name: p.grad.clone() for name, p in vlm.model.named_parameters()}
+    vlm.model.zero_grad()
+
+    for p, prompt in enumerate(prompts):
+        for g, answer in enumerate(answers[p]):
+            (weights[p, g, : len(answer)] * naive_logps(vlm, prompt, answer)).sum().backward()
+    naive = {name: p.grad.clone() for name, p in vlm.model.named_parameters()}
+    vlm.model.zero_grad()
+
+    assert any("visual" in name for name in naive) and packed.keys() == naive.keys()
+    largest = max(float(gradient.abs().max()) for gradient in naive.values())
+    for name, gradient in naive.items():
+        # A key's bias shifts all scores of a query alike: its gradient is 0 but for rounding.
+        scale = max(float(gradient.abs().max()), 1e-3 * largest)
+        error = float((packed[name] - gradient).abs().max())
+        assert error <= 1e-5 * scale, f"{name}: {error:.1e} against gradients of {scale:.1e}"
+
+
+@torch.no_grad()
+def test_an_answer_does_not_see_its_siblings(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
+    before, real = packed_logps(vlm, prompts, answers)
+    changed = [list(row) for row in answers]
+    changed[0][1] = tuple(499 - i for i in answers[0][1])
+    after, _ = packed_logps(vlm, prompts, changed)
+    same = torch.ones(2, 4, dtype=torch.bool)
+    same[0, 1] = False
+    assert torch.equal(before[same], after[same])
+    assert not torch.allclose(before[0, 1][real[0, 1]], after[0, 1][real[0, 1]], atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_token_does_not_see_the_future_of_its_own_answer(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts = prompts_of(vlm, picture, 1)
+    short, _ = packed_logps(vlm, prompts, [[(20, 30, 40, 50)]])
+    other, _ = packed_logps(vlm, prompts, [[(20, 30, 99, 77)]])
+    assert torch.equal(short[..., :2], other[..., :2])
+
+
+@torch.no_grad()
+def test_padding_and_batch_order_change_nothing(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
+    together, real = packed_logps(vlm, prompts, answers)
+    backwards, _ = packed_logps(vlm, prompts[::-1], answers[::-1])
+    torch.testing.assert_close(backwards.flip(0)[real], together[real], rtol=0, atol=1e-5)
+    regrouped, _ = packed_logps(vlm, prompts, [[row[i] for i in (2, 0, 3, 1)] for row in answers])
+    back = regrouped[:, [1, 3, 0, 2]]
+    torch.testing.assert_close(back[real], together[real], rtol=0, atol=1e-5)
+    for p in range(3):  # alone a row has no left padding, and answers are padded less
+        alone, kept = packed_logps(vlm, prompts[p : p + 1], answers[p : p + 1])
+        torch.testing.assert_close(alone[0][kept[0]], together[p][real[p]], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
+    packed = vlm.pack(prompts, answers)
+    positions, T = packed.inputs["position_ids"], packed.tokens.shape[2]
+    for p, prompt in enumerate(prompts):
+        S = len(prompt.ids)
+        for g, answer in enumerate(answers[p]):
+            ids = torch.cat([prompt.ids, torch.tensor(answer)])[None]
+            kinds = (ids == vlm.image_token).int()
+            expected, _ = vlm.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grid[None])
+            assert torch.equal(positions[:, p, packed.prefix - S : packed.prefix], expected[:, 0, :S])
+            start = packed.prefix + g * T
+            assert torch.equal(positions[:, p, start : start + len(answer)], expected[:, 0, S:])
+
+
+def test_the_packed_record_is_the_answers(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
+    packed = vlm.pack(prompts, answers)
+    for p, row in enumerate(answers):
+        for g, answer in enumerate(row):
+            # The end token is real although padding is made of end tokens too.
+            assert tuple(packed.tokens[p, g][packed.real[p, g]].tolist()) == answer
+    assert packed.inputs["input_ids"].shape == (3, packed.prefix + 4 * 7)
+
+
+def test_attention_that_would_misread_the_mask_is_refused(make_vlm: Make, picture: Picture) -> None:
+    vlm = make_vlm("qwen2_5_vl")
+    prompts, answers = prompts_of(vlm, picture, 1), answers_of(vlm, 1)
+    vlm.model.set_attn_implementation("eager")
+    with pytest.raises(models.ModelError, match="'sdpa'.*'eager'"):
+        vlm.pack(prompts, answers)
+    vlm.model.set_attn_implementation("sdpa")
+    assert vlm.pack(prompts, answers).tokens.shape == (1, 4, 7)
+
+
+# ---------------------------------------------------------------------- sampling == plain generate
+
+
+def test_greedy_answers_are_those_of_plain_generate(
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable
+) -> None:
+    prompts = prompts_of(vlm, picture)
+    with biased(vlm, {vlm.image_token: 50.0, vlm.end_token: 1.5}):
+        ours = vlm.generate(prompts, 2, Sampling(temperature=0, max_new_tokens=12))
+        plain = []
+        for prompt in prompts:
+            out = vlm.model.generate(
+                input_ids=prompt.ids[None],
+                attention_mask=torch.ones_like(prompt.ids)[None],
+                mm_token_type_ids=(prompt.ids == vlm.image_token).int()[None],
+                pixel_values=prompt.pixels,
+                image_grid_thw=prompt.grid[None],
+                max_new_tokens=12,
+                do_sample=False,
+                suppress_tokens=list(vlm.forbidden),
+                eos_token_id=vlm.end_token,
+                pad_token_id=vlm.end_token,
+            )
+            plain.append(tuple(out[0, len(prompt.ids) :].tolist()))
+            vlm.model.model.rope_deltas = None
+    assert ours == [[answer, answer] for answer in plain]
+    assert len(set(plain)) == 3 and max(len(set(answer)) for answer in plain) > 5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@torch.no_grad()
+def test_answers_are_drawn_from_the_distribution_that_scores_them(
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable, temperature: float
+) -> None:
+    """A sampler written by hand, with the same random numbers, draws the same ids; and its probabilities of
+    them are the packed scorer's. So temperature, forbidden ids, cache and positions agree in all three."""
+    prompts, group = prompts_of(vlm, picture), 3
+    with biased(vlm, {vlm.end_token: 4.0, vlm.image_token: 3.0}):
+        torch.manual_seed(5)
+        drawn = vlm.generate(prompts, group, Sampling(temperature, max_new_tokens=6))
+
+        torch.manual_seed(5)
+        rows = [(prompt, []) for prompt in prompts for _ in range(group)]
+        by_hand = [[] for _ in rows]
+        for _ in range(max(len(answer) for answers in drawn for answer in answers)):
+            probabilities = []
+            for (prompt, ids), scores in zip(rows, by_hand):
+                logps = allowed_logps(vlm, naive_logits(vlm, prompt, [*ids, 0])[-1:], temperature)[0]
+                logps[list(vlm.forbidden)] = -torch.inf
+                scores.append(logps)
+                probabilities.append(logps.exp())
+            for (_, ids), chosen in zip(rows, torch.multinomial(torch.stack(probabilities), 1)[:, 0].tolist()):
+                ids.append(chosen)
+        ours = [answer for answers in drawn for answer in answers]
+        assert ours == [models._until(ids, vlm.end_token) for _, ids in rows]
+        lengths = [len(answer) for answer in ours]
+        assert min(lengths) < max(lengths)  # some ended early, while their siblings went on
+
+        scored, _ = packed_logps(vlm, prompts, drawn, temperature)
+    for answer, scores, logps in zip(ours, by_hand, scored.flatten(0, 1)):
+        sampled = torch.stack([scores[t][token] for t, token in enumerate(answer)])
+        torch.testing.assert_close(logps[: len(answer)], sampled, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_forbidden_ids_are_never_drawn_and_the_scorer_knows(
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable
+) -> None:
+    specials = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    assert set(vlm.forbidden) == {vlm.tokenizer.convert_tokens_to_ids(token) for token in specials}
+    prompts = prompts_of(vlm, picture)
+    with biased(vlm, {token: 60.0 for token in vlm.forbidden}):
+        for temperature in (0.0, 1.0):
+            answers = vlm.generate(prompts, 4, Sampling(temperature, max_new_tokens=5))
+            drawn = {token for row in answers for answer in row for token in answer}
+            assert drawn.isdisjoint(vlm.forbidden)
+        logps, real = packed_logps(vlm, prompts, answers)
+    free, _ = packed_logps(vlm, prompts, answers)
+    # A scorer that shared the mass with the forced ids would put every answer below -50.
+    torch.testing.assert_close(logps[real], free[real], rtol=0, atol=1e-5)
+
+
+def test_a_rollout_leaves_the_model_as_it_was(vlm: VisionLanguageModel, picture: Picture) -> None:
+    prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
+    before, real = packed_logps(vlm, prompts, answers)
+    vlm.model.train()
+    try:
+        vlm.generate(prompts, 3, Sampling(1.0, max_new_tokens=3))
+        assert all(module.training for module in vlm.model.modules())
+        assert vlm.model.model.rope_deltas is None
+        after, _ = packed_logps(vlm, prompts, answers)
+        assert torch.equal(after[real], before[real])
+        assert after.requires_grad
+        vlm.model.eval()
+        vlm.generate(prompts[:1], 2, Sampling(1.0, max_new_tokens=3))
+        assert not vlm.model.training
+    finally:
+        vlm.model.eval()
+
+
+def test_a_rollout_that_fails_leaves_the_model_as_it_was(
+    vlm: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    vlm.model.train()
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(vlm.model, "generate", interrupted)
+            vlm.generate(prompts_of(vlm, picture, 2), 2, Sampling(1.0, max_new_tokens=3))
+        assert vlm.model.training
+        assert vlm.model.model.rope_deltas is None
+    finally:
+        vlm.model.eval()
+
+
+def test_the_end_token_is_kept_and_what_follows_is_not() -> None:
+    assert models._until([4, 5, 2, 2, 2], 2) == (4, 5, 2)
+    assert models._until([2, 7], 2) == (2,)
+    assert models._until([4, 5], 2) == (4, 5)  # cut off by the length limit
+    assert models._until([], 2) == ()
+
+
+# ---------------------------------------------------------------------- pictures and text -> prompts
+
+
+def test_prompt_ids_are_the_chat_template_with_image_tokens_expanded(
+    vlm: VisionLanguageModel, picture: Picture
+) -> None:
+    for prompt, text, (width, height) in zip(prompts_of(vlm, picture), TEXTS, SIZES):
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        ids = vlm.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
+        )
+        features = (width // 16) * (height // 16)
+        at = ids.index(vlm.image_token)
+        assert prompt.ids.tolist() == ids[:at] + [vlm.image_token] * features + ids[at + 1 :]
+        assert prompt.grid.tolist() == [1, height // 8, width // 8]
+        alone = vlm.image_processor(
+            images=[picture(width, height, seed=SIZES.index((width, height)))],
+            do_resize=False,
+            return_tensors="pt",
+        )
+        assert torch.equal(prompt.pixels, alone["pixel_values"])
+
+
+def test_a_token_count_that_does_not_fit_the_picture_is_refused_with_its_numbers(
+    vlm: VisionLanguageModel, picture: Picture
+) -> None:
+    prompt, other = prompts_of(vlm, picture, 2)  # 12 and 10 visual tokens
+    wrong = Prompt(other.ids, prompt.pixels, prompt.grid)
+    for use in (
+        lambda: vlm.pack([prompt, wrong], [[(20,)], [(20,)]]),
+        lambda: vlm.generate([prompt, wrong], 2, Sampling(1.0, max_new_tokens=1)),
+    ):
+        with pytest.raises(RuntimeError, match=r"image tokens \[12, 10\].*visual features \[12, 12\]"):
+            use()
+
+
+def test_views_are_whole_visual_tokens_and_pass_the_processor_unchanged(
+    vlm: VisionLanguageModel, picture: Picture
+) -> None:
+    assert vlm.factor == 16
+    assert vlm.view_size((100, 50)) == (96, 48)
+    width, height = vlm.view_size((1000, 500), (1, 5000))
+    assert width % 16 == height % 16 == 0 and width * height <= 5000
+    (prompt,) = vlm.encode([picture(width, height)], ["Where?"])
+    assert prompt.grid.tolist() == [1, height // 8, width // 8]
+
+
+def test_coordinates_are_pixels_for_one_family_and_thousandths_for_the_other(make_vlm: Make) -> None:
+    assert make_vlm("qwen2_5_vl").text_scale((640, 480)) == (640, 480)
+    assert make_vlm("qwen3_vl").text_scale((640, 480)) == (1000, 1000)

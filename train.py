@@ -1,0 +1,148 @@
+"""Teach a vision-language model where to look, by reward alone (ACTIVE-O3, arXiv 2505.21457).
+
+    deepspeed train.py                                       # tiny policy, embedded world, a laptop
+    deepspeed train.py --preset paper --data_root DIR        # Qwen2.5-VL-7B on a COCO-format folder
+    deepspeed train.py --help                                # every number and its reason
+
+One step: look -> zoom -> act -> score -> compare -> learn. The same command again continues a run.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    print("activeo3: waking up (loading torch, transformers and deepspeed takes some seconds)", flush=True)
+
+import torch
+
+from activeo3 import engine, grpo, report, suites
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.datasets import DataError, open_dataset
+from activeo3.engine import Sharded
+from activeo3.models import ModelError, Packed, Prompt, VisionLanguageModel
+from activeo3.pictures import Shown, save_samples
+from activeo3.report import Clock
+from activeo3.rewards import score
+from activeo3.sampler import look
+from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
+from activeo3.stream import Stream
+from activeo3.taskmodels import act
+
+
+def train_step(
+    step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig
+) -> tuple[dict[str, float], list[tuple[Rollout, Outcome, Score]]]:
+    """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
+    clock, sampling = Clock(), Sampling(config.temperature, config.max_new_tokens)
+
+    with clock("look"), policy.gathered() as actor:
+        prompts, rollouts = look(actor, examples, config.group, sampling, config)  # P lists of G answers
+    answers = [rollout for group in rollouts for rollout in group]  # P*G
+
+    with clock("act"), reference.gathered() as expert:  # zoom, then act: the frozen start policy on the crops
+        outcomes = act(expert, [a.example for a in answers], [a.regions for a in answers], config)
+
+    scores = [score(a, found, config.weights, config.coverage) for a, found in zip(answers, outcomes)]
+    rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
+    advantage = grpo.group_advantages(rewards, config.divide_by_std).to(policy.ranks.device)  # (P, G)
+
+    with clock("learn"):
+        learned = learn(step, prompts, rollouts, advantage, policy, reference, config)
+
+    row = report.step_row(step, answers, scores, config.group, policy.ranks.totals)
+    return row | learned | clock.times(), list(zip(answers, outcomes, scores))
+
+
+def learn(
+    step: int,
+    prompts: list[Prompt],
+    rollouts: list[list[Rollout]],
+    advantage: torch.Tensor,
+    policy: Sharded,
+    reference: Sharded,
+    config: TrainConfig,
+) -> dict[str, float]:
+    """Move the policy towards its better answers: clipped loss, KL to the reference, packed rows."""
+    ranks, micro = policy.ranks, config.micro_prompts
+    tokens = ranks.totals({"all": sum(len(a.token_ids) for group in rollouts for a in group)})["all"]
+    responses = ranks.world * config.prompts * config.group
+    batches = []
+    for first in range(0, config.prompts, micro):
+        rows = slice(first, first + micro)
+        packed = policy.vlm.pack(prompts[rows], [[a.token_ids for a in group] for group in rollouts[rows]])
+        weight = grpo.token_weights(packed.real, config.normalise, responses, int(tokens), config.max_new_tokens)
+        with torch.no_grad():
+            ref_logp = log_probs(reference, packed, config)[0] if config.beta else None  # (P, G, T)
+        batches.append((packed, advantage[rows], weight, ref_logp))
+
+    old_logps: list[torch.Tensor] = []  # per micro-batch (P, G, T): the policy that sampled
+    for _ in range(config.epochs):
+        sums, ratio_max = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy"), 0.0), 0.0
+        for index, (packed, advantages, weight, ref_logp) in enumerate(batches):
+            logp, entropy = log_probs(policy, packed, config)  # (P, G, T)
+            if len(old_logps) == index:
+                old_logps.append(logp.detach())  # in the first epoch the policy is still the one that sampled
+            loss, seen = grpo.policy_loss(
+                logp, old_logps[index], ref_logp, advantages, weight,
+                config.clip_low, config.clip_high, config.beta, config.ratio,
+            )  # fmt: skip
+            policy.backward(loss)
+            ratio_max = max(ratio_max, float(seen.pop("ratio_max")))
+            for name, value in ({"loss": loss.detach(), "entropy": (weight * entropy).sum()} | seen).items():
+                sums[name] += float(value)
+        grad_norm, skipped = policy.step(config.lr_at(step))
+    return ranks.totals(sums) | {
+        "ratio_max": ratio_max, "grad_norm": grad_norm, "lr": config.lr_at(step), "skipped_steps": skipped,
+    }  # fmt: skip
+
+
+def log_probs(model: Sharded, packed: Packed, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled."""
+    return grpo.answer_logps(model.logits(packed), packed.tokens, config.temperature, model.vlm.forbidden)
+
+
+def main(config: TrainConfig) -> None:
+    """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
+    ranks = engine.start(Path(config.output_dir))
+    saved = engine.resumable(config, ranks)
+    dataset = open_dataset(config.data, config.split, config.data_root or None, config.limit or None)
+    held_out = suites.held_out(config)
+    dtype = engine.pick_dtype(config.dtype)
+    with ranks.quietly():
+        start, learner = (VisionLanguageModel.load(config.model, dtype, config.attention) for _ in range(2))
+    engine.seed_everything(config.seed, ranks.rank)
+    policy = Sharded(learner, ranks, config, learns=True)
+    reference = Sharded(start, ranks, config, learns=False)
+    first = 1
+    if saved:
+        engine.restore(policy, saved)
+        first = saved["step"] + 1
+    stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
+
+    with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
+        log.say(report.introduction(config, learner.parameters, str(dtype), ranks.world, len(dataset), first))
+        watch = engine.Watch(config.max_skipped, policy.engine.skipped_steps)
+        for step in range(first, config.steps + 1):
+            examples = stream.at(step - 1)
+            row, judged = train_step(step, examples, policy, reference, config)
+            if step == first:
+                log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
+            log.step(row)
+            watch.check(row, [example.id for example in examples], log.say)
+            if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
+                save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
+            if step % config.save_every == 0 or step == config.steps:
+                engine.save(policy, config, step)
+        if held_out:
+            with policy.gathered() as actor, reference.gathered() as expert:
+                if ranks.rank == 0:
+                    suites.before_and_after(actor, expert, held_out, config, log.say)
+            ranks.wait()
+    engine.stop()
+
+
+if __name__ == "__main__":
+    try:
+        main(TrainConfig.from_args())
+    except (ConfigError, DataError, ModelError) as error:
+        sys.exit(f"activeo3: {error}")
