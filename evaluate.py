@@ -8,16 +8,15 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from activeo3 import datasets, engine, pictures, report, suites
+from activeo3 import datasets, engine, geometry, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
-from activeo3.datasets import DataError
+from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.sampler import look
@@ -30,16 +29,19 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.check_versions()
-    folder = Path(config.output_dir or Path(config.checkpoint) / "eval")
+    folder = output_folder(config)
     benchmarks = config.benchmark or (config.data,)
-    opened = {} if config.image else {name: examples_of(name, config.split, config.limit, config) for name in benchmarks}
-    picture = own_picture(config) if config.image else None  # before the models: a wrong path should say so at once
+    # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
+    opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
+    picture = own_picture(config) if config.image else None
     actor, start = policies(config)
     if picture:
         return look_once(picture, actor, start, config, folder)
     rows = []
-    for name, examples in opened.items():
-        training = examples_of(name, "train", FITTED_ON, config) if "fixed" in config.methods else []
+    for name, dataset in opened.items():
+        examples = readable(dataset)
+        training = readable(to_fit[name]) if to_fit else []
         found, shown = suites.run(name, config.methods, examples, actor, start, config, training, config.resamples)
         rows += found
         suites.write_results(folder, rows)
@@ -51,9 +53,19 @@ def main(config: EvalConfig) -> None:
     print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
 
 
-def examples_of(name: str, split: str, limit: int, config: EvalConfig) -> list[Example]:
-    """The first ``limit`` examples of a split; unreadable pictures are left out and named."""
-    dataset = datasets.open_dataset(name, split, config.data_root or None, limit or None)
+def output_folder(config: EvalConfig) -> Path:
+    """Where results go: never a new folder with the name of a hub id, which would then hide the hub's model."""
+    checkpoint = Path(config.checkpoint)
+    return Path(config.output_dir or (checkpoint / "eval" if checkpoint.is_dir() else "eval"))
+
+
+def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
+    """The first ``limit`` questions of a split (0: all), no picture read yet."""
+    return datasets.open_dataset(name, split, config.data_root or None, limit or None)
+
+
+def readable(dataset: Dataset) -> list[Example]:
+    """All examples of a data set; unreadable pictures are left out and named."""
     examples = []
     for index in range(len(dataset)):
         try:
@@ -61,7 +73,7 @@ def examples_of(name: str, split: str, limit: int, config: EvalConfig) -> list[E
         except DataError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not examples:
-        raise DataError(f"{name} has no readable picture in its split {split}.")
+        raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
     return examples
 
 
@@ -83,11 +95,12 @@ def own_picture(config: EvalConfig) -> Example:
     path = Path(config.image)
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as people see it
+        geometry.fitted(image.size, 1, 1, 2**40)  # raises ValueError for a shape that no model takes
     except FileNotFoundError:
         raise DataError(f"--image {path} does not exist.") from None
     except datasets.DAMAGED as error:
-        raise DataError(f"--image {path} cannot be read as a picture ({error}).") from None
+        raise DataError(f"--image {path} cannot be used as a picture ({error}).") from None
     return Example(path.stem, image, config.find, np.zeros((0, 4)))
 
 

@@ -18,7 +18,7 @@ import torch
 from activeo3 import engine, grpo, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import DataError, open_dataset
-from activeo3.engine import Sharded
+from activeo3.engine import Ranks, Sharded
 from activeo3.models import ModelError, Packed, Prompt, VisionLanguageModel
 from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
@@ -92,13 +92,22 @@ def learn(
                 sums[name] += float(value)
         grad_norm, skipped = policy.step(config.lr_at(step))
     return ranks.totals(sums) | {
-        "ratio_max": ratio_max, "grad_norm": grad_norm, "lr": config.lr_at(step), "skipped_steps": skipped,
+        "ratio_max": max(ranks.gather(ratio_max)), "grad_norm": grad_norm, "lr": config.lr_at(step),
+        "skipped_steps": skipped, "memory_gb": ranks.memory_gb(),
     }  # fmt: skip
 
 
 def log_probs(model: Sharded, packed: Packed, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled."""
-    return grpo.answer_logps(model.logits(packed), packed.tokens, config.temperature, model.vlm.forbidden)
+    logits = model.logits(packed)  # (P, 1 + W, V)
+    return grpo.answer_logps(logits, packed.tokens, packed.columns, config.temperature, model.vlm.forbidden)
+
+
+def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
+    """The start policy under ZeRO-3: once to learn, once frozen as reference and task model."""
+    with ranks.quietly():
+        whole = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
+    return Sharded(whole, ranks, config, learns)
 
 
 def main(config: TrainConfig) -> None:
@@ -107,12 +116,8 @@ def main(config: TrainConfig) -> None:
     saved = engine.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root or None, config.limit or None)
     held_out = suites.held_out(config)
-    dtype = engine.pick_dtype(config.dtype)
-    with ranks.quietly():
-        start, learner = (VisionLanguageModel.load(config.model, dtype, config.attention) for _ in range(2))
+    policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
     engine.seed_everything(config.seed, ranks.rank)
-    policy = Sharded(learner, ranks, config, learns=True)
-    reference = Sharded(start, ranks, config, learns=False)
     first = 1
     if saved:
         engine.restore(policy, saved)
@@ -120,7 +125,7 @@ def main(config: TrainConfig) -> None:
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
-        log.say(report.introduction(config, learner.parameters, str(dtype), ranks.world, len(dataset), first))
+        log.say(report.introduction(config, policy.vlm.parameters, ranks.world, len(dataset), first))
         watch = engine.Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)
@@ -128,7 +133,7 @@ def main(config: TrainConfig) -> None:
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
             log.step(row)
-            watch.check(row, [example.id for example in examples], log.say)
+            watch.check(row, sum(ranks.gather([example.id for example in examples]), []), log.say)
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:

@@ -9,10 +9,10 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 
@@ -66,11 +66,18 @@ class _Config:
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 known = ", ".join(map(str, get_args(field.type)))
                 raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
         if not 1 <= self.regions <= 10:
             raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to 10 regions.")
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
+            raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
+
+    def _needs_root(self) -> None:
+        """Raise ConfigError if --data lies on disk and nobody said where."""
         if self.data != "scenes" and not self.data_root:
             raise ConfigError(f"--data {self.data} lives on disk: say where with --data_root FOLDER.")
 
@@ -81,7 +88,7 @@ class _Config:
         docs = field_docs(cls)
         for field in dataclasses.fields(cls):
             many = {"nargs": "*"} if get_origin(field.type) is tuple else {}
-            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=f"{docs[field.name]} [{_plain(field.default)}]", **many)
+            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=_help(docs[field.name], field.default), **many)
         parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
         given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
         given.pop("local_rank", None)
@@ -89,7 +96,9 @@ class _Config:
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}.")
         types = {field.name: field.type for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in PRESETS[preset].items() if key in types}
+        # A preset describes a training run; an evaluation takes from it what both scripts share.
+        taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else _Config)}
+        values = {key: value for key, value in PRESETS[preset].items() if key in taken}
         return cls(**values | {key: _read(key, types[key], value) for key, value in given.items()})
 
 
@@ -171,6 +180,7 @@ class TrainConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._needs_root()
         if self.group < 2:
             raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
         if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
@@ -226,7 +236,7 @@ class EvalConfig(_Config):
     limit: int = 200
     """examples per benchmark; 0: all"""
     output_dir: str = ""
-    """where results.json, the table and pictures go; by default eval/ in the checkpoint"""
+    """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id"""
     resamples: int = 1000
     """bootstrap resamples of the 95 % intervals"""
     image: str = ""
@@ -240,11 +250,17 @@ class EvalConfig(_Config):
             raise ConfigError("--checkpoint is missing: name a checkpoint folder, e.g. --checkpoint data/tiny.")
         if bool(self.image) != bool(self.find):
             raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
+        if not self.image and not self.benchmark:
+            self._needs_root()
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown:
             raise ConfigError(f"--methods {' '.join(unknown)} not known; there are: {', '.join(METHODS)}.")
+        if not self.methods:
+            raise ConfigError(f"--methods names none; there are: {', '.join(METHODS)}.")
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
+        if self.resamples < 0:
+            raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -282,9 +298,10 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _plain(default: Any) -> str:
-    """A default value as help shows it; argparse reads % as a format."""
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default).replace("%", "%%")
+def _help(doc: str, default: Any) -> str:
+    """A field's text and its default value; argparse reads % as a format, so it is doubled."""
+    plain = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{doc} [{plain}]".replace("%", "%%")
 
 
 def _read(name: str, kind: Any, text: Any) -> Any:

@@ -5,11 +5,13 @@ rank-local and ragged: ranks may generate different lengths and take different b
 rank makes the same number of forwards, backwards and collectives, or ZeRO-3 waits for ever.
 """
 
+import ctypes
 import json
 import logging
 import math
 import os
 import random
+import resource
 import shutil
 import sys
 import warnings
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.models import Packed, VisionLanguageModel
+from activeo3.report import counted
 
 # (package, first broken, first good again, what happens): refused by name before any work starts.
 _BROKEN = (
@@ -75,6 +78,7 @@ class Ranks:
                 os.dup2(log.fileno(), 2)
                 yield
         finally:
+            ctypes.CDLL(None).fflush(None)  # C keeps what it prints to a pipe or file until it is asked
             for descriptor, copy in zip((1, 2), saved):
                 os.dup2(copy, descriptor)
                 os.close(copy)
@@ -88,6 +92,12 @@ class Ranks:
         packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(packed)
         return dict(zip(values, packed.tolist()))
+
+    def memory_gb(self) -> float:
+        """The most memory this process has held so far: of its GPU if it has one, else of the machine."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
@@ -183,16 +193,21 @@ class Sharded:
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
             for parameter in self.vlm.model.parameters():
                 parameter.ds_active_sub_modules.clear()
-            for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+            hooks = [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]
+            for hook in hooks:
                 hook.remove()
             offload.forward_hooks.clear(), offload.backward_hooks.clear()
             try:
                 yield self.vlm
             finally:
+                # The root's own hook compares the ranks' traces, a collective in every forward pass: a rank
+                # with no crop to look at would leave the others waiting, so it must be gone in the block too.
+                restart = lambda *_: offload.get_param_coordinator().reset_step()  # noqa: E731
+                offload.fwd_pre_hook = offload.module.register_forward_pre_hook(restart)
                 offload._register_deepspeed_module(offload.module)
 
     def logits(self, packed: Packed) -> Tensor:
-        """Logits (R, 1 + B*T, V) of a packed batch; a collective: every rank calls it equally often."""
+        """Logits (R, 1 + W, V) of a packed batch; a collective: every rank calls it equally often."""
         return self.vlm.forward_packed(packed, self.engine)
 
     def backward(self, loss: Tensor) -> None:
@@ -276,7 +291,8 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
     ranks, folder = sharded.ranks, Path(config.output_dir)
     target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
     if ranks.rank == 0:
-        shutil.rmtree(building, ignore_errors=True)
+        for left in folder.glob("building-*"):  # by a run that was killed while it wrote or deleted
+            shutil.rmtree(left)
         building.mkdir(parents=True)
     ranks.wait()
     with ranks.quietly():
@@ -292,7 +308,7 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(building, target)
         for old in checkpoints(folder)[: -config.keep] if config.keep else []:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
     ranks.wait()
     return target
 
@@ -314,8 +330,8 @@ def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
     state = json.loads((found[-1] / "activeo3.json").read_text())
     if state["world"] != ranks.world:
         raise ConfigError(
-            f"{found[-1]} was made by {state['world']} processes and there are now {ranks.world}; "
-            f"start as many, or choose another --output_dir."
+            f"{found[-1]} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
+            f"{ranks.world}; start as many, or choose another --output_dir."
         )
     different = config.differences(state["config"])
     if different:

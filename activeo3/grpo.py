@@ -68,29 +68,28 @@ def zero_spread(rewards: Tensor) -> Tensor:
 
 
 def answer_logps(
-    logits: Tensor, tokens: Tensor, temperature: float = 1.0, forbidden: Sequence[int] = ()
+    logits: Tensor, tokens: Tensor, columns: Tensor, temperature: float = 1.0, forbidden: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every answer token under the distribution that was sampled, and its entropy.
 
     The one-token shift between logits and ids lives here and nowhere else: the prompt's last column
-    predicts the first token of all G answers, an answer's column t predicts its token t + 1.
+    predicts the first token of all G answers, the column of an answer's token predicts the next one.
 
     Args:
-        logits: (P, 1 + G*T, V), of the prompt's last column and of every answer column.
+        logits: (P, 1 + W, V), of the prompt's last column and of the W columns that hold answers.
         tokens: (P, G, T) sampled ids; padding may hold any id.
+        columns: (P, G, T) which of the W columns holds a token.
         temperature: the one they were sampled at; 0 (greedy) is scored at 1.
         forbidden: ids that the sampler could never draw.
 
     Returns:
         logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.
     """
-    P, G, T = tokens.shape
-    V = logits.shape[-1]
-    first = logits[:, :1, None].expand(P, 1, G, V).transpose(1, 2)  # (P, G, 1, V)
-    later = logits[:, 1:].reshape(P, G, T, V)[:, :, :-1]  # (P, G, T-1, V)
-    logits = torch.cat([first, later], dim=2).float() / (temperature or 1.0)  # (P, G, T, V)
+    predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., :-1] + 1], dim=-1)  # (P, G, T)
+    prompt = torch.arange(len(tokens), device=logits.device)[:, None, None]  # (P, 1, 1)
+    logits = logits[prompt, predictor].float() / (temperature or 1.0)  # (P, G, T, V)
     if forbidden:
-        banned = torch.zeros(V, dtype=torch.bool, device=logits.device)
+        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         banned[list(forbidden)] = True
         logits = logits.masked_fill(banned, torch.finfo(logits.dtype).min)
     logp_all = logits.log_softmax(dim=-1)  # (P, G, T, V)

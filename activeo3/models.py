@@ -28,6 +28,9 @@ FAMILIES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
 """The architectures that are supported, and the unit in which each writes coordinates."""
 
 
+PREFIX, PADDING = -1, -2  # owners of columns that belong to no branch
+
+
 class ModelError(Exception):
     """A checkpoint that cannot be used, in one sentence that says what to do."""
 
@@ -50,14 +53,16 @@ class Packed:
     """Rows of ``prefix | branches`` as one forward pass wants them, and where the branches are.
 
     ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
-    (left-padded, so that every prompt ends in column S - 1); ``tokens`` (R, B, T) are the branches'
-    ids and ``real`` (R, B, T) is True where a token is one, False where it is padding.
+    (left-padded, so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the branches' ids,
+    ``real`` (R, B, T) is True where a token is one and False where it is padding, and ``columns``
+    (R, B, T) says which of the W columns behind the prefix holds the token.
     """
 
     inputs: dict[str, Tensor]
     prefix: int
     tokens: Tensor
     real: Tensor
+    columns: Tensor
 
 
 class VisionLanguageModel:
@@ -200,24 +205,31 @@ class VisionLanguageModel:
     # ------------------------------------------------------------------ scoring: one packed row per prompt
 
     def pack(self, prompts: Sequence[Prompt], branches: Sequence[Sequence[Sequence[int]]]) -> Packed:
-        """Lay out R prompts, each with B branches, as rows of S + B * T columns (see ``Packed``).
+        """Lay out R prompts with their branches as one row each (see ``Packed``).
 
-        Raises ModelError unless the text tower attends with ``sdpa``: "eager" would add the mask's booleans
-        to its scores, flash attention has no place for such a mask, and both would do so in silence.
+        Branches of a row stand close together, so unequal lengths cost nothing inside a row; rows are
+        padded on the right to the longest. Every row needs the same number B of branches.
         """
-        attention = self.model.config.get_text_config()._attn_implementation
-        if attention != "sdpa":
-            raise ModelError(f"packed rows need attention 'sdpa', but the model was loaded with {attention!r}")
         ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (R, S)
-        rows, S, B = len(prompts), ids.shape[1], len(branches[0])
-        T = max(len(branch) for row in branches for branch in row)
+        rows, B, T = len(prompts), len(branches[0]), max(len(branch) for row in branches for branch in row)
+        width = max(sum(map(len, row)) for row in branches)  # W, columns that hold branches
         tokens = torch.full((rows, B, T), self.end_token)
-        real = torch.zeros((rows, B, T), dtype=torch.bool)
+        columns = torch.zeros((rows, B, T), dtype=torch.long)
+        laid = torch.full((rows, width), self.end_token)
+        owner = torch.full((rows, width), PADDING)  # which branch a column belongs to
+        depth = torch.zeros((rows, width), dtype=torch.long)  # how far into its branch it is
         for r, row in enumerate(branches):
+            begin = 0
             for b, branch in enumerate(row):
-                tokens[r, b, : len(branch)] = torch.tensor(branch)
-                real[r, b, : len(branch)] = True
-        tokens, real = tokens.to(ids.device), real.to(ids.device)
+                end = begin + len(branch)
+                tokens[r, b, : len(branch)] = laid[r, begin:end] = torch.tensor(branch)
+                columns[r, b, : len(branch)] = torch.arange(begin, end)
+                owner[r, begin:end] = b
+                depth[r, begin:end] = torch.arange(len(branch))
+                begin = end
+        lengths = torch.tensor([[len(branch) for branch in row] for row in branches])  # (R, B)
+        real = torch.arange(T) < lengths[..., None]  # (R, B, T)
+        tokens, columns, real, laid, owner, depth = (x.to(ids.device) for x in (tokens, columns, real, laid, owner, depth))
         visual = self._visual(prompts, ids)
         positions, _ = self.model.model.get_rope_index(
             ids,
@@ -225,19 +237,18 @@ class VisionLanguageModel:
             image_grid_thw=visual["image_grid_thw"],
             attention_mask=attended,
         )  # (3, R, S)
-        after = positions.amax(dim=(0, 2))[:, None] + 1 + torch.arange(T, device=ids.device)  # (R, T)
-        branch_positions = after.repeat(1, B).expand(3, rows, B * T)
+        after = positions.amax(dim=(0, 2))[:, None] + 1 + depth  # (R, W)
         inputs = {
-            "input_ids": torch.cat([ids, tokens.view(rows, B * T)], dim=1),  # (R, S + B*T)
-            "position_ids": torch.cat([positions, branch_positions], dim=2),  # (3, R, S + B*T)
-            "attention_mask": _branching_mask(attended.bool(), B, T),  # (R, 1, S + B*T, S + B*T)
+            "input_ids": torch.cat([ids, laid], dim=1),  # (R, S + W)
+            "position_ids": torch.cat([positions, after.expand(3, rows, width)], dim=2),  # (3, R, S + W)
+            "attention_mask": _branching_mask(attended.bool(), owner),  # (R, 1, S + W, S + W)
             "pixel_values": visual["pixel_values"],
             "image_grid_thw": visual["image_grid_thw"],
         }
-        return Packed(inputs, S, tokens, real)
+        return Packed(inputs, ids.shape[1], tokens, real, columns)
 
     def forward_packed(self, packed: Packed, module: nn.Module | None = None) -> Tensor:
-        """Logits (R, 1 + B*T, V) of the prefix's last column and of every branch column.
+        """Logits (R, 1 + W, V) of the prefix's last column and of the W branch columns.
 
         The head runs on these columns alone: the prefix is most of the row and needs no logits.
         ``module`` is the model as the engine wraps it; by default the bare model.
@@ -302,20 +313,19 @@ def _until(ids: list[int], end: int) -> tuple[int, ...]:
     return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
 
 
-def _branching_mask(attended: Tensor, branches: int, length: int) -> Tensor:
+def _branching_mask(attended: Tensor, owner: Tensor) -> Tensor:
     """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
 
+    ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
     Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
     mask must not be empty, or its softmax would be NaN).
     """
     rows, prefix = attended.shape
-    total = prefix + branches * length
-    device = attended.device
-    branch = torch.cat(
-        [torch.full((prefix,), -1, device=device), torch.arange(branches, device=device).repeat_interleave(length)]
-    )  # (L,)
-    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-    family = (branch[None, :] == -1) | (branch[None, :] == branch[:, None])  # (query, key)
-    visible = torch.cat([attended, attended.new_ones(rows, branches * length)], dim=1)[:, None, :]  # (R, 1, key)
-    self_only = torch.eye(total, dtype=torch.bool, device=device)
-    return ((causal & family) & visible | self_only)[:, None]
+    branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
+    total = branch.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=owner.device).tril()  # (query, key)
+    key, query = branch[:, None, :], branch[:, :, None]
+    family = (key == PREFIX) | (key == query)  # (R, query, key)
+    visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
+    itself = torch.eye(total, dtype=torch.bool, device=owner.device)
+    return ((causal & family & visible) | itself)[:, None]

@@ -9,7 +9,6 @@ import collections
 import json
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -74,7 +73,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
     "time/act": Metric("s", "cropping, and the task model on all crops", "follows the regions"),
     "time/learn": Metric("s", "reference, loss, backward and update", "steady"),
     "time/step": Metric("s", "one whole step by the clock", "a little more than its parts"),
-    "memory_gb": Metric("GB", "highest memory of one accelerator so far", "flat after a few steps"),
+    "memory_gb": Metric("GB", "most memory that rank 0 has held, of its GPU if it has one", "flat after a few steps"),
 }
 
 
@@ -243,11 +242,8 @@ class Clock:
         self._phases[f"time/{phase}"] = time.perf_counter() - began
 
     def times(self) -> dict[str, float]:
-        """``time/<phase>`` of every phase, ``time/step`` so far, and the memory's high-water mark."""
-        return self._phases | {
-            "time/step": time.perf_counter() - self._began,
-            "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
+        """``time/<phase>`` of every phase, and ``time/step`` so far."""
+        return self._phases | {"time/step": time.perf_counter() - self._began}
 
 
 def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], group: int,
@@ -270,19 +266,24 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, parameters: int, dtype: str, world: int, examples: int,
-                 first: int) -> str:
+def introduction(config: TrainConfig, parameters: int, world: int, examples: int, first: int) -> str:
     """What a run is about to do, in a few lines."""
-    answers = world * config.prompts * config.group
-    need = parameters * (16 if "32" in dtype else 18) / 2**30  # weights, gradient, Adam; reference
+    if first > config.steps:
+        return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
+    pictures = world * config.prompts
+    # Per parameter, float32: weight, gradient, two moments, reference (5 x 4 bytes); bfloat16: weight,
+    # gradient and reference (3 x 2) beside float32 master weight and moments (3 x 4).
+    need = parameters * (20 if config.dtype == "float32" else 18) / 2**30
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
-        f"{parameters / 1e6:.1f} M parameters in {dtype.removeprefix('torch.')}, on {counted(world, 'process', 'processes')}",
+        f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",
         f"  data    {config.data} ({config.split}): {examples} questions",
-        f"  step    {world * config.prompts} pictures x {config.group} answers = {answers} answers, up to "
-        f"{config.regions} regions each; then one update at learning rate {config.lr:g}",
-        f"  steps   {first} to {config.steps}; a checkpoint every {config.save_every} in {config.output_dir}",
-        f"  memory  weights, gradients, optimizer and reference take about {need:.2f} GB over all processes",
+        f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers of "
+        f"up to {config.regions} regions; then an update at learning rate {config.lr:g}",
+        f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
+        f"{config.output_dir}",
+        f"  memory  weights, gradients, optimizer and reference: about {need:.2f} GB over all "
+        f"processes, activations come on top",
     ])
 
 

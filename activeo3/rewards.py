@@ -16,6 +16,8 @@ Deviations from the paper, and readings of what it leaves open:
   3. The terms are added with weight 1 each; the paper only says that they are combined.
   4. AP of one picture is the benchmark's own function on that picture (metrics.ap_ar_50), detections
      without scores ranked by their order.
+  5. A region's sides are x2 - x1 and y2 - y1, as everywhere here; the paper's area ratio adds a pixel to
+     each. Crowds, which are neither asked for nor punished, count for no term.
 """
 
 from typing import Mapping
@@ -23,13 +25,14 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
-from activeo3.schema import Outcome, Rollout, Score
+from activeo3.schema import Example, Outcome, Rollout, Score
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
 CONTAINED = 0.9
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
+_ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
 
 
 def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
@@ -56,7 +59,7 @@ def no_overlap(regions_px: np.ndarray) -> float:
     if not len(regions_px):
         return 0.0
     overlap = np.triu(geometry.iou(regions_px, regions_px), k=1)
-    return float(overlap.max(initial=0.0) <= MOST_OVERLAP)
+    return float(overlap.max(initial=0.0) <= MOST_OVERLAP + _ROUNDING)
 
 
 def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
@@ -64,7 +67,13 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
     if not len(regions_px):
         return 0.0
     ratio = geometry.area(regions_px) / (size[0] * size[1])
-    return float(((ratio >= AREA_RATIO[0]) & (ratio <= AREA_RATIO[1])).all())
+    return float(((ratio >= AREA_RATIO[0] - _ROUNDING) & (ratio <= AREA_RATIO[1] + _ROUNDING)).all())
+
+
+def asked_boxes(example: Example) -> np.ndarray:
+    """The true boxes (N, 4) that are asked for: all but the crowds."""
+    boxes = geometry.as_boxes(example.boxes_px)
+    return boxes if example.crowd is None else boxes[~np.asarray(example.crowd, dtype=bool)]
 
 
 def covered(rollout: Rollout, mode: str) -> float:
@@ -72,14 +81,14 @@ def covered(rollout: Rollout, mode: str) -> float:
 
     ``purity`` needs ``fields["masks"]`` of the example and raises ValueError without it.
     """
-    example, regions = rollout.example, geometry.as_boxes(rollout.regions)
-    if not len(regions) or not len(example.boxes_px):
+    boxes_px, regions = asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
+    if not len(regions) or not len(boxes_px):
         return 0.0
     match mode:
         case "contain":
-            return metrics.region_recall(regions, example.boxes_px, CONTAINED)
+            return metrics.region_recall(regions, boxes_px, CONTAINED)
         case "iou":
-            return float((geometry.iou(example.boxes_px, regions).max(axis=1) >= IOU_ENOUGH).mean())
+            return float((geometry.iou(boxes_px, regions).max(axis=1) >= IOU_ENOUGH - _ROUNDING).mean())
         case "purity":
             return float(np.mean([share >= PURITY_ENOUGH for share in _purity(rollout)]))
     raise ValueError(f"unknown coverage mode {mode!r}: use contain, iou or purity")

@@ -1,6 +1,6 @@
 """The embedded world: pictures in which what matters is too small for one look.
 
-A picture (shorter side 896-1152) shows a textured table with five to nine *clusters* of small things
+A picture (shorter side 896 or 1024) shows a textured table with four to ten *clusters* of small things
 on it. A cluster has one colour, so from afar it is a speckle of red or blue; which shapes are in it, a
 star or a cross, is 45-65 pixels wide and melts away in a sensing view of 128 pixels, but is plain in a
 crop. Every picture asks for one kind of thing: a colour and a shape, "red star". Its targets stand in

@@ -29,7 +29,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
 from activeo3.prompts import read_regions
-from activeo3.rewards import CONTAINED, score
+from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
 from activeo3.taskmodels import act
@@ -125,12 +125,14 @@ def sensing_metrics(
         "swap_picture": None,
         "swap_query": None,
     }
-    if method == "direct" or len(examples) < 2:
+    if method == "direct":
         return result
-    units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
-    borrowed = [from_unit(units[i - 1], example.size_px) for i, example in enumerate(examples)]
-    result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
-    if method in ("cot", "active"):
+    if len(set(pictures)) > 1:
+        units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
+        lenders = [other_picture(examples, i) for i in range(len(examples))]
+        borrowed = [from_unit(units[lender], example.size_px) for lender, example in zip(lenders, examples)]
+        result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
+    if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
         rollouts = greedy_look(actor if method == "active" else start, asked, config)
         elsewhere = recalls(examples, [rollout.regions for rollout in rollouts])
@@ -141,7 +143,13 @@ def sensing_metrics(
 def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
     """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
     pairs = zip(examples, regions, strict=True)
-    return np.array([metrics.region_recall(of_one, example.boxes_px, CONTAINED) for example, of_one in pairs])
+    return np.array([metrics.region_recall(of_one, asked_boxes(example), CONTAINED) for example, of_one in pairs])
+
+
+def other_picture(examples: Sequence[Example], index: int) -> int:
+    """Where the nearest earlier example of another picture is; several questions may share a picture."""
+    earlier = (k % len(examples) for k in range(index - 1, index - len(examples), -1))
+    return next(k for k in earlier if examples[k].image_id != examples[index].image_id)
 
 
 def other_query(examples: Sequence[Example], index: int) -> str:
@@ -184,7 +192,7 @@ def oracle_regions(example: Example, regions: int) -> tuple[Region, ...]:
     """
     width, height = example.size_px
     side = min(width, height)
-    groups = [np.array(box) for box in example.boxes_px]
+    groups = list(asked_boxes(example))
     while len(groups) > 1:
         joined = {
             (i, j): np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])])
@@ -272,9 +280,9 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def gallery(examples: Sequence[Example], shown: Mapping[str, tuple[Regions, list[Outcome], list[str]]],
             titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12) -> list[tuple[Shown, ...]]:
-    """The same picture under several methods, side by side, for ``count`` examples."""
+    """The same picture under several methods, side by side, for ``count`` examples; none without a method."""
     pairs = []
-    for index in range(min(count, len(examples))):
+    for index in range(min(count, len(examples)) if titles else 0):
         items = []
         for method, title in titles.items():
             regions, outcomes, answers = shown[method]

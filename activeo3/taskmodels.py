@@ -12,6 +12,7 @@ Deviations from the paper, and readings of what it leaves open:
   3. Boxes of a language model carry no score: all are 1.0 and rank by their order.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -25,6 +26,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example, Outcome, Region, Sampling
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
+MOST_ELONGATED = 200  # length over width of a crop that keeps its shape: the most that the processor takes
 SAME_THING = 0.5  # IoU above which boxes of two crops are one thing
 
 
@@ -80,7 +82,9 @@ def crop_view(
     if config.crop_shape == "square":
         size = expert.view_size((side, side))
     else:
-        shape = (max(1, round(window.x2 - window.x1)), max(1, round(window.y2 - window.y1)))
+        width, height = window.x2 - window.x1, window.y2 - window.y1
+        thinnest = math.ceil(max(width, height) / MOST_ELONGATED)  # a sliver is widened, not refused
+        shape = (max(thinnest, round(width)), max(thinnest, round(height)))
         size = expert.view_size(shape, pixels=(side * side, 2**40))
     return geometry.crop(image, window, size), Frame(tuple(window), expert.text_scale(size))
 

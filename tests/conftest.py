@@ -10,6 +10,7 @@ from typing import Callable, Iterator, Mapping
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from transformers import (
     PreTrainedTokenizerFast,
@@ -24,6 +25,10 @@ from activeo3 import tiny
 from activeo3.models import FAMILIES, VisionLanguageModel
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
+
+# The same examples on every run, however busy the machine is.
+settings.register_profile("activeo3", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("activeo3")
 
 PATCH, MERGE = 8, 2
 SPECIAL = {

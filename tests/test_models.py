@@ -1,5 +1,6 @@
 """models.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
 
+from pathlib import Path
 from typing import Callable, Sequence
 
 import pytest
@@ -70,7 +71,8 @@ def packed_logps(
 ) -> tuple[Tensor, Tensor]:
     """(logp, real) (P, G, T) by the packed forward that is under test."""
     packed = vlm.pack(prompts, answers)
-    logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, temperature, vlm.forbidden)
+    logits = vlm.forward_packed(packed)
+    logps, _ = answer_logps(logits, packed.tokens, packed.columns, temperature, vlm.forbidden)
     return logps, packed.real
 
 
@@ -164,7 +166,7 @@ def test_padding_and_batch_order_change_nothing(vlm: VisionLanguageModel, pictur
 def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
     packed = vlm.pack(prompts, answers)
-    positions, T = packed.inputs["position_ids"], packed.tokens.shape[2]
+    positions = packed.inputs["position_ids"]
     for p, prompt in enumerate(prompts):
         S = len(prompt.ids)
         for g, answer in enumerate(answers[p]):
@@ -172,28 +174,59 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, pi
             kinds = (ids == vlm.image_token).int()
             expected, _ = vlm.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grid[None])
             assert torch.equal(positions[:, p, packed.prefix - S : packed.prefix], expected[:, 0, :S])
-            start = packed.prefix + g * T
-            assert torch.equal(positions[:, p, start : start + len(answer)], expected[:, 0, S:])
+            held = packed.prefix + packed.columns[p, g, : len(answer)]
+            assert torch.equal(positions[:, p, held], expected[:, 0, S:])
 
 
 def test_the_packed_record_is_the_answers(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
     packed = vlm.pack(prompts, answers)
+    ids = packed.inputs["input_ids"]
     for p, row in enumerate(answers):
+        assert ids[p, : packed.prefix][-len(prompts[p].ids) :].tolist() == prompts[p].ids.tolist()
         for g, answer in enumerate(row):
             # The end token is real although padding is made of end tokens too.
             assert tuple(packed.tokens[p, g][packed.real[p, g]].tolist()) == answer
-    assert packed.inputs["input_ids"].shape == (3, packed.prefix + 4 * 7)
+            assert tuple(ids[p, packed.prefix + packed.columns[p, g, : len(answer)]].tolist()) == answer
+        held = packed.columns[p][packed.real[p]].tolist()
+        assert len(set(held)) == len(held) == sum(map(len, row))  # a column each
+    # Answers stand close together: unequal lengths cost nothing inside a row.
+    assert ids.shape[1] == packed.prefix + max(sum(map(len, row)) for row in answers)
 
 
-def test_attention_that_would_misread_the_mask_is_refused(make_vlm: Make, picture: Picture) -> None:
-    vlm = make_vlm("qwen2_5_vl")
-    prompts, answers = prompts_of(vlm, picture, 1), answers_of(vlm, 1)
-    vlm.model.set_attn_implementation("eager")
-    with pytest.raises(models.ModelError, match="'sdpa'.*'eager'"):
-        vlm.pack(prompts, answers)
-    vlm.model.set_attn_implementation("sdpa")
-    assert vlm.pack(prompts, answers).tokens.shape == (1, 4, 7)
+# ---------------------------------------------------------------------- loading and saving
+
+
+def test_a_saved_model_is_the_same_model(vlm: VisionLanguageModel, picture: Picture, tmp_path: Path) -> None:
+    vlm.save(tmp_path)
+    again = VisionLanguageModel.load(str(tmp_path), torch.float32)
+    prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
+    assert again.family == vlm.family and again.forbidden == vlm.forbidden and again.factor == vlm.factor
+    assert again.model.config.get_text_config()._attn_implementation == "sdpa"  # or packed rows would leak
+    with torch.no_grad():
+        before, real = packed_logps(vlm, prompts, answers)
+        after, _ = packed_logps(again, prompts_of(again, picture, 2), answers)
+    assert torch.equal(after[real], before[real])
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "empty").mkdir()
+    for source, reason in (
+        (tmp_path / "nowhere", "nowhere does not exist"),
+        (tmp_path / "empty", "empty cannot be opened"),
+        (tmp_path / "other", "llama.*qwen2_5_vl, qwen3_vl"),
+    ):
+        with pytest.raises(models.ModelError, match=reason):
+            VisionLanguageModel.load(str(source), torch.float32)
+
+
+def test_a_folder_without_weights_is_refused(vlm: VisionLanguageModel, tmp_path: Path) -> None:
+    vlm.save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(models.ModelError, match="incomplete"):
+        VisionLanguageModel.load(str(tmp_path), torch.float32)
 
 
 # ---------------------------------------------------------------------- sampling == plain generate
@@ -283,7 +316,11 @@ def test_a_rollout_leaves_the_model_as_it_was(vlm: VisionLanguageModel, picture:
     before, real = packed_logps(vlm, prompts, answers)
     vlm.model.train()
     try:
+        modes: list[bool] = []
+        hook = vlm.model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
         vlm.generate(prompts, 3, Sampling(1.0, max_new_tokens=3))
+        hook.remove()
+        assert modes and not any(modes)  # sampled without dropout and without checkpointing
         assert all(module.training for module in vlm.model.modules())
         assert vlm.model.model.rope_deltas is None
         after, _ = packed_logps(vlm, prompts, answers)
@@ -311,6 +348,18 @@ def test_a_rollout_that_fails_leaves_the_model_as_it_was(
         assert vlm.model.model.rope_deltas is None
     finally:
         vlm.model.eval()
+
+
+def test_sampling_stops_when_every_answer_has_ended(
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable
+) -> None:
+    passes: list[int] = []
+    hook = vlm.model.register_forward_pre_hook(lambda module, inputs: passes.append(1))
+    with biased(vlm, {vlm.end_token: 100.0}):
+        answers = vlm.generate(prompts_of(vlm, picture, 2), 2, Sampling(1.0, max_new_tokens=40))
+    hook.remove()
+    assert answers == [[(vlm.end_token,)] * 2] * 2
+    assert len(passes) == 2  # the prefill, and the first token
 
 
 def test_the_end_token_is_kept_and_what_follows_is_not() -> None:
@@ -348,12 +397,15 @@ def test_a_token_count_that_does_not_fit_the_picture_is_refused_with_its_numbers
 ) -> None:
     prompt, other = prompts_of(vlm, picture, 2)  # 12 and 10 visual tokens
     wrong = Prompt(other.ids, prompt.pixels, prompt.grid)
-    for use in (
-        lambda: vlm.pack([prompt, wrong], [[(20,)], [(20,)]]),
-        lambda: vlm.generate([prompt, wrong], 2, Sampling(1.0, max_new_tokens=1)),
-    ):
-        with pytest.raises(RuntimeError, match=r"image tokens \[12, 10\].*visual features \[12, 12\]"):
-            use()
+    # Two pictures that changed places fit in total, and would be read as each other's rows.
+    swapped = Prompt(prompt.ids, other.pixels, other.grid)
+    for first, features in ((prompt, r"\[12, 12\]"), (swapped, r"\[10, 12\]")):
+        for use in (
+            lambda: vlm.pack([first, wrong], [[(20,)], [(20,)]]),
+            lambda: vlm.generate([first, wrong], 2, Sampling(1.0, max_new_tokens=1)),
+        ):
+            with pytest.raises(RuntimeError, match=rf"image tokens \[12, 10\].*visual features {features}"):
+                use()
 
 
 def test_views_are_whole_visual_tokens_and_pass_the_processor_unchanged(

@@ -228,7 +228,7 @@ PIECES = (
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)), st.booleans(), st.integers(1, 4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_text_is_read(text: str, finished: bool, most: int) -> None:
     sensing = [read_regions(wrapped, finished, most) for wrapped in (text, tagged(text), tagged(f"[{BOX},{text}]"))]
     task = [read_boxes(wrapped, finished) for wrapped in (text, f"[{BOX},{text}]", f'[{{"bbox_2d":[{text}]}}]')]
@@ -248,7 +248,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_is_read(value: object) -> None:
     action = read_boxes(json.dumps(value))
     well_formed = isinstance(value, list) and all(
@@ -272,12 +272,12 @@ def test_nesting_near_the_recursion_limit_is_read() -> None:
 
 def test_an_answer_that_repeats_itself_is_read_in_linear_time() -> None:
     """A policy that fell into a loop writes pages of one token; backtracking over them would take minutes."""
-    began = time.perf_counter()
+    began = time.process_time()
     for piece in (" ", "\n", "```", "```json \n", "<think>", "<answer>", "</answer>", "{", "{a", "[", "<", BOX):
         for start in ("", "```json", "<think></think>", "<think></think><answer>", "<answer>["):
             read_regions(start + piece * 2500 + "x")
             read_boxes(start + piece * 2500 + "x")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_no_answer_is_ever_run() -> None:

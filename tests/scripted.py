@@ -1,0 +1,97 @@
+"""For tests: a vision-language model that says what a test wants, and painted pictures for it to see.
+
+Only the network is missing: tokens, view sizes and coordinate systems are those of the real class, so
+that what is tested is everything between a model's ids and boxes in original pixels.
+"""
+
+from types import SimpleNamespace
+from typing import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from activeo3.models import VisionLanguageModel
+from activeo3.prompts import boxes_answer, sensing_answer
+from activeo3.schema import Sampling
+
+END = "<|im_end|>"
+PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}  # as in the real models; a visual token is twice as wide
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
+BACKGROUND = (20, 20, 90)
+
+Box = Sequence[float]
+
+
+class Scripted(VisionLanguageModel):
+    """Answers a (view, question) with ``says(model, view, question)``: text, END included, or token ids.
+
+    ``shown`` lists the (view, question) pairs of every ``encode``, ``batches`` the (number of prompts,
+    group, sampling) of every ``generate``.
+    """
+
+    def __init__(self, family: str, tokenizer, says: Callable[..., str | Sequence[int]]) -> None:
+        self.family, self.tokenizer, self.says = family, tokenizer, says
+        self.image_processor = SimpleNamespace(patch_size=PATCH[family], merge_size=2)
+        self.end_token = tokenizer.convert_tokens_to_ids(END)
+        self.shown: list[tuple[Image.Image, str]] = []
+        self.batches: list[tuple[int, int, Sampling]] = []
+
+    def encode(self, views: Sequence[Image.Image], texts: Sequence[str]) -> list[tuple[Image.Image, str]]:
+        encoded = list(zip(views, texts, strict=True))
+        assert all(side % self.factor == 0 for view in views for side in view.size)
+        self.shown += encoded
+        return encoded
+
+    def generate(self, prompts, group: int, sampling: Sampling) -> list[list[tuple[int, ...]]]:
+        self.batches.append((len(prompts), group, sampling))
+        return [[self.ids(self.says(self, *prompt)) for _ in range(group)] for prompt in prompts]
+
+    def ids(self, answer: str | Sequence[int]) -> tuple[int, ...]:
+        tokens = self.tokenizer(answer, add_special_tokens=False).input_ids if isinstance(answer, str) else answer
+        return tuple(tokens)
+
+
+def painted(size: tuple[int, int], things: Sequence[tuple[str, Box]]) -> Image.Image:
+    """A dark blue picture with rectangles: (colour, xyxy in whole pixels)."""
+    canvas = np.full((size[1], size[0], 3), BACKGROUND, dtype=np.uint8)
+    for colour, (x1, y1, x2, y2) in things:
+        canvas[y1:y2, x1:x2] = COLOURS[colour]
+    return Image.fromarray(canvas)
+
+
+def blobs(view: Image.Image, colour: str) -> list[Box]:
+    """Boxes, in pixels of the view, of the runs of columns that hold ``colour``."""
+    pixels = np.asarray(view, dtype=int)
+    near, far = (np.abs(pixels - shade).sum(axis=2) for shade in (COLOURS[colour], BACKGROUND))
+    there = near < far  # (H, W)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], there.any(axis=0), [0]])))
+    boxes = []
+    for x1, x2 in edges.reshape(-1, 2):
+        rows = np.flatnonzero(there[:, x1:x2].any(axis=1))
+        boxes.append((x1, rows[0], x2, rows[-1] + 1))
+    return boxes
+
+
+def written(model: VisionLanguageModel, view: Image.Image, boxes_view: Sequence[Box]) -> list[list[int]]:
+    """Boxes in pixels of the view as whole numbers in the model's own coordinates."""
+    scale = np.array(model.text_scale(view.size)) / np.array(view.size)
+    return np.rint(np.reshape(boxes_view, (-1, 4)) * np.tile(scale, 2)).astype(int).tolist()
+
+
+def colour_asked(question: str) -> str:
+    return next(colour for colour in COLOURS if colour in question)
+
+
+def finds(model: VisionLanguageModel, view: Image.Image, question: str) -> str:
+    """A perfect task model: the boxes of everything in the view that has the colour asked for."""
+    return boxes_answer(written(model, view, blobs(view, colour_asked(question)))) + END
+
+
+def looks(model: VisionLanguageModel, view: Image.Image, question: str) -> str:
+    """A perfect sensing policy: a region around everything of the colour asked for, with a margin."""
+    things = np.reshape(blobs(view, colour_asked(question)), (-1, 4))
+    if not len(things):
+        return sensing_answer([], "nowhere") + END
+    region = np.concatenate([things[:, :2].min(axis=0) - 3, things[:, 2:].max(axis=0) + 3])
+    return sensing_answer(written(model, view, [region]), "there") + END

@@ -1,0 +1,305 @@
+"""config.py: every number has a doc and one owner, and what cannot be used is said in one sentence."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from activeo3 import engine
+from activeo3.config import _FREE, METHODS, PRESETS, ConfigError, EvalConfig, TrainConfig, field_docs
+from activeo3.engine import Ranks, ds_config
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ["--checkpoint", "somewhere"]
+BOTH = pytest.mark.parametrize("cls", [TrainConfig, EvalConfig])
+
+
+def names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def complaint(cls: type, argv: list[str]) -> str:
+    """The one sentence with which a command line is refused."""
+    with pytest.raises(ConfigError) as caught:
+        cls.from_args(argv)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+# ---------------------------------------------------------------------- help
+
+
+@BOTH
+def test_every_field_says_what_it_is(cls: type) -> None:
+    docs = field_docs(cls)
+    assert list(docs) == names(cls)
+    assert all(len(text) > 10 and "\n" not in text for text in docs.values())
+
+
+@BOTH
+def test_help_shows_every_field_with_its_text_and_default(cls: type, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100000")  # no line breaks inside a text
+    with pytest.raises(SystemExit) as caught:
+        cls.from_args(["--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    for field in dataclasses.fields(cls):
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        assert f"--{field.name} " in shown
+        assert f"{field_docs(cls)[field.name]} [{default}]" in shown
+    assert "local_rank" not in shown
+    assert "90 %" in shown or "95 %" in shown  # a percent sign is a character here, no format
+
+
+# ---------------------------------------------------------------------- reading flags
+
+
+def test_flags_set_fields_of_their_type() -> None:
+    config = TrainConfig.from_args(
+        "--group 16 --lr 3e-5 --beta 0 --divide_by_std False --coverage iou --output_dir runs/x --limit 7".split()
+    )
+    assert config == TrainConfig(
+        group=16, lr=3e-5, beta=0.0, divide_by_std=False, coverage="iou", output_dir="runs/x", limit=7
+    )
+    assert type(config.beta) is float and type(config.group) is int
+
+
+@pytest.mark.parametrize("text, value", [("true", True), ("false", False), ("True", True), ("FALSE", False)])
+def test_booleans_are_words(text: str, value: bool) -> None:
+    assert TrainConfig.from_args(["--divide_by_std", text]).divide_by_std is value
+
+
+def test_flags_of_many_words() -> None:
+    config = EvalConfig.from_args([*CHECKPOINT, "--methods", "grid", "oracle-regions", "--benchmark", "scenes"])
+    assert config.methods == ("grid", "oracle-regions") and config.benchmark == ("scenes",)
+    assert EvalConfig.from_args(CHECKPOINT).methods == METHODS
+    assert EvalConfig.from_args(CHECKPOINT).benchmark == ()
+
+
+def test_no_flags_give_the_tiny_preset() -> None:
+    assert TrainConfig.from_args([]) == TrainConfig() == TrainConfig.from_args(["--preset", "tiny"])
+
+
+def test_the_launcher_may_add_its_own_flag() -> None:
+    assert TrainConfig.from_args(["--local_rank", "3"]) == TrainConfig()
+    assert TrainConfig.from_args(["--local_rank=3"]) == TrainConfig()
+
+
+@pytest.mark.parametrize("argv", [["--gruop", "4"], ["--out", "x"], ["stray"], ["--group"]])
+def test_an_unknown_flag_is_named(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        TrainConfig.from_args(argv)
+    assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- presets
+
+
+def test_presets_hold_fields_and_values_that_can_be_used() -> None:
+    for name, values in PRESETS.items():
+        assert set(values) <= set(names(TrainConfig)), name
+        config = TrainConfig.from_args(["--preset", name, "--data_root", "folder"])
+        assert config == TrainConfig(preset=name, data_root="folder", **values)
+
+
+@pytest.mark.parametrize("argv", ["--preset paper --data_root d --lr 5e-7", "--lr 5e-7 --data_root d --preset paper"])
+def test_a_flag_beside_a_preset_wins(argv: str) -> None:
+    config = TrainConfig.from_args(argv.split())
+    assert config.lr == 5e-7 and config.sensing_side == 1024 and config.preset == "paper"
+
+
+def test_the_paper_preset_has_the_papers_numbers() -> None:
+    """ACTIVE-O3, section E.2: batch 1 with 8 answers, lr 1e-6, KL 0.04, views of 1024 and 840 pixels."""
+    config = TrainConfig.from_args(["--preset", "paper", "--data_root", "d"])
+    wanted = dict(prompts=1, group=8, lr=1e-6, weight_decay=0.01, beta=0.04, regions=3, sensing_side=1024,
+                  crop_side=840, crop_shape="square", wording="paper", temperature=1.0)  # fmt: skip
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert set(config.weights.values()) == {1.0}
+
+
+def test_a_preset_sets_what_both_scripts_share() -> None:
+    config = EvalConfig.from_args([*CHECKPOINT, "--preset", "paper", "--data_root", "d"])
+    train = TrainConfig.from_args(["--preset", "paper", "--data_root", "d"])
+    shared = (set(names(EvalConfig)) & set(PRESETS["paper"])) - {"output_dir"}
+    assert {"wording", "sensing_side", "crop_side", "data"} <= shared
+    assert all(getattr(config, name) == getattr(train, name) for name in shared)
+
+
+def test_an_evaluation_does_not_write_into_the_presets_run() -> None:
+    assert EvalConfig.from_args([*CHECKPOINT, "--preset", "paper", "--data_root", "d"]).output_dir == ""
+
+
+# ---------------------------------------------------------------------- what cannot be used
+
+REFUSED = [
+    # command line, what the sentence must name
+    ("--preset huge", ("--preset", "huge", "tiny", "paper")),
+    ("--group abc", ("--group", "'abc'", "whole number")),
+    ("--group 1.5", ("--group", "'1.5'", "whole number")),
+    ("--group 1", ("--group", "1")),
+    ("--lr fast", ("--lr", "'fast'", "number")),
+    ("--lr 0", ("--lr",)),
+    ("--lr nan", ("--lr", "nan")),
+    ("--beta nan", ("--beta", "nan")),
+    ("--beta -0.1", ("--beta", "-0.1")),
+    ("--w_task inf", ("--w_task", "inf")),
+    ("--temperature 0", ("--temperature",)),
+    ("--grad_clip -1", ("--grad_clip",)),
+    ("--clip_low 1", ("--clip_low",)),
+    ("--clip_high 0", ("--clip_high",)),
+    ("--divide_by_std yes", ("--divide_by_std", "'yes'", "true or false")),
+    ("--coverage dice", ("--coverage", "'dice'", "contain, iou, purity")),
+    ("--normalise none", ("--normalise", "response, token, constant")),
+    ("--ratio word", ("--ratio", "token, sequence")),
+    ("--merge soft", ("--merge", "nms, concat")),
+    ("--crop_shape round", ("--crop_shape", "square, aspect")),
+    ("--wording long", ("--wording", "paper, short")),
+    ("--dtype float16", ("--dtype", "auto, float32, bfloat16")),
+    ("--regions 0", ("--regions", "0")),
+    ("--regions 11", ("--regions", "11")),
+    ("--sensing_side 0", ("--sensing_side", "0")),
+    ("--crop_side 0", ("--crop_side", "0")),
+    ("--max_new_tokens 0", ("--max_new_tokens", "0")),
+    ("--task_max_new_tokens -1", ("--task_max_new_tokens", "-1")),
+    ("--task_batch 0", ("--task_batch", "0")),
+    ("--seed -1", ("--seed", "-1")),
+    ("--seed 99999999999", ("--seed", "99999999999")),
+    ("--data coco", ("--data coco", "--data_root")),
+    ("--preset paper", ("--data coco", "--data_root")),
+    ("--prompts 4 --micro_prompts 3", ("--prompts 4", "--micro_prompts 3")),
+    ("--prompts 2", ("--prompts 2", "--micro_prompts 4")),
+    ("--micro_prompts 0", ("--micro_prompts 0",)),
+    ("--steps 0", ("--steps", "0")),
+    ("--epochs 0", ("--epochs", "0")),
+    ("--save_every 0", ("--save_every", "0")),
+    ("--max_skipped 0", ("--max_skipped", "0")),
+    ("--limit -1", ("--limit", "-1")),
+    ("--warmup -1", ("--warmup", "-1")),
+    ("--keep -1", ("--keep", "-1")),
+    ("--samples_every -1", ("--samples_every", "-1")),
+    ("--eval_examples -1", ("--eval_examples", "-1")),
+    ("--weight_decay -1", ("--weight_decay", "-1")),
+]
+
+
+@pytest.mark.parametrize("argv, named", REFUSED, ids=[argv for argv, _ in REFUSED])
+def test_a_bad_value_is_one_sentence_that_names_its_flag(argv: str, named: tuple[str, ...]) -> None:
+    sentence = complaint(TrainConfig, argv.split())
+    assert all(word in sentence for word in named), sentence
+
+
+EVAL_REFUSED = [
+    ("", ("--checkpoint",)),
+    ("--checkpoint x --methods random psychic", ("--methods", "psychic", "oracle-regions")),
+    ("--checkpoint x --methods", ("--methods", "oracle-regions")),
+    ("--checkpoint x --limit -1", ("--limit", "-1")),
+    ("--checkpoint x --resamples -1", ("--resamples", "-1")),
+    ("--checkpoint x --image a.jpg", ("--image", "--find")),
+    ("--checkpoint x --find dot", ("--image", "--find")),
+    ("--checkpoint x --preset huge", ("--preset", "huge")),
+    ("--checkpoint x --regions 0", ("--regions",)),
+]
+
+
+@pytest.mark.parametrize("argv, named", EVAL_REFUSED, ids=[argv for argv, _ in EVAL_REFUSED])
+def test_a_bad_value_of_an_evaluation_too(argv: str, named: tuple[str, ...]) -> None:
+    sentence = complaint(EvalConfig, argv.split())
+    assert all(word in sentence for word in named), sentence
+
+
+def test_a_picture_of_ones_own_and_named_benchmarks_need_no_data_root() -> None:
+    paper = [*CHECKPOINT, "--preset", "paper"]
+    assert "--data_root" in complaint(EvalConfig, paper)
+    assert EvalConfig.from_args([*paper, "--image", "photo.jpg", "--find", "dot"]).crop_side == 840
+    assert EvalConfig.from_args([*paper, "--benchmark", "scenes"]).crop_side == 840
+
+
+@pytest.mark.parametrize("values", [dict(group=1), dict(beta=float("nan")), dict(coverage="dice"), dict(regions=0)])
+def test_values_are_checked_wherever_they_come_from(values: dict) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(values))} "):
+        TrainConfig(**values)
+    with pytest.raises(ConfigError, match=f"--{next(iter(values))} "):
+        dataclasses.replace(TrainConfig(), **values)
+
+
+def test_the_edges_of_what_can_be_used() -> None:
+    zero = dict.fromkeys(("beta", "warmup", "keep", "samples_every", "eval_examples", "limit", "weight_decay"), 0)
+    weights = dict.fromkeys(("w_format", "w_no_overlap", "w_area", "w_coverage", "w_task"), 0.0)
+    config = TrainConfig(group=2, prompts=1, micro_prompts=1, regions=10, steps=1, clip_high=5.0, **zero, **weights)
+    assert set(config.weights.values()) == {0.0}
+    assert EvalConfig(checkpoint="x", limit=0, resamples=0).limit == 0
+
+
+# ---------------------------------------------------------------------- what follows from the numbers
+
+
+def test_the_learning_rate_warms_up_and_stays() -> None:
+    config = TrainConfig(lr=1e-3, warmup=4)
+    assert [config.lr_at(step) for step in (1, 2, 4, 5, 1000)] == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3, 1e-3])
+    assert TrainConfig(lr=1e-3, warmup=0).lr_at(1) == 1e-3
+
+
+def test_a_continued_run_is_the_same_run() -> None:
+    config = TrainConfig()
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert config.differences(stored) == []
+    assert set(_FREE) < set(names(TrainConfig))
+    for name in names(TrainConfig):
+        said = config.differences(stored | {name: "something else"})
+        assert len(said) == (name not in _FREE), name
+        assert all(f"--{name} was 'something else' and is now {stored[name]!r}" == sentence for sentence in said)
+
+
+def test_what_an_older_run_did_not_have_is_a_difference() -> None:
+    config = TrainConfig()
+    stored = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("beta", "keep")}
+    assert config.differences(stored) == ["--beta was None and is now 0.04"]
+
+
+def test_every_weight_is_a_term() -> None:
+    assert TrainConfig(w_area=0.25).weights == {"format": 1, "no_overlap": 1, "area": 0.25, "coverage": 1, "task": 1}
+    assert not {"weight_decay", "warmup", "wording"} & {f"w_{name}" for name in TrainConfig().weights}
+
+
+# ---------------------------------------------------------------------- DeepSpeed's file: each number one owner
+
+RANKS = Ranks(rank=0, world=1, device=torch.device("cpu"), log=Path("nowhere.log"))
+
+
+def filled(path: Path, learns: bool = True, **values) -> dict:
+    return ds_config(TrainConfig(ds_config=str(path), **values), RANKS, torch.float32, learns)
+
+
+def test_the_projects_own_file_is_filled_in() -> None:
+    settings = filled(ROOT / "ds_config.json", lr=3e-5, weight_decay=0.5, grad_clip=0.7, prompts=2, micro_prompts=1)
+    assert settings["zero_optimization"]["stage"] == 3
+    assert settings["optimizer"]["params"]["lr"] == 3e-5 and settings["optimizer"]["params"]["weight_decay"] == 0.5
+    assert settings["gradient_clipping"] == 0.7
+    assert settings["train_micro_batch_size_per_gpu"] == 2 and settings["gradient_accumulation_steps"] == 1
+    assert settings["bf16"] == {"enabled": False}
+    assert "auto" not in json.dumps(settings)
+    assert not set(json.loads((ROOT / "ds_config.json").read_text())) & set(engine._OWNED)
+
+
+def test_a_frozen_model_has_no_optimizer() -> None:
+    settings = filled(ROOT / "ds_config.json", learns=False)
+    assert "optimizer" not in settings and "gradient_clipping" not in settings
+
+
+@pytest.mark.parametrize("key", engine._OWNED)
+def test_a_file_that_sets_what_a_flag_owns_is_refused(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, key: 1}))
+    with pytest.raises(ConfigError, match=f"{key}.*flags"):
+        filled(path)
+
+
+def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--ds_config .*absent.json does not exist"):
+        filled(tmp_path / "absent.json")
+    (tmp_path / "torn.json").write_text('{\n  "zero_optimization": {\n')
+    with pytest.raises(ConfigError, match=r"--ds_config .*torn.json is not valid JSON: line \d"):
+        filled(tmp_path / "torn.json")

@@ -1,0 +1,317 @@
+"""engine.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
+
+``on_ranks`` starts real processes that talk over gloo; everything that one process can show runs here.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from activeo3 import engine
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.engine import Ranks, Sharded, Watch
+from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.schema import Sampling
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+ROOT = Path(__file__).parent.parent
+Make = Callable[..., VisionLanguageModel]
+Picture = Callable[..., Image.Image]
+
+
+# ---------------------------------------------------------------------- shared with test_train.py
+
+
+def rank_environment(rank: int, world: int) -> dict[str, str]:
+    """What a launcher tells each process, with a port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+
+
+def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any, seconds: float = 120, ends: int = 0) -> list[Any]:
+    """What ``work(*args)`` returns on each of ``world`` new processes.
+
+    Fails if they are not done after ``seconds``, or end with another exit code than ``ends``.
+    """
+    context = multiprocessing.get_context("spawn")
+    shared = rank_environment(0, world)
+    processes = []
+    for rank in range(world):
+        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        target = folder / f"returned-{rank}.pt"
+        processes.append(context.Process(target=_one_rank, args=(environment, target, work, args)))
+        processes[-1].start()
+    until = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [ends] * world, f"exit codes {codes}; None is a process that was still waiting after {seconds:.0f} s"
+    return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(world)] if not ends else []
+
+
+def _one_rank(environment: dict[str, str], target: Path, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ |= environment
+    torch.set_num_threads(1)
+    torch.save(work(*args), target)
+
+
+def finely_sharded(folder: Path) -> str:
+    """The path of a ds_config.json in which no parameter is small enough to stay whole."""
+    settings = json.loads((ROOT / "ds_config.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / "ds_config.json"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+def whole_weights(sharded: Sharded) -> dict[str, torch.Tensor]:
+    """A copy of the weights, put together from all ranks; a collective."""
+    with sharded.gathered() as whole:
+        return {name: tensor.detach().clone() for name, tensor in whole.model.state_dict().items()}
+
+
+# ---------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """This process as a group of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rank_environment(0, 1).items():
+            patch.setenv(name, value)
+        yield engine.start(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("config")
+    return TrainConfig(ds_config=finely_sharded(folder), output_dir=str(folder / "run"), prompts=2, micro_prompts=2)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def policy(request: pytest.FixtureRequest, make_vlm: Make, ranks: Ranks, config: TrainConfig) -> Sharded:
+    return Sharded(make_vlm(request.param), ranks, config, learns=True)
+
+
+# ---------------------------------------------------------------------- start-up
+
+
+@pytest.mark.parametrize(
+    "package, installed, wanted",
+    [("transformers", "5.2.0", "5.5.4"), ("transformers", "4.57.1", "5.0.0"), ("deepspeed", "0.18.9", "0.19")],
+)
+def test_broken_versions_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, package: str, installed: str, wanted: str
+) -> None:
+    real = engine.version
+    monkeypatch.setattr(engine, "version", lambda name: installed if name == package else real(name))
+    with pytest.raises(ConfigError, match=rf"^{package} {installed} is installed, and .*install {package}>={wanted}"):
+        engine.check_versions()
+
+
+def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.check_versions()
+    lowest = {"transformers": "5.5.4", "deepspeed": "0.19.8"}
+    monkeypatch.setattr(engine, "version", lowest.__getitem__)
+    engine.check_versions()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16, which belongs to train.py's flags"),
+        ('{"zero_optimization": \n {"stage": 3,}}', "is not valid JSON: line 2"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_ds_config_that_cannot_be_used_is_refused(tmp_path: Path, ranks: Ranks, text: str | None, message: str) -> None:
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        engine.ds_config(TrainConfig(ds_config=str(path)), ranks, torch.float32, learns=True)
+
+
+def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"), tmp_path / "log")
+    print("before")
+    with ranks.quietly():
+        print("from python")
+        os.write(2, b"from a descriptor\n")
+        ctypes.CDLL(None).printf(b"from C, buffered\n")
+        os.system("echo from a child")
+    print("after")
+    ctypes.CDLL(None).fflush(None)
+    shown, logged = capfd.readouterr(), (tmp_path / "log").read_text()
+    assert (shown.out, shown.err) == ("before\nafter\n", "")
+    assert sorted(logged.splitlines()) == ["from C, buffered", "from a child", "from a descriptor", "from python"]
+
+
+def test_an_error_inside_quietly_surfaces_and_the_terminal_is_back(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"), tmp_path / "log")
+    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    with pytest.raises(ZeroDivisionError):
+        with ranks.quietly():
+            print("first")
+            1 / 0
+    print("back")
+    os.write(1, b"here\n")
+    assert capfd.readouterr().out == "back\nhere\n"
+    assert (tmp_path / "log").read_text() == "first\n"
+    if descriptors:
+        assert len(os.listdir("/proc/self/fd")) == descriptors  # none is left open
+
+
+# ---------------------------------------------------------------------- gathered
+
+
+def test_gathered_weights_are_whole_and_exact(policy: Sharded, make_vlm: Make) -> None:
+    original = make_vlm(policy.vlm.family).model.state_dict()
+    assert all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
+    with policy.gathered() as whole:
+        weights = whole.model.state_dict()
+        assert weights.keys() == original.keys()
+        for name, tensor in original.items():
+            assert torch.equal(weights[name], tensor), name
+    assert all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
+    assert policy.vlm.parameters == sum(parameter.numel() for parameter in make_vlm(policy.vlm.family).model.parameters())
+
+
+def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_vlm: Make, picture: Picture) -> None:
+    """Forward, generate, raise, forward again: the hooks are back, once each, and nothing has changed."""
+    plain = make_vlm(policy.vlm.family)
+    prompts = plain.encode([picture(64, 48), picture(32, 96)], ["Where?", "Find every star."])
+    packed = plain.pack(prompts, [[(20, 21, 22), (23,)], [(24, 25), (26, 27)]])
+    with torch.no_grad():
+        expected = plain.forward_packed(packed)
+        torch.testing.assert_close(policy.logits(packed), expected, rtol=0, atol=1e-5)
+        before = policy.logits(packed)
+        hooks = hooks_of(policy)
+        greedy = plain.generate(prompts, 2, Sampling(0.0, 6))
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                with policy.gathered() as whole:
+                    assert not any(hooks_of(policy)[1:])  # the root keeps DeepSpeed's bookkeeping
+                    assert whole.generate(prompts, 2, Sampling(0.0, 6)) == greedy
+                    1 / 0
+            assert hooks_of(policy) == hooks
+            assert torch.equal(policy.logits(packed), before)
+    loss = policy.logits(packed).square().mean()
+    policy.backward(loss)
+    norm, skipped = policy.step(1e-3)
+    assert norm > 0 and skipped == 0
+    with torch.no_grad():
+        assert not torch.equal(policy.logits(packed), before)
+
+
+def hooks_of(sharded: Sharded) -> list[int]:
+    """How many forward hooks each module of the model has."""
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in sharded.vlm.model.modules()]
+
+
+def test_two_models_can_be_gathered_at_once(ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture) -> None:
+    """As at the end of a run: the policy and the frozen reference, each with its own weights."""
+    models = [make_vlm("qwen3_vl", seed) for seed in (0, 1)]
+    wanted = [{name: t.clone() for name, t in vlm.model.state_dict().items()} for vlm in models]
+    policy, reference = (Sharded(vlm, ranks, config, learns) for vlm, learns in zip(models, (True, False)))
+    assert not any(parameter.requires_grad for parameter in reference.vlm.model.parameters())
+    with policy.gathered() as actor, reference.gathered() as expert:
+        for whole, weights in zip((actor, expert), wanted):
+            assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.model.state_dict().items())
+        prompts = expert.encode([picture(64, 48)], ["Where?"])
+        assert len(expert.generate(prompts, 1, Sampling(0.0, 3))) == 1
+    with torch.no_grad():
+        assert reference.logits(models[1].pack(prompts, [[(20, 21)]])).isfinite().all()
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_is_a_plain_transformers_model(
+    policy: Sharded, config: TrainConfig, tmp_path: Path, picture: Picture
+) -> None:
+    """After an update, saved by ZeRO-3 and opened without us: the same weights, the same logits, bit for bit."""
+    policy.backward(policy.logits(packed := pack(policy.vlm, picture)).square().mean())
+    policy.step(1e-3)
+    folder = engine.save(policy, replace(config, output_dir=str(tmp_path)), 7)
+    assert folder == tmp_path / "checkpoint-7" and not list(tmp_path.glob("building-*"))
+    state = json.loads((folder / "activeo3.json").read_text())
+    assert (state["step"], state["world"], state["config"]["prompts"]) == (7, 1, 2)
+
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    weights = whole_weights(policy)
+    assert plain.state_dict().keys() == weights.keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    tied = plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
+    assert tied == policy.vlm.model.config.tie_word_embeddings == (policy.vlm.family == "qwen3_vl")
+    with torch.no_grad():
+        again = policy.vlm.forward_packed(packed, plain)
+        with policy.gathered() as whole:
+            assert torch.equal(whole.forward_packed(packed), again)
+
+
+def pack(vlm: VisionLanguageModel, picture: Picture) -> Any:
+    return vlm.pack(vlm.encode([picture(64, 48)], ["Where?"]), [[(20, 21, 22), (23,)]])
+
+
+def test_only_complete_checkpoints_count_and_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "building-checkpoint-200"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "activeo3.json").write_text("{}")
+    (tmp_path / "checkpoint-300").mkdir()  # as an interrupted deletion leaves it
+    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert engine.checkpoints(tmp_path / "nowhere") == []
+
+
+def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: TrainConfig) -> None:
+    config = replace(config, output_dir=str(tmp_path))
+    assert engine.resumable(config, ranks) is None
+    (tmp_path / "checkpoint-3").mkdir()
+    saved = {"step": 3, "world": 1, "config": vars(config)}
+    (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
+
+    assert engine.resumable(config, ranks)["step"] == 3
+    harmless = replace(config, steps=9, save_every=7, keep=0, samples_every=0, eval_examples=0)
+    assert engine.resumable(harmless, ranks)["step"] == 3
+    with pytest.raises(ConfigError, match=r"checkpoint-3 was made by 1 process, and there are now 2"):
+        engine.resumable(config, replace(ranks, world=2))
+    with pytest.raises(ConfigError, match=r"--group was 8 and is now 4; --beta was 0.04 and is now 0.5"):
+        engine.resumable(replace(config, beta=0.5, group=4), ranks)
+    with pytest.raises(ConfigError, match=r"--epochs was None and is now 1"):  # a run of an older version
+        del saved["config"]["epochs"]
+        (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
+        engine.resumable(config, ranks)
+
+
+# ---------------------------------------------------------------------- updates that were skipped
+
+
+def test_the_watch_names_examples_and_ends_a_run_that_only_skips() -> None:
+    said: list[str] = []
+    watch = Watch(most=2, skipped=5)  # as after resuming a run that had skipped five
+    watch.check({"step": 8, "skipped_steps": 5}, ["a"], said.append)
+    watch.check({"step": 9, "skipped_steps": 6}, ["b", "c"], said.append)
+    watch.check({"step": 10, "skipped_steps": 6}, ["d"], said.append)
+    watch.check({"step": 11, "skipped_steps": 7}, ["e"], said.append)
+    assert [line.partition(";")[2] for line in said] == [" examples: b, c", " examples: e"]
+    assert said[0].startswith("step 9: loss or gradient not finite, update skipped")
+    with pytest.raises(ConfigError, match=r"^2 updates in a row were skipped .*\.$"):
+        watch.check({"step": 12, "skipped_steps": 8}, ["f"], said.append)
+    assert "f" in said[-1]

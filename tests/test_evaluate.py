@@ -1,0 +1,197 @@
+"""evaluate.py as people run it: a table from a checkpoint, a picture of one's own, and clear complaints."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeo3 import suites
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_vlm, tmp_path_factory) -> str:
+    """A model folder as a training run leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_vlm("qwen3_vl").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
+    """``evaluate("--checkpoint", ...)`` runs the script: (what it printed, how it complained or "")."""
+
+    def run(*argv: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
+        complaint = ""
+        try:
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+        except SystemExit as stop:
+            complaint = stop.code
+        return capsys.readouterr().out, complaint
+
+    return run
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_path: Path) -> None:
+    methods = ["random", "grid", "oracle-regions"]
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--limit", "4", "--methods", *methods, "--output_dir", str(tmp_path), *SMALL
+    )
+    assert complaint == ""
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["benchmark"], row["method"], row["n"]) for row in rows] == [("scenes", name, 4) for name in methods]
+    for row in rows:
+        assert set(row["metrics"]) == set(suites.COLUMNS) - {"method"}
+        low, high = row["intervals"]["region_recall"]
+        assert low <= row["metrics"]["region_recall"] <= high
+    assert rows[2]["metrics"]["region_recall"] == 1.0
+    assert all(f"\n| {name} " in printed for name in methods) and "| method" in printed
+    assert "scenes (test), 4 questions" in printed
+    assert str(tmp_path / "results.json") in printed and str(tmp_path / "scenes.html") in printed
+    assert "<html" in (tmp_path / "scenes.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "scenes.html"]
+
+
+def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
+    trained = tmp_path / "checkpoint-3"
+    make_vlm("qwen3_vl", seed=1).save(trained)
+    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "config": {"model": checkpoint}}))
+    printed, complaint = evaluate("--checkpoint", str(trained), "--limit", "2", "--methods", "cot", "active", *SMALL)
+    assert complaint == ""
+    assert {path.name for path in (trained / "eval").iterdir()} == {"results.json", "scenes.html"}
+    page = (trained / "eval" / "scenes.html").read_text()
+    assert "cot" in page and "active" in page and str(trained) in page
+
+    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
+    config = script["EvalConfig"](checkpoint=str(trained))
+    actor, start = script["policies"](config)
+    weights = [next(model.model.parameters()).flatten()[:5].tolist() for model in (actor, start)]
+    assert weights[0] != weights[1]
+    actor, start = script["policies"](script["EvalConfig"](checkpoint=checkpoint))
+    assert actor is start
+
+
+def test_results_of_a_hub_model_make_no_folder_that_hides_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
+    config, folder = script["EvalConfig"], script["output_folder"]
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    assert folder(config(checkpoint="run/checkpoint-3")) == Path("run/checkpoint-3/eval")
+    assert folder(config(checkpoint="owner/model")) == Path("eval")
+    assert folder(config(checkpoint="owner/model", output_dir="mine")) == Path("mine")
+
+
+# ---------------------------------------------------------------------- a picture of one's own
+
+
+def test_a_picture_of_ones_own_is_looked_at_and_drawn(checkpoint: str, evaluate, picture, tmp_path: Path) -> None:
+    picture(200, 120).save(tmp_path / "my photo.png")
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--image", str(tmp_path / "my photo.png"), "--find", "red star",
+        "--output_dir", str(tmp_path / "drawn"), *SMALL,
+    )  # fmt: skip
+    assert complaint == ""
+    drawn = tmp_path / "drawn" / "my photo.png"
+    assert "answer:" in printed and "0 found in 0 regions" in printed and str(drawn) in printed
+    with Image.open(drawn) as image:
+        assert image.width > 200 and image.height > 120
+        assert np.asarray(image).std() > 10
+
+
+def test_a_photo_is_looked_at_upright(evaluate, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: turn it clockwise
+    Image.new("RGB", (60, 40), "white").save(tmp_path / "phone.jpg", exif=exif)
+    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
+    config = script["EvalConfig"](checkpoint="x", image=str(tmp_path / "phone.jpg"), find="dot")
+    example = script["own_picture"](config)
+    assert example.size_px == (40, 60) and example.query == "dot" and example.boxes_px.shape == (0, 4)
+
+
+# ---------------------------------------------------------------------- what cannot be used
+
+
+def broken(folder: Path) -> str:
+    whole = folder / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (folder / "broken.png").write_bytes(whole.read_bytes()[:300])
+    return str(folder / "broken.png")
+
+
+def no_picture(folder: Path) -> str:
+    (folder / "notes.txt").write_text("no picture")
+    return str(folder / "notes.txt")
+
+
+def elongated(folder: Path) -> str:
+    Image.new("RGB", (4100, 20)).save(folder / "long.png")
+    return str(folder / "long.png")
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        (lambda folder: str(folder / "absent.png"), "does not exist"),
+        (broken, "cannot be used"),
+        (no_picture, "cannot be used"),
+        (elongated, "too elongated"),
+        (str, "cannot be used"),  # a folder
+    ],
+    ids=["absent", "broken", "no picture", "too elongated", "folder"],
+)
+def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: str, evaluate, tmp_path: Path) -> None:
+    image = path(tmp_path)
+    printed, complaint = evaluate("--checkpoint", checkpoint, "--image", image, "--find", "dot")
+    assert complaint.startswith(f"activeo3: --image {image} ") and reason in complaint
+    assert "\n" not in complaint and printed == ""
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], ("--checkpoint is missing",)),
+        (["--checkpoint", "no/such/folder"], ("no/such/folder", "does not exist")),
+        (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "cannot be opened as a model")),
+        (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic")),
+        (["--checkpoint", "x", "--benchmark", "atlantis"], ("no data set 'atlantis'", "scenes")),
+        (["--checkpoint", "x", "--split", "tomorrow"], ("tomorrow", "test")),
+        (["--checkpoint", "x", "--benchmark", "coco"], ("data root",)),
+        (["--checkpoint", "x", "--data", "coco", "--data_root", "no/such/data"], ("no/such/data",)),
+        (["--checkpoint", "x", "--image", "photo.jpg"], ("--image", "--find")),
+        (["--checkpoint", "x", "--limit", "many"], ("--limit", "'many'")),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_one_sentence(argv: list[str], words: tuple[str, ...], evaluate) -> None:
+    printed, complaint = evaluate(*argv)
+    assert complaint.startswith("activeo3: ") and "\n" not in complaint
+    assert all(word in complaint for word in words), complaint
+    assert printed == ""
+
+
+def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
+    make_vlm("qwen3_vl").save(tmp_path)
+    (tmp_path / "activeo3.json").write_text(json.dumps({"config": {"model": "runs/gone/away"}}))
+    _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
+    assert "runs/gone/away does not exist" in complaint
+
+
+def test_a_shell_sees_one_sentence_and_exit_code_1() -> None:
+    ended = subprocess.run(
+        [sys.executable, "evaluate.py", "--checkpoint", "./nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.splitlines()[-1].startswith("activeo3: the model folder ./nowhere does not exist")
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,205 @@
+"""The plan of the house, kept true by reading the syntax trees: who may import whom, and one owner each."""
+
+import ast
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "activeo3"
+ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.exists()]
+
+# room: (layer, what it must not reach, directly or through another room). A room imports from its own
+# layer or below; layer 0 imports nothing of ours.
+PLAN: dict[str, tuple[int, set[str]]] = {
+    "schema": (0, {"torch"}),
+    "geometry": (0, {"torch"}),
+    "grpo": (0, {"transformers", "deepspeed"}),
+    "config": (1, {"torch"}),
+    "prompts": (1, {"models", "torch"}),
+    "metrics": (1, {"rewards", "models", "torch"}),
+    "scenes": (1, {"torch"}),
+    "models": (1, {"engine", "sampler", "rewards"}),
+    "report": (1, {"models", "engine", "datasets"}),
+    "page": (1, {"models", "engine", "datasets"}),
+    "pictures": (1, {"models", "engine", "datasets"}),
+    "datasets": (2, {"models", "rewards", "torch"}),
+    "stream": (2, {"models", "rewards"}),
+    "rewards": (2, {"models", "taskmodels", "torch"}),
+    "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
+    "taskmodels": (2, {"rewards", "sampler", "engine"}),
+    "engine": (2, {"sampler", "rewards", "datasets"}),
+    "lessons": (2, {"models", "rewards", "torch"}),
+    "warmstart": (2, {"engine", "rewards"}),
+    "tiny": (2, {"engine", "rewards"}),
+    "suites": (3, {"engine"}),
+}
+
+OWNERS = {
+    "deepspeed": {"engine"},
+    "torch.distributed": {"engine"},
+    "transformers": {"models", "taskmodels", "tiny"},
+    "tokenizers": {"tiny"},
+    "pycocotools": {"geometry", "metrics", "datasets"},
+}
+PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
+PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
+
+LONGEST = 450  # lines; the aim is 300
+
+
+@lru_cache(maxsize=None)
+def imports_of(source: str) -> frozenset[str]:
+    """Dotted names of all that a source imports, anywhere in it; ours as ``activeo3.room``.
+
+    A use of ``torch.distributed`` through ``torch`` counts as an import of it.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = ".".join(filter(None, ["activeo3" if node.level else "", node.module]))
+            names |= {inside} | {f"{inside}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and (node.attr, ast.unparse(node.value)) == ("distributed", "torch"):
+            names.add("torch.distributed")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("__import__", "import_module")):
+            names |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
+    return frozenset(names)
+
+
+def room_imports(room: str) -> frozenset[str]:
+    return imports_of(sources()[f"{room}.py"])
+
+
+def rooms_in(names: frozenset[str]) -> set[str]:
+    """The rooms of ours among dotted names."""
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "activeo3" and len(part) > 1 and part[1] in ROOMS}
+
+
+def reached(room: str) -> set[str]:
+    """Rooms and outside packages that importing ``room`` can bring in, lazily or not."""
+    found: set[str] = set()
+    waiting = [room]
+    while waiting:
+        names = room_imports(waiting.pop())
+        waiting += sorted(rooms_in(names) - found)
+        found |= rooms_in(names) | {name.split(".")[0] for name in names}
+    return found
+
+
+@lru_cache(maxsize=None)
+def sources() -> dict[str, str]:
+    paths = [PACKAGE / f"{room}.py" for room in ROOMS] + SCRIPTS
+    return {path.name: path.read_text() for path in paths}
+
+
+@lru_cache(maxsize=None)
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(name, ast.parse(source)) for name, source in sources().items()]
+
+
+# ---------------------------------------------------------------------- the tests' own eyes
+
+
+def test_every_way_of_importing_is_seen() -> None:
+    source = """
+import json, torch.nn
+from activeo3.geometry import iou
+from . import prompts
+from .models import Prompt as P
+def late():
+    from pycocotools import mask
+    if torch.distributed.is_initialized(): __import__("deepspeed")
+"""
+    seen = imports_of(source)
+    wanted = {"json", "torch.nn", "activeo3.geometry", "activeo3.prompts", "activeo3.models"}
+    assert wanted | {"pycocotools.mask", "torch.distributed", "deepspeed"} <= seen
+    assert "torch.distributed" in imports_of("from torch import distributed as dist")
+    assert "torch.distributed" not in imports_of("import torch\ntorch.zeros(1)")
+    assert rooms_in(seen) == {"geometry", "prompts", "models"}
+    assert {"schema", "numpy"} <= reached("metrics") and {"torch", "PIL"} <= reached("models")
+
+
+# ---------------------------------------------------------------------- who may import whom
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down(room: str) -> None:
+    assert room in PLAN, f"{room}.py has no place in the plan: give it a layer above"
+    layer, forbidden = PLAN[room]
+    for other in rooms_in(room_imports(room)):
+        assert other != room and layer > 0, f"{room} imports {other}"
+        below = PLAN.get(other, (layer, set()))[0]
+        assert below <= layer, f"{room} (layer {layer}) imports {other} (layer {below})"
+    assert reached(room).isdisjoint(forbidden), f"{room} reaches {sorted(reached(room) & forbidden)}"
+
+
+def test_no_room_imports_itself_through_another() -> None:
+    assert [room for room in ROOMS if room in reached(room)] == []
+
+
+@pytest.mark.parametrize("owned, owners", OWNERS.items(), ids=OWNERS.keys())
+def test_one_owner_each(owned: str, owners: set[str]) -> None:
+    for name, source in sources().items():
+        imported = imports_of(source)
+        users = [other for other in imported if other == owned or other.startswith(f"{owned}.")]
+        assert not users or Path(name).stem in owners, f"{name} imports {users}"
+
+
+def test_only_the_named_packages_are_needed() -> None:
+    for name, source in sources().items():
+        outside = {other.split(".")[0] for other in imports_of(source)}
+        unknown = outside - PACKAGES - set(sys.stdlib_module_names) - {"activeo3"}
+        assert not unknown, f"{name} imports {sorted(unknown)}"
+
+
+def test_nothing_imports_the_scripts() -> None:
+    for name, source in sources().items():
+        assert {"train", "evaluate"}.isdisjoint(imports_of(source)), name
+
+
+def test_the_embedded_world_needs_neither_disk_nor_network() -> None:
+    names = {name.split(".")[0] for name in room_imports("scenes")}
+    assert names.isdisjoint({"os", "io", "pathlib", "shutil", "tempfile", "urllib", "http", "socket", "requests"})
+    calls = {ast.unparse(node.func) for node in ast.walk(dict(trees())["scenes.py"]) if isinstance(node, ast.Call)}
+    assert calls.isdisjoint({"open", "Image.open", "np.load", "np.fromfile"})
+
+
+# ---------------------------------------------------------------------- the shape of every file
+
+
+def test_the_package_is_flat() -> None:
+    assert [path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+    assert "utils" not in ROOMS and "helpers" not in ROOMS
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    for name, tree in trees():
+        assert len(ast.get_docstring(tree) or "") > 40, f"{name} has no docstring"
+
+
+def test_every_file_can_be_read_in_one_sitting() -> None:
+    for room in ROOMS:
+        lines = len((PACKAGE / f"{room}.py").read_text().splitlines())
+        assert lines <= LONGEST, f"{room}.py has {lines} lines"
+
+
+def test_no_text_is_run_and_no_error_is_swallowed_unseen() -> None:
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), f"{name}:{node.lineno} calls {node.func.id}"
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{name}:{node.lineno} has a bare except"
+
+
+def test_rewards_are_computed_without_catching_anything() -> None:
+    """A reward that fails is a bug to see, not a 0 to learn from."""
+    for name, tree in trees():
+        if name == "rewards.py":
+            assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]

@@ -1,0 +1,246 @@
+"""The README says nothing that is not so: its files, flags and tables exist, and its commands run.
+
+Commands are the lines of code blocks that start a program, however long they take as printed: here every
+one runs on a few small pictures, the first through the real launcher, the rest in this process.
+"""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+from PIL import Image
+from test_engine import rank_environment
+
+from activeo3 import engine, report
+from activeo3.config import EvalConfig, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+sys.path.insert(0, str(ROOT))  # train.py and evaluate.py are scripts beside the package
+
+import evaluate  # noqa: E402
+import train  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(not README.exists(), reason="there is no README yet"),
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # DeepSpeed's
+]
+TEXT = README.read_text() if README.exists() else ""
+SCRIPTS = {"train.py": TrainConfig, "evaluate.py": EvalConfig}
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of code blocks, fenced or indented, without their indentation of four."""
+    fenced, lines = False, []
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            lines.append(line if fenced else line[4:])
+    return lines
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every command of the code blocks, in words; comments and ``&&`` are taken apart."""
+    found = []
+    for line in code_lines(text):
+        for part in re.split(r"&&|;", re.sub(r"\s#.*", "", line)):
+            if re.match(r"\s*(pip|deepspeed|python3?|pytest)\b", part):
+                found.append(shlex.split(part))
+    return found
+
+
+def inline_code(text: str) -> list[str]:
+    """What stands between backticks in prose, also across a line break."""
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+
+
+def script_of(words: list[str]) -> str | None:
+    return next((word for word in words if word in SCRIPTS), None)
+
+
+def flags_of_module(path: Path) -> set[str]:
+    """The flags that a module's argparse parser knows, read from its source."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    adders = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    return {argument.value for call in adders for argument in call.args if isinstance(argument, ast.Constant)}
+
+
+def known_flags(words: list[str]) -> set[str]:
+    """The flags that a command may use, by the program it starts."""
+    script = script_of(words)
+    if script:
+        return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
+    if words[:2] == ["python", "-m"]:
+        return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | {"--help"}
+    return {"-e", "-m"}
+
+
+# ---------------------------------------------------------------------- names
+
+
+def test_the_commands_are_found() -> None:
+    """Guards the tests below: a README in another layout would have no commands, and they could not fail."""
+    assert commands("a\n\n    pip install -e . && deepspeed train.py  # go\n\n```\npython x.py --find 'a b'\n```\n") == [
+        ["pip", "install", "-e", "."], ["deepspeed", "train.py"], ["python", "x.py", "--find", "a b"]
+    ]  # fmt: skip
+    started = {script_of(words) for words in commands(TEXT)}
+    assert {"train.py", "evaluate.py"} <= started
+    assert ["pytest"] in commands(TEXT)
+
+
+def test_every_flag_exists() -> None:
+    for words in [*commands(TEXT), *(code.split() for code in inline_code(TEXT) if script_of(code.split()))]:
+        start = words.index(script_of(words)) if script_of(words) else 0  # the launcher's own flags stand before
+        used = [word.partition("=")[0] for word in words[start:] if word.startswith("-")]
+        assert set(used) <= known_flags(words), " ".join(words)
+    alone = {flag for code in inline_code(TEXT) for flag in re.findall(r"^--\w+", code)}
+    everywhere = {f"--{field.name}" for config in SCRIPTS.values() for field in fields(config)}
+    everywhere |= {flag for path in (ROOT / "activeo3").glob("*.py") for flag in flags_of_module(path)}
+    assert alone <= everywhere
+
+
+def test_the_launchers_flags_exist() -> None:
+    from deepspeed.launcher.runner import parse_args
+
+    for words in [*commands(TEXT), *(code.split() for code in inline_code(TEXT))]:
+        if words[0] == "deepspeed" and script_of(words):
+            assert parse_args(words[1:]).user_script == "train.py"  # exits on a flag it does not know
+
+
+def test_the_file_tree_is_the_tree() -> None:
+    """Every path of the tree exists, and no file of the package is left out."""
+    lines = code_lines(TEXT)
+    first = next(i for i, line in enumerate(lines) if line.startswith("train.py  "))
+    folder, seen = ROOT, set()
+    for line in lines[first:]:
+        name, _, words = line.strip().partition(" ")
+        if not line.startswith(" "):
+            if not re.match(r"[\w./]+/?( |$)", line):
+                break
+            folder = ROOT / name if name == "activeo3/" else ROOT
+        inside = folder if line.startswith(" ") else ROOT
+        named = [name, *re.findall(r"\b\w+\.py\b", words)]
+        for path in (inside / part for part in named):
+            assert path.exists() or (ROOT / "activeo3" / path.name).exists(), f"{path} is in the README only"
+            seen.add(path.name)
+    package = {path.name for path in (ROOT / "activeo3").glob("*.py")} - {"__init__.py"}
+    assert package <= seen, f"missing in the README: {sorted(package - seen)}"
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = {code for code in inline_code(TEXT) if re.fullmatch(r"[\w/]+\.(py|json|sh|md)", code)}
+    made = {"results.json", "metrics.jsonl"}  # by a run
+    for name in named - made:
+        assert (ROOT / name).exists() or (ROOT / "activeo3" / name).exists(), name
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert re.match(r"https?://", target) or (ROOT / target).exists(), target
+    extras = set(re.findall(r"\.\[(\w+)\]", TEXT))
+    assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras)
+
+
+def test_the_glossary_is_the_codes() -> None:
+    assert report.glossary_table() in TEXT
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (line,) = [line for line in code_lines(TEXT) if line.endswith("&& pytest")]
+    assert line in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+# ---------------------------------------------------------------------- commands
+
+SMALL = [
+    "--limit", "4", "--sensing_side", "32", "--crop_side", "32", "--max_new_tokens", "8", "--task_max_new_tokens", "8",
+    "--wording", "short",
+]  # fmt: skip
+ONE_STEP = ["--steps", "1", "--eval_examples", "0", "--prompts", "1", "--micro_prompts", "1", "--group", "2"]
+
+
+@pytest.fixture(scope="module")
+def policy(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random policy, for the commands that name a large one."""
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    make_vlm("qwen2_5_vl").save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in COCO format with two pictures in each split, and a picture of its own."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "images").mkdir()
+    for name in ("1.jpg", "2.jpg", "photo.jpg"):
+        Image.effect_noise((96, 64), 80).convert("RGB").save(folder / "images" / name)
+    index = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 96, "height": 64} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20]} for i in (1, 2)],
+    }
+    for split in ("train", "val"):
+        (folder / f"instances_{split}.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that the README's first training command leaves, run by the launcher as it stands there."""
+    folder = tmp_path_factory.mktemp("first")
+    words = next(words for words in commands(TEXT) if script_of(words) == "train.py")
+    shipped = [] if (ROOT / "data" / "tiny" / "config.json").exists() else ["--model", policy]
+    environment = {name: value for name, value in os.environ.items() if name not in rank_environment(0, 1)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [*words, *shipped, *SMALL, *ONE_STEP, "--output_dir", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "step 1/1  reward" in run.stdout
+    return folder / "checkpoint-1"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as a group of one in the project's folder."""
+    for name, value in rank_environment(0, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(engine, "stop", lambda: None)
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_first_command_trains(trained: Path) -> None:
+    assert engine.checkpoints(trained.parent) == [trained]
+    assert [row["step"] for row in report.read_rows(trained.parent / "metrics.jsonl")] == [1]
+
+
+def test_the_other_training_commands_train(here: None, policy: str, photos: Path, tmp_path: Path) -> None:
+    lines = [words for words in commands(TEXT) if script_of(words) == "train.py"][1:]
+    for number, words in enumerate(lines):
+        given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]
+        folder = tmp_path / str(number)
+        config = TrainConfig.from_args([*given, "--model", policy, *SMALL, *ONE_STEP, "--output_dir", str(folder)])
+        train.main(config)
+        assert [path.name for path in engine.checkpoints(folder)] == ["checkpoint-1"]
+
+
+def test_the_evaluation_commands_evaluate(
+    here: None, trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number, words in enumerate(words for words in commands(TEXT) if script_of(words) == "evaluate.py"):
+        stand_in = {"FOLDER": str(photos), "photo.jpg": str(photos / "images" / "photo.jpg")}
+        given = [stand_in.get(word, word) for word in words[words.index("evaluate.py") + 1 :]]
+        folder = tmp_path / str(number)
+        few = ["--limit", "2", "--resamples", "20", "--methods", "cot", "active"]
+        config = EvalConfig.from_args([*given, "--checkpoint", str(trained), *SMALL, *few, "--output_dir", str(folder)])
+        evaluate.main(config)
+        if config.image:
+            assert (folder / "photo.png").exists()
+        else:
+            assert "| active" in capsys.readouterr().out and (folder / "results.json").exists()

@@ -1,0 +1,232 @@
+"""rewards.py: a golden table worked out by hand, and what must not change a reward."""
+
+import doctest
+
+import numpy as np
+import pytest
+from hypothesis import example as also
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from activeo3 import geometry, rewards
+from activeo3.config import TrainConfig
+from activeo3.geometry import Frame, as_boxes, mask_to_rle
+from activeo3.rewards import covered, no_overlap, score, sensible_area
+from activeo3.schema import Action, Example, Outcome, Region, Rollout
+
+SIZE = (100, 100)
+EQUAL = {"format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0}
+A, B = (10, 10, 20, 20), (60, 60, 70, 70)  # true boxes of 1 % of the picture each
+AROUND_A, AROUND_B = (5, 5, 45, 45), (55, 55, 95, 95)
+HALF_AP = 51 / 101  # recall stops at 0.5: 51 of COCO's 101 recalls are reached, all at precision 1
+
+
+def example(true: list, size: tuple[int, int] = SIZE, **more) -> Example:
+    return Example("picture-7", Image.new("RGB", size), "dot", as_boxes(true), **more)
+
+
+def proposed(regions: list, true: list, error: str | None = None, **more) -> Rollout:
+    action = Action(tuple(regions), error=error)
+    return Rollout(example(true, **more), (), "", True, action, tuple(Region(*region) for region in regions))
+
+
+def detected(boxes: list) -> Outcome:
+    return Outcome(as_boxes(boxes), np.ones(len(boxes)))
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    results = doctest.testmod(rewards)
+    assert results.attempted > 0 and results.failed == 0
+
+
+# ---------------------------------------------------------------------- the golden table
+
+GOLDEN = {
+    # name: regions, true boxes, detections, (format, no_overlap, area, coverage, task)
+    "perfect": ([AROUND_A, AROUND_B], [A, B], [A, B], (1, 1, 1, 1, 2)),
+    "one region": ([AROUND_A], [A, B], [A], (1, 1, 1, 0.5, HALF_AP + 0.5)),
+    "one region, nothing found": ([AROUND_A], [A], [], (1, 1, 1, 1, 0)),
+    "wrong place": ([(50, 5, 90, 45)], [A], [], (1, 1, 1, 0, 0)),
+    "inverted": ([(45, 45, 5, 5)], [A], [], (1, 1, 0, 0, 0)),
+    "outside, cut off to nothing": ([(100, 20, 100, 60)], [A], [], (1, 1, 0, 0, 0)),
+    "a line": ([(5, 5, 45, 5)], [A], [], (1, 1, 0, 0, 0)),
+    "whole picture": ([(0, 0, 100, 100)], [A, B], [A, B], (1, 1, 0, 1, 2)),
+    "the same twice": ([AROUND_A, AROUND_A], [A, B], [A], (1, 0, 1, 0.5, HALF_AP + 0.5)),
+    "IoU 0.3": ([(0, 5, 65, 25), (35, 5, 100, 25)], [A], [A], (1, 1, 1, 1, 2)),
+    "IoU 0.31": ([(0, 5, 66, 25), (35, 5, 100, 25)], [A], [A], (1, 0, 1, 1, 2)),
+    "only the third pair overlaps": ([AROUND_A, AROUND_B, AROUND_B], [A, B], [A, B], (1, 0, 1, 1, 2)),
+    "one inside another, IoU 0.25": ([(0, 0, 40, 40), (0, 0, 20, 20)], [A], [A], (1, 1, 1, 1, 2)),
+    "area 1 %": ([(10, 10, 20, 20)], [A], [A], (1, 1, 1, 1, 2)),
+    "area 0.99 %": ([(10, 10, 19.9, 20)], [A], [A], (1, 1, 0, 1, 2)),
+    "area 50 %": ([(0, 0, 100, 50)], [A], [A], (1, 1, 1, 1, 2)),
+    "area 50.1 %": ([(0, 0, 100, 50.1)], [A], [A], (1, 1, 0, 1, 2)),
+    "one good area, one speck": ([AROUND_A, (60, 60, 65, 65)], [A], [A], (1, 1, 0, 1, 2)),
+    "90 % inside": ([(11, 0, 50, 50)], [A], [A], (1, 1, 1, 1, 2)),
+    "89 % inside": ([(11.1, 0, 50, 50)], [A], [A], (1, 1, 1, 0, 2)),
+    "half in each region": ([(0, 0, 15, 50), (15, 0, 50, 50)], [A], [A], (1, 1, 1, 0, 2)),
+    "one true box of three": ([AROUND_A], [A, B, (80, 0, 90, 10)], [], (1, 1, 1, 1 / 3, 0)),
+    "nothing is there, nothing found": ([AROUND_A], [], [], (1, 1, 1, 0, 2)),
+    "nothing is there, one found": ([AROUND_A], [], [A], (1, 1, 1, 0, 0)),
+    "false one ranked last": ([AROUND_A], [A], [A, B], (1, 1, 1, 1, 2)),
+    "false one ranked first": ([AROUND_A], [A], [B, A], (1, 1, 1, 1, 0.5 + 1)),
+    "found twice": ([AROUND_A], [A], [A, A], (1, 1, 1, 1, 2)),
+    "found at IoU 0.5": ([AROUND_A], [A], [(10, 10, 20, 15)], (1, 1, 1, 1, 2)),
+    "found at IoU 0.49": ([AROUND_A], [A], [(10, 10, 20, 14.9)], (1, 1, 1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("regions, true, found, wanted", GOLDEN.values(), ids=GOLDEN.keys())
+def test_golden(regions: list, true: list, found: list, wanted: tuple) -> None:
+    result = score(proposed(regions, true), detected(found), EQUAL)
+    assert dict(result.terms) == pytest.approx(dict(zip(EQUAL, wanted)), abs=1e-12)
+    assert result.total == pytest.approx(sum(wanted), abs=1e-12)
+
+
+@pytest.mark.parametrize("true, task", [([A], 0.0), ([], 2.0)])
+def test_no_region_at_all_is_worth_nothing(true: list, task: float) -> None:
+    """Taken literally, no region overlaps none and all have a sensible area: that must not pay."""
+    for error in ("empty", "tags", "json", "unfinished"):
+        result = score(proposed([], true, error), detected([]), EQUAL)
+        assert result.terms == {"format": 0, "no_overlap": 0, "area": 0, "coverage": 0, "task": task}
+        assert result.total == task
+
+
+@pytest.mark.parametrize("error", ["tags", "too_many", "unfinished"])
+def test_a_wrong_format_costs_the_format_reward_alone(error: str) -> None:
+    result = score(proposed([AROUND_A], [A], error), detected([A]), EQUAL)
+    assert result.terms == {"format": 0, "no_overlap": 1, "area": 1, "coverage": 1, "task": 2}
+
+
+def test_crowds_count_for_nothing() -> None:
+    crowd = np.array([False, True])
+    assert covered(proposed([AROUND_A], [A, B], crowd=crowd), "contain") == 1.0
+    assert covered(proposed([AROUND_B], [A, B], crowd=crowd), "contain") == 0.0
+    assert covered(proposed([A], [A, B], crowd=crowd), "iou") == 1.0
+    assert covered(proposed([AROUND_A], [A, B], crowd=np.array([False, False])), "contain") == 0.5
+    only_crowd = proposed([AROUND_A], [A], crowd=np.array([True]))
+    assert score(only_crowd, detected([A]), EQUAL).terms["coverage"] == 0.0
+    assert score(only_crowd, detected([A]), EQUAL).terms["task"] == 2.0  # found a crowd: neither right nor wrong
+
+
+# ---------------------------------------------------------------------- the three readings of coverage
+
+
+def with_mask(*boxes: tuple[int, int, int, int]) -> dict:
+    """``fields`` with one mask per box, as the embedded world gives them: made when asked for."""
+
+    def masks() -> list:
+        full = np.zeros((len(boxes), SIZE[1], SIZE[0]), dtype=bool)
+        for mask, (x1, y1, x2, y2) in zip(full, boxes):
+            mask[y1:y2, x1:x2] = True
+        return [mask_to_rle(mask) for mask in full]
+
+    return {"masks": masks}
+
+
+COVERAGE = {
+    # name: regions, true boxes (their masks are full), (contain, iou, purity)
+    "a good fit": ([(0, 0, 50, 50)], [(0, 0, 40, 40)], (1, 1, 1)),
+    "part of a large thing": ([(0, 0, 20, 20)], [(0, 0, 40, 40)], (0, 0, 1)),
+    "a small thing in much room": ([(0, 0, 50, 50)], [A], (1, 0, 0)),
+    "IoU 0.5": ([(0, 0, 40, 80)], [(0, 0, 40, 40)], (1, 1, 1)),
+    "IoU 0.494": ([(0, 0, 40, 81)], [(0, 0, 40, 40)], (1, 0, 1)),
+    "purity 10 %": ([(0, 0, 25, 40)], [A], (1, 0, 1)),
+    "purity 9.8 %": ([(0, 0, 25, 41)], [A], (1, 0, 0)),
+    "one region of two, one thing of two": ([(0, 0, 25, 25), (0, 50, 25, 75)], [A, B], (0.5, 0, 0.5)),
+    "two things make one region pure": ([(0, 0, 50, 30)], [A, (30, 10, 40, 20)], (1, 0, 1)),
+    "the same thing twice is not purer": ([(0, 0, 50, 30)], [A, A], (1, 0, 0)),
+    "a region without area": ([(30, 30, 30, 60)], [A], (0, 0, 0)),
+    "no region": ([], [A], (0, 0, 0)),
+    "nothing is there": ([(0, 0, 50, 50)], [], (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("regions, true, wanted", COVERAGE.values(), ids=COVERAGE.keys())
+def test_coverage_has_three_readings(regions: list, true: list, wanted: tuple) -> None:
+    rollout = proposed(regions, true, fields=with_mask(*true))
+    assert [covered(rollout, mode) for mode in ("contain", "iou", "purity")] == pytest.approx(list(wanted))
+    for mode, share in zip(("contain", "iou", "purity"), wanted):
+        assert score(rollout, detected([]), EQUAL, mode).terms["coverage"] == pytest.approx(share)
+
+
+def test_purity_without_masks_names_the_example() -> None:
+    with pytest.raises(ValueError, match="picture-7"):
+        covered(proposed([AROUND_A], [A]), "purity")
+
+
+def test_an_unknown_coverage_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'dice'"):
+        covered(proposed([AROUND_A], [A]), "dice")
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def test_the_config_weighs_every_term_and_no_other() -> None:
+    terms = score(proposed([AROUND_A], [A]), detected([A]), EQUAL).terms
+    assert TrainConfig().weights == EQUAL
+    assert list(terms) == list(EQUAL)
+
+
+@pytest.mark.parametrize("without", EQUAL)
+def test_a_weight_of_zero_is_an_ablation_and_the_term_is_still_reported(without: str) -> None:
+    rollout, outcome = proposed([AROUND_A], [A]), detected([A])
+    whole = score(rollout, outcome, EQUAL)
+    ablated = score(rollout, outcome, EQUAL | {without: 0.0})
+    assert ablated.terms == whole.terms
+    assert ablated.total == whole.total - whole.terms[without]
+
+
+def test_weights_multiply_terms() -> None:
+    weights = {"format": 0.5, "no_overlap": 3, "area": 0.25, "coverage": 2, "task": 10}
+    result = score(proposed([AROUND_A, (0, 0, 2, 2)], [A, B]), detected([A, B]), weights)
+    assert result.total == pytest.approx(0.5 * 1 + 3 * 1 + 0.25 * 0 + 2 * 0.5 + 10 * 2)
+
+
+def test_a_term_without_a_weight_is_not_left_out_in_silence() -> None:
+    with pytest.raises(KeyError, match="task"):
+        score(proposed([AROUND_A], [A]), detected([A]), {k: v for k, v in EQUAL.items() if k != "task"})
+
+
+# ---------------------------------------------------------------------- what must not matter
+
+thousandths = st.integers(0, 50).map(lambda value: 20 * value)  # coarse, so that thresholds are met exactly
+some_boxes = st.lists(st.tuples(thousandths, thousandths, thousandths, thousandths), min_size=1, max_size=3)
+
+
+@settings(deadline=None)
+@given(some_boxes, st.sampled_from([(1344, 896), (640, 427), (333, 1000), (97, 89)]))
+@also([(300, 200, 400, 300)], (1344, 896))  # area 1 %
+@also([(0, 50, 650, 250), (350, 50, 1000, 250)], (640, 427))  # IoU 0.3
+@also([(300, 100, 365, 200), (335, 100, 400, 200)], (97, 89))
+def test_the_size_of_the_picture_does_not_matter(boxes: list, size: tuple[int, int]) -> None:
+    """The same answer earns the same in every picture, exactly on a threshold too."""
+
+    def terms(size: tuple[int, int]) -> tuple[float, ...]:
+        frame = Frame((0.0, 0.0, *map(float, size)), (1000, 1000))
+        regions = geometry.ordered(frame.to_px(as_boxes(boxes)))
+        true = frame.to_px(as_boxes([(200, 200, 300, 300), (600, 100, 640, 900)]))
+        rollout = proposed(regions.tolist(), true.tolist(), size=size)
+        return no_overlap(regions), sensible_area(regions, size), covered(rollout, "contain"), covered(rollout, "iou")
+
+    assert terms(size) == terms((1000, 1000))
+
+
+@settings(deadline=None)
+@given(some_boxes, st.randoms())
+def test_the_order_of_regions_does_not_matter(boxes: list, random) -> None:
+    def terms(boxes: list) -> dict[str, float]:
+        regions = (geometry.ordered(as_boxes(boxes)) / 10).tolist()
+        return dict(score(proposed(regions, [A, B]), detected([A]), EQUAL).terms)
+
+    assert terms(random.sample(boxes, len(boxes))) == terms(boxes)
+
+
+@settings(deadline=None)
+@given(some_boxes, some_boxes)
+def test_every_term_stays_in_its_range(regions: list, found: list) -> None:
+    regions, found = ((geometry.ordered(as_boxes(boxes)) / 10).tolist() for boxes in (regions, found))
+    result = score(proposed(regions, [A, B]), detected(found), EQUAL)
+    assert all(0 <= result.terms[name] <= (2 if name == "task" else 1) for name in EQUAL)
+    assert 0 <= result.total <= 6

@@ -1,0 +1,361 @@
+"""suites.py: floors and ceiling are what they claim to be, and the swap columns tell looking from habit."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from activeo3 import geometry, report, scenes, suites
+from activeo3.config import METHODS, TrainConfig
+from activeo3.geometry import as_boxes
+from activeo3.metrics import Metric, region_recall
+from activeo3.prompts import sensing_answer
+from activeo3.schema import Example, Region, Sampling
+from scripted import COLOURS, END, Scripted, blobs, finds, looks, painted, written
+
+CONFIG = TrainConfig(crop_side=128, sensing_side=96)
+SIZE = (320, 240)
+
+
+def plain(size: tuple[int, int], boxes: list | np.ndarray = (), name: str = "a", **more) -> Example:
+    """An example whose picture nobody looks at."""
+    return Example(name, Image.new("RGB", size), "dot", as_boxes(boxes), **more)
+
+
+def scattered(count: int, seed: int = 0) -> list[Example]:
+    """Pictures with a red and a green thing anywhere; every other one asks for red, the rest for green."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for k in range(count):
+        boxes: dict[str, tuple] = {}
+        while not boxes or abs(boxes["red"][0] - boxes["green"][0]) < 60:  # apart, so that none hides another
+            corners = rng.integers(0, (SIZE[0] - 40, SIZE[1] - 30), (2, 2)).tolist()
+            boxes = {colour: (x, y, x + 40, y + 30) for colour, (x, y) in zip(COLOURS, corners)}
+        asked = ("red", "green")[k % 2]
+        image = painted(SIZE, list(boxes.items()))
+        examples.append(Example(f"picture-{k}", image, asked, as_boxes([boxes[asked]]), image_id=k + 1))
+    return examples
+
+
+def blind(model: Scripted, view: Image.Image, question: str) -> str:
+    """A policy that answers the same whatever it sees and is asked."""
+    return sensing_answer([[250, 250, 750, 750]], "the middle") + END
+
+
+def deaf(model: Scripted, view: Image.Image, question: str) -> str:
+    """A policy that looks but does not listen: regions around whatever is there."""
+    things = as_boxes([box for colour in COLOURS for box in blobs(view, colour)])
+    return sensing_answer(written(model, view, things + [-3, -3, 3, 3]), "all") + END
+
+
+def both_roles(senses):
+    """Asked where to look it answers as ``senses`` does, asked to find as a perfect task model."""
+    return lambda model, view, question: (senses if question.startswith("Where") else finds)(model, view, question)
+
+
+@pytest.fixture
+def policy(tokenizer):
+    """``policy(senses)``: a model that can do both roles."""
+    return lambda senses: Scripted("qwen3_vl", tokenizer, both_roles(senses))
+
+
+# ---------------------------------------------------------------------- floors
+
+sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 10))
+def test_grid_tiles_partition_the_picture(size: tuple[int, int], count: int) -> None:
+    tiles = as_boxes(suites.grid_regions(plain(size), count))
+    whole = size[0] * size[1]
+    assert len(tiles) == count
+    assert geometry.area(tiles).sum() == pytest.approx(whole)
+    assert np.triu(geometry.intersection(tiles, tiles), k=1).max() <= 1e-9 * whole
+    assert [*tiles[:, :2].min(axis=0), *tiles[:, 2:].max(axis=0)] == pytest.approx([0, 0, *size])
+
+
+@pytest.mark.parametrize(
+    "size, count, tile",
+    [((100, 100), 4, (50, 50)), ((300, 200), 6, (100, 100)), ((1344, 896), 3, (448, 896)), ((896, 1344), 3, (896, 448)),
+     ((900, 100), 9, (100, 100)), ((100, 100), 1, (100, 100))],  # fmt: skip
+)
+def test_grid_tiles_are_as_square_as_they_can_be(size: tuple[int, int], count: int, tile: tuple[int, int]) -> None:
+    for x1, y1, x2, y2 in suites.grid_regions(plain(size), count):
+        assert (x2 - x1, y2 - y1) == pytest.approx(tile)
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 10), st.text(max_size=30))
+def test_random_regions_are_inside_of_sensible_size_and_repeatable(size: tuple[int, int], count: int, name: str) -> None:
+    regions = suites.random_regions(plain(size, name=name), count)
+    assert regions == suites.random_regions(plain(size, name=name), count)
+    units = suites.to_unit(regions, size)
+    assert len(regions) == count and (units >= 0).all() and (units <= 1 + 1e-12).all()
+    sides = units[:, 2:] - units[:, :2]
+    assert (sides >= 0.2 - 1e-9).all() and (sides <= 0.5 + 1e-9).all()
+
+
+def test_random_regions_differ_from_example_to_example() -> None:
+    drawn = {suites.random_regions(plain((100, 100), name=f"e{k}"), 3) for k in range(50)}
+    assert len(drawn) == 50
+    centres = np.array([suites.to_unit(regions, (100, 100)) for regions in drawn]).reshape(-1, 2, 2).mean(axis=1)
+    assert np.abs(centres.mean(axis=0) - 0.5).max() < 0.06  # anywhere, not in one corner
+
+
+def test_the_whole_picture_is_one_region() -> None:
+    assert suites.whole_picture(plain((640, 480)), 3) == (Region(0.0, 0.0, 640.0, 480.0),)
+
+
+# ---------------------------------------------------------------------- the ceiling
+
+
+def check_oracle(example: Example, most: int) -> np.ndarray:
+    """At most ``most`` regions, inside the picture, that hold every true box completely."""
+    regions = as_boxes(suites.oracle_regions(example, most))
+    assert 1 <= len(regions) <= most
+    assert (geometry.area(regions) > 0).all()
+    assert np.array_equal(regions, geometry.clipped(regions, example.size_px))
+    assert region_recall(regions, example.boxes_px, share=1.0) == 1.0
+    return regions
+
+
+def test_oracle_regions_hold_all_targets_of_a_scene_and_are_small() -> None:
+    shares = []
+    for index in range(40):
+        scene = scenes.scene("test", index)
+        example = plain(scene.size, [thing.box_px for thing in scene.targets])
+        for most in (1, 2, 3):
+            regions = check_oracle(example, most)
+        shares += (geometry.area(regions) / (scene.size[0] * scene.size[1])).tolist()
+    assert 0.01 <= min(shares) and max(shares) <= 0.5  # the reward's own idea of a sensible area
+    assert np.mean(shares) < 0.15  # it zooms
+
+
+places = st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(1, 100), st.integers(1, 100))
+
+
+@settings(deadline=None)
+@given(st.lists(places, min_size=1, max_size=10), st.integers(1, 4), st.sampled_from([(100, 100), (500, 60), (64, 2000)]))
+def test_oracle_regions_hold_all_boxes_there_can_be(boxes: list, most: int, size: tuple[int, int]) -> None:
+    corners = as_boxes([(x, y, min(100, x + w), min(100, y + h)) for x, y, w, h in boxes])
+    check_oracle(plain(size, corners / 100 * [*size, *size]), most)
+
+
+def test_oracle_regions_stay_apart_when_they_may() -> None:
+    example = plain((900, 900), [(10, 10, 40, 40), (60, 20, 90, 50), (850, 850, 890, 890)])
+    assert len(suites.oracle_regions(example, 3)) == 2  # neighbours share one, the far one has its own
+    assert len(suites.oracle_regions(example, 1)) == 1
+
+
+def test_the_oracle_looks_at_nothing_where_nothing_is_and_at_no_crowd() -> None:
+    assert suites.oracle_regions(plain((100, 100)), 3) == ()
+    boxes, crowd = [(0, 0, 20, 20), (400, 400, 490, 490)], np.array([False, True])
+    with_crowd = suites.oracle_regions(plain((500, 500), boxes, crowd=crowd), 3)
+    assert with_crowd == suites.oracle_regions(plain((500, 500), boxes[:1]), 3)
+
+
+# ---------------------------------------------------------------------- the best regions that ignore the picture
+
+
+def short_sighted(model: Scripted, view: Image.Image, question: str) -> str:
+    """A task model that finds a thing only when it is at least 15 pixels wide and high in the view."""
+    large = [box for box in blobs(view, "red") if min(box[2] - box[0], box[3] - box[1]) >= 15]
+    return finds(model, view if large else painted(view.size, []), question)
+
+
+def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
+    """Things are a tenth of the side: only the smallest lattice regions show them large enough, and only
+    one of those holds each."""
+    places = [(0.06, 0.84), (0.83, 0.07), (0.37, 0.36)]  # three spots that only one small region holds
+    wanted = [(0.0, 0.66, 0.34, 1.0), (0.66, 0.0, 1.0, 0.34), (0.22, 0.22, 0.56, 0.56)]
+    training = []
+    for k, side in enumerate((300, 400)):
+        boxes = [(int(x * side), int(y * side), int(x * side) + side // 10, int(y * side) + side // 10) for x, y in places]
+        image = painted((side, side), [("red", box) for box in boxes])
+        training.append(Example(f"e{k}", image, "red", as_boxes(boxes)))
+    expert = Scripted("qwen3_vl", tokenizer, short_sighted)
+    config = TrainConfig(crop_side=64, regions=2)
+    two = suites.fit_fixed(expert, training, config)
+    assert len(two) == 2 and {tuple(box.round(2)) for box in two} < set(wanted)
+    regions = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)[0]
+    assert regions == [suites.from_unit(two, (800, 600))]
+
+
+def test_the_lattice_lies_inside_the_picture() -> None:
+    boxes = suites.fixed_candidates()
+    assert (boxes >= 0).all() and (boxes <= 1 + 1e-9).all() and (geometry.area(boxes) > 0.09).all()
+    assert len({tuple(box.round(6)) for box in boxes}) == len(boxes)
+
+
+def test_fixed_regions_need_training_pictures(tokenizer) -> None:
+    with pytest.raises(ValueError, match="training pictures"):
+        suites.fit_fixed(Scripted("qwen3_vl", tokenizer, finds), [], CONFIG)
+
+
+# ---------------------------------------------------------------------- swapping picture and query
+
+
+def swaps(senses, examples: list[Example], policy) -> dict[str, Metric | None]:
+    actor = policy(senses)
+    regions, _ = suites.propose("active", examples, actor, actor, CONFIG)
+    return suites.sensing_metrics("active", examples, regions, actor, actor, CONFIG, resamples=20)
+
+
+def test_a_policy_that_looks_and_listens_loses_both_ways(policy) -> None:
+    result = swaps(looks, scattered(40), policy)
+    assert result["region_recall"].value == 1.0
+    assert result["swap_picture"].value > 0.6
+    assert result["swap_query"].value > 0.6
+
+
+def test_a_policy_that_looks_but_does_not_listen_loses_by_the_picture_alone(policy) -> None:
+    result = swaps(deaf, scattered(40), policy)
+    assert result["region_recall"].value == 1.0
+    assert result["swap_picture"].value > 0.3
+    assert result["swap_query"].value == 0.0
+
+
+def test_a_blind_policy_loses_nothing(policy) -> None:
+    result = swaps(blind, scattered(40), policy)
+    assert 0 < result["region_recall"].value < 1  # it is right now and then, and no less so with other pictures
+    assert result["swap_picture"].value == 0.0
+    assert result["swap_query"].value == 0.0
+
+
+@pytest.mark.parametrize("method, low, high", [("random", -0.1, 0.1), ("grid", 0, 0), ("oracle-regions", 0.6, 1)])
+def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float, policy) -> None:
+    examples = scattered(120)
+    regions, answers = suites.propose(method, examples, None, None, CONFIG)
+    result = suites.sensing_metrics(method, examples, regions, None, None, CONFIG, resamples=20)
+    assert low <= result["swap_picture"].value <= high
+    assert result["swap_query"] is None and answers == [""] * 120
+
+
+def test_a_swapped_picture_is_another_picture() -> None:
+    """Data sets ask several questions about one picture in a row; a neighbour's regions may be its own."""
+    examples = [plain(SIZE, [(60 * k, 0, 60 * k + 20, 20)], f"e{k}-{i}", image_id=k) for k in range(4) for i in range(3)]
+    regions = [suites.oracle_regions(example, 3) for example in examples]
+    result = suites.sensing_metrics("oracle-regions", examples, regions, None, None, CONFIG, resamples=20)
+    lenders = [suites.other_picture(examples, i) for i in range(len(examples))]
+    assert [examples[k].image_id for k in lenders] == [3, 3, 3, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert result["swap_picture"].value == 1.0
+
+
+def test_a_swap_that_means_nothing_is_left_out(policy) -> None:
+    examples = scattered(4)
+    one_query = [example for example in examples if example.query == "red"]
+    one_picture = examples[:1]
+    assert swaps(looks, one_query, policy)["swap_query"] is None
+    assert swaps(looks, one_query, policy)["swap_picture"] is not None
+    assert swaps(looks, one_picture, policy)["swap_picture"] is None
+    whole = [suites.whole_picture(example, 1) for example in examples]
+    result = suites.sensing_metrics("direct", examples, whole, None, None, CONFIG, resamples=20)
+    assert result["region_recall"].value == 1.0 and result["swap_picture"] is result["swap_query"] is None
+
+
+def test_the_other_query_is_the_next_different_one() -> None:
+    queries = ["a", "a", "b", "c", "a"]
+    examples = [Example(f"e{k}", Image.new("RGB", (8, 8)), query, as_boxes([])) for k, query in enumerate(queries)]
+    assert [suites.other_query(examples, k) for k in range(5)] == ["b", "b", "c", "a", "b"]
+    assert suites.other_query(examples[:2], 0) == "a"  # there is no other
+
+
+def test_recall_is_the_coverage_reward_without_crowds() -> None:
+    boxes, crowd = [(0, 0, 10, 10), (50, 50, 60, 60)], np.array([False, True])
+    examples = [plain(SIZE, boxes), plain(SIZE, boxes, crowd=crowd), plain(SIZE)]
+    regions = [(Region(0.0, 0.0, 20.0, 20.0),)] * 3
+    assert suites.recalls(examples, regions).tolist() == pytest.approx([0.5, 1.0, np.nan], nan_ok=True)
+
+
+def test_unit_boxes_and_back() -> None:
+    regions = (Region(16.0, 12.0, 160.0, 240.0), Region(0.0, 0.0, 320.0, 240.0))
+    assert suites.to_unit(regions, SIZE).tolist() == [[0.05, 0.05, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    assert suites.from_unit(suites.to_unit(regions, SIZE), SIZE) == regions
+    assert suites.from_unit(suites.to_unit((), SIZE), SIZE) == ()
+
+
+# ---------------------------------------------------------------------- whole tables
+
+
+def test_greedy_answers_come_in_batches_and_in_order(policy) -> None:
+    actor, examples = policy(looks), scattered(suites.BATCH + 3)
+    rollouts = suites.greedy_look(actor, examples, CONFIG)
+    greedy = Sampling(0.0, CONFIG.max_new_tokens)
+    assert actor.batches == [(suites.BATCH, 1, greedy), (3, 1, greedy)]
+    assert [rollout.example for rollout in rollouts] == examples
+
+
+def test_a_table_of_every_method(policy) -> None:
+    examples, said = scattered(5), []
+    actor, start = policy(looks), policy(blind)
+    rows, shown = suites.run("toys", METHODS, examples, actor, start, CONFIG, examples[:1], resamples=10, say=said.append)
+    assert [row["method"] for row in rows] == list(METHODS) == list(shown)
+    assert len(said) == len(METHODS) and all(line.startswith(f"toys {name}:") for name, line in zip(METHODS, said))
+    by_name = {row["method"]: row["metrics"] for row in rows}
+    for row in rows:
+        assert (row["benchmark"], row["n"]) == ("toys", 5)
+        assert set(row["metrics"]) == set(suites.COLUMNS) - {"method"}
+    for name in ("active", "oracle-regions"):
+        assert by_name[name]["AP50"].value == pytest.approx(1.0) and by_name[name]["region_recall"].value == 1.0
+    assert by_name["cot"]["AP50"].value < 1 and by_name["cot"]["swap_query"].value == 0.0
+    assert by_name["active"]["swap_query"].value > 0.5
+    assert [by_name[name]["regions"] for name in ("direct", "random", "grid", "cot")] == [1, 3, 3, 1]
+    assert all(numbers["seconds"] > 0 for numbers in by_name.values())
+    assert {len(answers) for _, _, answers in shown.values()} == {5}
+    assert "<answer>" in shown["active"][2][0] and shown["grid"][2] == [""] * 5
+
+
+def test_results_are_plain_numbers_with_intervals_beside_them() -> None:
+    metrics = {"AP": Metric(0.5, 0.4, 0.6), "AP_s": Metric(float("nan"), float("nan"), float("nan")),
+               "swap_query": None, "regions": 3.0}  # fmt: skip
+    written = report.strict_json(suites.results([{"benchmark": "toys", "method": "grid", "n": 7, "metrics": metrics}]))
+    assert json.loads(written) == {
+        "rows": [
+            {
+                "benchmark": "toys",
+                "method": "grid",
+                "n": 7,
+                "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0},
+                "intervals": {"AP": [0.4, 0.6], "AP_s": [None, None]},
+            }
+        ]
+    }
+
+
+def test_results_are_written_whole_and_again(tmp_path) -> None:
+    row = {"benchmark": "toys", "method": "grid", "n": 7, "metrics": {"regions": 3.0}}
+    for rows in ([row], [row, row]):
+        suites.write_results(tmp_path / "new" / "folder", rows)
+        assert len(json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["rows"]) == len(rows)
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["results.json"]
+
+
+def test_an_unknown_method_is_an_error(policy) -> None:
+    with pytest.raises(KeyError, match="psychic"):
+        suites.propose("psychic", scattered(1), policy(looks), policy(looks), CONFIG)
+
+
+# ---------------------------------------------------------------------- the end of a training run
+
+
+def test_held_out_pictures_are_the_first_of_their_split() -> None:
+    assert suites.held_out(TrainConfig(eval_examples=0)) == []
+    assert [example.id for example in suites.held_out(TrainConfig(eval_examples=2))] == [
+        "scenes-val-000000",
+        "scenes-val-000001",
+    ]
+
+
+def test_before_and_after_leaves_numbers_and_a_page(tmp_path, policy) -> None:
+    config, said = TrainConfig(crop_side=64, output_dir=str(tmp_path)), []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
+    suites.before_and_after(policy(looks), policy(blind), scattered(3), config, said.append)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]
+    page = (tmp_path / "report.html").read_text()
+    assert "before" in page and "after" in page and "the middle" in page
+    assert any("| oracle-regions" in line for line in said) and str(tmp_path / "report.html") in said[-1]

@@ -1,0 +1,519 @@
+"""train.py as a whole: the same run however it is cut, by micro-batch, by rank, or by a kill.
+
+Random policies earn nothing, so the reward here is a number made of the sampled ids, and every answer
+gets a region made of them: groups have spread, crops differ, and the task model has work to do.
+"""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_engine import finely_sharded, on_ranks, rank_environment, whole_weights
+from torch import Tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
+
+import train  # noqa: E402
+from activeo3 import engine, suites  # noqa: E402
+from activeo3.config import ConfigError, TrainConfig  # noqa: E402
+from activeo3.engine import Ranks, Sharded  # noqa: E402
+from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
+from activeo3.report import read_rows  # noqa: E402
+from activeo3.sampler import look  # noqa: E402
+from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
+
+Make = Callable[..., VisionLanguageModel]
+
+
+# ---------------------------------------------------------------------- a small world with rewards
+
+
+def small_pictures() -> list[Example]:
+    """Eight questions about mosaics of different shape."""
+    examples = []
+    for i in range(8):
+        rng = np.random.default_rng(i)
+        width, height = [(96, 64), (64, 96), (80, 80)][i % 3]
+        mosaic = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        image = Image.fromarray(mosaic).resize((width, height), Image.Resampling.NEAREST)
+        boxes = np.array([[8, 8, 24, 24], [40, 40, 56, 64]], dtype=float)
+        examples.append(Example(f"mosaic/{i}", image, ["red star", "blue disc"][i % 2], boxes, image_id=i + 1))
+    return examples
+
+
+def look_somewhere(
+    actor: VisionLanguageModel, examples: list[Example], group: int, sampling: Sampling, config: TrainConfig
+) -> tuple[list[Prompt], list[list[Rollout]]]:
+    """sampler.look, with a region that follows from the sampled ids."""
+    prompts, rollouts = look(actor, examples, group, sampling, config)
+
+    def aimed(answer: Rollout) -> Rollout:
+        x, y = (float(part % 32) for part in divmod(sum(answer.token_ids), 32))
+        return replace(answer, regions=(Region(x, y, x + 32, y + 24),))
+
+    return prompts, [[aimed(answer) for answer in of_one] for of_one in rollouts]
+
+
+def reward_of_ids(answer: Rollout, outcome: Outcome, weights: dict[str, float], coverage: str) -> Score:
+    """Something that differs between answers, and depends on what the task model said."""
+    terms = {"format": float(sum(answer.token_ids) % 7), "task": float(sum(map(len, outcome.texts)) % 5)}
+    return Score(terms, sum(terms.values()))
+
+
+def prepare(patch: pytest.MonkeyPatch) -> None:
+    """Put the small world in the place of scenes, and keep the process group for the next run."""
+    patch.setattr(train, "look", look_somewhere)
+    patch.setattr(train, "score", reward_of_ids)
+    patch.setattr(train, "open_dataset", lambda *_: small_pictures())
+    patch.setattr(suites, "open_dataset", lambda *_: small_pictures()[:2])
+    patch.setattr(engine, "stop", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def models(make_vlm: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Saved random policies: one per family, and ``other``, with weights of another seed."""
+    saved = {name: (name, 0) for name in FAMILIES} | {"other": ("qwen3_vl", 1)}
+    folder = tmp_path_factory.mktemp("models")
+    for name, (family, seed) in saved.items():
+        make_vlm(family, seed).save(folder / name)
+    return {name: str(folder / name) for name in saved}
+
+
+@pytest.fixture(scope="module")
+def config(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return TrainConfig(
+        model=models["qwen3_vl"], ds_config=finely_sharded(tmp_path_factory.mktemp("config")), steps=4, save_every=2,
+        prompts=2, micro_prompts=1, group=2, max_new_tokens=12, task_max_new_tokens=8, sensing_side=32, crop_side=32,
+        lr=1e-3, warmup=2, eval_examples=0, samples_every=0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """This process as a group of one, in the small world."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rank_environment(0, 1).items():
+            patch.setenv(name, value)
+        prepare(patch)
+        yield engine.start(tmp_path_factory.mktemp("alone"))
+
+
+# ---------------------------------------------------------------------- comparing runs
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the machine."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "memory_gb"} for row in rows]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal, bit for bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or hasattr(a, "__dict__") and same(vars(a), vars(b)))
+
+
+def assert_same_run(folder: Path, other: Path, step: int) -> None:
+    """The last checkpoint of two runs, file by file, and all their rows."""
+    here, there = folder / f"checkpoint-{step}", other / f"checkpoint-{step}"
+    names = sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file())
+    assert {"model.safetensors", "random-0.pt"} <= set(names) and any("optim_states" in name for name in names)
+    for name in names:
+        if name.endswith(".pt"):
+            states = [torch.load(path / name, weights_only=False) for path in (here, there)]
+            assert same(*states), f"{name} differs"
+        elif name != "activeo3.json":  # names its own folder
+            assert (here / name).read_bytes() == (there / name).read_bytes(), f"{name} differs"
+    assert rows_of(folder) == rows_of(other) and [row["step"] for row in rows_of(folder)] == list(range(1, step + 1))
+
+
+class Killed(BaseException):
+    """Stands for a kill in this process: nothing catches it."""
+
+
+# ---------------------------------------------------------------------- one step
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], config: TrainConfig, alone: Ranks) -> None:
+    """The log-probability of every token when it was drawn is the one that the update starts from."""
+    config = replace(config, temperature=0.7, model=models[family])
+    policy = train.start_policy(alone, config, learns=True)
+    seen: list[Tensor] = []
+    with policy.gathered() as actor:
+        hook = actor.model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits[:, -1]))
+        prompts, rollouts = train.look(actor, small_pictures()[:2], 2, Sampling(0.7, 12), config)
+        hook.remove()
+    forbidden = list(policy.vlm.forbidden)
+    drawn = torch.stack(seen[1:], dim=1).view(2, 2, -1, seen[0].shape[-1]) / 0.7  # (P, G, T, V) after the prefill
+    drawn[..., forbidden] = -torch.inf
+    packed = policy.vlm.pack(prompts, [[answer.token_ids for answer in of_one] for of_one in rollouts])
+    with torch.no_grad():
+        logp, _ = train.log_probs(policy, packed, config)
+    for p, of_one in enumerate(rollouts):
+        for g, answer in enumerate(of_one):
+            ids = torch.tensor(answer.token_ids)
+            expected = drawn[p, g].log_softmax(-1)[torch.arange(len(ids)), ids]
+            torch.testing.assert_close(logp[p, g, : len(ids)], expected, rtol=0, atol=1e-4)
+
+
+def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]], Tensor]:
+    """Two prompts with fixed answers of unequal lengths, and their advantages."""
+    examples = small_pictures()[:2]
+    prompts = vlm.encode([example.image for example in examples], ["Where?", "Find every star, please."])
+    lengths, generator = ((9, 2), (4, 12)), torch.Generator().manual_seed(3)
+    ids = [[tuple(torch.randint(10, 500, (length,), generator=generator).tolist()) for length in row] for row in lengths]
+    rollouts = [[Rollout(example, answer, "", False, Action(()), ()) for answer in row] for example, row in zip(examples, ids)]
+    return prompts, rollouts, torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
+
+
+SETTINGS = [
+    dict(normalise="response", ratio="token", epochs=1),
+    dict(normalise="token", ratio="token", epochs=1),
+    dict(normalise="constant", ratio="sequence", epochs=2),
+]
+LR = 0.02
+
+
+def learned(config: TrainConfig, ranks: Ranks, reference: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
+
+    Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
+    """
+    original = engine.ds_config
+    with pytest.MonkeyPatch.context() as patch:
+        sgd = {"type": "SGD", "params": {"lr": LR}}
+        patch.setattr(engine, "ds_config", lambda *args: original(*args) | ({"optimizer": sgd} if args[3] else {}))
+        config = replace(config, lr=LR, warmup=0, grad_clip=1e9, beta=0.1)
+        policy = train.start_policy(ranks, config, learns=True)
+        frozen = train.start_policy(ranks, replace(config, model=reference), learns=False)
+    prompts, rollouts, advantage = batch_of(policy.vlm)
+    mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
+    for step in (1, 2):
+        row = train.learn(step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, config)
+    return whole_weights(policy), {name: value for name, value in row.items() if name != "memory_gb"}
+
+
+@pytest.fixture(scope="module")
+def learned_at_once(config: TrainConfig, alone: Ranks, models: dict[str, str]) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
+    """What two prompts in one pass teach, by setting."""
+    return [learned(replace(config, micro_prompts=2, **setting), alone, models["other"]) for setting in SETTINGS]
+
+
+def assert_same_lesson(
+    one: tuple[dict[str, Tensor], dict[str, float]], two: tuple[dict[str, Tensor], dict[str, float]]
+) -> None:
+    weights, readings = one
+    for name, tensor in two[0].items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
+    for name in ("loss", "kl", "entropy", "clip_fraction", "grad_norm", "ratio_max"):
+        assert readings[name] == pytest.approx(two[1][name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("index", range(len(SETTINGS)))
+def test_micro_batches_add_up(
+    index: int, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str], make_vlm: Make
+) -> None:
+    pieces = learned(replace(config, micro_prompts=1, **SETTINGS[index]), alone, models["other"])
+    assert_same_lesson(pieces, learned_at_once[index])
+    start = make_vlm("qwen3_vl").model.state_dict()
+    assert max(float((tensor - start[name]).abs().max()) for name, tensor in pieces[0].items()) > 1e-3
+    assert pieces[1]["kl"] > 0
+
+
+# ---------------------------------------------------------------------- whole runs on one rank
+
+
+@pytest.fixture(scope="module")
+def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, list[Tensor], list[Tensor]]:
+    """A run of four steps that nothing disturbs: its config, and policy and reference after every step."""
+    config = replace(config, output_dir=str(tmp_path_factory.mktemp("straight")))
+    policies, references = watched_main(config)
+    return config, policies, references
+
+
+def watched_main(config: TrainConfig) -> tuple[list[Tensor], list[Tensor]]:
+    """Run train.main; all weights of policy and reference before the first and after every step, as vectors."""
+    policies: list[Tensor] = []
+    references: list[Tensor] = []
+    step_of = train.train_step
+
+    def vector(sharded: Sharded) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in whole_weights(sharded).values()])
+
+    def watched(step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig) -> Any:
+        if not policies:
+            policies.append(vector(policy)), references.append(vector(reference))
+        result = step_of(step, examples, policy, reference, config)
+        policies.append(vector(policy)), references.append(vector(reference))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", watched)
+        train.main(config)
+    return policies, references
+
+
+def test_at_the_first_step_the_policy_is_the_one_that_sampled_and_the_reference(straight: tuple) -> None:
+    row, *later = rows_of(Path(straight[0].output_dir))
+    assert row["kl"] == 0.0 and row["clip_fraction"] == 0.0 and row["ratio_max"] == 1.0
+    assert row["reward_spread"] > 0 and row["grad_norm"] > 0 and row["entropy"] > 0
+    assert row["lr"] == 5e-4 and later[0]["lr"] == 1e-3
+    assert all(other["kl"] > 0 and other["ratio_max"] == 1.0 for other in later)
+
+
+def test_the_policy_moves_and_the_reference_does_not(straight: tuple) -> None:
+    _, policies, references = straight
+    assert torch.equal(policies[0], references[0])
+    for before, after in zip(policies, policies[1:]):
+        assert not torch.equal(before, after)
+    for reference in references[1:]:
+        assert torch.equal(reference, references[0])
+
+
+def dies_in_step_3(config: TrainConfig) -> None:
+    """Train, and be killed between the answers and the update of step 3."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        act = train.act
+
+        def act_or_die(*args: Any) -> list[Outcome]:
+            if (Path(config.output_dir) / "checkpoint-2").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return act(*args)
+
+        patch.setattr(train, "act", act_or_die)
+        train.main(config)
+
+
+def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGKILL in step 3, a kill while checkpoint 4 is being written, and the same command again."""
+    config = replace(straight[0], output_dir=str(tmp_path))
+    on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
+    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+
+    def half_a_model(self: VisionLanguageModel, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(VisionLanguageModel, "save", half_a_model)
+        train.main(config)
+    assert (tmp_path / "building-checkpoint-4" / "model.safetensors").exists()
+    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 4  # two more than the checkpoint knows
+
+    train.main(config)
+    assert not list(tmp_path.glob("building-*"))
+    assert_same_run(tmp_path, Path(straight[0].output_dir), step=4)
+
+
+def test_two_updates_per_rollout_are_resumed_as_well(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, epochs=2, lr=1e-2, keep=1)
+    train.main(replace(config, output_dir=str(tmp_path / "straight")))
+    train.main(replace(config, output_dir=str(tmp_path / "halves"), steps=2))
+    train.main(replace(config, output_dir=str(tmp_path / "halves"), keep=0))
+    assert_same_run(tmp_path / "straight", tmp_path / "halves", step=4)
+    assert any(row["ratio_max"] > 1 for row in rows_of(tmp_path / "straight"))
+    kept = [[path.name for path in engine.checkpoints(tmp_path / run)] for run in ("straight", "halves")]
+    assert kept == [["checkpoint-4"], ["checkpoint-2", "checkpoint-4"]]
+
+
+def test_a_finished_run_prints_its_table_again(
+    straight: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = replace(straight[0], eval_examples=2)
+    folder = Path(config.output_dir)
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(train, "train_step", None)  # would raise if it were called
+    train.main(config)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert "region_recall" in table[0] and [line.split()[1] for line in table[2:]] == [
+        "direct", "random", "grid", "cot", "active", "oracle-regions"
+    ]  # fmt: skip
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert json.loads((folder / "results.json").read_text())["rows"] and (folder / "report.html").stat().st_size > 1000
+
+
+def test_a_changed_flag_or_another_number_of_processes_is_refused(
+    straight: tuple, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the script itself: one sentence, no traceback, nothing touched."""
+    config, *_ = straight
+    before = sorted(Path(config.output_dir).rglob("*"))
+    flags = [f"--{name}={value}" for name, value in vars(config).items()]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--beta=0.5"])
+    with pytest.raises(SystemExit, match=r"^activeo3: .*checkpoint-4 belongs to another run: --beta was 0.04 and is now 0.5"):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    monkeypatch.setattr(engine, "start", lambda folder: Ranks(0, 2, torch.device("cpu"), folder / "libraries-0.log"))
+    with pytest.raises(ConfigError, match="made by 1 process, and there are now 2"):
+        train.main(config)
+    assert sorted(Path(config.output_dir).rglob("*")) == before
+
+
+def test_a_run_that_only_skips_ends_with_one_sentence(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    honest = train.grpo.policy_loss
+
+    def infinite(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, seen = honest(*args)
+        return loss * torch.inf, seen
+
+    monkeypatch.setattr(train.grpo, "policy_loss", infinite)
+    with pytest.raises(ConfigError, match=r"^2 updates in a row were skipped .* was not finite; .*\.$"):
+        train.main(replace(config, output_dir=str(tmp_path), max_skipped=2))
+    assert [row["skipped_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert capsys.readouterr().out.count("update skipped; examples: mosaic/") == 2
+
+
+# ---------------------------------------------------------------------- two ranks
+
+
+def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str, Any]:
+    """All that two processes are asked to show, in one start of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        ranks = engine.start(folder)
+        one = replace(config, prompts=1, micro_prompts=1)
+        return {
+            "totals": ranks.totals({"rank": ranks.rank, "one": 1.0}),
+            "gather": ranks.gather(f"rank {ranks.rank}"),
+            "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
+            "ragged": ragged_step(one, ranks),
+            "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
+            "resumed": [
+                run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=steps), ranks) for steps in (2, 4)
+            ],
+        }
+
+
+def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """One step in which rank 0 writes two tokens and has no crop, rank 1 writes twelve and has three."""
+    policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
+    generate, look_once = VisionLanguageModel.generate, train.look
+
+    def ragged_generate(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling) -> Any:
+        return generate(self, prompts, group, replace(sampling, max_new_tokens=12 if ranks.rank else 2))
+
+    def ragged_look(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
+        prompts, rollouts = look_once(*args)
+        regions = tuple(Region(8.0 * k, 0, 8.0 * k + 24, 24) for k in range(3 * ranks.rank))
+        return prompts, [[replace(answer, regions=regions) for answer in of_one] for of_one in rollouts]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VisionLanguageModel, "generate", ragged_generate)
+        patch.setattr(train, "look", ragged_look)
+        patch.setattr(policy.vlm.model.lm_head, "forward", never_ending(policy.vlm))
+        group = torch.distributed.group.WORLD
+        before = group._get_sequence_number_for_group()
+        row, judged = train.train_step(1, [small_pictures()[ranks.rank]], policy, reference, config)
+        collectives = group._get_sequence_number_for_group() - before
+    return {"lengths": [len(answer.token_ids) for answer, *_ in judged], "collectives": collectives, "row": row}
+
+
+def never_ending(vlm: VisionLanguageModel) -> Callable[[Tensor], Tensor]:
+    """The head, without a chance for the end token: every answer reaches its limit."""
+    head = vlm.model.lm_head
+    offset = torch.zeros(vlm.model.config.text_config.vocab_size).index_fill(0, torch.tensor([vlm.end_token]), -1e4)
+    forward = head.forward
+    return lambda hidden: forward(hidden) + offset
+
+
+def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """A run in which the loss of step 2 is infinite on rank 1 alone."""
+    honest, step_of, now = train.grpo.policy_loss, train.train_step, [0]
+
+    def at(step: int, *args: Any) -> Any:
+        now[0] = step
+        return step_of(step, *args)
+
+    def loss(*args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        value, seen = honest(*args)
+        return (value * torch.inf if ranks.rank == 1 and now[0] == 2 else value), seen
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(train, "train_step", at)
+        patch.setattr(train.grpo, "policy_loss", loss)
+        policies, references = watched_main(config)
+    return {"policies": policies, "references": references, "said": said.getvalue()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
+    folder = tmp_path_factory.mktemp("two")
+    return on_ranks(2, folder, on_two_ranks, config, models["other"], folder, seconds=300), folder
+
+
+def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
+    for result in two_ranks[0]:
+        assert result["totals"] == {"rank": 1.0, "one": 2.0}
+        assert result["gather"] == ["rank 0", "rank 1"]
+
+
+@pytest.mark.parametrize("index", range(len(SETTINGS)))
+def test_two_ranks_with_a_prompt_each_learn_what_one_learns_from_both(
+    index: int, two_ranks: tuple[list[dict], Path], learned_at_once: list
+) -> None:
+    (first, second), _ = two_ranks
+    assert_same_lesson(first["learned"][index], learned_at_once[index])
+    assert same(first["learned"][index][0], second["learned"][index][0])
+    assert first["learned"][index][1] == second["learned"][index][1]
+
+
+def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(two_ranks: tuple[list[dict], Path]) -> None:
+    first, second = (result["ragged"] for result in two_ranks[0])
+    assert (first["lengths"], second["lengths"]) == ([2, 2], [12, 12])
+    assert first["collectives"] == second["collectives"] > 0
+    assert first["row"]["tokens/mean"] == second["row"]["tokens/mean"] == 7.0
+
+
+def test_an_infinite_loss_on_one_rank_is_skipped_on_all(two_ranks: tuple[list[dict], Path]) -> None:
+    (first, second), folder = two_ranks
+    for result in (first["infinite"], second["infinite"]):
+        start, after_1, after_2, after_3, after_4 = result["policies"]
+        assert not torch.equal(start, after_1)
+        assert torch.equal(after_1, after_2)
+        assert not torch.equal(after_2, after_3) and not torch.equal(after_3, after_4)
+        assert after_4.isfinite().all()
+        assert all(torch.equal(reference, start) for reference in result["references"])
+    assert same(first["infinite"]["policies"], second["infinite"]["policies"])
+    rows = rows_of(folder / "straight")
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1]
+    assert rows[1]["loss"] is None and all(row["loss"] is not None for row in rows[2:])
+    assert second["infinite"]["said"] == ""
+
+
+def test_the_examples_of_every_rank_are_named_when_an_update_is_skipped(
+    two_ranks: tuple[list[dict], Path], config: TrainConfig
+) -> None:
+    (line,) = [line for line in two_ranks[0][0]["infinite"]["said"].splitlines() if "skipped" in line]
+    stream = [train.Stream(small_pictures(), 1, config.seed, rank, 2).at(1)[0].id for rank in (0, 1)]
+    assert line == f"step 2: loss or gradient not finite, update skipped; examples: {', '.join(stream)}"
+
+
+def test_two_ranks_resume_as_well(two_ranks: tuple[list[dict], Path]) -> None:
+    results, folder = two_ranks
+    assert_same_run(folder / "straight", folder / "halves", step=4)
+    assert (folder / "straight" / "checkpoint-4" / "random-1.pt").exists()
