@@ -49,7 +49,8 @@ def train_step(
     with clock("learn"):
         learned = learn(step, prompts, rollouts, advantage, policy, reference, config)
 
-    row = report.step_row(step, answers, scores, config.group, policy.ranks.totals)
+    flat = int(grpo.zero_spread(rewards).sum())
+    row = report.step_row(step, answers, scores, config.group, flat, policy.ranks.totals)
     return row | learned | clock.times(), list(zip(answers, outcomes, scores))
 
 

@@ -246,11 +246,12 @@ class Clock:
         return self._phases | {"time/step": time.perf_counter() - self._began}
 
 
-def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], group: int,
+def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], group: int, flat: int,
              totals: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
     """The rewards and lengths of one step as a row, over all ranks.
 
-    ``scores`` (P*G) lie group after group; ``totals`` sums values over ranks.
+    ``scores`` (P*G) lie group after group; ``flat`` groups of this rank have no spread; ``totals``
+    sums values over ranks.
     """
     rewards = np.array([score.total for score in scores]).reshape(-1, group)  # (P, G)
     sums = {"reward": float(rewards.sum())}
@@ -259,7 +260,7 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
         "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
         "tokens/truncated": float(sum(not answer.finished for answer in answers)),
         "reward_spread": float(rewards.std(axis=1).sum()) * group,
-        "zero_spread": float((np.ptp(rewards, axis=1) == 0).sum()) * group,
+        "zero_spread": float(flat * group),
     }
     sums = totals(sums | {"answers": float(len(answers))})
     count = sums.pop("answers")

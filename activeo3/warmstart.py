@@ -43,7 +43,7 @@ class WarmStart:
 
     seed: int = 0
     see_steps: int = 1200
-    speak_steps: int = 2200
+    speak_steps: int = 2000
     crops: int = 16
     views: int = 4
     questions: int = 5

@@ -123,10 +123,10 @@ def test_the_file_tree_is_the_tree() -> None:
     first = next(i for i, line in enumerate(lines) if line.startswith("train.py  "))
     folder, seen = ROOT, set()
     for line in lines[first:]:
+        if not re.match(r" *[\w./]+(/$|  +\S)", line):
+            break
         name, _, words = line.strip().partition(" ")
         if not line.startswith(" "):
-            if not re.match(r"[\w./]+/?( |$)", line):
-                break
             folder = ROOT / name if name == "activeo3/" else ROOT
         inside = folder if line.startswith(" ") else ROOT
         named = [name, *re.findall(r"\b\w+\.py\b", words)]

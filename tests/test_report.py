@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import report
+from activeo3 import pictures, report
 from activeo3.page import html_table, series, smoothed, ticks, write_page
 from activeo3.pictures import (FOUND, REGION, TRUE, Shown, annotated_picture, contact_sheet,
                                crops_strip, save_samples)
@@ -192,7 +192,7 @@ def test_html_table_escapes_and_keeps_intervals() -> None:
 
 def test_every_logged_metric_of_the_design_is_explained() -> None:
     names = """reward reward/format reward/no_overlap reward/area reward/coverage reward/task kl
-        clip_fraction entropy ratio_max tokens/mean tokens/truncated zero_spread reward_spread
+        loss clip_fraction entropy ratio_max tokens/mean tokens/truncated zero_spread reward_spread
         grad_norm lr skipped_steps time/look time/act time/learn time/step memory_gb""".split()
     assert set(names) == set(METRIC_GLOSSARY)
     assert all(all(metric) for metric in METRIC_GLOSSARY.values())
@@ -283,7 +283,7 @@ def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "save_jpeg", killed)
+    monkeypatch.setattr(pictures, "save_jpeg", killed)
     with pytest.raises(KeyboardInterrupt):
         save_samples(tmp_path, 13, [shown()])
     assert not (tmp_path / "samples" / "step-000013").exists()
