@@ -132,6 +132,8 @@ class TrainConfig(_Config):
     """learning rate (paper: 1e-6 for the 7B)"""
     warmup: int = 10
     """steps of linear warm-up of the learning rate"""
+    freeze_vision: bool = False
+    """keep the vision tower as it is and train the text tower only"""
     weight_decay: float = 0.01
     """of AdamW (paper: 0.01)"""
     grad_clip: float = 1.0

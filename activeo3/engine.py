@@ -170,6 +170,8 @@ class Sharded:
         self.vlm, self.ranks, self.learns = vlm, ranks, learns
         vlm.model.to(ranks.device)
         vlm.model.requires_grad_(learns)
+        if config.freeze_vision:
+            vlm.model.model.visual.requires_grad_(False)
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         with ranks.quietly():
@@ -178,6 +180,11 @@ class Sharded:
                 model_parameters=[p for p in vlm.model.parameters() if p.requires_grad] if learns else None,
                 config=ds_config(config, ranks, vlm.model.dtype, learns),
             )
+
+    @property
+    def _offload(self) -> Any:
+        """DeepSpeed's keeper of the hooks; a frozen model's optimizer is nothing else."""
+        return getattr(self.engine.optimizer, "parameter_offload", self.engine.optimizer)
 
     @contextmanager
     def gathered(self) -> Iterator[VisionLanguageModel]:
@@ -188,23 +195,26 @@ class Sharded:
         """
         import deepspeed
 
-        offload = self.engine.optimizer
-        offload = getattr(offload, "parameter_offload", offload)  # a frozen model's optimizer is the offload
+        offload = self._offload
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
             for parameter in self.vlm.model.parameters():
                 parameter.ds_active_sub_modules.clear()
-            hooks = [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]
-            for hook in hooks:
+            for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
                 hook.remove()
             offload.forward_hooks.clear(), offload.backward_hooks.clear()
             try:
                 yield self.vlm
             finally:
-                # The root's own hook compares the ranks' traces, a collective in every forward pass: a rank
-                # with no crop to look at would leave the others waiting, so it must be gone in the block too.
-                restart = lambda *_: offload.get_param_coordinator().reset_step()  # noqa: E731
-                offload.fwd_pre_hook = offload.module.register_forward_pre_hook(restart)
+                offload.fwd_pre_hook = offload.module.register_forward_pre_hook(self._new_trace)
                 offload._register_deepspeed_module(offload.module)
+
+    def _new_trace(self, *_: Any) -> None:
+        """DeepSpeed's own first hook of a forward pass, written again to be put back after a gathered block.
+
+        It compares the ranks' order of layers, a collective: left in place inside the block, a rank that
+        had no crop to look at would keep the others waiting.
+        """
+        self._offload.get_param_coordinator().reset_step()
 
     def logits(self, packed: Packed) -> Tensor:
         """Logits (R, 1 + W, V) of a packed batch; a collective: every rank calls it equally often."""

@@ -42,7 +42,7 @@ def rank_environment(rank: int, world: int) -> dict[str, str]:
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
 
 
-def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any, seconds: float = 120, ends: int = 0) -> list[Any]:
+def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any, seconds: float = 300, ends: int = 0) -> list[Any]:
     """What ``work(*args)`` returns on each of ``world`` new processes.
 
     Fails if they are not done after ``seconds``, or end with another exit code than ``ends``.

@@ -404,7 +404,8 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
             "ragged": ragged_step(one, ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
             "resumed": [
-                run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=steps), ranks) for steps in (2, 4)
+                run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=2), ranks),
+                run_with_infinity(replace(one, output_dir=str(folder / "halves"), eval_examples=2), ranks),
             ],
         }
 
@@ -463,7 +464,7 @@ def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks(config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     folder = tmp_path_factory.mktemp("two")
-    return on_ranks(2, folder, on_two_ranks, config, models["other"], folder, seconds=300), folder
+    return on_ranks(2, folder, on_two_ranks, config, models["other"], folder, seconds=600), folder
 
 
 def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
@@ -517,3 +518,8 @@ def test_two_ranks_resume_as_well(two_ranks: tuple[list[dict], Path]) -> None:
     results, folder = two_ranks
     assert_same_run(folder / "straight", folder / "halves", step=4)
     assert (folder / "straight" / "checkpoint-4" / "random-1.pt").exists()
+
+
+def test_one_rank_makes_the_table_while_the_other_waits(two_ranks: tuple[list[dict], Path]) -> None:
+    first, second = (result["resumed"][1]["said"] for result in two_ranks[0])
+    assert "| oracle-regions" in first and second == ""
