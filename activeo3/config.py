@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -132,8 +133,9 @@ class TrainConfig(_Config):
     """learning rate (paper: 1e-6 for the 7B)"""
     warmup: int = 10
     """steps of linear warm-up of the learning rate"""
-    freeze_vision: bool = False
-    """keep the vision tower as it is and train the text tower only"""
+    train_only: str = ""
+    """train only the parameters whose name matches this regular expression, e.g. language_model or
+    self_attn; empty: all. Fewer parameters mean less drift from noisy gradients at the same learning rate"""
     weight_decay: float = 0.01
     """of AdamW (paper: 0.01)"""
     grad_clip: float = 1.0
@@ -195,6 +197,10 @@ class TrainConfig(_Config):
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
         if not (self.temperature > 0 and self.lr > 0 and self.grad_clip > 0):
             raise ConfigError("--temperature, --lr and --grad_clip must be above 0.")
+        try:
+            re.compile(self.train_only)
+        except re.error as error:
+            raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
             raise ConfigError("--clip_low must lie between 0 and 1, --clip_high above 0.")
 

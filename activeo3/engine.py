@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -169,9 +170,10 @@ class Sharded:
 
         self.vlm, self.ranks, self.learns = vlm, ranks, learns
         vlm.model.to(ranks.device)
-        vlm.model.requires_grad_(learns)
-        if config.freeze_vision:
-            vlm.model.model.visual.requires_grad_(False)
+        for name, parameter in vlm.model.named_parameters():
+            parameter.requires_grad_(learns and bool(re.search(config.train_only, name)))
+        if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
+            raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         with ranks.quietly():

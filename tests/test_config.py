@@ -140,6 +140,7 @@ REFUSED = [
     ("--group abc", ("--group", "'abc'", "whole number")),
     ("--group 1.5", ("--group", "'1.5'", "whole number")),
     ("--group 1", ("--group", "1")),
+    ("--train_only (", ("--train_only", "regular expression")),
     ("--lr fast", ("--lr", "'fast'", "number")),
     ("--lr 0", ("--lr",)),
     ("--lr nan", ("--lr", "nan")),

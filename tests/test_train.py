@@ -242,6 +242,17 @@ def test_micro_batches_add_up(
     assert pieces[1]["kl"] > 0
 
 
+def test_only_the_named_parameters_learn(
+    config: TrainConfig, alone: Ranks, models: dict[str, str], make_vlm: Make
+) -> None:
+    weights, _ = learned(replace(config, train_only="self_attn"), alone, models["other"])
+    start = make_vlm("qwen3_vl").model.state_dict()
+    moved = {name for name, tensor in weights.items() if not torch.equal(tensor, start[name])}
+    assert moved and all("self_attn" in name for name in moved)
+    with pytest.raises(ConfigError, match="--train_only nothing_like_it matches no parameter"):
+        learned(replace(config, train_only="nothing_like_it"), alone, models["other"])
+
+
 # ---------------------------------------------------------------------- whole runs on one rank
 
 
