@@ -126,7 +126,8 @@ def main(config: TrainConfig) -> None:
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
-        log.say(report.introduction(config, policy.vlm.parameters, ranks.world, len(dataset), first))
+        half = policy.vlm.model.dtype == torch.bfloat16
+        log.say(report.introduction(config, policy.vlm.parameters, half, ranks.world, len(dataset), first))
         watch = engine.Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)

@@ -267,14 +267,15 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, parameters: int, world: int, examples: int, first: int) -> str:
-    """What a run is about to do, in a few lines."""
+def introduction(config: TrainConfig, parameters: int, half: bool, world: int, examples: int,
+                 first: int) -> str:
+    """What a run is about to do, in a few lines; ``half``: weights are bfloat16, not float32."""
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     # Per parameter, float32: weight, gradient, two moments, reference (5 x 4 bytes); bfloat16: weight,
     # gradient and reference (3 x 2) beside float32 master weight and moments (3 x 4).
-    need = parameters * (20 if config.dtype == "float32" else 18) / 2**30
+    need = parameters * (18 if half else 20) / 2**30
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",

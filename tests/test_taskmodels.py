@@ -16,7 +16,7 @@ from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, crop_view
 from scripted import COLOURS, END, PATCH, Scripted, finds, painted
 
-CONFIG = TrainConfig(crop_side=448)  # the crops below are smaller, so a pixel of a view is at most one original pixel
+CONFIG = TrainConfig(crop_side=448)  # most crops below are smaller, so a view has at least the picture's pixels
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -33,7 +33,10 @@ def question(image: Image.Image, query: str = "red", name: str = "a") -> Example
     return Example(name, image, query, np.zeros((0, 4)))
 
 
-def found(expert: Scripted, image: Image.Image, *regions: tuple, query: str = "red", config: TrainConfig = CONFIG) -> Outcome:
+def found(
+    expert: Scripted, image: Image.Image, *regions: tuple, query: str = "red", config: TrainConfig = CONFIG
+) -> Outcome:
+    """The outcome of one example; checks what is true of every outcome."""
     (outcome,) = act(expert, [question(image, query)], [[Region(*region) for region in regions]], config)
     assert outcome.boxes_px.shape == (len(outcome.scores), 4) and (outcome.scores == 1).all()
     return outcome
@@ -70,6 +73,13 @@ def test_a_small_view_is_coarse_but_not_shifted(expert) -> None:
     thing, region = (1640, 1200, 1690, 1260), (1500.0, 1100.0, 1900.0, 1450.0)
     outcome = found(expert, painted((2000, 1500), [("red", thing)]), region, config=TrainConfig(crop_side=128))
     assert np.abs(outcome.boxes_px[0] - thing).max() < 400 / 112  # one pixel of the view
+
+
+def test_a_window_between_pixels_is_cut_exactly_there(expert) -> None:
+    """Rounded to whole pixels it would shift what is seen, here by a sixteenth of the crop."""
+    thing, region = (112, 112, 115, 115), (110.5, 110.5, 118.5, 118.5)
+    outcome = found(expert, painted((300, 300), [("red", thing)]), region)
+    assert np.abs(outcome.boxes_px - [thing]).max() < 0.25
 
 
 def test_a_thing_that_the_border_of_the_crop_cuts_ends_there(expert) -> None:
