@@ -151,6 +151,13 @@ def test_oracle_regions_stay_apart_when_they_may() -> None:
     assert len(suites.oracle_regions(example, 1)) == 1
 
 
+@pytest.mark.parametrize("corner", [(0, 0), (580, 0), (0, 380), (580, 380)])
+def test_an_oracle_region_at_the_border_is_moved_and_not_cut(corner: tuple[int, int]) -> None:
+    x, y = corner
+    ((x1, y1, x2, y2),) = suites.oracle_regions(plain((600, 400), [(x, y, x + 20, y + 20)]), 3)
+    assert (x2 - x1, y2 - y1) == (100, 100)  # a quarter of the shorter side
+
+
 def test_the_oracle_looks_at_nothing_where_nothing_is_and_at_no_crowd() -> None:
     assert suites.oracle_regions(plain((100, 100)), 3) == ()
     boxes, crowd = [(0, 0, 20, 20), (400, 400, 490, 490)], np.array([False, True])
@@ -180,7 +187,8 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
     expert = Scripted("qwen3_vl", tokenizer, short_sighted)
     config = TrainConfig(crop_side=64, regions=2)
     two = suites.fit_fixed(expert, training, config)
-    assert len(two) == 2 and {tuple(box.round(2)) for box in two} < set(wanted)
+    chosen = {tuple(box.round(2)) for box in two}
+    assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
     regions = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)[0]
     assert regions == [suites.from_unit(two, (800, 600))]
 
@@ -224,6 +232,13 @@ def test_a_blind_policy_loses_nothing(policy) -> None:
     assert 0 < result["region_recall"].value < 1  # it is right now and then, and no less so with other pictures
     assert result["swap_picture"].value == 0.0
     assert result["swap_query"].value == 0.0
+
+
+def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
+    examples, actor, start = scattered(10), policy(looks), policy(deaf)
+    regions, _ = suites.propose("cot", examples, actor, start, CONFIG)
+    result = suites.sensing_metrics("cot", examples, regions, actor, start, CONFIG, resamples=20)
+    assert result["region_recall"].value == 1.0 and result["swap_query"].value == 0.0
 
 
 @pytest.mark.parametrize("method, low, high", [("random", -0.1, 0.1), ("grid", 0, 0), ("oracle-regions", 0.6, 1)])
