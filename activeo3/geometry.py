@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 
+MOST_ELONGATED = 200  # longer over shorter side of a picture, the most that Qwen-VL's processor takes
+
+
 def as_boxes(boxes: Any) -> np.ndarray:
     """Any sequence of xyxy boxes as a float64 array (N, 4); an empty one becomes (0, 4)."""
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -145,8 +148,8 @@ def fitted(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int)
     (1008, 504)
     """
     width, height = size
-    if max(size) > 200 * min(size):
-        raise ValueError(f"a picture of {width}x{height} is too elongated: Qwen-VL takes aspect ratios up to 200")
+    if max(size) > MOST_ELONGATED * min(size):
+        raise ValueError(f"a picture of {width}x{height} is too elongated: Qwen-VL takes aspect ratios up to {MOST_ELONGATED}")
     fit_w, fit_h = round(width / factor) * factor, round(height / factor) * factor
     if fit_w * fit_h > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)

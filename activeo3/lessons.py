@@ -69,8 +69,7 @@ def practice_sheet(seed: int, index: int) -> scenes.Scene:
             centres, diameters = np.vstack([centres, point]), np.append(diameters, diameter)
     things = tuple(
         scenes.Thing(
-            list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))],
-            scenes.SHAPES[rng.integers(len(scenes.SHAPES))],
+            *_any_kind(rng),
             (float(x), float(y)), float(diameter), float(rng.uniform(-0.25, 0.25)), 0,
         )
         for (x, y), diameter in zip(centres, diameters)
@@ -105,7 +104,7 @@ def sensing_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Gen
     dialogue = []
     for _ in range(3):
         # Any kind may be asked for, and the regions do not listen to it.
-        query = f"{list(scenes.COLOURS)[rng.integers(6)]} {scenes.SHAPES[rng.integers(6)]}"
+        query = " ".join(_any_kind(rng))
         answer = prompts.sensing_answer(mediocre_regions(scene, rng), f" {query}")
         dialogue.append((prompts.sensing_prompt(query, "short"), answer, ()))
     return Lesson(geometry.crop(picture, window, size), boxes, kinds, hidden, tuple(dialogue))
@@ -142,10 +141,21 @@ def _seen(scene: scenes.Scene, window: Sequence[float]) -> tuple[np.ndarray, tup
     boxes_px = geometry.as_boxes([thing.box_px for thing in scene.things])
     inside = geometry.containment(boxes_px, geometry.as_boxes([window]))[:, 0]
     boxes = np.clip(frame.to_text(boxes_px), 0, 1000)
-    cells = np.floor((boxes[:, :2] + boxes[:, 2:]) / 2 / 1000 * (CROP_VIEW[0] // (PATCH * MERGE)))
-    order = [i for i in np.lexsort((cells[:, 0], cells[:, 1])) if inside[i] >= 0.5]
+    columns, rows = (side // (PATCH * MERGE) for side in CROP_VIEW)
+    order = sorted(np.flatnonzero(inside >= 0.5), key=lambda i: cell_of(boxes[i], rows, columns))
     hidden = boxes[(inside > 0.02) & (inside < 0.5)]
     return boxes[order], tuple((scene.things[i].colour, scene.things[i].shape) for i in order), hidden
+
+
+def cell_of(box: np.ndarray, rows: int, columns: int) -> int:
+    """The visual token, in reading order, that holds the centre of a box in thousandths."""
+    row = min(rows - 1, int((box[1] + box[3]) / 2000 * rows))
+    return row * columns + min(columns - 1, int((box[0] + box[2]) / 2000 * columns))
+
+
+def _any_kind(rng: np.random.Generator) -> tuple[str, str]:
+    """A (colour, shape) that the embedded world knows."""
+    return list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))], scenes.SHAPES[rng.integers(len(scenes.SHAPES))]
 
 
 def _questions(kinds: Sequence[tuple[str, str]], rng: np.random.Generator, most: int) -> list[tuple[str, str]]:
@@ -154,7 +164,7 @@ def _questions(kinds: Sequence[tuple[str, str]], rng: np.random.Generator, most:
     there = [there[i] for i in rng.permutation(len(there))][: max(1, math.ceil(most * 2 / 3))]
     asked = list(there)
     while len(asked) < most:
-        colour, shape = list(scenes.COLOURS)[rng.integers(6)], scenes.SHAPES[rng.integers(6)]
+        colour, shape = _any_kind(rng)
         if there and rng.random() < 0.8:
             near = kinds[rng.integers(len(kinds))]
             colour, shape = (near[0], shape) if rng.random() < 0.6 else (colour, near[1])

@@ -209,6 +209,8 @@ class VisionLanguageModel:
 
         Branches of a row stand close together, so unequal lengths cost nothing inside a row; rows are
         padded on the right to the longest. Every row needs the same number B of branches.
+
+        Raises ModelError unless the text tower's attention takes a mask of this kind (``_mask_for``).
         """
         ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (R, S)
         rows, B, T = len(prompts), len(branches[0]), max(len(branch) for row in branches for branch in row)
@@ -241,7 +243,7 @@ class VisionLanguageModel:
         inputs = {
             "input_ids": torch.cat([ids, laid], dim=1),  # (R, S + W)
             "position_ids": torch.cat([positions, after.expand(3, rows, width)], dim=2),  # (3, R, S + W)
-            "attention_mask": _branching_mask(attended.bool(), owner),  # (R, 1, S + W, S + W)
+            "attention_mask": self._mask_for(_branching_mask(attended.bool(), owner)),  # (R, 1, S + W, S + W)
             "pixel_values": visual["pixel_values"],
             "image_grid_thw": visual["image_grid_thw"],
         }
@@ -260,6 +262,19 @@ class VisionLanguageModel:
         return out.logits
 
     # ------------------------------------------------------------------ helpers
+
+    def _mask_for(self, allowed: Tensor) -> Tensor:
+        """A mask (R, 1, L, L), True where a query may look, in the form that the text tower takes.
+
+        sdpa takes the booleans. Eager attention adds the mask to its scores, and would add True as 1.
+        Others, like flash attention, have no place for such a mask and would ignore it in silence.
+        """
+        attention = self.model.config.get_text_config()._attn_implementation
+        if attention == "sdpa":
+            return allowed
+        if attention == "eager":
+            return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
+        raise ModelError(f"packed rows need attention 'sdpa' or 'eager', but the model was loaded with {attention!r}")
 
     def _left_padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Ids (R, S) padded on the left and the mask (R, S) that is 1 on real tokens."""

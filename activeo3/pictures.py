@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
-from activeo3.report import asked_for, counted, printable, strict_json
+from activeo3.report import counted, printable, strict_json
 from activeo3.schema import Example, Outcome, Region, Rollout, Score
 
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
@@ -78,7 +78,7 @@ def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
     for box in numbered:
         _outline(pen, box, REGION, width=3)
     true = _visible(frame.to_text(as_boxes(example.boxes_px)), view.size)
-    for box, counts in zip(true, asked_for(example)):
+    for box, counts in zip(true, example.asked_for):
         _outline(pen, box, TRUE if counts else (*TRUE, 90), width=2)
     for box in _visible(frame.to_text(as_boxes(outcome.boxes_px)), view.size):
         _dashes(pen, box, FOUND, width=2)
@@ -99,7 +99,7 @@ def annotated_picture(example: Example, regions: Sequence[Region], outcome: Outc
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     _mark(view, Frame((0, 0, width, height), size), example, outcome, regions)
-    legend = [(TRUE, counted(int(asked_for(example).sum()), "true box", "true boxes")),
+    legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes")),
               (REGION, counted(len(regions), "region")),
               (FOUND, f"{len(outcome.boxes_px)} found")]
     return _captioned(view, example.query, legend)

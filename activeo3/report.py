@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from activeo3.config import TrainConfig
-from activeo3.schema import Example, Outcome, Rollout, Score
+from activeo3.schema import Outcome, Rollout, Score
 
 MISSING = "–"
 
@@ -383,7 +383,7 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
     regions = [f"{i}  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f}), "
                f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
                for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
-    found, true = len(outcome.boxes_px), int(asked_for(rollout.example).sum())
+    found, true = len(outcome.boxes_px), int(rollout.example.asked_for.sum())
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
     query = printable(rollout.example.query, limit=200)
     blocks = {
@@ -406,10 +406,3 @@ def counted(count: int, one: str, many: str = "") -> str:
     ('0 regions', '1 box', '2 boxes')
     """
     return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def asked_for(example: Example) -> np.ndarray:
-    """(N,) True for the boxes that count: all but the crowds."""
-    if example.crowd is None:
-        return np.ones(len(example.boxes_px), dtype=bool)
-    return ~np.asarray(example.crowd, dtype=bool)

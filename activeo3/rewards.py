@@ -72,8 +72,7 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
 
 def asked_boxes(example: Example) -> np.ndarray:
     """The true boxes (N, 4) that are asked for: all but the crowds."""
-    boxes = geometry.as_boxes(example.boxes_px)
-    return boxes if example.crowd is None else boxes[~np.asarray(example.crowd, dtype=bool)]
+    return geometry.as_boxes(example.boxes_px)[example.asked_for]
 
 
 def covered(rollout: Rollout, mode: str) -> float:

@@ -2,7 +2,7 @@
 
 A picture (shorter side 896 or 1024) shows a textured table with four to ten *clusters* of small things
 on it. A cluster has one colour, so from afar it is a speckle of red or blue; which shapes are in it, a
-star or a cross, is 45-65 pixels wide and melts away in a sensing view of 128 pixels, but is plain in a
+star or a cross, is 45-65 pixels wide and melts away in a sensing view of 96 pixels, but is plain in a
 crop. Every picture asks for one kind of thing: a colour and a shape, "red star". Its targets stand in
 one or two clusters of their colour, beside others of the colour but not of the shape; now and then a
 decoy cluster has the colour alone, and the other clusters have the shape in other colours. So *where*

@@ -51,6 +51,12 @@ class Example:
         """(width, height) of the original picture."""
         return self.image.size
 
+    @property
+    def asked_for(self) -> np.ndarray:
+        """(N,) True for the boxes that count: all but the crowds."""
+        none = np.zeros(len(self.boxes_px), dtype=bool)
+        return ~(none if self.crowd is None else np.asarray(self.crowd, dtype=bool))
+
 
 @dataclass(frozen=True)
 class Action:

@@ -26,7 +26,6 @@ from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example, Outcome, Region, Sampling
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
-MOST_ELONGATED = 200  # length over width of a crop that keeps its shape: the most that the processor takes
 SAME_THING = 0.5  # IoU above which boxes of two crops are one thing
 
 
@@ -83,7 +82,7 @@ def crop_view(
         size = expert.view_size((side, side))
     else:
         width, height = window.x2 - window.x1, window.y2 - window.y1
-        thinnest = math.ceil(max(width, height) / MOST_ELONGATED)  # a sliver is widened, not refused
+        thinnest = math.ceil(max(width, height) / geometry.MOST_ELONGATED)  # a sliver is widened, not refused
         shape = (max(thinnest, round(width)), max(thinnest, round(height)))
         size = expert.view_size(shape, pixels=(side * side, 2**40))
     return geometry.crop(image, window, size), Frame(tuple(window), expert.text_scale(size))

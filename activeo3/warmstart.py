@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from activeo3 import geometry, prompts, scenes
 from activeo3.grpo import answer_logps
-from activeo3.lessons import MERGE, PATCH, Lesson, Pool, crop_lesson, lessons_of, practice_sheet, rounded
+from activeo3.lessons import MERGE, PATCH, Lesson, Pool, cell_of, crop_lesson, lessons_of, practice_sheet, rounded
 from activeo3.models import Packed, Prompt, VisionLanguageModel
 from activeo3.schema import Sampling
 
@@ -129,18 +129,12 @@ def _dense_targets(lessons: Sequence[Lesson], grids: Tensor) -> tuple[Tensor, Te
         seen: dict[int, list[int]] = {}
         for box, (colour, shape) in zip(lesson.boxes, lesson.kinds):
             figures = [digit for v in rounded(box) for digit in (v // 100, v // 10 % 10)]
-            seen[start + _cell(box, rows, columns)] = [list(scenes.COLOURS).index(colour), scenes.SHAPES.index(shape), *figures]
+            seen[start + cell_of(box, rows, columns)] = [list(scenes.COLOURS).index(colour), scenes.SHAPES.index(shape), *figures]
         cells += list(seen)
         classes += list(seen.values())
-        ignored += [start + _cell(box, rows, columns) for box in lesson.hidden]
+        ignored += [start + cell_of(box, rows, columns) for box in lesson.hidden]
         start += rows * columns
     return torch.tensor(cells), torch.tensor(classes).view(-1, 10), torch.tensor(ignored, dtype=torch.long)
-
-
-def _cell(box: np.ndarray, rows: int, columns: int) -> int:
-    """The visual token, in reading order, that holds the centre of a box in thousandths."""
-    row = min(rows - 1, int((box[1] + box[3]) / 2000 * rows))
-    return row * columns + min(columns - 1, int((box[0] + box[2]) / 2000 * columns))
 
 
 def speak_loss(
@@ -165,9 +159,7 @@ def speak_loss(
         spans.append([_box_spans(vlm, t, len(a)) for a, t in zip(asked, told)])
     packed = vlm.pack(prefixes, branches)
     inputs = {k: v for k, v in packed.inputs.items() if k not in ("pixel_values", "image_grid_thw")}
-    allowed = inputs["attention_mask"]
-    inputs["attention_mask"] = torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
-    columns = torch.arange(packed.prefix - 1, allowed.shape[-1])
+    columns = torch.arange(packed.prefix - 1, packed.inputs["input_ids"].shape[1])
     out = vlm.model(
         **inputs, mm_encoder_outputs={"image": seen}, logits_to_keep=columns, use_cache=False, output_attentions=True
     )
@@ -207,7 +199,7 @@ def _gaze_targets(
         height, width = lesson.view.height // (PATCH * MERGE), lesson.view.width // (PATCH * MERGE)
         for b, (_, _, found) in enumerate(lesson.dialogue):
             columns = [packed.prefix + column for column in packed.columns[r, b].tolist()]
-            cells = [image_at[r] + _cell(lesson.boxes[row], height, width) for row in found]
+            cells = [image_at[r] + cell_of(lesson.boxes[row], height, width) for row in found]
             # The question ends "... colour shape . <end> newline <start> assistant newline".
             words = (columns[starts[r][b] - 8], columns[starts[r][b] - 7]) if found else (0, 0)
             decided = starts[r][b] - 1  # the column that decides whether there is a first or next box

@@ -422,3 +422,19 @@ def test_views_are_whole_visual_tokens_and_pass_the_processor_unchanged(
 def test_coordinates_are_pixels_for_one_family_and_thousandths_for_the_other(make_vlm: Make) -> None:
     assert make_vlm("qwen2_5_vl").text_scale((640, 480)) == (640, 480)
     assert make_vlm("qwen3_vl").text_scale((640, 480)) == (1000, 1000)
+
+
+def test_a_packed_row_is_the_same_under_eager_attention_and_refused_under_others(make_vlm, picture) -> None:
+    vlm = make_vlm("qwen3_vl", 3)
+    prompts = vlm.encode([picture(32, 48, 1), picture(64, 32, 2)], ["a", "much longer than the first"])
+    branches = [[[40, 41, 42], [50]], [[60, 61], [70, 71, 72, 73]]]
+    with torch.no_grad():
+        booleans = vlm.pack(prompts, branches)
+        expected, _ = answer_logps(vlm.forward_packed(booleans), booleans.tokens, booleans.columns)
+        vlm.model.set_attn_implementation({"text_config": "eager"})
+        added = vlm.pack(prompts, branches)
+        found, _ = answer_logps(vlm.forward_packed(added), added.tokens, added.columns)
+    torch.testing.assert_close(found[added.real], expected[booleans.real], rtol=0, atol=1e-5)
+    vlm.model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(models.ModelError, match="need attention 'sdpa' or 'eager'.*flash_attention_2"):
+        vlm.pack(prompts, branches)
