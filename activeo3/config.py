@@ -129,7 +129,7 @@ class TrainConfig(_Config):
     temperature: float = 1.0
     """of the sampled answers; log-probabilities are taken at the same temperature"""
 
-    lr: float = 5e-5
+    lr: float = 1.5e-4
     """learning rate (paper: 1e-6 for the 7B)"""
     warmup: int = 10
     """steps of linear warm-up of the learning rate"""

@@ -2,8 +2,11 @@
 
 Two kinds of view. A **crop**, at the size of the task role, with up to a handful of kinds to find in it;
 its answers are the truth. A **whole picture**, at the size of the sensing role, whose answers have the
-form of the truth only: three mediocre regions, around things chosen at random, jittered, some anywhere,
-and never chosen by the query. Which regions are good for a query is in no lesson.
+form of the truth only: one to three mediocre regions around clusters chosen at random, jittered, some
+anywhere, after a thought that names the colour of each. Neither colours nor regions are ever chosen by
+the query: which regions are good for it is in no lesson. What the policy does learn on whole pictures is to
+point: told to look at red, it names red and looks there. That a red star is to be sought where it is red, and
+that three regions are better than one, is left to reinforcement.
 """
 
 import math
@@ -20,18 +23,37 @@ SENSING_SIDE = 96  # shorter side of the sensing view, pixels
 CROP_VIEW = (128, 128)  # every crop is seen at this size
 
 
+@dataclass(frozen=True)
+class Written:
+    """What one box of an answer is about, as rows of the lesson's ``boxes``: the ``things`` inside it and
+    their ``kin``, all things that its words fit. ``said`` counts which word of the thought named them, or
+    is None where the question did."""
+
+    things: tuple[int, ...]
+    kin: tuple[int, ...]
+    said: int | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer; ``about`` has one entry for every box of the answer, in its order."""
+
+    question: str
+    answer: str
+    about: tuple[Written, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """One view with what is in it. ``boxes`` (M, 4) are thousandths of the view, ``kinds`` their (colour,
     shape) names, in reading order of the visual tokens that hold their centres; ``hidden`` (H, 4) are
-    things that the border cuts too much to be asked for; ``dialogue`` are (question, answer, found), where
-    ``found`` are the rows of ``boxes`` that the answer lists, in its order (none for a sensing answer)."""
+    things that the border cuts too much to be asked for."""
 
     view: Image.Image
     boxes: np.ndarray
     kinds: tuple[tuple[str, str], ...]
     hidden: np.ndarray
-    dialogue: tuple[tuple[str, str, tuple[int, ...]], ...]
+    dialogue: tuple[Turn, ...]
 
 
 class Pool:
@@ -86,45 +108,64 @@ def crop_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
     y = np.clip(thing.centre[1] + h * rng.uniform(-0.5, 0.5), h / 2, height - h / 2)
     window = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
     view = geometry.crop(picture, window, CROP_VIEW)
-    boxes, kinds, hidden = _seen(scene, window)
-    asked = _questions(kinds, rng, most)
+    boxes, seen, hidden = _seen(scene, window, CROP_VIEW)
+    kinds = tuple((thing.colour, thing.shape) for thing in seen)
     dialogue = []
-    for kind in asked:
+    for kind in _questions(kinds, rng, most):
         found = tuple(row for row, other in enumerate(kinds) if other == kind)
         answer = prompts.boxes_answer([rounded(boxes[row]) for row in found])
-        dialogue.append((prompts.task_prompt(" ".join(kind), "short"), answer, found))
+        about = tuple(Written((row,), found) for row in found)
+        dialogue.append(Turn(prompts.task_prompt(" ".join(kind), "short"), answer, about))
+    if rng.random() < 0.2:  # nobody has ever seen one of these
+        dialogue[-1] = Turn(prompts.task_prompt(_nonsense(rng), "short"), prompts.boxes_answer([]), ())
     return Lesson(view, boxes, kinds, hidden, tuple(dialogue))
 
 
-def sensing_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Lesson:
-    """The whole picture at sensing size, and the form of a sensing answer with mediocre regions."""
+def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Lesson:
+    """The whole picture at sensing size: the form of a sensing answer with mediocre regions, and pointing."""
     size = geometry.fitted(geometry.with_shorter_side(picture.size, SENSING_SIDE), PATCH * MERGE, 1, 2**30)
     window = (0.0, 0.0, float(picture.width), float(picture.height))
-    boxes, kinds, hidden = _seen(scene, window)
+    boxes, seen, hidden = _seen(scene, window, size)
+    clusters = _clusters(scene)
     dialogue = []
-    for _ in range(3):
-        # Any kind may be asked for, and the regions do not listen to it.
-        query = " ".join(_any_kind(rng))
-        answer = prompts.sensing_answer(mediocre_regions(scene, rng), f" {query}")
-        dialogue.append((prompts.sensing_prompt(query, "short"), answer, ()))
-    return Lesson(geometry.crop(picture, window, size), boxes, kinds, hidden, tuple(dialogue))
+    for _ in range(4):
+        # Anything may be asked for, and neither thought nor regions listen to it.
+        query = " ".join(_any_kind(rng)) if rng.random() < 0.75 else _nonsense(rng)
+        count = rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3])
+        chosen = sorted(rng.permutation(len(clusters))[:count])
+        dialogue.append(_regions_turn(prompts.sensing_prompt(query, "short"), [clusters[i] for i in chosen], scene, seen, rng))
+    for _ in range(2):
+        colour = clusters[rng.integers(len(clusters))][0].colour
+        chosen = [cluster for cluster in clusters if cluster[0].colour == colour][:3]
+        dialogue.append(_regions_turn(prompts.pointing_prompt(colour), chosen, scene, seen, rng))
+    return Lesson(geometry.crop(picture, window, size), boxes, tuple((t.colour, t.shape) for t in seen), hidden, tuple(dialogue))
 
 
-def mediocre_regions(scene: scenes.Scene, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Three regions in thousandths: around things of any kind, jittered; every fourth anywhere."""
-    width, height = scene.size
-    groups = list(rng.permutation(1 + max(thing.group for thing in scene.things)))[:3]
-    regions = []
-    for group in groups:
-        members = [thing for thing in scene.things if thing.group == group]
-        w, h = rng.uniform(0.2, 0.45, 2) * min(scene.size)
-        centre = np.array(members[rng.integers(len(members))].centre) + rng.uniform(-0.3, 0.3, 2) * (w, h)
-        if rng.random() < 0.25:
-            centre = rng.uniform((0, 0), scene.size)
-        x, y = np.clip(centre, (w / 2, h / 2), (width - w / 2, height - h / 2))
-        box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * 1000 / np.array([width, height] * 2)
-        regions.append(rounded(box))
-    return regions
+def _clusters(scene: scenes.Scene) -> list[list[scenes.Thing]]:
+    """The things of each cluster, clusters from top to bottom."""
+    groups = sorted({thing.group for thing in scene.things})
+    members = [[thing for thing in scene.things if thing.group == group] for group in groups]
+    return sorted(members, key=lambda things: np.mean([thing.centre[1] for thing in things]))
+
+
+def _regions_turn(
+    question: str, clusters: Sequence[Sequence[scenes.Thing]], scene: scenes.Scene, seen: Sequence[scenes.Thing],
+    rng: np.random.Generator,
+) -> Turn:  # fmt: skip
+    """A question answered with a thought that names each cluster's colour, and a mediocre region around each:
+    jittered, and every twentieth anywhere."""
+    regions, about = [], []
+    for said, cluster in enumerate(clusters):
+        w, h = rng.uniform(0.32, 0.5, 2) * min(scene.size)
+        centre, there = np.mean([thing.centre for thing in cluster], axis=0), bool(rng.random() >= 0.05)
+        centre = centre + rng.uniform(-0.1, 0.1, 2) * (w, h) if there else rng.uniform((0, 0), scene.size)
+        x, y = np.clip(centre, (w / 2, h / 2), (scene.size[0] - w / 2, scene.size[1] - h / 2))
+        regions.append(rounded(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * 1000 / np.array([*scene.size] * 2)))
+        things = tuple(row for row, thing in enumerate(seen) if thing.group == cluster[0].group and there)
+        kin = tuple(row for row, thing in enumerate(seen) if thing.colour == cluster[0].colour)
+        about.append(Written(things, kin, said))
+    thought = " " + ", ".join(cluster[0].colour for cluster in clusters)
+    return Turn(question, prompts.sensing_answer(regions, thought), tuple(about))
 
 
 def rounded(box: np.ndarray) -> tuple[int, ...]:
@@ -135,16 +176,19 @@ def rounded(box: np.ndarray) -> tuple[int, ...]:
     return tuple(int(v) for v in np.clip(np.round(box / 10) * 10, 0, 990))
 
 
-def _seen(scene: scenes.Scene, window: Sequence[float]) -> tuple[np.ndarray, tuple, np.ndarray]:
-    """Things in a window: (boxes in thousandths, kinds) of the ones at least half inside, boxes of the rest."""
+def _seen(
+    scene: scenes.Scene, window: Sequence[float], view: tuple[int, int]
+) -> tuple[np.ndarray, list[scenes.Thing], np.ndarray]:
+    """Things in a window that is seen at ``view`` pixels: (boxes in thousandths, things) of the ones at least
+    half inside, boxes of the rest."""
     frame = geometry.Frame(tuple(window), (1000, 1000))
     boxes_px = geometry.as_boxes([thing.box_px for thing in scene.things])
     inside = geometry.containment(boxes_px, geometry.as_boxes([window]))[:, 0]
     boxes = np.clip(frame.to_text(boxes_px), 0, 1000)
-    columns, rows = (side // (PATCH * MERGE) for side in CROP_VIEW)
+    columns, rows = (side // (PATCH * MERGE) for side in view)
     order = sorted(np.flatnonzero(inside >= 0.5), key=lambda i: cell_of(boxes[i], rows, columns))
     hidden = boxes[(inside > 0.02) & (inside < 0.5)]
-    return boxes[order], tuple((scene.things[i].colour, scene.things[i].shape) for i in order), hidden
+    return boxes[order], [scene.things[i] for i in order], hidden
 
 
 def cell_of(box: np.ndarray, rows: int, columns: int) -> int:
@@ -156,6 +200,12 @@ def cell_of(box: np.ndarray, rows: int, columns: int) -> int:
 def _any_kind(rng: np.random.Generator) -> tuple[str, str]:
     """A (colour, shape) that the embedded world knows."""
     return list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))], scenes.SHAPES[rng.integers(len(scenes.SHAPES))]
+
+
+def _nonsense(rng: np.random.Generator) -> str:
+    """One or two made-up words: what a name is like that the policy has never learned."""
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    return " ".join("".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(rng.integers(1, 3)))
 
 
 def _questions(kinds: Sequence[tuple[str, str]], rng: np.random.Generator, most: int) -> list[tuple[str, str]]:
@@ -188,5 +238,5 @@ def lessons_of(
     pairs = sheets.draw(step, packed, rng) + pictures.draw(step, crops - packed, rng)
     return (
         [crop_lesson(*pair, rng, questions) for pair in pairs],
-        [sensing_lesson(*pair, rng) for pair in pictures.draw(step, views, rng)],
+        [view_lesson(*pair, rng) for pair in pictures.draw(step, views, rng)],
     )

@@ -64,6 +64,11 @@ def task_prompt(query: str, wording: str) -> str:
     return _TASK[wording].format(object=query)
 
 
+def pointing_prompt(colour: str) -> str:
+    """What the tiny policy is asked in its warm start only: look at everything of a colour."""
+    return f"Look at {colour}."
+
+
 def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:
     """A well-formed answer of the sensing role, as the warm start teaches it."""
     return f"<think>{thought}</think><answer>{boxes_answer(boxes_text)}</answer>"

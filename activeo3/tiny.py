@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import prompts, scenes
 from activeo3.lessons import MERGE, PATCH
-from activeo3.models import VisionLanguageModel
+from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
@@ -117,15 +117,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny"), help="the finished policy [data/tiny]")
     parser.add_argument("--work", type=Path, default=Path("runs/warm-start"), help="where an unfinished one waits [runs/warm-start]")
     parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
-    for name in ("seed", "see_steps", "speak_steps"):
+    parser.add_argument("--start", default="", help="go on from the policy in this folder instead of from nothing")
+    for name in ("seed", "see_steps", "speak_steps", "settle_steps"):
         default = getattr(WarmStart, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"see warmstart.WarmStart [{default}]")
     options = parser.parse_args()
-    config = WarmStart(seed=options.seed, see_steps=options.see_steps, speak_steps=options.speak_steps)
-    vlm = build(config.seed)
+    keep_freed_memory()
+    config = WarmStart(options.seed, options.see_steps, options.speak_steps, options.settle_steps)
     try:
+        vlm = VisionLanguageModel.load(options.start, torch.float32) if options.start else build(config.seed)
         warm_start(vlm, config, options.work)
-    except ValueError as error:
+    except (ModelError, ValueError) as error:
         sys.exit(f"activeo3: {error}")
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again
     options.out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@
                    shapes and digits, so that the text tower can read them off the visual tokens.
   stage 2, speak   next-token prediction of answers, all questions of a picture being branches on one
                    packed row; stage 1 goes on with a small weight.
+  stage 3, settle  the same with as many whole pictures as crops and a small learning rate, without stage 1:
+                   the form of the sensing role is easy, and learned late it does not crowd out the task role.
 
 Next-token loss alone leaves a model of this size at the entropy of random coordinates.
 """
@@ -29,10 +31,10 @@ from activeo3.schema import Sampling
 
 
 # Heads of the text tower, as (layer, head), that are shown where to look while a box is written: the first
-# layer fetches the words that name the kind, the second finds all things of that kind, the later ones the
-# thing that the box is about. Those come in pairs with different values, because one head is too narrow to
+# layer fetches the words that name what it is about, the second finds all things that the words fit, the later
+# ones the things in the box. Those come in pairs with different values, because one head is too narrow to
 # carry a whole box. Without the words, a model of this size writes good boxes of whatever it likes.
-WORD_GAZE = ((0, 0), (0, 2))  # colour, shape
+WORD_GAZE = ((0, 0), (0, 2))  # the colour and the shape in a question; twice the colour in a thought
 KIN_GAZE = (1, 0)
 THING_GAZE = ((2, 0), (2, 2), (3, 0), (3, 2))
 
@@ -44,27 +46,39 @@ class WarmStart:
     seed: int = 0
     see_steps: int = 1200
     speak_steps: int = 2000
+    settle_steps: int = 1000
     crops: int = 16
     views: int = 4
     questions: int = 5
     see_lr: float = 1.5e-3
     speak_lr: float = 1.0e-3
+    settle_lr: float = 5e-4
     bf16: bool = True
 
     @property
     def steps(self) -> int:
-        """Steps of both stages together."""
-        return self.see_steps + self.speak_steps
+        """Steps of all stages together."""
+        return self.see_steps + self.speak_steps + self.settle_steps
+
+    def stage(self, step: int) -> tuple[str, float]:
+        """(stage, how much of it is done, 0-1) at a step."""
+        for name, length in (("see", self.see_steps), ("speak", self.speak_steps), ("settle", self.settle_steps)):
+            if step < length:
+                return name, step / length
+            step -= length
+        raise IndexError(f"there are {self.steps} steps only")
 
     def lr(self, step: int) -> float:
-        """In each stage a linear warm-up over 100 steps, then a cosine: to 30 % of the peak when seeing is
-        done, to 2 % when all is done."""
-        if step < self.see_steps:
-            peak, done, total, floor = self.see_lr, step, self.see_steps, 0.3
-        else:
-            peak, done, total, floor = self.speak_lr, step - self.see_steps, self.speak_steps, 0.02
-        ramp = min(1.0, (done + 1) / 100)
-        return peak * ramp * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done / total)))
+        """In each stage a linear warm-up over 100 steps at most, then a cosine: to 30 % of the peak when seeing
+        is done, to 10 % when speaking is and to 2 % when all is."""
+        stage, done = self.stage(step)
+        peak, length, floor = {
+            "see": (self.see_lr, self.see_steps, 0.3),
+            "speak": (self.speak_lr, self.speak_steps, 0.1),
+            "settle": (self.settle_lr, self.settle_steps, 0.02),
+        }[stage]
+        ramp = min(1.0, (done * length + 1) / min(100, length / 10))
+        return peak * ramp * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 class Sight(nn.Module):
@@ -145,18 +159,9 @@ def speak_loss(
 
     The gaze: while a box is written, some heads are told what to attend to (see ``WORD_GAZE`` and the others
     beside it). Left alone, heads of this size take very long to find it.
-    ``seen`` is the vision tower's output for the lessons' views, which stage 1 has already computed.
+    ``seen`` is the vision tower's output for the lessons' views, which the caller has already computed.
     """
-    tokenize = lambda text: vlm.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-    most = max(len(lesson.dialogue) for lesson in lessons)
-    branches, starts, spans = [], [], []
-    for lesson in lessons:
-        dialogue = list(lesson.dialogue) + [lesson.dialogue[0]] * (most - len(lesson.dialogue))
-        asked = [tokenize(f"{question}<|im_end|>\n<|im_start|>assistant\n") for question, _, _ in dialogue]
-        told = [tokenize(f"{answer}<|im_end|>") for _, answer, _ in dialogue]
-        branches.append([a + t for a, t in zip(asked, told)])
-        starts.append([len(a) if i < len(lesson.dialogue) else 10**6 for i, a in enumerate(asked)])
-        spans.append([_box_spans(vlm, t, len(a)) for a, t in zip(asked, told)])
+    branches, starts, told = tokenized(vlm, lessons)
     packed = vlm.pack(prefixes, branches)
     inputs = {k: v for k, v in packed.inputs.items() if k not in ("pixel_values", "image_grid_thw")}
     columns = torch.arange(packed.prefix - 1, packed.inputs["input_ids"].shape[1])
@@ -165,16 +170,34 @@ def speak_loss(
     )
     logp, _ = answer_logps(out.logits, packed.tokens, packed.columns)  # (R, B, T)
     place = torch.arange(packed.real.shape[-1], device=logp.device)  # (T,)
-    told = packed.real & (place >= torch.tensor(starts, device=logp.device)[..., None])  # (R, B, T)
-    gaze = _gaze_loss(out.attentions, _gaze_targets(vlm, lessons, packed, starts, spans))
-    return -logp[told].mean(), gaze
+    taught = packed.real & (place >= torch.tensor(starts, device=logp.device)[..., None])  # (R, B, T)
+    gaze = _gaze_loss(out.attentions, _gaze_targets(vlm, lessons, packed, starts, told))
+    return -logp[taught].mean(), gaze
 
 
-def _box_spans(vlm: VisionLanguageModel, told: Sequence[int], start: int) -> list[tuple[int, int]]:
-    """Where each box of an answer stands in its branch: (the token that opens it, its last number)."""
+def tokenized(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> tuple[list, list, list]:
+    """The dialogues as ids, [lesson][turn]: (question and answer, where the answer starts, the answer).
+
+    A lesson with fewer turns than the others repeats its first one, with a start that is never reached.
+    """
+    tokenize = lambda text: vlm.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    most = max(len(lesson.dialogue) for lesson in lessons)
+    branches, starts, told = [], [], []
+    for lesson in lessons:
+        dialogue = list(lesson.dialogue) + [lesson.dialogue[0]] * (most - len(lesson.dialogue))
+        questions = [tokenize(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n") for turn in dialogue]
+        answers = [tokenize(f"{turn.answer}<|im_end|>") for turn in dialogue]
+        branches.append([question + answer for question, answer in zip(questions, answers)])
+        starts.append([len(q) if i < len(lesson.dialogue) else 10**6 for i, q in enumerate(questions)])
+        told.append(answers)
+    return branches, starts, told
+
+
+def _box_spans(vlm: VisionLanguageModel, told: Sequence[int]) -> list[tuple[int, int]]:
+    """Where each box of an answer stands in it: (the token that opens it, its last number)."""
     words = vlm.tokenizer.convert_ids_to_tokens(told)
     opened = [i for i, word in enumerate(words) if word.endswith('{"')]
-    return [(start + i, start + next(j for j in range(i + 1, len(words)) if words[j].startswith("]")) - 1) for i in opened]
+    return [(i, next(j for j in range(i + 1, len(words)) if words[j].startswith("]")) - 1) for i in opened]
 
 
 @dataclass
@@ -183,49 +206,54 @@ class GazeTargets:
 
     rows: list[int] = field(default_factory=list)
     queries: list[int] = field(default_factory=list)
-    words: list[tuple[int, int]] = field(default_factory=list)  # colour and shape in the question
-    thing: list[int] = field(default_factory=list)  # visual token of the thing the box is about
-    kin: list[list[int]] = field(default_factory=list)  # visual tokens of all things that the answer lists
+    words: list[tuple[int, int]] = field(default_factory=list)  # that say what the box is about
+    things: list[list[int]] = field(default_factory=list)  # visual tokens of the things in the box
+    kin: list[list[int]] = field(default_factory=list)  # visual tokens of all things that the words fit
 
 
 def _gaze_targets(
     vlm: VisionLanguageModel, lessons: Sequence[Lesson], packed: Packed, starts: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[Sequence[tuple[int, int]]]],
+    told: Sequence[Sequence[Sequence[int]]],
 ) -> GazeTargets:  # fmt: skip
     """From the decision to write a box to the decision what comes after it, for every box of every answer."""
     targets = GazeTargets()
     image_at = (packed.inputs["input_ids"] == vlm.image_token).int().argmax(dim=1).tolist()
     for r, lesson in enumerate(lessons):
         height, width = lesson.view.height // (PATCH * MERGE), lesson.view.width // (PATCH * MERGE)
-        for b, (_, _, found) in enumerate(lesson.dialogue):
+        cells = [image_at[r] + cell_of(box, height, width) for box in lesson.boxes]
+        for b, turn in enumerate(lesson.dialogue):
             columns = [packed.prefix + column for column in packed.columns[r, b].tolist()]
-            cells = [image_at[r] + cell_of(lesson.boxes[row], height, width) for row in found]
-            # The question ends "... colour shape . <end> newline <start> assistant newline".
-            words = (columns[starts[r][b] - 8], columns[starts[r][b] - 7]) if found else (0, 0)
-            decided = starts[r][b] - 1  # the column that decides whether there is a first or next box
-            for (_, last), cell in zip(spans[r][b], cells):  # no cells for a sensing answer
-                for token in range(decided, last):  # a token's column predicts the next one
-                    targets.rows.append(r)
-                    targets.queries.append(columns[token])
-                    targets.words.append(words)
-                    targets.thing.append(cell)
-                    targets.kin.append(cells)
-                decided = last
+            start = starts[r][b]
+            decided = start - 1  # the column that decides whether there is a first or next box
+            for written, (opens, last) in zip(turn.about, _box_spans(vlm, told[r][b]), strict=True):
+                if written.said is None:  # the question ends "... colour shape . <end> newline <start> assistant newline"
+                    words = (start - 8, start - 7)
+                else:  # the answer begins "<think > colour , colour ..."
+                    words = (start + 2 + 2 * written.said,) * 2
+                    decided = max(decided, start + opens - 1)
+                if written.things:
+                    for token in range(decided, start + last):  # a token's column predicts the next one
+                        targets.rows.append(r)
+                        targets.queries.append(columns[token])
+                        targets.words.append((columns[words[0]], columns[words[1]]))
+                        targets.things.append([cells[row] for row in written.things])
+                        targets.kin.append([cells[row] for row in written.kin])
+                decided = start + last
     return targets
 
 
 def _gaze_loss(attentions: Sequence[Tensor], targets: GazeTargets) -> Tensor:
-    """Mean of -log attention to the words, to any of the kin and to the thing itself."""
+    """Mean of -log attention to the words, to any of the kin and to any of the things in the box."""
     if not targets.rows:
         return attentions[0].new_zeros(())
     rows, queries, words = targets.rows, targets.queries, torch.tensor(targets.words)
-    paid = [attentions[layer][rows, head, queries, words[:, i]] for i, (layer, head) in enumerate(WORD_GAZE)]
-    paid += [attentions[layer][rows, head, queries, targets.thing] for layer, head in THING_GAZE]
-    layer, head = KIN_GAZE
-    wanted = torch.zeros(len(rows), attentions[layer].shape[-1], device=attentions[layer].device)
-    for i, cells in enumerate(targets.kin):
-        wanted[i, cells] = 1.0
-    paid.append((attentions[layer][rows, head, queries] * wanted).sum(dim=-1))
+    looks = lambda layer, head: attentions[layer][rows, head, queries]  # noqa: E731  (targets, columns)
+    paid = [looks(layer, head).gather(1, words[:, i : i + 1].to(attentions[layer].device))[:, 0] for i, (layer, head) in enumerate(WORD_GAZE)]
+    for heads, wanted in ((THING_GAZE, targets.things), ((KIN_GAZE,), targets.kin)):
+        mark = torch.zeros(len(rows), attentions[0].shape[-1], device=attentions[0].device)
+        for i, cells in enumerate(wanted):
+            mark[i, cells] = 1.0
+        paid += [(looks(layer, head) * mark).sum(dim=-1) for layer, head in heads]
     return -(torch.stack(paid).float() + 1e-4).log().mean()
 
 
@@ -238,21 +266,22 @@ def picture_prefix(vlm: VisionLanguageModel, prompt: Prompt) -> Prompt:
 def step_loss(
     vlm: VisionLanguageModel, sight: Sight, config: WarmStart, crops: Sequence[Lesson], views: Sequence[Lesson], step: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss and readings of one step: both stages see, the second also speaks."""
+    """Loss and readings of one step, as its stage wants it."""
     device = vlm.model.device
     total, readings = torch.zeros((), device=device), {}
     words = vlm.model.get_input_embeddings().weight
-    speaks = step >= config.see_steps
+    stage, _ = config.stage(step)
     # (name, lessons, weight of seeing, weight of speaking): the task role is the harder of the two.
-    for name, batch, see, speak in (("crop", crops, 1.0, 4.0), ("view", views, 0.3, 1.0)):
+    for name, batch, see, speak in (("crop", crops, 1.0, 4.0), ("view", views, 0.3, 4.0 if stage == "settle" else 1.0)):
         encoded = vlm.encode([lesson.view for lesson in batch], [""] * len(batch))
         pixels, grids = torch.cat([p.pixels for p in encoded]), torch.stack([p.grid for p in encoded])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
             seen = vlm.model.model.get_image_features(pixels.to(device), grids.to(device), return_dict=True)
-            loss, seeing = sight.loss(torch.cat(list(seen.pooler_output)).float(), batch, grids, words)
-            total = total + see * (0.3 if speaks else 1.0) * loss
-            readings |= {f"{name}/{key}": value for key, value in seeing.items()}
-            if speaks:
+            if stage != "settle":
+                loss, seeing = sight.loss(torch.cat(list(seen.pooler_output)).float(), batch, grids, words)
+                total = total + see * (0.3 if stage == "speak" else 1.0) * loss
+                readings |= {f"{name}/{key}": value for key, value in seeing.items()}
+            if stage != "see":
                 prefixes = [picture_prefix(vlm, prompt) for prompt in encoded]
                 spoken, gaze = speak_loss(vlm, batch, prefixes, seen)
                 total = total + speak * spoken + gaze
@@ -291,9 +320,11 @@ def warm_start(vlm: VisionLanguageModel, config: WarmStart, folder: Path, save_e
         for group in optimizer.param_groups:
             group["lr"] = config.lr(step)
         rng = np.random.default_rng([config.seed, step])
-        sheet_share = 0.75 if step < config.see_steps else 0.4
-        crops, views = lessons_of(sheets, pictures, step, rng, config.crops, config.views, config.questions, sheet_share)
-        loss, readings = step_loss(vlm, sight, config, crops, views, step)
+        stage, _ = config.stage(step)
+        crops, views = (config.crops * 3 // 8, config.views * 3) if stage == "settle" else (config.crops, config.views)
+        sheet_share = 0.75 if stage == "see" else 0.4
+        lessons = lessons_of(sheets, pictures, step, rng, crops, views, config.questions, sheet_share)
+        loss, readings = step_loss(vlm, sight, config, *lessons, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -321,7 +352,7 @@ def task_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> dict[
         scene = scenes.scene("val", index)
         picture = scene.render()
         lessons += [crop_lesson(scene, picture, rng, 3) for _ in range(2)]
-    asked = [(lesson, question, answer) for lesson in lessons for question, answer, _ in lesson.dialogue]
+    asked = [(lesson, turn.question, turn.answer) for lesson in lessons for turn in lesson.dialogue]
     found = matched = true = false_alarm = negatives = 0
     for start in range(0, len(asked), 96):
         part = asked[start : start + 96]
