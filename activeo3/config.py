@@ -9,11 +9,13 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import math
 import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 
@@ -328,3 +330,23 @@ def _read(name: str, kind: Any, text: Any) -> Any:
         except ValueError:
             raise ConfigError(f"--{name} is {text!r}; it takes {'a whole number' if kind is int else 'a number'}.") from None
     return text
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a settings file; ``what`` names the file in a complaint.
+
+    Raises ConfigError for a file that is not there, cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist.") from None
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} is not a UTF-8 text file.") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{what} is not valid JSON: line {error.lineno}, {error.msg}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{what} holds no JSON object: it must begin with {{ and end with }}.")
+    return found

@@ -27,7 +27,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from activeo3.config import ConfigError, TrainConfig
+from activeo3.config import ConfigError, TrainConfig, read_object
 from activeo3.models import Packed, VisionLanguageModel
 from activeo3.report import counted
 
@@ -272,15 +272,11 @@ def pick_dtype(wanted: str) -> torch.dtype:
 def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: bool) -> dict[str, Any]:
     """ds_config.json with the experiment's numbers filled in; it may not set them itself."""
     path = Path(config.ds_config)
-    try:
-        settings = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"--ds_config {path} does not exist; the project's own is ds_config.json.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--ds_config {path} is not valid JSON: line {error.lineno}, {error.msg}.") from None
+    settings = read_object(path, f"--ds_config {path}")
     taken = [key for key in _OWNED if key in settings]
     if taken:
         raise ConfigError(f"{path} sets {', '.join(taken)}, which belongs to train.py's flags; remove it there.")
+    _check_zero(path, settings.get("zero_optimization"))
     settings["train_micro_batch_size_per_gpu"] = config.prompts
     settings["gradient_accumulation_steps"] = 1
     settings["bf16"] = {"enabled": dtype == torch.bfloat16}
@@ -290,6 +286,20 @@ def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: boo
         parameters = {"lr": config.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": config.weight_decay}
         settings["optimizer"] = {"type": "AdamW", "params": parameters | {"torch_adam": True}}
     return settings
+
+
+def _check_zero(path: Path, zero: Any) -> None:
+    """Raise ConfigError unless DeepSpeed takes the section ``zero_optimization`` and it asks for stage 3."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if not isinstance(zero, dict) or zero.get("stage") != 3:  # gathered() is written for stage 3
+        raise ConfigError(f'--ds_config {path} must hold "zero_optimization": {{"stage": 3, ...}}.')
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:  # of pydantic, which adds the list of what is wrong
+        wrong = error.errors()[0]
+        name = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
+        raise ConfigError(f"--ds_config {path}: {name} is not taken by DeepSpeed ({wrong['msg']}).") from None
 
 
 # ---------------------------------------------------------------------- checkpoints

@@ -137,15 +137,26 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     [
         ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16, which belongs to train.py's flags"),
         ('{"zero_optimization": \n {"stage": 3,}}', "is not valid JSON: line 2"),
+        ('{"zero_optimization": {"stage": 2}}', 'must hold "zero_optimization": {"stage": 3'),
+        ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', "zero_optimization.overlap_com is not taken by DeepSpeed"),
+        ("{}", 'must hold "zero_optimization": {"stage": 3'),
+        ("[3]", "holds no JSON object"),
+        ("caf\xe9", "is not a UTF-8 text file"),
         (None, "does not exist"),
+        (Path, "cannot be read: Is a directory"),
     ],
 )
-def test_a_ds_config_that_cannot_be_used_is_refused(tmp_path: Path, ranks: Ranks, text: str | None, message: str) -> None:
+def test_a_ds_config_that_cannot_be_used_is_refused(
+    tmp_path: Path, ranks: Ranks, text: str | type[Path] | None, message: str
+) -> None:
     path = tmp_path / "ds.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    if text is Path:
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message) as caught:
         engine.ds_config(TrainConfig(ds_config=str(path)), ranks, torch.float32, learns=True)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
