@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from activeo3 import datasets, engine, geometry, pictures, report, suites
+from activeo3 import datasets, engine, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -93,15 +92,7 @@ def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageMod
 def own_picture(config: EvalConfig) -> Example:
     """A picture of the user's as an example without ground truth."""
     path = Path(config.image)
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as people see it
-        geometry.fitted(image.size, 1, 1, 2**40)  # raises ValueError for a shape that no model takes
-    except FileNotFoundError:
-        raise DataError(f"--image {path} does not exist.") from None
-    except datasets.DAMAGED as error:
-        raise DataError(f"--image {path} cannot be used as a picture ({error}).") from None
-    return Example(path.stem, image, config.find, np.zeros((0, 4)))
+    return Example(path.stem, datasets.read_picture(path), config.find, np.zeros((0, 4)))
 
 
 def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguageModel, config: EvalConfig, folder: Path) -> None:
