@@ -41,6 +41,10 @@ class _Config:
     """how many regions an answer may propose (paper: 3)"""
     sensing_side: int = 96
     """shorter side of the whole picture as the sensing model sees it, in pixels (paper: 1024)"""
+    max_view_pixels: int = 2**22
+    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the
+    paper's 1024; without a limit, one of 200:1 would cost 50 times as much. 5,350 visual tokens for the 7B,
+    a third of what its processor allows, because a training step must fit"""
     crop_side: int = 128
     """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
     crop_shape: Literal["square", "aspect"] = "square"
@@ -76,6 +80,11 @@ class _Config:
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_view_pixels < self.sensing_side**2:
+            raise ConfigError(
+                f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
+                f"{self.sensing_side} has {self.sensing_side**2}."
+            )
         if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
             raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
 
