@@ -46,7 +46,7 @@ def main(config: EvalConfig) -> None:
         suites.write_results(folder, rows)
         print(report.table(suites.table_rows(found), suites.COLUMNS, f"{name} ({config.split}), {len(examples)} questions"))
         titles = {method: method for method in ("cot", "active") if method in shown}
-        pairs = suites.gallery(examples, shown, titles, TrainConfig().weights)
+        pairs = suites.gallery(shown, titles, TrainConfig().weights)
         summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]
         write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), suites.table_rows(found), suites.COLUMNS, pairs)
     print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")

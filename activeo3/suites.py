@@ -28,16 +28,17 @@ from activeo3.datasets import open_dataset
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
-from activeo3.prompts import read_regions
 from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
-from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
+from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
 from activeo3.taskmodels import act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
 BATCH = 16  # pictures that a policy looks at together
 
 Regions = list[tuple[Region, ...]]
+Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
+"""What every method proposed, and what was found there."""
 
 
 def run(
@@ -50,8 +51,8 @@ def run(
     training: Sequence[Example] = (),
     resamples: int = 1000,
     say: Callable[[str], None] = print,
-) -> tuple[list[dict[str, Any]], dict[str, tuple[Regions, list[Outcome], list[str]]]]:
-    """Evaluate every method on the examples: (table rows, {method: (regions, outcomes, answers)}).
+) -> tuple[list[dict[str, Any]], Shows]:
+    """Evaluate every method on the examples: (table rows, {method: (rollouts, outcomes)}).
 
     Args:
         actor, start: the checkpoint, and the start policy that is also the frozen task model.
@@ -64,7 +65,8 @@ def run(
     rows, shown = [], {}
     for method in methods:
         began = time.perf_counter()
-        regions, answers = propose(method, examples, actor, start, config, training)
+        rollouts = propose(method, examples, actor, start, config, training)
+        regions = [rollout.regions for rollout in rollouts]
         outcomes = act(start, examples, regions, config)
         seconds = (time.perf_counter() - began) / len(examples)
         found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
@@ -72,7 +74,7 @@ def run(
         values |= sensing_metrics(method, examples, regions, actor, start, config, resamples)
         values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds}
         rows.append({"benchmark": benchmark, "method": method, "n": len(examples), "metrics": values})
-        shown[method] = (regions, outcomes, answers)
+        shown[method] = (rollouts, outcomes)
         say(f"{benchmark} {method}: AP50 {values['AP50'].value:.3f}, region recall {values['region_recall'].value:.3f}")
     return rows, shown
 
@@ -84,18 +86,17 @@ def propose(
     start: VisionLanguageModel,
     config: _Config,
     training: Sequence[Example] = (),
-) -> tuple[Regions, list[str]]:
-    """Each example's regions, in original pixels, and what the model said (empty where none spoke)."""
+) -> list[Rollout]:
+    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing."""
     if method in ("cot", "active"):
-        rollouts = greedy_look(actor if method == "active" else start, examples, config)
-        return [rollout.regions for rollout in rollouts], [rollout.text for rollout in rollouts]
+        return greedy_look(actor if method == "active" else start, examples, config)
     if method == "fixed":
         boxes = fit_fixed(start, training, config)
         regions = [from_unit(boxes, example.size_px) for example in examples]
     else:
         rule = {"direct": whole_picture, "random": random_regions, "grid": grid_regions, "oracle-regions": oracle_regions}
         regions = [rule[method](example, config.regions) for example in examples]
-    return regions, [""] * len(examples)
+    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
 
 
 def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
@@ -278,20 +279,18 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"rows": written}
 
 
-def gallery(examples: Sequence[Example], shown: Mapping[str, tuple[Regions, list[Outcome], list[str]]],
-            titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12) -> list[tuple[Shown, ...]]:
+def gallery(
+    shown: Shows, titles: Mapping[str, str], weights: Mapping[str, float], coverage: str = "contain", count: int = 12
+) -> list[tuple[Shown, ...]]:
     """The same picture under several methods, side by side, for ``count`` examples; none without a method."""
-    pairs = []
-    for index in range(min(count, len(examples)) if titles else 0):
-        items = []
-        for method, title in titles.items():
-            regions, outcomes, answers = shown[method]
-            action = read_regions(answers[index])
-            rollout = Rollout(examples[index], (), answers[index], True, action, regions[index])
-            judged = score(rollout, outcomes[index], weights)
-            items.append(Shown.of(rollout, outcomes[index], judged, title))
-        pairs.append(tuple(items))
-    return pairs
+    columns = [
+        [
+            Shown.of(rollout, outcome, score(rollout, outcome, weights, coverage), title)
+            for rollout, outcome in zip(*(items[:count] for items in shown[method]))
+        ]
+        for method, title in titles.items()
+    ]
+    return list(zip(*columns))
 
 
 def held_out(config: TrainConfig) -> list[Example]:
@@ -315,7 +314,7 @@ def before_and_after(
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
     rows, shown = run(config.data, methods, examples, actor, start, config, say=say)
     write_results(folder, rows)
-    pairs = gallery(examples, shown, {"cot": "before", "active": "after"}, config.weights)
+    pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
     write_page(
         folder / "report.html",
         "activeo3: learning where to look",

@@ -189,8 +189,8 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
     two = suites.fit_fixed(expert, training, config)
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
-    regions = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)[0]
-    assert regions == [suites.from_unit(two, (800, 600))]
+    (rollout,) = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)
+    assert rollout.regions == suites.from_unit(two, (800, 600))
 
 
 def test_the_lattice_lies_inside_the_picture() -> None:
@@ -207,9 +207,13 @@ def test_fixed_regions_need_training_pictures(tokenizer) -> None:
 # ---------------------------------------------------------------------- swapping picture and query
 
 
+def proposed(method: str, examples: list[Example], actor, start) -> suites.Regions:
+    return [rollout.regions for rollout in suites.propose(method, examples, actor, start, CONFIG)]
+
+
 def swaps(senses, examples: list[Example], policy) -> dict[str, Metric | None]:
     actor = policy(senses)
-    regions, _ = suites.propose("active", examples, actor, actor, CONFIG)
+    regions = proposed("active", examples, actor, actor)
     return suites.sensing_metrics("active", examples, regions, actor, actor, CONFIG, resamples=20)
 
 
@@ -236,7 +240,7 @@ def test_a_blind_policy_loses_nothing(policy) -> None:
 
 def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
     examples, actor, start = scattered(10), policy(looks), policy(deaf)
-    regions, _ = suites.propose("cot", examples, actor, start, CONFIG)
+    regions = proposed("cot", examples, actor, start)
     result = suites.sensing_metrics("cot", examples, regions, actor, start, CONFIG, resamples=20)
     assert result["region_recall"].value == 1.0 and result["swap_query"].value == 0.0
 
@@ -244,10 +248,10 @@ def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
 @pytest.mark.parametrize("method, low, high", [("random", -0.1, 0.1), ("grid", 0, 0), ("oracle-regions", 0.6, 1)])
 def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float, policy) -> None:
     examples = scattered(120)
-    regions, answers = suites.propose(method, examples, None, None, CONFIG)
+    regions = proposed(method, examples, None, None)
     result = suites.sensing_metrics(method, examples, regions, None, None, CONFIG, resamples=20)
     assert low <= result["swap_picture"].value <= high
-    assert result["swap_query"] is None and answers == [""] * 120
+    assert result["swap_query"] is None
 
 
 def test_a_swapped_picture_is_another_picture() -> None:
@@ -320,8 +324,8 @@ def test_a_table_of_every_method(policy) -> None:
     assert by_name["active"]["swap_query"].value > 0.5
     assert [by_name[name]["regions"] for name in ("direct", "random", "grid", "cot")] == [1, 3, 3, 1]
     assert all(numbers["seconds"] > 0 for numbers in by_name.values())
-    assert {len(answers) for _, _, answers in shown.values()} == {5}
-    assert "<answer>" in shown["active"][2][0] and shown["grid"][2] == [""] * 5
+    assert all([rollout.example for rollout in rollouts] == examples for rollouts, _ in shown.values())
+    assert "<answer>" in shown["active"][0][0].text and {rollout.text for rollout in shown["grid"][0]} == {""}
 
 
 def test_results_are_plain_numbers_with_intervals_beside_them() -> None:
@@ -352,6 +356,27 @@ def test_results_are_written_whole_and_again(tmp_path) -> None:
 def test_an_unknown_method_is_an_error(policy) -> None:
     with pytest.raises(KeyError, match="psychic"):
         suites.propose("psychic", scattered(1), policy(looks), policy(looks), CONFIG)
+
+
+def cut_off(model: Scripted, view: Image.Image, question: str) -> str:
+    """A policy whose good answer hits the length limit right behind its last tag."""
+    return looks(model, view, question).removesuffix(END)
+
+
+def test_the_gallery_judges_an_answer_as_training_does(policy) -> None:
+    """An answer that was cut off has no format, however well what there is of it can be read."""
+    examples = scattered(3)
+    _, shown = suites.run("toys", ("cot", "active"), examples, policy(looks), policy(cut_off), CONFIG, resamples=10)
+    pairs = suites.gallery(shown, {"cot": "before", "active": "after"}, CONFIG.weights, count=2)
+    assert len(pairs) == 2
+    for example, (before, after) in zip(examples, pairs):
+        assert before.example is after.example is example and (before.title, after.title) == ("before", "after")
+        assert before.regions == after.regions != ()
+        assert (before.error, before.score.terms["format"]) == ("unfinished", 0.0)
+        assert (after.error, after.score.terms["format"]) == (None, 1.0)
+    assert suites.gallery(shown, {}, CONFIG.weights) == []
+    ((as_iou,),) = suites.gallery(shown, {"active": "after"}, CONFIG.weights, "iou", count=1)
+    assert (pairs[0][1].score.terms["coverage"], as_iou.score.terms["coverage"]) == (1.0, 0.0)  # its IoU is below 0.5
 
 
 # ---------------------------------------------------------------------- the end of a training run
