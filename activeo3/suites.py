@@ -31,7 +31,7 @@ from activeo3.pictures import Shown
 from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
-from activeo3.taskmodels import act
+from activeo3.taskmodels import SAME_THING, act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
 BATCH = 16  # pictures that a policy looks at together
@@ -63,9 +63,10 @@ def run(
     ``metrics.Metric`` (value, low, high) or, for ``regions`` and ``seconds``, a plain number.
     """
     rows, shown = [], {}
+    fixed = fit_fixed(start, training, config) if "fixed" in methods else None
     for method in methods:
         began = time.perf_counter()
-        rollouts = propose(method, examples, actor, start, config, training)
+        rollouts = propose(method, examples, actor, start, config, fixed)
         regions = [rollout.regions for rollout in rollouts]
         outcomes = act(start, examples, regions, config)
         seconds = (time.perf_counter() - began) / len(examples)
@@ -85,14 +86,16 @@ def propose(
     actor: VisionLanguageModel,
     start: VisionLanguageModel,
     config: _Config,
-    training: Sequence[Example] = (),
+    fixed: np.ndarray | None = None,
 ) -> list[Rollout]:
-    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing."""
+    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing.
+
+    ``fixed`` (K, 4) in 0-1 is what ``fit_fixed`` found, for the method of that name.
+    """
     if method in ("cot", "active"):
         return greedy_look(actor if method == "active" else start, examples, config)
     if method == "fixed":
-        boxes = fit_fixed(start, training, config)
-        regions = [from_unit(boxes, example.size_px) for example in examples]
+        regions = [from_unit(fixed, example.size_px) for example in examples]
     else:
         rule = {"direct": whole_picture, "random": random_regions, "grid": grid_regions, "oracle-regions": oracle_regions}
         regions = [rule[method](example, config.regions) for example in examples]
@@ -226,7 +229,7 @@ def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: 
     ]
     chosen: list[int] = []
     for _ in range(config.regions):
-        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)]) for new in range(len(lattice))]
+        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))]
         chosen.append(int(np.argmax(gains)))
     return lattice[chosen]
 
@@ -241,13 +244,14 @@ def fixed_candidates() -> np.ndarray:
     return geometry.as_boxes(boxes)
 
 
-def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]]) -> float:
-    """Mean AP50 + AR50 when several regions' detections are merged."""
+def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]], merge: str) -> float:
+    """Mean AP50 + AR50 when several regions' detections are merged as the config says."""
     total = 0.0
     for index, example in enumerate(examples):
         boxes = np.concatenate([outcomes[index].boxes_px for outcomes in seen])
-        kept = geometry.nms(boxes, np.ones(len(boxes)))
-        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], np.ones(len(kept)))))
+        scores = np.ones(len(boxes))
+        kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else slice(None)
+        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], scores[kept])))
     return total / len(examples)
 
 

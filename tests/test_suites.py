@@ -11,9 +11,10 @@ from PIL import Image
 from activeo3 import geometry, report, scenes, suites
 from activeo3.config import METHODS, TrainConfig
 from activeo3.geometry import as_boxes
-from activeo3.metrics import Metric, region_recall
+from activeo3.metrics import Metric, ap_ar_50, region_recall
 from activeo3.prompts import sensing_answer
 from activeo3.schema import Example, Region, Sampling
+from activeo3.taskmodels import act
 from scripted import COLOURS, END, Scripted, blobs, finds, looks, painted, written
 
 CONFIG = TrainConfig(crop_side=128, sensing_side=96)
@@ -189,8 +190,29 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
     two = suites.fit_fixed(expert, training, config)
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
-    (rollout,) = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)
+    (rollout,) = suites.propose("fixed", [plain((800, 600))], expert, expert, config, two)
     assert rollout.regions == suites.from_unit(two, (800, 600))
+
+
+@pytest.mark.parametrize("merge, best", [("nms", True), ("concat", False)])
+def test_the_fixed_regions_are_fitted_by_the_merging_of_the_table(merge: str, best: bool, tokenizer) -> None:
+    """The first thing stands in both regions: concatenated, it is found twice and the second thing ranks third."""
+    things = [(20, 20, 60, 60), (240, 20, 280, 60)]
+    example = Example("e", painted((300, 300), [("red", thing) for thing in things]), "red", as_boxes(things))
+    expert, config = Scripted("qwen3_vl", tokenizer, finds), TrainConfig(crop_side=96, merge=merge)
+    regions = [Region(0, 0, 100, 100), Region(0, 0, 300, 300)]
+    one_by_one = [act(expert, [example], [[region]], config) for region in regions]
+    together = act(expert, [example], [regions], config)
+    reward = suites._joint_reward([example], one_by_one, merge)
+    assert reward == sum(ap_ar_50(example, together[0])) and (reward == 2.0) == best
+
+
+def test_fitting_the_fixed_regions_is_not_part_of_their_seconds(policy, monkeypatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(suites.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(suites, "fit_fixed", lambda *_: [next(clock) for _ in range(100)] and suites.fixed_candidates()[:3])
+    rows, _ = suites.run("toys", ("fixed",), scattered(2), policy(looks), policy(looks), CONFIG, scattered(1), resamples=5)
+    assert rows[0]["metrics"]["seconds"] == 0.5  # one tick for two pictures
 
 
 def test_the_lattice_lies_inside_the_picture() -> None:
