@@ -142,8 +142,7 @@ def main(config: TrainConfig) -> None:
                 engine.save(policy, config, step)
         if held_out:
             with policy.gathered() as actor, reference.gathered() as expert:
-                if ranks.rank == 0:
-                    suites.before_and_after(actor, expert, held_out, config, log.say)
+                suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0)
             ranks.wait()
     engine.stop()
 

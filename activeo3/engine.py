@@ -20,7 +20,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -109,6 +109,15 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """``work(part)`` of every part, in order, on every rank; the ranks take turns at the parts.
+
+        Ranks wait for each other as long as a part or two take, far below the ten minutes after which
+        the process group gives up; waiting while one rank did all of them could be longer.
+        """
+        found = self.gather([work(part) for part in parts[self.rank :: self.world]])
+        return [found[index % self.world][index // self.world] for index in range(len(parts))]
 
     def wait(self) -> None:
         """Return when every rank has come here."""

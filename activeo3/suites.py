@@ -17,6 +17,7 @@ picture is asked for another query (``swap_query``). A policy that ignores its i
 
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -34,11 +35,18 @@ from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
 from activeo3.taskmodels import SAME_THING, act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
-BATCH = 16  # pictures that a policy looks at together
+BATCH = 16  # pictures that are looked at together, and then zoomed into
 
 Regions = list[tuple[Region, ...]]
+Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""``share(work, parts)`` is ``work(part)`` of every part; ranks may divide them (engine.Ranks.share)."""
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
 """What every method proposed, and what was found there."""
+
+
+def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    """The ``Share`` of a single process."""
+    return [work(part) for part in parts]
 
 
 def run(
@@ -51,6 +59,7 @@ def run(
     training: Sequence[Example] = (),
     resamples: int = 1000,
     say: Callable[[str], None] = print,
+    share: Share = alone,
 ) -> tuple[list[dict[str, Any]], Shows]:
     """Evaluate every method on the examples: (table rows, {method: (rollouts, outcomes)}).
 
@@ -58,6 +67,8 @@ def run(
         actor, start: the checkpoint, and the start policy that is also the frozen task model.
         training: pictures that ``fixed`` may be fitted on.
         say: told about each row as soon as it is there.
+        share: how the models' work is divided. A block of BATCH examples is one part, worked on in the same
+            way wherever that is, so that the table is the same on any number of ranks.
 
     A row holds ``benchmark``, ``method``, ``n`` and ``metrics``, a mapping from column to
     ``metrics.Metric`` (value, low, high) or, for ``regions`` and ``seconds``, a plain number.
@@ -65,19 +76,45 @@ def run(
     rows, shown = [], {}
     fixed = fit_fixed(start, training, config) if "fixed" in methods else None
     for method in methods:
-        began = time.perf_counter()
-        rollouts = propose(method, examples, actor, start, config, fixed)
+        rollouts, outcomes, seconds = judged(method, examples, actor, start, config, fixed, share)
         regions = [rollout.regions for rollout in rollouts]
-        outcomes = act(start, examples, regions, config)
-        seconds = (time.perf_counter() - began) / len(examples)
         found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
         values: dict[str, Any] = {name: found[name] for name in ("AP", "AP50", "AP_s", "AR", "AR_s")}
-        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples)
-        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds}
+        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples, share)
+        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds / len(examples)}
         rows.append({"benchmark": benchmark, "method": method, "n": len(examples), "metrics": values})
         shown[method] = (rollouts, outcomes)
         say(f"{benchmark} {method}: AP50 {values['AP50'].value:.3f}, region recall {values['region_recall'].value:.3f}")
     return rows, shown
+
+
+def judged(
+    method: str,
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    config: _Config,
+    fixed: np.ndarray | None,
+    share: Share,
+) -> tuple[list[Rollout], list[Outcome], float]:
+    """What a method proposes for every example, what is found there, and the seconds of work on both."""
+
+    def work(block: Sequence[Example]) -> tuple[list[tuple], list[Outcome], float]:
+        began = time.perf_counter()
+        rollouts = propose(method, block, actor, start, config, fixed)
+        outcomes = act(start, block, [rollout.regions for rollout in rollouts], config)
+        # Every rank has the pictures, which are large: ranks tell each other the rest.
+        told = [(r.token_ids, r.text, r.finished, r.action, r.regions) for r in rollouts]
+        return told, outcomes, time.perf_counter() - began
+
+    told, outcomes, seconds = zip(*share(work, blocks(examples)))
+    rollouts = [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
+    return rollouts, list(chain(*outcomes)), sum(seconds)
+
+
+def blocks(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """The examples in order, BATCH at a time."""
+    return [examples[first : first + BATCH] for first in range(0, len(examples), BATCH)]
 
 
 def propose(
@@ -103,13 +140,9 @@ def propose(
 
 
 def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
-    """One greedy sensing answer per example."""
-    rollouts: list[Rollout] = []
-    for start in range(0, len(examples), BATCH):
-        part = examples[start : start + BATCH]
-        _, groups = look(policy, part, 1, Sampling(0.0, config.max_new_tokens), config)
-        rollouts += [group[0] for group in groups]
-    return rollouts
+    """One greedy sensing answer per example, all in one batch."""
+    _, groups = look(policy, examples, 1, Sampling(0.0, config.max_new_tokens), config)
+    return [rollout for (rollout,) in groups]
 
 
 def sensing_metrics(
@@ -120,6 +153,7 @@ def sensing_metrics(
     start: VisionLanguageModel,
     config: _Config,
     resamples: int,
+    share: Share = alone,
 ) -> dict[str, metrics.Metric | None]:
     """Region recall and what it loses when picture or query are swapped (None where that is meaningless)."""
     pictures = [example.image_id for example in examples]
@@ -138,8 +172,9 @@ def sensing_metrics(
         result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
-        rollouts = greedy_look(actor if method == "active" else start, asked, config)
-        elsewhere = recalls(examples, [rollout.regions for rollout in rollouts])
+        policy = actor if method == "active" else start
+        answers = share(lambda block: [r.regions for r in greedy_look(policy, block, config)], blocks(asked))
+        elsewhere = recalls(examples, list(chain(*answers)))
         result["swap_query"] = metrics.bootstrap_interval(own - elsewhere, pictures, resamples)
     return result
 
@@ -311,12 +346,19 @@ def before_and_after(
     examples: Sequence[Example],
     config: TrainConfig,
     say: Callable[[str], None],
+    share: Share = alone,
+    writes: bool = True,
 ) -> None:
-    """The end of a run: the start policy and the trained one on held-out pictures, as table and page."""
+    """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
+
+    All ranks come here and share the work; one of them writes.
+    """
     folder = Path(config.output_dir)
     say(f"evaluating on {len(examples)} held-out pictures ({config.data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(config.data, methods, examples, actor, start, config, say=say)
+    rows, shown = run(config.data, methods, examples, actor, start, config, say=say, share=share)
+    if not writes:
+        return
     write_results(folder, rows)
     pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
     write_page(

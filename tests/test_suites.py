@@ -1,6 +1,7 @@
 """suites.py: floors and ceiling are what they claim to be, and the swap columns tell looking from habit."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -322,12 +323,36 @@ def test_unit_boxes_and_back() -> None:
 # ---------------------------------------------------------------------- whole tables
 
 
-def test_greedy_answers_come_in_batches_and_in_order(policy) -> None:
+def test_a_policy_looks_at_a_block_at_a_time_and_in_order(policy) -> None:
     actor, examples = policy(looks), scattered(suites.BATCH + 3)
-    rollouts = suites.greedy_look(actor, examples, CONFIG)
+    rollouts, _, _ = suites.judged("active", examples, actor, policy(looks), CONFIG, None, suites.alone)
     greedy = Sampling(0.0, CONFIG.max_new_tokens)
     assert actor.batches == [(suites.BATCH, 1, greedy), (3, 1, greedy)]
     assert [rollout.example for rollout in rollouts] == examples
+
+
+def test_a_table_is_the_same_however_its_blocks_are_shared(policy, monkeypatch) -> None:
+    """As ranks do it: some blocks are worked on elsewhere, and what comes from there has been pickled."""
+
+    def by_post(work, parts):
+        elsewhere = {index: pickle.dumps(work(part)) for index, part in reversed(list(enumerate(parts)))}
+        assert all(len(letter) < 20_000 for letter in elsewhere.values())  # no picture is among them
+        return [pickle.loads(elsewhere[index]) for index in range(len(parts))]
+
+    monkeypatch.setattr(suites, "BATCH", 3)
+    examples, actor, start = scattered(8), policy(looks), policy(deaf)
+    methods = ("cot", "active", "oracle-regions")
+    tables, shows = [], []
+    for share in (suites.alone, by_post):
+        rows, shown = suites.run("toys", methods, examples, actor, start, CONFIG, resamples=10, share=share)
+        tables.append([row | {"metrics": {**row["metrics"], "seconds": 0}} for row in rows])
+        shows.append(shown)
+    assert repr(tables[0]) == repr(tables[1])  # NaN is NaN
+    for method in methods:
+        for here, there in zip(*(shown[method][0] for shown in shows), strict=True):
+            assert vars(here) == vars(there)
+        for here, there in zip(*(shown[method][1] for shown in shows), strict=True):
+            assert np.array_equal(here.boxes_px, there.boxes_px) and here.texts == there.texts
 
 
 def test_a_table_of_every_method(policy) -> None:
