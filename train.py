@@ -27,6 +27,7 @@ from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
 from activeo3.taskmodels import act
+from activeo3.watch import Watch
 
 
 def train_step(
@@ -128,14 +129,14 @@ def main(config: TrainConfig) -> None:
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         half = policy.vlm.model.dtype == torch.bfloat16
         log.say(report.introduction(config, policy.vlm.parameters, half, ranks.world, len(dataset), first))
-        watch = engine.Watch(config.max_skipped, policy.engine.skipped_steps)
+        watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)
             row, judged = train_step(step, examples, policy, reference, config)
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
             log.step(row)
-            watch.check(row, sum(ranks.gather([example.id for example in examples]), []), log.say)
+            watch.check(row, lambda: sum(ranks.gather([example.id for example in examples]), []), log.say)
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:

@@ -252,25 +252,6 @@ class Sharded:
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
 
 
-class Watch:
-    """Says which examples a skipped update was made of, and ends a run that only skips."""
-
-    def __init__(self, most: int, skipped: int) -> None:
-        self.most, self.skipped, self.in_a_row = most, skipped, 0
-
-    def check(self, row: dict[str, float], ids: list[str], say: Callable[[str], None]) -> None:
-        """Look at a step's row; raises ConfigError after ``most`` skipped updates in a row."""
-        self.in_a_row = self.in_a_row + 1 if row["skipped_steps"] > self.skipped else 0
-        self.skipped = row["skipped_steps"]
-        if self.in_a_row:
-            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(ids)}")
-        if self.in_a_row >= self.most:
-            raise ConfigError(
-                f"{self.most} updates in a row were skipped because a loss or gradient was not finite; "
-                f"lower --lr, or continue from the last checkpoint with another --seed in a new --output_dir."
-            )
-
-
 def pick_dtype(wanted: str) -> torch.dtype:
     """``auto``: bfloat16 on a GPU, float32 on a CPU."""
     if wanted == "auto":

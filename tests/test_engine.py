@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 
 from activeo3 import engine
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks, Sharded, Watch
+from activeo3.engine import Ranks, Sharded
 from activeo3.models import FAMILIES, VisionLanguageModel
 from activeo3.schema import Sampling
 
@@ -309,20 +309,3 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
         del saved["config"]["epochs"]
         (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
         engine.resumable(config, ranks)
-
-
-# ---------------------------------------------------------------------- updates that were skipped
-
-
-def test_the_watch_names_examples_and_ends_a_run_that_only_skips() -> None:
-    said: list[str] = []
-    watch = Watch(most=2, skipped=5)  # as after resuming a run that had skipped five
-    watch.check({"step": 8, "skipped_steps": 5}, ["a"], said.append)
-    watch.check({"step": 9, "skipped_steps": 6}, ["b", "c"], said.append)
-    watch.check({"step": 10, "skipped_steps": 6}, ["d"], said.append)
-    watch.check({"step": 11, "skipped_steps": 7}, ["e"], said.append)
-    assert [line.partition(";")[2] for line in said] == [" examples: b, c", " examples: e"]
-    assert said[0].startswith("step 9: loss or gradient not finite, update skipped")
-    with pytest.raises(ConfigError, match=r"^2 updates in a row were skipped .*\.$"):
-        watch.check({"step": 12, "skipped_steps": 8}, ["f"], said.append)
-    assert "f" in said[-1]

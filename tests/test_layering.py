@@ -23,6 +23,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
+    "watch": (1, {"models", "engine", "datasets", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
