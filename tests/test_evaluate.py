@@ -175,7 +175,8 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
     [
         ([], ("--checkpoint is missing",)),
         (["--checkpoint", "no/such/folder"], ("no/such/folder", "does not exist")),
-        (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "cannot be opened as a model")),
+        (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "no config.json that can be used")),
+        (["--checkpoint", str(ROOT / "data")], (str(ROOT / "data"), "it holds tiny")),
         (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic")),
         (["--checkpoint", "x", "--benchmark", "atlantis"], ("no data set 'atlantis'", "scenes")),
         (["--checkpoint", "x", "--split", "tomorrow"], ("tomorrow", "test")),
