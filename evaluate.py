@@ -6,7 +6,6 @@
     python evaluate.py --help
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from activeo3 import datasets, engine, pictures, report, suites
-from activeo3.config import ConfigError, EvalConfig, TrainConfig
+from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.page import write_page
@@ -35,6 +34,7 @@ def main(config: EvalConfig) -> None:
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
+    writable_folder(folder)  # before the work whose results go there
     if picture:
         return look_once(picture, actor, start, config, folder)
     rows = []
@@ -78,8 +78,9 @@ def readable(dataset: Dataset) -> list[Example]:
 
 def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:
     """(the checkpoint, what it was trained from); one model in two roles if there is no difference."""
-    trained_from = Path(config.checkpoint) / "activeo3.json"
-    start = config.start or (json.loads(trained_from.read_text())["config"]["model"] if trained_from.is_file() else config.checkpoint)
+    checkpoint = Path(config.checkpoint)
+    trained = (checkpoint / "activeo3.json").is_file()
+    start = config.start or (engine.run_state(checkpoint)["config"]["model"] if trained else config.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = {}
     for source in {config.checkpoint: None, start: None}:
@@ -103,7 +104,6 @@ def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguag
     for name, boxes in (("region", rollout.regions), (config.find, outcome.boxes_px)):
         for x1, y1, x2, y2 in boxes:
             print(f"{name}:  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f})")
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = folder / f"{example.id}.png"
     sheet = [pictures.annotated_picture(example, rollout.regions, outcome), pictures.crops_strip(example, rollout.regions, outcome)]
     pictures.contact_sheet(sheet, columns=1).save(drawn)

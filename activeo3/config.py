@@ -16,6 +16,7 @@ import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 
@@ -359,3 +360,13 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{what} holds no JSON object: it must begin with {{ and end with }}.")
     return found
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder of --output_dir, made if need be. Raises ConfigError if nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise ConfigError(f"--output_dir {path} is no folder that can be written to: {error.strerror}.") from None

@@ -27,7 +27,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from activeo3.config import ConfigError, TrainConfig, read_object
+from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel
 from activeo3.report import counted
 
@@ -134,7 +134,7 @@ def start(output_dir: Path) -> Ranks:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    output_dir.mkdir(parents=True, exist_ok=True)
+    writable_folder(output_dir)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
@@ -327,8 +327,21 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file()]
+    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file() and path.name[11:].isdigit()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def run_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run: the ``step``, the ``world`` size and the ``config``.
+
+    Raises ConfigError if its ``activeo3.json`` cannot be read or lacks one of them.
+    """
+    path = checkpoint / "activeo3.json"
+    state = read_object(path, str(path))
+    for name, kind in (("step", int), ("world", int), ("config", dict)):
+        if not isinstance(state.get(name), kind):
+            raise ConfigError(f"{path} does not say the {name!r} of its run; without {checkpoint} an earlier checkpoint is continued.")
+    return state
 
 
 def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
@@ -339,7 +352,7 @@ def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
     found = checkpoints(Path(config.output_dir))
     if not found:
         return None
-    state = json.loads((found[-1] / "activeo3.json").read_text())
+    state = run_state(found[-1])
     if state["world"] != ranks.world:
         raise ConfigError(
             f"{found[-1]} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
@@ -352,10 +365,17 @@ def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
 
 
 def restore(sharded: Sharded, state: dict[str, Any]) -> None:
-    """Put weights, optimizer and every random generator back to where the checkpoint was made."""
+    """Put weights, optimizer and every random generator back to where the checkpoint was made.
+
+    Raises ConfigError when parts of the checkpoint are gone.
+    """
+    path, rank = state["path"], sharded.ranks.rank
+    parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
+    if not all(list(path.glob(part)) for part in parts):
+        raise ConfigError(f"{path} has lost a part and cannot be continued; without it, an earlier checkpoint is.")
     with sharded.ranks.quietly():
-        sharded.engine.load_checkpoint(str(state["path"]), tag="deepspeed")
-    _set_random_state(torch.load(state["path"] / f"random-{sharded.ranks.rank}.pt", weights_only=False))
+        sharded.engine.load_checkpoint(str(path), tag="deepspeed")
+    _set_random_state(torch.load(path / parts[0], weights_only=False))
 
 
 def seed_everything(seed: int, rank: int) -> None:

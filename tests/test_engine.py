@@ -286,6 +286,8 @@ def test_only_complete_checkpoints_count_and_in_the_order_of_their_steps(tmp_pat
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "building-checkpoint-200"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "activeo3.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()  # a copy that somebody wants to keep
+    (tmp_path / "checkpoint-best" / "activeo3.json").write_text("{}")
     (tmp_path / "checkpoint-300").mkdir()  # as an interrupted deletion leaves it
     assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
     assert engine.checkpoints(tmp_path / "nowhere") == []
@@ -309,3 +311,43 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
         del saved["config"]["epochs"]
         (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
         engine.resumable(config, ranks)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"step": 3,', "is not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"step": "3", "world": 1, "config": {}}', "does not say the 'step'"),
+        ('{"step": 3, "world": 1}', "does not say the 'config'"),
+        ("caf\xe9", "is not a UTF-8 text file"),
+    ],
+)
+def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
+    tmp_path: Path, ranks: Ranks, config: TrainConfig, text: str, message: str
+) -> None:
+    path = tmp_path / "checkpoint-3" / "activeo3.json"
+    path.parent.mkdir()
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=f"^{path} {message}") as caught:
+        engine.resumable(replace(config, output_dir=str(tmp_path)), ranks)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", ["deepspeed", "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt", "random-0.pt"])
+def test_a_checkpoint_that_lost_a_part_is_not_continued(
+    gone: str, ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path
+) -> None:
+    sharded = Sharded(make_vlm("qwen3_vl"), ranks, config, learns=True)
+    config = replace(config, output_dir=str(tmp_path))
+    path = engine.save(sharded, config, 3)
+    path.joinpath(gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=f"^{path} has lost a part"):
+        engine.restore(sharded, engine.resumable(config, ranks))
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(ConfigError, match=f"^--output_dir {folder} is no folder that can be written to: .*[a-z]\\.$"):
+            engine.start(folder)

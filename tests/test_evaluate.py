@@ -68,7 +68,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
 def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
     trained = tmp_path / "checkpoint-3"
     make_vlm("qwen3_vl", seed=1).save(trained)
-    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "config": {"model": checkpoint}}))
+    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": checkpoint}}))
     printed, complaint = evaluate("--checkpoint", str(trained), "--limit", "2", "--methods", "cot", "active", *SMALL)
     assert complaint == ""
     assert {path.name for path in (trained / "eval").iterdir()} == {"results.json", "scenes.html"}
@@ -196,9 +196,23 @@ def test_what_cannot_be_used_is_one_sentence(argv: list[str], words: tuple[str, 
 
 def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
     make_vlm("qwen3_vl").save(tmp_path)
-    (tmp_path / "activeo3.json").write_text(json.dumps({"config": {"model": "runs/gone/away"}}))
+    (tmp_path / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": "runs/gone/away"}}))
     _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
     assert "runs/gone/away does not exist" in complaint
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"step": 3, "world": 1}', "caf\xe9"])
+def test_a_checkpoint_that_says_nothing_of_its_run_is_named(text: str, evaluate, tmp_path: Path) -> None:
+    (tmp_path / "activeo3.json").write_text(text, encoding="latin-1")
+    _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
+    assert complaint.startswith(f"activeo3: {tmp_path / 'activeo3.json'} ") and "\n" not in complaint
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(checkpoint: str, evaluate, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        printed, complaint = evaluate("--checkpoint", checkpoint, "--limit", "1", "--methods", "grid", "--output_dir", str(folder), *SMALL)
+        assert complaint.startswith(f"activeo3: --output_dir {folder} is no folder that can be written to") and printed == ""
 
 
 def test_a_shell_sees_one_sentence_and_exit_code_1() -> None:
