@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import datasets, engine, pictures, report, suites
+from activeo3 import checkpoints, datasets, engine, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -80,7 +80,7 @@ def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageMod
     """(the checkpoint, what it was trained from); one model in two roles if there is no difference."""
     checkpoint = Path(config.checkpoint)
     trained = (checkpoint / "activeo3.json").is_file()
-    start = config.start or (engine.run_state(checkpoint)["config"]["model"] if trained else config.checkpoint)
+    start = config.start or (checkpoints.run_state(checkpoint)["config"]["model"] if trained else config.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = {}
     for source in {config.checkpoint: None, start: None}:

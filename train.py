@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import engine, grpo, report, suites
+from activeo3 import checkpoints, engine, grpo, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import DataError, open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -115,14 +115,14 @@ def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
 def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     ranks = engine.start(Path(config.output_dir))
-    saved = engine.resumable(config, ranks)
+    saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root or None, config.limit or None)
     held_out = suites.held_out(config)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
-    engine.seed_everything(config.seed, ranks.rank)
+    checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
-        engine.restore(policy, saved)
+        checkpoints.restore(policy, saved)
         first = saved["step"] + 1
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
 
@@ -140,7 +140,7 @@ def main(config: TrainConfig) -> None:
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
-                engine.save(policy, config, step)
+                checkpoints.save(policy, config, step)
         if held_out:
             with policy.gathered() as actor, reference.gathered() as expert:
                 suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0)

@@ -1,4 +1,4 @@
-"""The only room that knows DeepSpeed and torch.distributed: start, shard, gather, step, save, resume.
+"""The only room that knows DeepSpeed and torch.distributed: start, shard, gather, step.
 
 Two regimes. Inside ``with sharded.gathered() as whole`` the weights are whole on this rank and work is
 rank-local and ragged: ranks may generate different lengths and take different branches. Outside it every
@@ -6,30 +6,25 @@ rank makes the same number of forwards, backwards and collectives, or ZeRO-3 wai
 """
 
 import ctypes
-import json
 import logging
 import math
 import os
-import random
 import re
 import resource
-import shutil
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from packaging.version import Version
 from torch import Tensor
 
 from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel
-from activeo3.report import counted
 
 # (package, first broken, first good again, what happens): refused by name before any work starts.
 _BROKEN = (
@@ -290,109 +285,3 @@ def _check_zero(path: Path, zero: Any) -> None:
         wrong = error.errors()[0]
         name = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
         raise ConfigError(f"--ds_config {path}: {name} is not taken by DeepSpeed ({wrong['msg']}).") from None
-
-
-# ---------------------------------------------------------------------- checkpoints
-
-
-def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
-    """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
-
-    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole.
-    """
-    ranks, folder = sharded.ranks, Path(config.output_dir)
-    target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
-    if ranks.rank == 0:
-        for left in folder.glob("building-*"):  # by a run that was killed while it wrote or deleted
-            shutil.rmtree(left)
-        building.mkdir(parents=True)
-    ranks.wait()
-    with ranks.quietly():
-        sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
-        with sharded.gathered() as whole:
-            if ranks.rank == 0:
-                whole.save(building)
-    torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
-    ranks.wait()
-    if ranks.rank == 0:
-        state = {"step": step, "world": ranks.world, "config": asdict(config)}
-        (building / "activeo3.json").write_text(json.dumps(state, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
-        for old in checkpoints(folder)[: -config.keep] if config.keep else []:
-            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
-    ranks.wait()
-    return target
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file() and path.name[11:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def run_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run: the ``step``, the ``world`` size and the ``config``.
-
-    Raises ConfigError if its ``activeo3.json`` cannot be read or lacks one of them.
-    """
-    path = checkpoint / "activeo3.json"
-    state = read_object(path, str(path))
-    for name, kind in (("step", int), ("world", int), ("config", dict)):
-        if not isinstance(state.get(name), kind):
-            raise ConfigError(f"{path} does not say the {name!r} of its run; without {checkpoint} an earlier checkpoint is continued.")
-    return state
-
-
-def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of ``output_dir``, or None for a fresh start.
-
-    Raises ConfigError when that run had another world size or other numbers: it would not be the same run.
-    """
-    found = checkpoints(Path(config.output_dir))
-    if not found:
-        return None
-    state = run_state(found[-1])
-    if state["world"] != ranks.world:
-        raise ConfigError(
-            f"{found[-1]} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
-            f"{ranks.world}; start as many, or choose another --output_dir."
-        )
-    different = config.differences(state["config"])
-    if different:
-        raise ConfigError(f"{found[-1]} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
-    return state | {"path": found[-1]}
-
-
-def restore(sharded: Sharded, state: dict[str, Any]) -> None:
-    """Put weights, optimizer and every random generator back to where the checkpoint was made.
-
-    Raises ConfigError when parts of the checkpoint are gone.
-    """
-    path, rank = state["path"], sharded.ranks.rank
-    parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
-    if not all(list(path.glob(part)) for part in parts):
-        raise ConfigError(f"{path} has lost a part and cannot be continued; without it, an earlier checkpoint is.")
-    with sharded.ranks.quietly():
-        sharded.engine.load_checkpoint(str(path), tag="deepspeed")
-    _set_random_state(torch.load(path / parts[0], weights_only=False))
-
-
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed all generators, differently on every rank, so that ranks do not draw the same answers."""
-    random.seed(seed * 1000 + rank)
-    np.random.seed(seed * 1000 + rank)
-    torch.manual_seed(seed * 1000 + rank)
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

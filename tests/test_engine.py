@@ -1,4 +1,4 @@
-"""engine.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
+"""engine.py and checkpoints.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
 
 ``on_ranks`` starts real processes that talk over gloo; everything that one process can show runs here.
 """
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from activeo3 import engine
+from activeo3 import checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
 from activeo3.models import FAMILIES, VisionLanguageModel
@@ -260,7 +260,7 @@ def test_a_checkpoint_is_a_plain_transformers_model(
     """After an update, saved by ZeRO-3 and opened without us: the same weights, the same logits, bit for bit."""
     policy.backward(policy.logits(packed := pack(policy.vlm, picture)).square().mean())
     policy.step(1e-3)
-    folder = engine.save(policy, replace(config, output_dir=str(tmp_path)), 7)
+    folder = checkpoints.save(policy, replace(config, output_dir=str(tmp_path)), 7)
     assert folder == tmp_path / "checkpoint-7" and not list(tmp_path.glob("building-*"))
     state = json.loads((folder / "activeo3.json").read_text())
     assert (state["step"], state["world"], state["config"]["prompts"]) == (7, 1, 2)
@@ -289,28 +289,28 @@ def test_only_complete_checkpoints_count_and_in_the_order_of_their_steps(tmp_pat
     (tmp_path / "checkpoint-best").mkdir()  # a copy that somebody wants to keep
     (tmp_path / "checkpoint-best" / "activeo3.json").write_text("{}")
     (tmp_path / "checkpoint-300").mkdir()  # as an interrupted deletion leaves it
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
-    assert engine.checkpoints(tmp_path / "nowhere") == []
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert checkpoints.complete(tmp_path / "nowhere") == []
 
 
 def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: TrainConfig) -> None:
     config = replace(config, output_dir=str(tmp_path))
-    assert engine.resumable(config, ranks) is None
+    assert checkpoints.resumable(config, ranks) is None
     (tmp_path / "checkpoint-3").mkdir()
     saved = {"step": 3, "world": 1, "config": vars(config)}
     (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
 
-    assert engine.resumable(config, ranks)["step"] == 3
+    assert checkpoints.resumable(config, ranks)["step"] == 3
     harmless = replace(config, steps=9, save_every=7, keep=0, samples_every=0, eval_examples=0)
-    assert engine.resumable(harmless, ranks)["step"] == 3
+    assert checkpoints.resumable(harmless, ranks)["step"] == 3
     with pytest.raises(ConfigError, match=r"checkpoint-3 was made by 1 process, and there are now 2"):
-        engine.resumable(config, replace(ranks, world=2))
+        checkpoints.resumable(config, replace(ranks, world=2))
     with pytest.raises(ConfigError, match=r"--group was 8 and is now 4; --beta was 0.04 and is now 0.5"):
-        engine.resumable(replace(config, beta=0.5, group=4), ranks)
+        checkpoints.resumable(replace(config, beta=0.5, group=4), ranks)
     with pytest.raises(ConfigError, match=r"--epochs was None and is now 1"):  # a run of an older version
         del saved["config"]["epochs"]
         (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
-        engine.resumable(config, ranks)
+        checkpoints.resumable(config, ranks)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
     path.parent.mkdir()
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=f"^{path} {message}") as caught:
-        engine.resumable(replace(config, output_dir=str(tmp_path)), ranks)
+        checkpoints.resumable(replace(config, output_dir=str(tmp_path)), ranks)
     assert "\n" not in str(caught.value)
 
 
@@ -340,10 +340,10 @@ def test_a_checkpoint_that_lost_a_part_is_not_continued(
 ) -> None:
     sharded = Sharded(make_vlm("qwen3_vl"), ranks, config, learns=True)
     config = replace(config, output_dir=str(tmp_path))
-    path = engine.save(sharded, config, 3)
+    path = checkpoints.save(sharded, config, 3)
     path.joinpath(gone).rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=f"^{path} has lost a part"):
-        engine.restore(sharded, engine.resumable(config, ranks))
+        checkpoints.restore(sharded, checkpoints.resumable(config, ranks))
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import engine, suites  # noqa: E402
+from activeo3 import checkpoints, engine, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
@@ -322,7 +322,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
     """A SIGKILL in step 3, a kill while checkpoint 4 is being written, and the same command again."""
     config = replace(straight[0], output_dir=str(tmp_path))
     on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
 
     def half_a_model(self: VisionLanguageModel, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -332,7 +332,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
         patch.setattr(VisionLanguageModel, "save", half_a_model)
         train.main(config)
     assert (tmp_path / "building-checkpoint-4" / "model.safetensors").exists()
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 4  # two more than the checkpoint knows
 
     train.main(config)
@@ -347,7 +347,7 @@ def test_two_updates_per_rollout_are_resumed_as_well(config: TrainConfig, tmp_pa
     train.main(replace(config, output_dir=str(tmp_path / "halves"), keep=0))
     assert_same_run(tmp_path / "straight", tmp_path / "halves", step=4)
     assert any(row["ratio_max"] > 1 for row in rows_of(tmp_path / "straight"))
-    kept = [[path.name for path in engine.checkpoints(tmp_path / run)] for run in ("straight", "halves")]
+    kept = [[path.name for path in checkpoints.complete(tmp_path / run)] for run in ("straight", "halves")]
     assert kept == [["checkpoint-4"], ["checkpoint-2", "checkpoint-4"]]
 
 
