@@ -52,8 +52,9 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file() and path.name[11:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path.parent for path in folder.glob("checkpoint-*/activeo3.json")]
+    numbered = {path.name.removeprefix("checkpoint-"): path for path in found}
+    return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
 def run_state(checkpoint: Path) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def run_state(checkpoint: Path) -> dict[str, Any]:
     state = read_object(path, str(path))
     for name, kind in (("step", int), ("world", int), ("config", dict)):
         if not isinstance(state.get(name), kind):
-            raise ConfigError(f"{path} does not say the {name!r} of its run; without {checkpoint} an earlier checkpoint is continued.")
+            raise ConfigError(f"{path} does not say the {name!r} of its run; delete {checkpoint} to use an earlier one.")
     return state
 
 
@@ -97,7 +98,7 @@ def restore(sharded: Sharded, state: dict[str, Any]) -> None:
     path, rank = state["path"], sharded.ranks.rank
     parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
     if not all(list(path.glob(part)) for part in parts):
-        raise ConfigError(f"{path} has lost a part and cannot be continued; without it, an earlier checkpoint is.")
+        raise ConfigError(f"{path} has lost a part and cannot be continued; delete it to go on from an earlier one.")
     with sharded.ranks.quietly():
         sharded.engine.load_checkpoint(str(path), tag="deepspeed")
     _set_random_state(torch.load(path / parts[0], weights_only=False))
