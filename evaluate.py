@@ -6,16 +6,14 @@
     python evaluate.py --help
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from activeo3 import datasets, engine, geometry, pictures, report, suites
-from activeo3.config import ConfigError, EvalConfig, TrainConfig
+from activeo3 import checkpoints, datasets, engine, pictures, report, suites
+from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.page import write_page
@@ -36,6 +34,7 @@ def main(config: EvalConfig) -> None:
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
+    writable_folder(folder)  # before the work whose results go there
     if picture:
         return look_once(picture, actor, start, config, folder)
     rows = []
@@ -47,7 +46,7 @@ def main(config: EvalConfig) -> None:
         suites.write_results(folder, rows)
         print(report.table(suites.table_rows(found), suites.COLUMNS, f"{name} ({config.split}), {len(examples)} questions"))
         titles = {method: method for method in ("cot", "active") if method in shown}
-        pairs = suites.gallery(examples, shown, titles, TrainConfig().weights)
+        pairs = suites.gallery(shown, titles, TrainConfig().weights)
         summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]
         write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), suites.table_rows(found), suites.COLUMNS, pairs)
     print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
@@ -79,8 +78,9 @@ def readable(dataset: Dataset) -> list[Example]:
 
 def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:
     """(the checkpoint, what it was trained from); one model in two roles if there is no difference."""
-    trained_from = Path(config.checkpoint) / "activeo3.json"
-    start = config.start or (json.loads(trained_from.read_text())["config"]["model"] if trained_from.is_file() else config.checkpoint)
+    checkpoint = Path(config.checkpoint)
+    trained = (checkpoint / "activeo3.json").is_file()
+    start = config.start or (checkpoints.run_state(checkpoint)["config"]["model"] if trained else config.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = {}
     for source in {config.checkpoint: None, start: None}:
@@ -93,15 +93,7 @@ def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageMod
 def own_picture(config: EvalConfig) -> Example:
     """A picture of the user's as an example without ground truth."""
     path = Path(config.image)
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")  # upright, as people see it
-        geometry.fitted(image.size, 1, 1, 2**40)  # raises ValueError for a shape that no model takes
-    except FileNotFoundError:
-        raise DataError(f"--image {path} does not exist.") from None
-    except datasets.DAMAGED as error:
-        raise DataError(f"--image {path} cannot be used as a picture ({error}).") from None
-    return Example(path.stem, image, config.find, np.zeros((0, 4)))
+    return Example(path.stem, datasets.read_picture(path), config.find, np.zeros((0, 4)))
 
 
 def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguageModel, config: EvalConfig, folder: Path) -> None:
@@ -112,7 +104,6 @@ def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguag
     for name, boxes in (("region", rollout.regions), (config.find, outcome.boxes_px)):
         for x1, y1, x2, y2 in boxes:
             print(f"{name}:  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f})")
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = folder / f"{example.id}.png"
     sheet = [pictures.annotated_picture(example, rollout.regions, outcome), pictures.crops_strip(example, rollout.regions, outcome)]
     pictures.contact_sheet(sheet, columns=1).save(drawn)

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import engine, grpo, report, suites
+from activeo3 import checkpoints, engine, grpo, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import DataError, open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -27,6 +27,7 @@ from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
 from activeo3.taskmodels import act
+from activeo3.watch import Watch
 
 
 def train_step(
@@ -114,36 +115,35 @@ def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
 def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     ranks = engine.start(Path(config.output_dir))
-    saved = engine.resumable(config, ranks)
+    saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root or None, config.limit or None)
     held_out = suites.held_out(config)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
-    engine.seed_everything(config.seed, ranks.rank)
+    checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
-        engine.restore(policy, saved)
+        checkpoints.restore(policy, saved)
         first = saved["step"] + 1
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         half = policy.vlm.model.dtype == torch.bfloat16
         log.say(report.introduction(config, policy.vlm.parameters, half, ranks.world, len(dataset), first))
-        watch = engine.Watch(config.max_skipped, policy.engine.skipped_steps)
+        watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)
             row, judged = train_step(step, examples, policy, reference, config)
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
             log.step(row)
-            watch.check(row, sum(ranks.gather([example.id for example in examples]), []), log.say)
+            watch.check(row, lambda: sum(ranks.gather([example.id for example in examples]), []), log.say)
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
-                engine.save(policy, config, step)
+                checkpoints.save(policy, config, step)
         if held_out:
             with policy.gathered() as actor, reference.gathered() as expert:
-                if ranks.rank == 0:
-                    suites.before_and_after(actor, expert, held_out, config, log.say)
+                suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0)
             ranks.wait()
     engine.stop()
 

@@ -17,7 +17,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from activeo3.geometry import area, clipped
+from activeo3.geometry import area, clipped, refuse_elongated
 from activeo3.schema import Example
 
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -279,19 +279,22 @@ def _is_number(value: Any) -> bool:
 # ---------------------------------------------------------------------------- pictures
 
 
-def read_picture(path: Path, size: tuple[int, int], example_id: str) -> Image.Image:
+def read_picture(path: Path, size: tuple[int, int] | None = None, example_id: str | None = None) -> Image.Image:
     """The picture as 8-bit RGB, turned so that it has the (width, height) of the annotations.
 
     Cameras store a picture lying on its side with an EXIF note to turn it. Annotation tools show it
     upright, so that way up is tried first; files whose boxes were made without turning exist as
-    well, and there the stored size fits. Raises DataError if neither fits or the file is broken.
+    well, and there the stored size fits. A picture without annotations (``size`` None) is upright.
+
+    Raises DataError if neither size fits, the file is broken or no model takes its shape.
     """
-    what = f"{path}: the picture of example {example_id}"
+    what = f"{path}: the picture" + (f" of example {example_id}" if example_id else "")
     try:
         with Image.open(path) as stored:
             stored.load()
             for image in (ImageOps.exif_transpose(stored), stored):
-                if image.size == size:
+                if size in (None, image.size):
+                    refuse_elongated(image.size)
                     return _rgb(image)
             found = stored.size
     except FileNotFoundError:

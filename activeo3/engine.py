@@ -1,4 +1,4 @@
-"""The only room that knows DeepSpeed and torch.distributed: start, shard, gather, step, save, resume.
+"""The only room that knows DeepSpeed and torch.distributed: start, shard, gather, step.
 
 Two regimes. Inside ``with sharded.gathered() as whole`` the weights are whole on this rank and work is
 rank-local and ragged: ranks may generate different lengths and take different branches. Outside it every
@@ -6,30 +6,25 @@ rank makes the same number of forwards, backwards and collectives, or ZeRO-3 wai
 """
 
 import ctypes
-import json
 import logging
 import math
 import os
-import random
 import re
 import resource
-import shutil
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from packaging.version import Version
 from torch import Tensor
 
-from activeo3.config import ConfigError, TrainConfig
+from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
-from activeo3.report import counted
 
 # (package, first broken, first good again, what happens): refused by name before any work starts.
 _BROKEN = (
@@ -110,6 +105,15 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """``work(part)`` of every part, in order, on every rank; the ranks take turns at the parts.
+
+        Ranks wait for each other as long as a part or two take, far below the ten minutes after which
+        the process group gives up; waiting while one rank did all of them could be longer.
+        """
+        found = self.gather([work(part) for part in parts[self.rank :: self.world]])
+        return [found[index % self.world][index // self.world] for index in range(len(parts))]
+
     def wait(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
@@ -126,7 +130,7 @@ def start(output_dir: Path) -> Ranks:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    output_dir.mkdir(parents=True, exist_ok=True)
+    writable_folder(output_dir)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
@@ -246,25 +250,6 @@ class Sharded:
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
 
 
-class Watch:
-    """Says which examples a skipped update was made of, and ends a run that only skips."""
-
-    def __init__(self, most: int, skipped: int) -> None:
-        self.most, self.skipped, self.in_a_row = most, skipped, 0
-
-    def check(self, row: dict[str, float], ids: list[str], say: Callable[[str], None]) -> None:
-        """Look at a step's row; raises ConfigError after ``most`` skipped updates in a row."""
-        self.in_a_row = self.in_a_row + 1 if row["skipped_steps"] > self.skipped else 0
-        self.skipped = row["skipped_steps"]
-        if self.in_a_row:
-            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(ids)}")
-        if self.in_a_row >= self.most:
-            raise ConfigError(
-                f"{self.most} updates in a row were skipped because a loss or gradient was not finite; "
-                f"lower --lr, or continue from the last checkpoint with another --seed in a new --output_dir."
-            )
-
-
 def pick_dtype(wanted: str) -> torch.dtype:
     """``auto``: bfloat16 on a GPU, float32 on a CPU."""
     if wanted == "auto":
@@ -275,15 +260,11 @@ def pick_dtype(wanted: str) -> torch.dtype:
 def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: bool) -> dict[str, Any]:
     """ds_config.json with the experiment's numbers filled in; it may not set them itself."""
     path = Path(config.ds_config)
-    try:
-        settings = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"--ds_config {path} does not exist; the project's own is ds_config.json.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--ds_config {path} is not valid JSON: line {error.lineno}, {error.msg}.") from None
+    settings = read_object(path, f"--ds_config {path}")
     taken = [key for key in _OWNED if key in settings]
     if taken:
         raise ConfigError(f"{path} sets {', '.join(taken)}, which belongs to train.py's flags; remove it there.")
+    _check_zero(path, settings.get("zero_optimization"))
     settings["train_micro_batch_size_per_gpu"] = config.prompts
     settings["gradient_accumulation_steps"] = 1
     settings["bf16"] = {"enabled": dtype == torch.bfloat16}
@@ -295,87 +276,15 @@ def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: boo
     return settings
 
 
-# ---------------------------------------------------------------------- checkpoints
+def _check_zero(path: Path, zero: Any) -> None:
+    """Raise ConfigError unless DeepSpeed takes the section ``zero_optimization`` and it asks for stage 3."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-
-def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
-    """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
-
-    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole.
-    """
-    ranks, folder = sharded.ranks, Path(config.output_dir)
-    target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
-    if ranks.rank == 0:
-        for left in folder.glob("building-*"):  # by a run that was killed while it wrote or deleted
-            shutil.rmtree(left)
-        building.mkdir(parents=True)
-    ranks.wait()
-    with ranks.quietly():
-        sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
-        with sharded.gathered() as whole:
-            if ranks.rank == 0:
-                whole.save(building)
-    torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
-    ranks.wait()
-    if ranks.rank == 0:
-        state = {"step": step, "world": ranks.world, "config": asdict(config)}
-        (building / "activeo3.json").write_text(json.dumps(state, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
-        for old in checkpoints(folder)[: -config.keep] if config.keep else []:
-            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
-    ranks.wait()
-    return target
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "activeo3.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of ``output_dir``, or None for a fresh start.
-
-    Raises ConfigError when that run had another world size or other numbers: it would not be the same run.
-    """
-    found = checkpoints(Path(config.output_dir))
-    if not found:
-        return None
-    state = json.loads((found[-1] / "activeo3.json").read_text())
-    if state["world"] != ranks.world:
-        raise ConfigError(
-            f"{found[-1]} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
-            f"{ranks.world}; start as many, or choose another --output_dir."
-        )
-    different = config.differences(state["config"])
-    if different:
-        raise ConfigError(f"{found[-1]} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
-    return state | {"path": found[-1]}
-
-
-def restore(sharded: Sharded, state: dict[str, Any]) -> None:
-    """Put weights, optimizer and every random generator back to where the checkpoint was made."""
-    with sharded.ranks.quietly():
-        sharded.engine.load_checkpoint(str(state["path"]), tag="deepspeed")
-    _set_random_state(torch.load(state["path"] / f"random-{sharded.ranks.rank}.pt", weights_only=False))
-
-
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed all generators, differently on every rank, so that ranks do not draw the same answers."""
-    random.seed(seed * 1000 + rank)
-    np.random.seed(seed * 1000 + rank)
-    torch.manual_seed(seed * 1000 + rank)
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if not isinstance(zero, dict) or zero.get("stage") != 3:  # gathered() is written for stage 3
+        raise ConfigError(f'--ds_config {path} must hold "zero_optimization": {{"stage": 3, ...}}.')
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:  # of pydantic, which adds the list of what is wrong
+        wrong = error.errors()[0]
+        name = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
+        raise ConfigError(f"--ds_config {path}: {name} is not taken by DeepSpeed ({wrong['msg']}).") from None

@@ -136,20 +136,26 @@ def crop(image: Image.Image, window_px: Sequence[float], size: tuple[int, int]) 
     return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
+def refuse_elongated(size: tuple[int, int]) -> None:
+    """Raise ValueError for a picture of (width, height) with an aspect ratio above 200, as the processor does."""
+    if max(size) > MOST_ELONGATED * min(size):
+        width, height = size
+        raise ValueError(f"{width}x{height} is too elongated: Qwen-VL takes aspect ratios up to {MOST_ELONGATED}")
+
+
 def fitted(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(width, height) in multiples of ``factor`` with the aspect kept and the area within limits.
 
     Qwen-VL's ``smart_resize``; ``factor`` is patch size x merge size (28 for Qwen2.5-VL). The rounding
     is the processor's own, so a picture of this size passes through it unchanged.
 
-    Raises ValueError for an aspect ratio above 200, as the processor does.
+    Raises ValueError as ``refuse_elongated`` does.
 
     >>> fitted((1000, 500), factor=28, min_pixels=3136, max_pixels=1003520)
     (1008, 504)
     """
+    refuse_elongated(size)
     width, height = size
-    if max(size) > MOST_ELONGATED * min(size):
-        raise ValueError(f"a picture of {width}x{height} is too elongated: Qwen-VL takes aspect ratios up to {MOST_ELONGATED}")
     fit_w, fit_h = round(width / factor) * factor, round(height / factor) * factor
     if fit_w * fit_h > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)

@@ -13,7 +13,7 @@ import ctypes
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Self, Sequence
+from typing import Any, Iterator, Self, Sequence
 
 import torch
 from PIL import Image
@@ -90,29 +90,23 @@ class VisionLanguageModel:
         needs a mask that flash-attention does not take. No part of this needs torchvision.
 
         Raises:
-            ModelError: the folder is not there or not a model, the hub cannot be reached, or the
+            ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
                 architecture is another one.
         """
         if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
             raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
-        try:
-            config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{source} cannot be opened as a model ({reason}); name a folder with a config.json.") from None
+        inside = sorted((path.parent.name for path in Path(source).glob("*/config.json")), key=lambda name: (len(name), name))
+        if inside and not (Path(source) / "config.json").exists():
+            raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
+        config = _part(source, "config.json", AutoConfig)
         if config.model_type not in FAMILIES:
             raise ModelError(f"{source} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation={"text_config": "sdpa", "vision_config": vision_attention(attention)},
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{source} is incomplete: {str(error).splitlines()[0]}") from None
-        return cls(model, tokenizer, image_processor)
+        attentions = {"text_config": "sdpa", "vision_config": vision_attention(attention)}
+        model = _part(source, "weights", AutoModelForImageTextToText, dtype=dtype, attn_implementation=attentions)
+        tokenizer = _part(source, "tokenizer", AutoTokenizer)
+        if "<|image_pad|>" not in (tokenizer.chat_template or ""):
+            raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
+        return cls(model, tokenizer, _part(source, "image processor", AutoImageProcessor, backend="pil"))
 
     def save(self, folder: Path) -> None:
         """Write a folder that plain transformers loads; weights must be whole on this rank."""
@@ -325,6 +319,18 @@ class VisionLanguageModel:
         finally:
             self.model.train(training)
             self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it
+
+
+def _part(source: str, part: str, loader: Any, **options: Any) -> Any:
+    """One part of a checkpoint. Raises ModelError whatever the matter is.
+
+    For a file that is missing, damaged or of another version, each library raises errors of its own.
+    """
+    try:
+        return loader.from_pretrained(source, **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"{source} has no {part} that can be used ({type(error).__name__}: {reason}).") from None
 
 
 def keep_freed_memory() -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from activeo3.config import TrainConfig
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.schema import Outcome, Rollout, Score
 
 MISSING = "–"
@@ -123,14 +123,14 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         try:
             lines.append((line, json.loads(line)))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {line[:80]!r}") from error
+            raise ConfigError(f"{path}, line {number} is not JSON: {line[:80]!r}; mend or delete the file.") from error
     return lines
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:
     """The rows of a ``metrics.jsonl``; a half-written last line is left out.
 
-    Raises ValueError naming the line for any other line that is not JSON.
+    Raises ConfigError naming the line for any other line that is not JSON.
     """
     return [row for _, row in _whole_lines(Path(path))]
 
@@ -221,8 +221,8 @@ class RunLog:
             return
         kept = []
         for line, row in _whole_lines(self.path):
-            if "step" not in row:
-                raise ValueError(f"{self.path} has a row without 'step': {line[:80]!r}")
+            if not isinstance(row, dict) or "step" not in row:
+                raise ConfigError(f"{self.path} has a row without 'step': {line[:80]!r}; mend or delete the file.")
             if row["step"] < first_step:
                 kept.append(line)
         replace_file(self.path, b"".join(kept))

@@ -22,7 +22,8 @@ def look(
 
     Returns the P encoded prompts, which the update uses again, and P lists of G rollouts.
     """
-    views, frames = zip(*(sensing_view(actor, example.image, config.sensing_side) for example in examples))
+    side, most = config.sensing_side, config.max_view_pixels
+    views, frames = zip(*(sensing_view(actor, example.image, side, most) for example in examples))
     asked = [prompts.sensing_prompt(example.query, config.wording, config.regions) for example in examples]
     encoded = actor.encode(views, asked)
     answers = actor.generate(encoded, group, sampling)
@@ -33,9 +34,14 @@ def look(
     return encoded, rollouts
 
 
-def sensing_view(actor: VisionLanguageModel, image: Image.Image, side: int) -> tuple[Image.Image, Frame]:
-    """The whole picture with its shorter side at ``side`` pixels (paper E.2), and its frame."""
-    size = actor.view_size(geometry.with_shorter_side(image.size, side))
+def sensing_view(
+    actor: VisionLanguageModel, image: Image.Image, side: int, most: int = 2**40
+) -> tuple[Image.Image, Frame]:
+    """The whole picture with its shorter side at ``side`` pixels (paper E.2), and its frame.
+
+    A view of more than ``most`` pixels is shrunk to at most that many, its aspect kept.
+    """
+    size = actor.view_size(geometry.with_shorter_side(image.size, side), pixels=(1, most))
     window = (0.0, 0.0, float(image.width), float(image.height))
     return geometry.crop(image, window, size), Frame(window, actor.text_scale(size))
 

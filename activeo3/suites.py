@@ -17,6 +17,7 @@ picture is asked for another query (``swap_query``). A policy that ignores its i
 
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -28,16 +29,24 @@ from activeo3.datasets import open_dataset
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
-from activeo3.prompts import read_regions
 from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
-from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
-from activeo3.taskmodels import act
+from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
+from activeo3.taskmodels import SAME_THING, act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
-BATCH = 16  # pictures that a policy looks at together
+BATCH = 16  # pictures that are looked at together, and then zoomed into
 
 Regions = list[tuple[Region, ...]]
+Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""``share(work, parts)`` is ``work(part)`` of every part; ranks may divide them (engine.Ranks.share)."""
+Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
+"""What every method proposed, and what was found there."""
+
+
+def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    """The ``Share`` of a single process."""
+    return [work(part) for part in parts]
 
 
 def run(
@@ -50,31 +59,62 @@ def run(
     training: Sequence[Example] = (),
     resamples: int = 1000,
     say: Callable[[str], None] = print,
-) -> tuple[list[dict[str, Any]], dict[str, tuple[Regions, list[Outcome], list[str]]]]:
-    """Evaluate every method on the examples: (table rows, {method: (regions, outcomes, answers)}).
+    share: Share = alone,
+) -> tuple[list[dict[str, Any]], Shows]:
+    """Evaluate every method on the examples: (table rows, {method: (rollouts, outcomes)}).
 
     Args:
         actor, start: the checkpoint, and the start policy that is also the frozen task model.
         training: pictures that ``fixed`` may be fitted on.
         say: told about each row as soon as it is there.
+        share: how the models' work is divided. A block of BATCH examples is one part, worked on in the same
+            way wherever that is, so that the table is the same on any number of ranks.
 
     A row holds ``benchmark``, ``method``, ``n`` and ``metrics``, a mapping from column to
     ``metrics.Metric`` (value, low, high) or, for ``regions`` and ``seconds``, a plain number.
     """
     rows, shown = [], {}
+    fixed = fit_fixed(start, training, config) if "fixed" in methods else None
     for method in methods:
-        began = time.perf_counter()
-        regions, answers = propose(method, examples, actor, start, config, training)
-        outcomes = act(start, examples, regions, config)
-        seconds = (time.perf_counter() - began) / len(examples)
+        rollouts, outcomes, seconds = judged(method, examples, actor, start, config, fixed, share)
+        regions = [rollout.regions for rollout in rollouts]
         found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
         values: dict[str, Any] = {name: found[name] for name in ("AP", "AP50", "AP_s", "AR", "AR_s")}
-        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples)
-        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds}
+        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples, share)
+        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds / len(examples)}
         rows.append({"benchmark": benchmark, "method": method, "n": len(examples), "metrics": values})
-        shown[method] = (regions, outcomes, answers)
+        shown[method] = (rollouts, outcomes)
         say(f"{benchmark} {method}: AP50 {values['AP50'].value:.3f}, region recall {values['region_recall'].value:.3f}")
     return rows, shown
+
+
+def judged(
+    method: str,
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    config: _Config,
+    fixed: np.ndarray | None,
+    share: Share,
+) -> tuple[list[Rollout], list[Outcome], float]:
+    """What a method proposes for every example, what is found there, and the seconds of work on both."""
+
+    def work(block: Sequence[Example]) -> tuple[list[tuple], list[Outcome], float]:
+        began = time.perf_counter()
+        rollouts = propose(method, block, actor, start, config, fixed)
+        outcomes = act(start, block, [rollout.regions for rollout in rollouts], config)
+        # Every rank has the pictures, which are large: ranks tell each other the rest.
+        told = [(r.token_ids, r.text, r.finished, r.action, r.regions) for r in rollouts]
+        return told, outcomes, time.perf_counter() - began
+
+    told, outcomes, seconds = zip(*share(work, blocks(examples)))
+    rollouts = [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
+    return rollouts, list(chain(*outcomes)), sum(seconds)
+
+
+def blocks(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    """The examples in order, BATCH at a time."""
+    return [examples[first : first + BATCH] for first in range(0, len(examples), BATCH)]
 
 
 def propose(
@@ -83,29 +123,26 @@ def propose(
     actor: VisionLanguageModel,
     start: VisionLanguageModel,
     config: _Config,
-    training: Sequence[Example] = (),
-) -> tuple[Regions, list[str]]:
-    """Each example's regions, in original pixels, and what the model said (empty where none spoke)."""
+    fixed: np.ndarray | None = None,
+) -> list[Rollout]:
+    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing.
+
+    ``fixed`` (K, 4) in 0-1 is what ``fit_fixed`` found, for the method of that name.
+    """
     if method in ("cot", "active"):
-        rollouts = greedy_look(actor if method == "active" else start, examples, config)
-        return [rollout.regions for rollout in rollouts], [rollout.text for rollout in rollouts]
+        return greedy_look(actor if method == "active" else start, examples, config)
     if method == "fixed":
-        boxes = fit_fixed(start, training, config)
-        regions = [from_unit(boxes, example.size_px) for example in examples]
+        regions = [from_unit(fixed, example.size_px) for example in examples]
     else:
         rule = {"direct": whole_picture, "random": random_regions, "grid": grid_regions, "oracle-regions": oracle_regions}
         regions = [rule[method](example, config.regions) for example in examples]
-    return regions, [""] * len(examples)
+    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
 
 
 def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
-    """One greedy sensing answer per example."""
-    rollouts: list[Rollout] = []
-    for start in range(0, len(examples), BATCH):
-        part = examples[start : start + BATCH]
-        _, groups = look(policy, part, 1, Sampling(0.0, config.max_new_tokens), config)
-        rollouts += [group[0] for group in groups]
-    return rollouts
+    """One greedy sensing answer per example, all in one batch."""
+    _, groups = look(policy, examples, 1, Sampling(0.0, config.max_new_tokens), config)
+    return [rollout for (rollout,) in groups]
 
 
 def sensing_metrics(
@@ -116,6 +153,7 @@ def sensing_metrics(
     start: VisionLanguageModel,
     config: _Config,
     resamples: int,
+    share: Share = alone,
 ) -> dict[str, metrics.Metric | None]:
     """Region recall and what it loses when picture or query are swapped (None where that is meaningless)."""
     pictures = [example.image_id for example in examples]
@@ -134,8 +172,9 @@ def sensing_metrics(
         result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
-        rollouts = greedy_look(actor if method == "active" else start, asked, config)
-        elsewhere = recalls(examples, [rollout.regions for rollout in rollouts])
+        policy = actor if method == "active" else start
+        answers = share(lambda block: [r.regions for r in greedy_look(policy, block, config)], blocks(asked))
+        elsewhere = recalls(examples, list(chain(*answers)))
         result["swap_query"] = metrics.bootstrap_interval(own - elsewhere, pictures, resamples)
     return result
 
@@ -225,7 +264,7 @@ def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: 
     ]
     chosen: list[int] = []
     for _ in range(config.regions):
-        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)]) for new in range(len(lattice))]
+        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))]
         chosen.append(int(np.argmax(gains)))
     return lattice[chosen]
 
@@ -240,13 +279,14 @@ def fixed_candidates() -> np.ndarray:
     return geometry.as_boxes(boxes)
 
 
-def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]]) -> float:
-    """Mean AP50 + AR50 when several regions' detections are merged."""
+def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]], merge: str) -> float:
+    """Mean AP50 + AR50 when several regions' detections are merged as the config says."""
     total = 0.0
     for index, example in enumerate(examples):
         boxes = np.concatenate([outcomes[index].boxes_px for outcomes in seen])
-        kept = geometry.nms(boxes, np.ones(len(boxes)))
-        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], np.ones(len(kept)))))
+        scores = np.ones(len(boxes))
+        kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else slice(None)
+        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], scores[kept])))
     return total / len(examples)
 
 
@@ -278,20 +318,18 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"rows": written}
 
 
-def gallery(examples: Sequence[Example], shown: Mapping[str, tuple[Regions, list[Outcome], list[str]]],
-            titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12) -> list[tuple[Shown, ...]]:
+def gallery(
+    shown: Shows, titles: Mapping[str, str], weights: Mapping[str, float], coverage: str = "contain", count: int = 12
+) -> list[tuple[Shown, ...]]:
     """The same picture under several methods, side by side, for ``count`` examples; none without a method."""
-    pairs = []
-    for index in range(min(count, len(examples)) if titles else 0):
-        items = []
-        for method, title in titles.items():
-            regions, outcomes, answers = shown[method]
-            action = read_regions(answers[index])
-            rollout = Rollout(examples[index], (), answers[index], True, action, regions[index])
-            judged = score(rollout, outcomes[index], weights)
-            items.append(Shown.of(rollout, outcomes[index], judged, title))
-        pairs.append(tuple(items))
-    return pairs
+    columns = [
+        [
+            Shown.of(rollout, outcome, score(rollout, outcome, weights, coverage), title)
+            for rollout, outcome in zip(*(items[:count] for items in shown[method]))
+        ]
+        for method, title in titles.items()
+    ]
+    return list(zip(*columns))
 
 
 def held_out(config: TrainConfig) -> list[Example]:
@@ -308,14 +346,21 @@ def before_and_after(
     examples: Sequence[Example],
     config: TrainConfig,
     say: Callable[[str], None],
+    share: Share = alone,
+    writes: bool = True,
 ) -> None:
-    """The end of a run: the start policy and the trained one on held-out pictures, as table and page."""
+    """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
+
+    All ranks come here and share the work; one of them writes.
+    """
     folder = Path(config.output_dir)
     say(f"evaluating on {len(examples)} held-out pictures ({config.data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(config.data, methods, examples, actor, start, config, say=say)
+    rows, shown = run(config.data, methods, examples, actor, start, config, say=say, share=share)
+    if not writes:
+        return
     write_results(folder, rows)
-    pairs = gallery(examples, shown, {"cot": "before", "active": "after"}, config.weights)
+    pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
     write_page(
         folder / "report.html",
         "activeo3: learning where to look",

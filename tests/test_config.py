@@ -162,6 +162,7 @@ REFUSED = [
     ("--regions 0", ("--regions", "0")),
     ("--regions 11", ("--regions", "11")),
     ("--sensing_side 0", ("--sensing_side", "0")),
+    ("--sensing_side 224 --max_view_pixels 50000", ("--max_view_pixels", "50000", "--sensing_side", "50176")),
     ("--crop_side 0", ("--crop_side", "0")),
     ("--max_new_tokens 0", ("--max_new_tokens", "0")),
     ("--task_max_new_tokens -1", ("--task_max_new_tokens", "-1")),

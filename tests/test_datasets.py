@@ -187,6 +187,12 @@ def test_a_bad_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
     seven.write_text("this is no picture")
     with pytest.raises(DataError, match="seven.png: .*cannot be read"):
         data[2]
+    Image.new("RGB", (4020, 20)).save(seven)
+    with pytest.raises(DataError, match="seven.png: .*example 7:cat .*4020x20 is too elongated") as caught:
+        read_picture(seven, (4020, 20), "7:cat")
+    assert caught.value.example_id == "7:cat"  # a stream passes over it
+    Image.new("RGB", (4000, 20)).save(seven)
+    assert read_picture(seven, (4000, 20), "7:cat").size == (4000, 20)
     Image.new("RGB", (41, 30)).save(seven)
     with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the json"):
         data[2]

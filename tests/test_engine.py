@@ -1,4 +1,4 @@
-"""engine.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
+"""engine.py and checkpoints.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
 
 ``on_ranks`` starts real processes that talk over gloo; everything that one process can show runs here.
 """
@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from activeo3 import engine
+from activeo3 import checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks, Sharded, Watch
+from activeo3.engine import Ranks, Sharded
 from activeo3.models import FAMILIES, VisionLanguageModel
 from activeo3.schema import Sampling
 
@@ -137,15 +137,26 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     [
         ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16, which belongs to train.py's flags"),
         ('{"zero_optimization": \n {"stage": 3,}}', "is not valid JSON: line 2"),
+        ('{"zero_optimization": {"stage": 2}}', 'must hold "zero_optimization": {"stage": 3'),
+        ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', "zero_optimization.overlap_com is not taken by DeepSpeed"),
+        ("{}", 'must hold "zero_optimization": {"stage": 3'),
+        ("[3]", "holds no JSON object"),
+        ("caf\xe9", "is not a UTF-8 text file"),
         (None, "does not exist"),
+        (Path, "cannot be read: Is a directory"),
     ],
 )
-def test_a_ds_config_that_cannot_be_used_is_refused(tmp_path: Path, ranks: Ranks, text: str | None, message: str) -> None:
+def test_a_ds_config_that_cannot_be_used_is_refused(
+    tmp_path: Path, ranks: Ranks, text: str | type[Path] | None, message: str
+) -> None:
     path = tmp_path / "ds.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    if text is Path:
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message) as caught:
         engine.ds_config(TrainConfig(ds_config=str(path)), ranks, torch.float32, learns=True)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -249,7 +260,7 @@ def test_a_checkpoint_is_a_plain_transformers_model(
     """After an update, saved by ZeRO-3 and opened without us: the same weights, the same logits, bit for bit."""
     policy.backward(policy.logits(packed := pack(policy.vlm, picture)).square().mean())
     policy.step(1e-3)
-    folder = engine.save(policy, replace(config, output_dir=str(tmp_path)), 7)
+    folder = checkpoints.save(policy, replace(config, output_dir=str(tmp_path)), 7)
     assert folder == tmp_path / "checkpoint-7" and not list(tmp_path.glob("building-*"))
     state = json.loads((folder / "activeo3.json").read_text())
     assert (state["step"], state["world"], state["config"]["prompts"]) == (7, 1, 2)
@@ -275,43 +286,68 @@ def test_only_complete_checkpoints_count_and_in_the_order_of_their_steps(tmp_pat
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "building-checkpoint-200"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "activeo3.json").write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()  # a copy that somebody wants to keep
+    (tmp_path / "checkpoint-best" / "activeo3.json").write_text("{}")
     (tmp_path / "checkpoint-300").mkdir()  # as an interrupted deletion leaves it
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
-    assert engine.checkpoints(tmp_path / "nowhere") == []
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert checkpoints.complete(tmp_path / "nowhere") == []
 
 
 def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: TrainConfig) -> None:
     config = replace(config, output_dir=str(tmp_path))
-    assert engine.resumable(config, ranks) is None
+    assert checkpoints.resumable(config, ranks) is None
     (tmp_path / "checkpoint-3").mkdir()
     saved = {"step": 3, "world": 1, "config": vars(config)}
     (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
 
-    assert engine.resumable(config, ranks)["step"] == 3
+    assert checkpoints.resumable(config, ranks)["step"] == 3
     harmless = replace(config, steps=9, save_every=7, keep=0, samples_every=0, eval_examples=0)
-    assert engine.resumable(harmless, ranks)["step"] == 3
+    assert checkpoints.resumable(harmless, ranks)["step"] == 3
     with pytest.raises(ConfigError, match=r"checkpoint-3 was made by 1 process, and there are now 2"):
-        engine.resumable(config, replace(ranks, world=2))
+        checkpoints.resumable(config, replace(ranks, world=2))
     with pytest.raises(ConfigError, match=r"--group was 8 and is now 4; --beta was 0.04 and is now 0.5"):
-        engine.resumable(replace(config, beta=0.5, group=4), ranks)
+        checkpoints.resumable(replace(config, beta=0.5, group=4), ranks)
     with pytest.raises(ConfigError, match=r"--epochs was None and is now 1"):  # a run of an older version
         del saved["config"]["epochs"]
         (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
-        engine.resumable(config, ranks)
+        checkpoints.resumable(config, ranks)
 
 
-# ---------------------------------------------------------------------- updates that were skipped
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"step": 3,', "is not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"step": "3", "world": 1, "config": {}}', "does not say the 'step'"),
+        ('{"step": 3, "world": 1}', "does not say the 'config'"),
+        ("caf\xe9", "is not a UTF-8 text file"),
+    ],
+)
+def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
+    tmp_path: Path, ranks: Ranks, config: TrainConfig, text: str, message: str
+) -> None:
+    path = tmp_path / "checkpoint-3" / "activeo3.json"
+    path.parent.mkdir()
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=f"^{path} {message}") as caught:
+        checkpoints.resumable(replace(config, output_dir=str(tmp_path)), ranks)
+    assert "\n" not in str(caught.value)
 
 
-def test_the_watch_names_examples_and_ends_a_run_that_only_skips() -> None:
-    said: list[str] = []
-    watch = Watch(most=2, skipped=5)  # as after resuming a run that had skipped five
-    watch.check({"step": 8, "skipped_steps": 5}, ["a"], said.append)
-    watch.check({"step": 9, "skipped_steps": 6}, ["b", "c"], said.append)
-    watch.check({"step": 10, "skipped_steps": 6}, ["d"], said.append)
-    watch.check({"step": 11, "skipped_steps": 7}, ["e"], said.append)
-    assert [line.partition(";")[2] for line in said] == [" examples: b, c", " examples: e"]
-    assert said[0].startswith("step 9: loss or gradient not finite, update skipped")
-    with pytest.raises(ConfigError, match=r"^2 updates in a row were skipped .*\.$"):
-        watch.check({"step": 12, "skipped_steps": 8}, ["f"], said.append)
-    assert "f" in said[-1]
+@pytest.mark.parametrize("gone", ["deepspeed", "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt", "random-0.pt"])
+def test_a_checkpoint_that_lost_a_part_is_not_continued(
+    gone: str, ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path
+) -> None:
+    sharded = Sharded(make_vlm("qwen3_vl"), ranks, config, learns=True)
+    config = replace(config, output_dir=str(tmp_path))
+    path = checkpoints.save(sharded, config, 3)
+    path.joinpath(gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=f"^{path} has lost a part"):
+        checkpoints.restore(sharded, checkpoints.resumable(config, ranks))
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(ConfigError, match=f"^--output_dir {folder} is no folder that can be written to: .*[a-z]\\.$"):
+            engine.start(folder)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from activeo3 import suites
+from activeo3.schema import Example
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
@@ -67,7 +68,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
 def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
     trained = tmp_path / "checkpoint-3"
     make_vlm("qwen3_vl", seed=1).save(trained)
-    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "config": {"model": checkpoint}}))
+    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": checkpoint}}))
     printed, complaint = evaluate("--checkpoint", str(trained), "--limit", "2", "--methods", "cot", "active", *SMALL)
     assert complaint == ""
     assert {path.name for path in (trained / "eval").iterdir()} == {"results.json", "scenes.html"}
@@ -114,10 +115,21 @@ def test_a_photo_is_looked_at_upright(evaluate, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side: turn it clockwise
     Image.new("RGB", (60, 40), "white").save(tmp_path / "phone.jpg", exif=exif)
-    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
-    config = script["EvalConfig"](checkpoint="x", image=str(tmp_path / "phone.jpg"), find="dot")
-    example = script["own_picture"](config)
+    example = own_picture(tmp_path / "phone.jpg")
     assert example.size_px == (40, 60) and example.query == "dot" and example.boxes_px.shape == (0, 4)
+
+
+def test_a_picture_of_ones_own_is_read_with_the_care_of_a_data_set(tmp_path: Path) -> None:
+    """Pillow alone would show 16-bit grey as white, and what lies behind the transparent parts."""
+    Image.fromarray(np.full((8, 8), 77 * 256, dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (8, 8), (9, 8, 7, 0)).save(tmp_path / "glass.png")
+    seen = [own_picture(tmp_path / name).image.getpixel((0, 0)) for name in ("deep.png", "glass.png")]
+    assert seen == [(77, 77, 77), (255, 255, 255)]
+
+
+def own_picture(path: Path) -> Example:
+    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
+    return script["own_picture"](script["EvalConfig"](checkpoint="x", image=str(path), find="dot"))
 
 
 # ---------------------------------------------------------------------- what cannot be used
@@ -143,18 +155,18 @@ def elongated(folder: Path) -> str:
 @pytest.mark.parametrize(
     "path, reason",
     [
-        (lambda folder: str(folder / "absent.png"), "does not exist"),
-        (broken, "cannot be used"),
-        (no_picture, "cannot be used"),
-        (elongated, "too elongated"),
-        (str, "cannot be used"),  # a folder
+        (lambda folder: str(folder / "absent.png"), "is missing"),
+        (broken, "cannot be read"),
+        (no_picture, "cannot be read"),
+        (elongated, "4100x20 is too elongated"),
+        (str, "cannot be read"),  # a folder
     ],
     ids=["absent", "broken", "no picture", "too elongated", "folder"],
 )
 def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: str, evaluate, tmp_path: Path) -> None:
     image = path(tmp_path)
     printed, complaint = evaluate("--checkpoint", checkpoint, "--image", image, "--find", "dot")
-    assert complaint.startswith(f"activeo3: --image {image} ") and reason in complaint
+    assert complaint.startswith(f"activeo3: {image}: the picture ") and reason in complaint
     assert "\n" not in complaint and printed == ""
 
 
@@ -163,7 +175,8 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
     [
         ([], ("--checkpoint is missing",)),
         (["--checkpoint", "no/such/folder"], ("no/such/folder", "does not exist")),
-        (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "cannot be opened as a model")),
+        (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "no config.json that can be used")),
+        (["--checkpoint", str(ROOT / "data")], (str(ROOT / "data"), "it holds tiny")),
         (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic")),
         (["--checkpoint", "x", "--benchmark", "atlantis"], ("no data set 'atlantis'", "scenes")),
         (["--checkpoint", "x", "--split", "tomorrow"], ("tomorrow", "test")),
@@ -183,9 +196,23 @@ def test_what_cannot_be_used_is_one_sentence(argv: list[str], words: tuple[str, 
 
 def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
     make_vlm("qwen3_vl").save(tmp_path)
-    (tmp_path / "activeo3.json").write_text(json.dumps({"config": {"model": "runs/gone/away"}}))
+    (tmp_path / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": "runs/gone/away"}}))
     _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
     assert "runs/gone/away does not exist" in complaint
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"step": 3, "world": 1}', "caf\xe9"])
+def test_a_checkpoint_that_says_nothing_of_its_run_is_named(text: str, evaluate, tmp_path: Path) -> None:
+    (tmp_path / "activeo3.json").write_text(text, encoding="latin-1")
+    _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
+    assert complaint.startswith(f"activeo3: {tmp_path / 'activeo3.json'} ") and "\n" not in complaint
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(checkpoint: str, evaluate, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        printed, complaint = evaluate("--checkpoint", checkpoint, "--limit", "1", "--methods", "grid", "--output_dir", str(folder), *SMALL)
+        assert complaint.startswith(f"activeo3: --output_dir {folder} is no folder that can be written to") and printed == ""
 
 
 def test_a_shell_sees_one_sentence_and_exit_code_1() -> None:

@@ -23,6 +23,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
+    "watch": (1, {"models", "engine", "datasets", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
@@ -32,10 +33,11 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
     "engine": (2, {"sampler", "rewards", "datasets"}),
+    "checkpoints": (2, {"sampler", "rewards", "datasets"}),
     "lessons": (2, {"models", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
-    "suites": (3, {"engine"}),
+    "suites": (3, {"engine", "checkpoints"}),
 }
 
 OWNERS = {

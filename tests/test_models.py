@@ -215,17 +215,47 @@ def test_a_folder_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     for source, reason in (
         (tmp_path / "nowhere", "nowhere does not exist"),
-        (tmp_path / "empty", "empty cannot be opened"),
+        (tmp_path / "empty", "empty has no config.json that can be used"),
         (tmp_path / "other", "llama.*qwen2_5_vl, qwen3_vl"),
     ):
         with pytest.raises(models.ModelError, match=reason):
             VisionLanguageModel.load(str(source), torch.float32)
 
 
-def test_a_folder_without_weights_is_refused(vlm: VisionLanguageModel, tmp_path: Path) -> None:
-    vlm.save(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(models.ModelError, match="incomplete"):
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    # part: (file, what becomes of it; None: it is gone)
+    "config.json": ("config.json", lambda data: data[:100]),
+    "weights": ("model.safetensors", lambda data: None),
+    "weights ": ("model.safetensors", lambda data: data[: len(data) // 2]),
+    "tokenizer": ("tokenizer.json", lambda data: None),
+    "tokenizer ": ("tokenizer.json", lambda data: b'{"version": "9", "model": {"type": "of another version"}}'),
+    "image processor": ("preprocessor_config.json", lambda data: None),
+    "image processor ": ("preprocessor_config.json", lambda data: b"caf\xe9"),
+    "chat template": ("chat_template.jinja", lambda data: None),
+}
+
+
+@pytest.mark.parametrize("part", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_sentence_that_names_the_part(
+    part: str, make_vlm: Callable, tmp_path: Path
+) -> None:
+    make_vlm("qwen3_vl").save(tmp_path)
+    file, change = DAMAGE[part]
+    data = change((tmp_path / file).read_bytes())
+    (tmp_path / file).unlink()
+    if data is not None:
+        (tmp_path / file).write_bytes(data)
+    with pytest.raises(models.ModelError) as caught:
+        VisionLanguageModel.load(str(tmp_path), torch.float32)
+    assert str(caught.value).startswith(f"{tmp_path} has no {part.strip()} ") and "\n" not in str(caught.value)
+
+
+def test_the_folder_of_a_run_names_its_checkpoints(tmp_path: Path) -> None:
+    for name in ("checkpoint-100", "checkpoint-40", "samples"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-100", "checkpoint-40"):
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(models.ModelError, match=f"^{tmp_path} is no model itself, it holds checkpoint-40, checkpoint-100: name"):
         VisionLanguageModel.load(str(tmp_path), torch.float32)
 
 

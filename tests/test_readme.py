@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from test_engine import rank_environment
 
-from activeo3 import engine, report
+from activeo3 import checkpoints, report
 from activeo3.config import EvalConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -216,7 +216,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_first_command_trains(trained: Path) -> None:
-    assert engine.checkpoints(trained.parent) == [trained]
+    assert checkpoints.complete(trained.parent) == [trained]
     assert [row["step"] for row in report.read_rows(trained.parent / "metrics.jsonl")] == [1]
 
 
@@ -227,7 +227,7 @@ def test_the_other_training_commands_train(here: None, policy: str, photos: Path
         folder = tmp_path / str(number)
         config = TrainConfig.from_args([*given, "--model", policy, *SMALL, *ONE_STEP, "--output_dir", str(folder)])
         train.main(config)
-        assert [path.name for path in engine.checkpoints(folder)] == ["checkpoint-1"]
+        assert [path.name for path in checkpoints.complete(folder)] == ["checkpoint-1"]
 
 
 def test_the_evaluation_commands_evaluate(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from activeo3 import pictures, report
+from activeo3.config import ConfigError
 from activeo3.page import html_table, series, smoothed, ticks, write_page
 from activeo3.pictures import (FOUND, REGION, TRUE, Shown, annotated_picture, contact_sheet,
                                crops_strip, save_samples)
@@ -73,8 +74,16 @@ def test_read_rows_forgives_only_a_torn_last_line(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"st')
     assert read_rows(path) == [{"step": 1}]
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ConfigError, match="line 2 is not JSON"):
         read_rows(path)
+
+
+@pytest.mark.parametrize("line", ["3", '{"reward": 1}'])
+def test_rows_that_are_no_steps_are_not_lost_by_continuing(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match="metrics.jsonl has a row without 'step'"):
+        RunLog(tmp_path, 9, first_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == f"{line}\n"
 
 
 def test_rows_are_strict_json_and_deterministic(tmp_path: Path) -> None:

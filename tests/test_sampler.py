@@ -195,6 +195,19 @@ def test_what_stands_in_the_view_stands_there_in_the_picture(family: str, tokeni
     assert np.abs(found - thing).max() <= pixel
 
 
+def test_the_view_of_an_elongated_picture_is_bounded_and_keeps_its_aspect(family: str, tokenizer) -> None:
+    config = TrainConfig(sensing_side=280, max_view_pixels=4 * 280 * 280)
+    bounded = []
+    for size in ((4000, 20), (1600, 200), (400, 300)):
+        actor = Scripted(family, tokenizer, lambda *_: END)
+        look(actor, [question(size)], 1, SAMPLING, config)
+        view, unbounded = actor.shown[0][0].size, sensing_view(actor, Image.new("RGB", size), 280)[0].size
+        assert config.max_view_pixels / 2 < view[0] * view[1] <= config.max_view_pixels or view == unbounded
+        assert abs(view[0] * size[1] / size[0] - view[1]) <= actor.factor  # the aspect, to a visual token
+        bounded += [size] if view != unbounded else []
+    assert bounded == [(4000, 20), (1600, 200)]  # those that are more elongated than 4:1
+
+
 def test_a_picture_that_no_model_takes_is_refused(family: str, tokenizer) -> None:
     with pytest.raises(ValueError, match="too elongated"):
         sensing_view(Scripted(family, tokenizer, None), Image.new("RGB", (5000, 20)), 96)

@@ -1,6 +1,7 @@
 """suites.py: floors and ceiling are what they claim to be, and the swap columns tell looking from habit."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from PIL import Image
 from activeo3 import geometry, report, scenes, suites
 from activeo3.config import METHODS, TrainConfig
 from activeo3.geometry import as_boxes
-from activeo3.metrics import Metric, region_recall
+from activeo3.metrics import Metric, ap_ar_50, region_recall
 from activeo3.prompts import sensing_answer
 from activeo3.schema import Example, Region, Sampling
+from activeo3.taskmodels import act
 from scripted import COLOURS, END, Scripted, blobs, finds, looks, painted, written
 
 CONFIG = TrainConfig(crop_side=128, sensing_side=96)
@@ -189,8 +191,29 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
     two = suites.fit_fixed(expert, training, config)
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
-    regions = suites.propose("fixed", [plain((800, 600))], expert, expert, config, training)[0]
-    assert regions == [suites.from_unit(two, (800, 600))]
+    (rollout,) = suites.propose("fixed", [plain((800, 600))], expert, expert, config, two)
+    assert rollout.regions == suites.from_unit(two, (800, 600))
+
+
+@pytest.mark.parametrize("merge, best", [("nms", True), ("concat", False)])
+def test_the_fixed_regions_are_fitted_by_the_merging_of_the_table(merge: str, best: bool, tokenizer) -> None:
+    """The first thing stands in both regions: concatenated, it is found twice and the second thing ranks third."""
+    things = [(20, 20, 60, 60), (240, 20, 280, 60)]
+    example = Example("e", painted((300, 300), [("red", thing) for thing in things]), "red", as_boxes(things))
+    expert, config = Scripted("qwen3_vl", tokenizer, finds), TrainConfig(crop_side=96, merge=merge)
+    regions = [Region(0, 0, 100, 100), Region(0, 0, 300, 300)]
+    one_by_one = [act(expert, [example], [[region]], config) for region in regions]
+    together = act(expert, [example], [regions], config)
+    reward = suites._joint_reward([example], one_by_one, merge)
+    assert reward == sum(ap_ar_50(example, together[0])) and (reward == 2.0) == best
+
+
+def test_fitting_the_fixed_regions_is_not_part_of_their_seconds(policy, monkeypatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(suites.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(suites, "fit_fixed", lambda *_: [next(clock) for _ in range(100)] and suites.fixed_candidates()[:3])
+    rows, _ = suites.run("toys", ("fixed",), scattered(2), policy(looks), policy(looks), CONFIG, scattered(1), resamples=5)
+    assert rows[0]["metrics"]["seconds"] == 0.5  # one tick for two pictures
 
 
 def test_the_lattice_lies_inside_the_picture() -> None:
@@ -207,9 +230,13 @@ def test_fixed_regions_need_training_pictures(tokenizer) -> None:
 # ---------------------------------------------------------------------- swapping picture and query
 
 
+def proposed(method: str, examples: list[Example], actor, start) -> suites.Regions:
+    return [rollout.regions for rollout in suites.propose(method, examples, actor, start, CONFIG)]
+
+
 def swaps(senses, examples: list[Example], policy) -> dict[str, Metric | None]:
     actor = policy(senses)
-    regions, _ = suites.propose("active", examples, actor, actor, CONFIG)
+    regions = proposed("active", examples, actor, actor)
     return suites.sensing_metrics("active", examples, regions, actor, actor, CONFIG, resamples=20)
 
 
@@ -236,7 +263,7 @@ def test_a_blind_policy_loses_nothing(policy) -> None:
 
 def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
     examples, actor, start = scattered(10), policy(looks), policy(deaf)
-    regions, _ = suites.propose("cot", examples, actor, start, CONFIG)
+    regions = proposed("cot", examples, actor, start)
     result = suites.sensing_metrics("cot", examples, regions, actor, start, CONFIG, resamples=20)
     assert result["region_recall"].value == 1.0 and result["swap_query"].value == 0.0
 
@@ -244,10 +271,10 @@ def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
 @pytest.mark.parametrize("method, low, high", [("random", -0.1, 0.1), ("grid", 0, 0), ("oracle-regions", 0.6, 1)])
 def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float, policy) -> None:
     examples = scattered(120)
-    regions, answers = suites.propose(method, examples, None, None, CONFIG)
+    regions = proposed(method, examples, None, None)
     result = suites.sensing_metrics(method, examples, regions, None, None, CONFIG, resamples=20)
     assert low <= result["swap_picture"].value <= high
-    assert result["swap_query"] is None and answers == [""] * 120
+    assert result["swap_query"] is None
 
 
 def test_a_swapped_picture_is_another_picture() -> None:
@@ -296,12 +323,36 @@ def test_unit_boxes_and_back() -> None:
 # ---------------------------------------------------------------------- whole tables
 
 
-def test_greedy_answers_come_in_batches_and_in_order(policy) -> None:
+def test_a_policy_looks_at_a_block_at_a_time_and_in_order(policy) -> None:
     actor, examples = policy(looks), scattered(suites.BATCH + 3)
-    rollouts = suites.greedy_look(actor, examples, CONFIG)
+    rollouts, _, _ = suites.judged("active", examples, actor, policy(looks), CONFIG, None, suites.alone)
     greedy = Sampling(0.0, CONFIG.max_new_tokens)
     assert actor.batches == [(suites.BATCH, 1, greedy), (3, 1, greedy)]
     assert [rollout.example for rollout in rollouts] == examples
+
+
+def test_a_table_is_the_same_however_its_blocks_are_shared(policy, monkeypatch) -> None:
+    """As ranks do it: some blocks are worked on elsewhere, and what comes from there has been pickled."""
+
+    def by_post(work, parts):
+        elsewhere = {index: pickle.dumps(work(part)) for index, part in reversed(list(enumerate(parts)))}
+        assert all(len(letter) < 20_000 for letter in elsewhere.values())  # no picture is among them
+        return [pickle.loads(elsewhere[index]) for index in range(len(parts))]
+
+    monkeypatch.setattr(suites, "BATCH", 3)
+    examples, actor, start = scattered(8), policy(looks), policy(deaf)
+    methods = ("cot", "active", "oracle-regions")
+    tables, shows = [], []
+    for share in (suites.alone, by_post):
+        rows, shown = suites.run("toys", methods, examples, actor, start, CONFIG, resamples=10, share=share)
+        tables.append([row | {"metrics": {**row["metrics"], "seconds": 0}} for row in rows])
+        shows.append(shown)
+    assert repr(tables[0]) == repr(tables[1])  # NaN is NaN
+    for method in methods:
+        for here, there in zip(*(shown[method][0] for shown in shows), strict=True):
+            assert vars(here) == vars(there)
+        for here, there in zip(*(shown[method][1] for shown in shows), strict=True):
+            assert np.array_equal(here.boxes_px, there.boxes_px) and here.texts == there.texts
 
 
 def test_a_table_of_every_method(policy) -> None:
@@ -320,8 +371,8 @@ def test_a_table_of_every_method(policy) -> None:
     assert by_name["active"]["swap_query"].value > 0.5
     assert [by_name[name]["regions"] for name in ("direct", "random", "grid", "cot")] == [1, 3, 3, 1]
     assert all(numbers["seconds"] > 0 for numbers in by_name.values())
-    assert {len(answers) for _, _, answers in shown.values()} == {5}
-    assert "<answer>" in shown["active"][2][0] and shown["grid"][2] == [""] * 5
+    assert all([rollout.example for rollout in rollouts] == examples for rollouts, _ in shown.values())
+    assert "<answer>" in shown["active"][0][0].text and {rollout.text for rollout in shown["grid"][0]} == {""}
 
 
 def test_results_are_plain_numbers_with_intervals_beside_them() -> None:
@@ -352,6 +403,27 @@ def test_results_are_written_whole_and_again(tmp_path) -> None:
 def test_an_unknown_method_is_an_error(policy) -> None:
     with pytest.raises(KeyError, match="psychic"):
         suites.propose("psychic", scattered(1), policy(looks), policy(looks), CONFIG)
+
+
+def cut_off(model: Scripted, view: Image.Image, question: str) -> str:
+    """A policy whose good answer hits the length limit right behind its last tag."""
+    return looks(model, view, question).removesuffix(END)
+
+
+def test_the_gallery_judges_an_answer_as_training_does(policy) -> None:
+    """An answer that was cut off has no format, however well what there is of it can be read."""
+    examples = scattered(3)
+    _, shown = suites.run("toys", ("cot", "active"), examples, policy(looks), policy(cut_off), CONFIG, resamples=10)
+    pairs = suites.gallery(shown, {"cot": "before", "active": "after"}, CONFIG.weights, count=2)
+    assert len(pairs) == 2
+    for example, (before, after) in zip(examples, pairs):
+        assert before.example is after.example is example and (before.title, after.title) == ("before", "after")
+        assert before.regions == after.regions != ()
+        assert (before.error, before.score.terms["format"]) == ("unfinished", 0.0)
+        assert (after.error, after.score.terms["format"]) == (None, 1.0)
+    assert suites.gallery(shown, {}, CONFIG.weights) == []
+    ((as_iou,),) = suites.gallery(shown, {"active": "after"}, CONFIG.weights, "iou", count=1)
+    assert (pairs[0][1].score.terms["coverage"], as_iou.score.terms["coverage"]) == (1.0, 0.0)  # its IoU is below 0.5
 
 
 # ---------------------------------------------------------------------- the end of a training run

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import engine, suites  # noqa: E402
+from activeo3 import checkpoints, engine, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
@@ -322,7 +322,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
     """A SIGKILL in step 3, a kill while checkpoint 4 is being written, and the same command again."""
     config = replace(straight[0], output_dir=str(tmp_path))
     on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
 
     def half_a_model(self: VisionLanguageModel, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -332,7 +332,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
         patch.setattr(VisionLanguageModel, "save", half_a_model)
         train.main(config)
     assert (tmp_path / "building-checkpoint-4" / "model.safetensors").exists()
-    assert [path.name for path in engine.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 4  # two more than the checkpoint knows
 
     train.main(config)
@@ -347,7 +347,7 @@ def test_two_updates_per_rollout_are_resumed_as_well(config: TrainConfig, tmp_pa
     train.main(replace(config, output_dir=str(tmp_path / "halves"), keep=0))
     assert_same_run(tmp_path / "straight", tmp_path / "halves", step=4)
     assert any(row["ratio_max"] > 1 for row in rows_of(tmp_path / "straight"))
-    kept = [[path.name for path in engine.checkpoints(tmp_path / run)] for run in ("straight", "halves")]
+    kept = [[path.name for path in checkpoints.complete(tmp_path / run)] for run in ("straight", "halves")]
     assert kept == [["checkpoint-4"], ["checkpoint-2", "checkpoint-4"]]
 
 
@@ -411,6 +411,8 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
         return {
             "totals": ranks.totals({"rank": ranks.rank, "one": 1.0}),
             "gather": ranks.gather(f"rank {ranks.rank}"),
+            "share": [ranks.share(lambda part: (part, ranks.rank), "abcde"[:count]) for count in (5, 1, 0)],
+            "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
             "ragged": ragged_step(one, ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
@@ -419,6 +421,35 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
                 run_with_infinity(replace(one, output_dir=str(folder / "halves"), eval_examples=2), ranks),
             ],
         }
+
+
+def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) -> list[dict[str, Any]]:
+    """The rows of the table at the end of a run, on this rank, without the seconds; three blocks, the last one smaller."""
+    config = replace(config, output_dir=str(folder))
+    policy = train.start_policy(ranks, config, learns=True)
+    frozen = train.start_policy(ranks, replace(config, model=reference), learns=False)
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").touch()
+    kept: list[dict[str, Any]] = []
+    whole = suites.run
+
+    def look_widely(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
+        """Regions that hold one true box, the other, both or none."""
+        prompts, rollouts = look_somewhere(*args)
+        wide = lambda r: Region(r.x1 / 2, r.y1 / 2, r.x1 + 40, r.y1 + 48)  # noqa: E731
+        return prompts, [[replace(a, regions=tuple(map(wide, a.regions))) for a in of_one] for of_one in rollouts]
+
+    def run(*args: Any, **named: Any) -> Any:
+        rows, shown = whole(*args, **named)
+        kept.extend({**row, "metrics": {**row["metrics"], "seconds": None}} for row in rows)
+        return rows, shown
+
+    with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as expert:
+        patch.setattr(suites, "look", look_widely)
+        patch.setattr(suites, "run", run)
+        patch.setattr(suites, "BATCH", 3)
+        suites.before_and_after(actor, expert, small_pictures(), config, [].append, ranks.share, ranks.rank == 0)
+    return kept
 
 
 def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
@@ -482,6 +513,7 @@ def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
     for result in two_ranks[0]:
         assert result["totals"] == {"rank": 1.0, "one": 2.0}
         assert result["gather"] == ["rank 0", "rank 1"]
+        assert result["share"] == [[("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)], [("a", 0)], []]
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))
@@ -531,6 +563,21 @@ def test_two_ranks_resume_as_well(two_ranks: tuple[list[dict], Path]) -> None:
     assert (folder / "straight" / "checkpoint-4" / "random-1.pt").exists()
 
 
-def test_one_rank_makes_the_table_while_the_other_waits(two_ranks: tuple[list[dict], Path]) -> None:
+def test_two_ranks_share_the_held_out_pictures_and_make_the_table_of_one(
+    two_ranks: tuple[list[dict], Path], config: TrainConfig, models: dict[str, str], alone: Ranks, tmp_path: Path
+) -> None:
+    one = compared(replace(config, prompts=1), alone, tmp_path, models["other"])
+    assert [row["method"] for row in one] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]
+    cot, active = (row["metrics"] for row in one if row["method"] in ("cot", "active"))
+    assert 0 < active["region_recall"].value < 1 and cot["swap_query"] != active["swap_query"]  # something to get wrong
+    results, folder = two_ranks
+    assert repr(one) == repr(results[0]["compared"]) == repr(results[1]["compared"])  # NaN is NaN
+    here, there = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "compared"))
+    for rows in (here["rows"], there["rows"]):
+        assert all(row["metrics"].pop("seconds") > 0 for row in rows)
+    assert here == there and (folder / "compared" / "report.html").exists()
+
+
+def test_one_rank_speaks_at_the_end(two_ranks: tuple[list[dict], Path]) -> None:
     first, second = (result["resumed"][1]["said"] for result in two_ranks[0])
     assert "| oracle-regions" in first and second == ""
