@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from activeo3 import datasets, engine, geometry, pictures, report, suites
+from activeo3 import datasets, engine, files, geometry, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -99,7 +99,7 @@ def own_picture(config: EvalConfig) -> Example:
         geometry.fitted(image.size, 1, 1, 2**40)  # raises ValueError for a shape that no model takes
     except FileNotFoundError:
         raise DataError(f"--image {path} does not exist.") from None
-    except datasets.DAMAGED as error:
+    except files.DAMAGED as error:
         raise DataError(f"--image {path} cannot be used as a picture ({error}).") from None
     return Example(path.stem, image, config.find, np.zeros((0, 4)))
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from activeo3 import datasets
 from activeo3 import stream as stream_room
-from activeo3.datasets import DataError, open_dataset, read_picture
+from activeo3.datasets import open_dataset
+from activeo3.files import DataError, read_picture
 from activeo3.stream import Stream
 from activeo3.schema import Example
 
@@ -71,7 +72,9 @@ def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) 
     assert cats.crowd.tolist() == [False, True]
     assert cats.fields["areas"].tolist() == [33.5, 25.0]
     assert cats.image.mode == "RGB" and cats.size_px == (40, 30)
-    assert data.dropped == 2  # no width; outside of the picture
+    assert len(data.dropped) == 2
+    assert "annotation 5 has no area (bbox [0.0, 0.0, 0.0, 4.0] in image 3), it is left out" in data.dropped[0]
+    assert "annotation 6 lies outside (bbox [50.0, 50.0, 4.0, 4.0] in image 3), it is left out" in data.dropped[1]
     # A category with nothing but a crowd ("x") is no question.
 
 
@@ -130,7 +133,7 @@ BROKEN = [
     ("annotations.0.bbox", [1, 2, float("nan"), 4], "annotation 1 has the bbox"),
     ("annotations.0.bbox", [1, 2, "3", 4], "annotation 1 has the bbox"),
     ("annotations.0.area", -1, "annotation 1 has the area -1"),
-    ("annotations", [], "split 'train' holds no usable box"),
+    ("annotations", [], "the file holds no usable box"),
 ]
 
 
@@ -163,9 +166,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for arguments, sentence in (
         (("coco", "val", root), "instances_val.json: there is no such file"),
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
-        (("coco", "train", str(tmp_path)), "images: there is no such folder"),
+        (("coco", "train", str(tmp_path)), "instances_train.json: there is no such file"),
         (("coco", "train", None), "no data root was given"),
-        (("coca", "train", root), "there is no data set 'coca', choose one of coco, scenes"),
+        (("coca", "train", root), "there is no data set 'coca', choose one of coco, "),
         (("coco", "train", root, 0), "a limit of 0"),
     ):
         with pytest.raises(DataError, match=re.escape(sentence)):
@@ -188,7 +191,7 @@ def test_a_bad_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seven.png: .*cannot be read"):
         data[2]
     Image.new("RGB", (41, 30)).save(seven)
-    with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the json"):
+    with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the annotations"):
         data[2]
 
 
@@ -325,8 +328,8 @@ def test_a_real_data_set() -> None:
     data = open_dataset("coco", "train", str(root))
     record = json.loads((root / "instances_train.json").read_text())
     pairs = {(row["image_id"], row["category_id"]) for row in record["annotations"]}
-    assert len(data) == len(pairs) and data.dropped == 0
-    assert sum(len(question.boxes_px) for question in data.questions) == len(record["annotations"])
+    assert len(data) == len(pairs) and data.dropped == ()
+    assert sum(len(question.boxes_px) for question in data.index.questions) == len(record["annotations"])
     for k in (0, len(data) // 2, len(data) - 1):
         example = data[k]
         assert "_" not in example.query and example.size_px == (640, 480)

@@ -26,6 +26,9 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
+    "files": (1, {"torch"}),
+    "annotations": (2, {"models", "rewards", "torch"}),
+    "selections": (2, {"models", "rewards", "torch"}),
     "datasets": (2, {"models", "rewards", "torch"}),
     "stream": (2, {"models", "rewards"}),
     "rewards": (2, {"models", "taskmodels", "torch"}),
@@ -43,7 +46,7 @@ OWNERS = {
     "torch.distributed": {"engine"},
     "transformers": {"models", "taskmodels", "tiny"},
     "tokenizers": {"tiny"},
-    "pycocotools": {"geometry", "metrics", "datasets"},
+    "pycocotools": {"geometry", "metrics"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
