@@ -16,11 +16,12 @@ from PIL import Image, ImageOps
 
 from activeo3 import datasets, engine, files, geometry, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
-from activeo3.datasets import DataError, Dataset
+from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
+from activeo3.stream import readable
 from activeo3.taskmodels import act
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
@@ -30,7 +31,7 @@ def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.check_versions()
     folder = output_folder(config)
-    benchmarks = config.benchmark or (config.data,)
+    benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
@@ -61,20 +62,7 @@ def output_folder(config: EvalConfig) -> Path:
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no picture read yet."""
-    return datasets.open_dataset(name, split, config.data_root or None, limit or None)
-
-
-def readable(dataset: Dataset) -> list[Example]:
-    """All examples of a data set; unreadable pictures are left out and named."""
-    examples = []
-    for index in range(len(dataset)):
-        try:
-            examples.append(dataset[index])
-        except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
-    if not examples:
-        raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
-    return examples
+    return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
 
 
 def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:

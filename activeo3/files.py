@@ -80,7 +80,7 @@ class Source:
 
         Raises DataError if no root was given or there is no such folder.
         """
-        if self.root is None:
+        if not self.root:
             raise DataError(f"{name}: no data root was given, name the folder that holds its files")
         folder = Path(self.root) / below
         if not folder.is_dir():

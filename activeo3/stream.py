@@ -1,10 +1,11 @@
 """Before step 1 of train.py: the order in which a data set's questions are asked."""
 
+import sys
 from functools import lru_cache
 
 import numpy as np
 
-from activeo3.datasets import DataError, Dataset
+from activeo3.files import DataError, Dataset
 from activeo3.schema import Example
 
 PATIENCE = 20
@@ -62,6 +63,22 @@ class Stream:
                 reason = str(error)
                 self.skipped[error.example_id or f"#{index}"] = reason
         raise DataError(f"{PATIENCE} examples in a row cannot be used, the last one: {reason}")
+
+
+def readable(dataset: Dataset) -> list[Example]:
+    """All examples of a data set in order; unreadable pictures are left out and named on stderr.
+
+    Raises DataError if none is left.
+    """
+    examples = []
+    for index in range(len(dataset)):
+        try:
+            examples.append(dataset[index])
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not examples:
+        raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
+    return examples
 
 
 @lru_cache(maxsize=4)  # replacements look ahead, so two epochs are in use at a border

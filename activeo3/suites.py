@@ -32,6 +32,7 @@ from activeo3.prompts import read_regions
 from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
+from activeo3.stream import readable
 from activeo3.taskmodels import act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
@@ -298,8 +299,9 @@ def held_out(config: TrainConfig) -> list[Example]:
     """The pictures of the table at the end of a run: the first ones of the held-out split."""
     if not config.eval_examples:
         return []
-    dataset = open_dataset(config.data, config.eval_split, config.data_root or None, config.eval_examples)
-    return [dataset[index] for index in range(len(dataset))]
+    return readable(open_dataset(
+        config.data, config.eval_split, config.data_root, config.eval_examples, config.tile, config.tile_overlap
+    ))  # fmt: skip
 
 
 def before_and_after(
@@ -311,22 +313,23 @@ def before_and_after(
 ) -> None:
     """The end of a run: the start policy and the trained one on held-out pictures, as table and page."""
     folder = Path(config.output_dir)
-    say(f"evaluating on {len(examples)} held-out pictures ({config.data}, {config.eval_split})")
+    data = "+".join(config.data)
+    say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(config.data, methods, examples, actor, start, config, say=say)
+    rows, shown = run(data, methods, examples, actor, start, config, say=say)
     write_results(folder, rows)
     pairs = gallery(examples, shown, {"cot": "before", "active": "after"}, config.weights)
     write_page(
         folder / "report.html",
         "activeo3: learning where to look",
-        [f"policy: {config.model}", f"data: {config.data} ({config.split})", f"steps: {config.steps}",
+        [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),
         table_rows(rows),
         COLUMNS,
         pairs,
     )  # fmt: skip
-    say(report.table(table_rows(rows), COLUMNS, f"{config.data}, {len(examples)} pictures"))
+    say(report.table(table_rows(rows), COLUMNS, f"{data}, {len(examples)} pictures"))
     say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
 
 
