@@ -42,11 +42,15 @@ class Question:
 
 
 class Index(NamedTuple):
-    """A checked annotation file: its pictures by id, its questions in order, what was left out."""
+    """Checked annotations: pictures by id, questions in order, what was left out.
+
+    ``paths`` are the files of all pictures, also of those that nothing is asked about.
+    """
 
     pictures: Mapping[int, Picture]
     questions: tuple[Question, ...]
     dropped: tuple[str, ...]
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ class BoxDataset:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple({picture.path: None for picture in self.index.pictures.values()})
+        return self.index.paths
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -126,7 +130,7 @@ def read_coco(
     questions, dropped = group_boxes(path, rows, pictures, names)
     if not questions:
         raise DataError(f"{path}: the file holds no usable box, check its 'annotations'")
-    return Index(pictures, questions, dropped)
+    return Index(pictures, questions, dropped, tuple(picture.path for picture in pictures.values()))
 
 
 def _by_id(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, selections
+from activeo3 import annotations, masks, questions, selections, soda
 from activeo3.files import DataError, Dataset, Source, listed, within
 from activeo3.schema import Example
 
@@ -54,12 +54,23 @@ class Reader(NamedTuple):
     origin: str
 
 
+LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
+SODA = "https://shaunyuan22.github.io/SODA"
+HUB = "https://huggingface.co/datasets"
 READERS: dict[str, Reader] = {
     "scenes": Reader(open_scenes, {"train": 0, "val": 0, "test": 0}, "drawn by activeo3/scenes.py"),
     "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
-    "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, "https://www.lvisdataset.org"),
-    "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, "https://www.lvisdataset.org"),
-}
+    "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, LVIS),
+    "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, LVIS),
+    "soda_a": Reader(soda.open_soda_a, {"train": 0, "val": 0, "test": 0}, SODA),
+    "soda_d": Reader(soda.open_soda_d, {"train": 0, "val": 0, "test": 0}, SODA),
+    "thinobject5k": Reader(masks.open_thinobject5k, {"train": 4_748, "val": 500, "test": 500},
+                           "https://github.com/liewjunhao/thin-object-selection"),
+    "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench"),
+    "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA"),
+    "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME"),
+    "mmbench": Reader(questions.open_mmbench, {"test": 0}, "https://github.com/open-compass/MMBench"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3.annotations import BoxDataset, Index, Question, read_coco
+from activeo3.annotations import BoxDataset, Question, read_coco
 from activeo3.files import DataError, Source, read_json
 
 SMALL_PX = 100.0
@@ -67,7 +67,7 @@ def _open(name: str, source: Source) -> BoxDataset:
     by_key = {(question.image_id, question.category_id): question for question in index.questions}
     if not chosen:
         raise DataError(f"{path}: no question of split '{split}' fits the rule of {name}")
-    return BoxDataset(name, split, Index(index.pictures, tuple(by_key[key] for key in chosen), index.dropped))
+    return BoxDataset(name, split, index._replace(questions=tuple(by_key[key] for key in chosen)))
 
 
 def annotation_file(folder: Path, split: str) -> Path:

@@ -29,6 +29,10 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "files": (1, {"torch"}),
     "annotations": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
+    "soda": (2, {"models", "rewards", "torch"}),
+    "masks": (2, {"models", "rewards", "torch"}),
+    "tables": (2, {"models", "rewards", "torch"}),
+    "questions": (2, {"models", "rewards", "torch"}),
     "datasets": (2, {"models", "rewards", "torch"}),
     "stream": (2, {"models", "rewards"}),
     "rewards": (2, {"models", "taskmodels", "torch"}),
@@ -47,9 +51,11 @@ OWNERS = {
     "transformers": {"models", "taskmodels", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
+    "pyarrow": {"tables"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
+PACKAGES |= {"pyarrow"}  # an extra
 
 LONGEST = 450  # lines; the aim is 300
 
