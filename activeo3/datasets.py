@@ -189,8 +189,8 @@ def _state(reader: Reader, source: Source) -> str:
         words += [f"{sum(path.is_file() for path in dataset.paths):,} of their files", f"{len(dataset):,} questions"]
     if dataset.dropped:
         words.append(f"{len(dataset.dropped):,} annotations left out, the first: {dataset.dropped[0]}")
-    whole = not wanted or there == wanted
-    return f"{'found' if whole else 'PARTLY'}  {source.root if not reader.expected else ''}{', '.join(words)}"
+    where = "" if reader.expected else f" in {source.root}"
+    return f"{'found' if there == (wanted or there) else 'PARTLY'}{where}  {', '.join(words)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
