@@ -46,12 +46,14 @@ def open_scenes(source: Source) -> SceneDataset:
 
 
 class Reader(NamedTuple):
-    """How a data set is opened, how many pictures (or questions) each of its splits should hold, and
-    where it is to be had. A split with 0 is not counted: any number is right."""
+    """How a data set is opened, how many pictures (or questions, where they are packed together) each of
+    its splits should hold, where it is to be had, and how many pictures all splits together should hold.
+    A number of 0 is not known."""
 
     open: Callable[[Source], Dataset]
     expected: Mapping[str, int]
     origin: str
+    whole: int = 0
 
 
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
@@ -62,8 +64,8 @@ READERS: dict[str, Reader] = {
     "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
     "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, LVIS),
     "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, LVIS),
-    "soda_a": Reader(soda.open_soda_a, {"train": 0, "val": 0, "test": 0}, SODA),
-    "soda_d": Reader(soda.open_soda_d, {"train": 0, "val": 0, "test": 0}, SODA),
+    "soda_a": Reader(soda.open_soda_a, {"train": 0, "val": 0, "test": 0}, SODA, whole=2_513),
+    "soda_d": Reader(soda.open_soda_d, {"train": 0, "val": 0, "test": 0}, SODA, whole=24_828),
     "thinobject5k": Reader(masks.open_thinobject5k, {"train": 4_748, "val": 500, "test": 500},
                            "https://github.com/liewjunhao/thin-object-selection"),
     "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench"),
@@ -163,10 +165,19 @@ def survey(data_root: str) -> Iterator[str]:
     for name, reader in READERS.items():
         yield f"{name}  ({reader.origin})"
         sources = [Source(split, data_root, keep=False) for split in reader.expected] or _coco_folders(data_root)
-        found: dict[str, list[str]] = {}
+        states: dict[str, list[str]] = {}
+        total = 0
         for source in sources:
-            found.setdefault(_state(reader, source), []).append(source.split)
-        yield from (f"    {', '.join(splits)}: {state}" for state, splits in found.items())
+            try:
+                dataset = reader.open(source)
+                total += len(dataset.paths)
+                state = _state(dataset, reader.expected.get(source.split, 0))
+            except DataError as error:
+                state = f"NOT USABLE  {error}"
+            states.setdefault(state, []).append(source.split)
+        yield from (f"    {', '.join(splits)}: {state}" for state, splits in states.items())
+        if total and reader.whole:
+            yield f"    all splits: {total:,} of {reader.whole:,} pictures"
 
 
 def _coco_folders(data_root: str) -> list[Source]:
@@ -175,22 +186,17 @@ def _coco_folders(data_root: str) -> list[Source]:
     return [Source(path.stem.removeprefix("instances_"), str(path.parent), keep=False) for path in paths]
 
 
-def _state(reader: Reader, source: Source) -> str:
-    """What there is of a split, or why it cannot be used."""
-    try:
-        dataset = reader.open(source)
-    except DataError as error:
-        return f"MISSING  {error}"
-    wanted = reader.expected.get(source.split, 0)
-    things = "pictures" if dataset.paths else "questions"
+def _state(dataset: Dataset, wanted: int) -> str:
+    """What there is of a split that should hold so many pictures, or questions (0: not known)."""
     there = len(dataset.paths) or len(dataset)
-    words = [f"{there:,}{f' of {wanted:,}' if wanted else ''} {things}"]
+    files = sum(path.is_file() for path in dataset.paths)
+    words = [f"{there:,}{f' of {wanted:,}' if wanted else ''} {'pictures' if dataset.paths else 'questions'}"]
     if dataset.paths:
-        words += [f"{sum(path.is_file() for path in dataset.paths):,} of their files", f"{len(dataset):,} questions"]
+        words += [f"{files:,} of their files", f"in {dataset.paths[0].parent}", f"{len(dataset):,} questions"]
     if dataset.dropped:
         words.append(f"{len(dataset.dropped):,} annotations left out, the first: {dataset.dropped[0]}")
-    where = "" if reader.expected else f" in {source.root}"
-    return f"{'found' if there == (wanted or there) else 'PARTLY'}{where}  {', '.join(words)}"
+    whole = there == (wanted or there) and files == len(dataset.paths)
+    return f"{'found' if whole else 'PARTLY'}  {', '.join(words)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

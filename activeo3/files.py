@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterable, Mapping, Protocol, Sequence
 
-from PIL import Image, ImageOps
 import numpy as np
+from PIL import Image, ImageOps
 
 from activeo3.schema import Example
 

@@ -8,7 +8,7 @@ import binascii
 import csv
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Protocol, Sequence
+from typing import Any, Iterator, Protocol, Sequence
 
 from activeo3.files import DataError
 
@@ -97,11 +97,6 @@ class _Lines:
             yield line.decode("utf-8")
 
 
-class _Place(NamedTuple):
-    group: int
-    row: int
-
-
 class ParquetTable:
     """A parquet file; its picture column holds structs with the ``bytes`` of a picture file."""
 
@@ -117,19 +112,19 @@ class ParquetTable:
             columns = self.file.schema_arrow.names
             if PICTURE not in columns:
                 raise DataError(f"{path}: there is no column '{PICTURE}', download the file again")
-            text = self.file.read([name for name in columns if name != PICTURE and name != "decoded_image"])
+            text = self.file.read([name for name in columns if name != PICTURE])
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
         self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text.to_pylist()]
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
-        self.places = [_Place(group, row) for group, size in enumerate(sizes) for row in range(size)]
+        self.places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
         # Rows are stored in groups and read group by group; the next row is most often in the same one.
         self.group = lru_cache(maxsize=1)(lambda number: self.file.read_row_group(number, [PICTURE]).column(0))
 
     def picture(self, row: int) -> bytes:
         """Reads the group that the row is in, unless it was the last one read."""
-        place = self.places[row]
-        content = (self.group(place.group)[place.row].as_py() or {}).get("bytes")
+        number, within = self.places[row]
+        content = (self.group(number)[within].as_py() or {}).get("bytes")
         if not content:
             raise ValueError("the file holds no bytes for it")
         return content

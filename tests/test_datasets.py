@@ -372,22 +372,24 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     for name, reader in datasets.READERS.items():
         assert f"{name}  ({reader.origin})" in text
-    assert f"    train: found in {tmp_path}/mine  2 pictures, 1 of their files, 3 questions, 2 annotations left out" in text
-    assert "    torn: MISSING  " in text and "instances_torn.json: this is not valid json" in text
+    found = f"2 pictures, 1 of their files, in {tmp_path}/mine/images, 3 questions, 2 annotations left out"
+    assert f"    train: PARTLY  {found}" in text
+    assert "    torn: NOT USABLE  " in text and "instances_torn.json: this is not valid json" in text
     assert "    val, test: found  1,000 questions" in text  # scenes
     assert "lvis_v1_val.json: there is no such file" in text
-    assert f"    train, val, test: MISSING  {tmp_path}/SODA-A: there is no such folder" in text
+    assert f"    train, val, test: NOT USABLE  {tmp_path}/SODA-A: there is no such folder" in text
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_list_counts_against_what_should_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path, index())
     for wanted, word in ((2, "found"), (3, "PARTLY")):
-        reader = datasets.Reader(datasets.READERS["coco"].open, {"train": wanted}, "a shop")
+        reader = datasets.Reader(datasets.READERS["coco"].open, {"train": wanted, "val": 0}, "a shop", whole=9)
         monkeypatch.setattr(datasets, "READERS", {"coco": reader})
-        first, second = datasets.survey(root)
+        first, train, val, together = datasets.survey(root)
         assert first == "coco  (a shop)"
-        assert second.startswith(f"    train: {word}  2 of {wanted} pictures, 2 of their files, 3 questions, ")
+        assert train.startswith(f"    train: {word}  2 of {wanted} pictures, 2 of their files, in {root}/images, 3 questions, ")
+        assert "val: NOT USABLE  " in val and together == "    all splits: 2 of 9 pictures"
 
 
 def test_the_list_on_real_data(capsys: pytest.CaptureFixture) -> None:
@@ -396,7 +398,7 @@ def test_the_list_on_real_data(capsys: pytest.CaptureFixture) -> None:
     datasets.main(["--data_root", str(root)])
     text = capsys.readouterr().out
     assert "val: PARTLY  100 of 19,809 pictures" in text
-    assert f"train: found in {root}/bccd  64 pictures, 64 of their files" in text
+    assert f"train: found  64 pictures, 64 of their files, in {root}/bccd/images, 173 questions" in text
     assert sorted(root.rglob("*")) == before
 
 
@@ -404,7 +406,7 @@ def test_data_readme_names_every_set_with_its_count() -> None:
     text = (Path(datasets.__file__).parent.parent / "data" / "README.md").read_text()
     for name, reader in datasets.READERS.items():
         assert f"`{name}`" in text, name
-        for count in reader.expected.values():
+        for count in (reader.whole, *reader.expected.values()):
             assert not count or f"{count:,}" in text, (name, count)
         assert all(part in text for part in re.findall(r"https://[^ ,]+", reader.origin)), name
 
