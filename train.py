@@ -17,8 +17,9 @@ import torch
 
 from activeo3 import checkpoints, engine, grpo, report, suites
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.datasets import DataError, open_dataset
+from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
+from activeo3.files import DataError
 from activeo3.models import ModelError, Packed, Prompt, VisionLanguageModel
 from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
@@ -116,8 +117,8 @@ def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     ranks = engine.start(Path(config.output_dir))
     saved = checkpoints.resumable(config, ranks)
-    dataset = open_dataset(config.data, config.split, config.data_root or None, config.limit or None)
-    held_out = suites.held_out(config)
+    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
+    held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
     checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
@@ -141,6 +142,8 @@ def main(config: TrainConfig) -> None:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
                 checkpoints.save(policy, config, step)
+        for reason in sum(ranks.gather(list(stream.skipped.values())), []):
+            log.say(f"left out: {reason}")
         if held_out:
             with policy.gathered() as actor, reference.gathered() as expert:
                 suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0)

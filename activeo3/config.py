@@ -31,10 +31,15 @@ class _Config:
     preset: str = "tiny"
     """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2)"""
 
-    data: str = "scenes"
-    """the data set: scenes (the embedded world) or coco (any folder in COCO format)"""
+    data: tuple[str, ...] = ("scenes",)
+    """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
+    format), or another that python -m activeo3.datasets lists"""
     data_root: str = ""
-    """the folder of a data set that lives on disk"""
+    """the folder of data sets that live on disk"""
+    tile: int = 800
+    """SODA's large pictures are cut into tiles of tile x tile pixels (its authors: 800); 0: left whole"""
+    tile_overlap: int = 150
+    """neighbouring tiles share so many pixels (SODA's authors: 150)"""
 
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
@@ -86,13 +91,17 @@ class _Config:
                 f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
                 f"{self.sensing_side} has {self.sensing_side**2}."
             )
+        if not self.data:
+            raise ConfigError("--data names no data set.")
+        if not 0 <= self.tile_overlap < (self.tile or 2**16):
+            raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
         if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
             raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
 
     def _needs_root(self) -> None:
         """Raise ConfigError if --data lies on disk and nobody said where."""
-        if self.data != "scenes" and not self.data_root:
-            raise ConfigError(f"--data {self.data} lives on disk: say where with --data_root FOLDER.")
+        if set(self.data) != {"scenes"} and not self.data_root:
+            raise ConfigError(f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER.")
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Self:
@@ -228,7 +237,7 @@ class TrainConfig(_Config):
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Sentences for the fields that decide the result and differ from an earlier run's."""
-        mine = dataclasses.asdict(self)
+        mine = json.loads(json.dumps(dataclasses.asdict(self)))  # as the other's: with lists for tuples
         names = [name for name in mine if name not in _FREE and mine[name] != other.get(name)]
         return [f"--{name} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
 
@@ -289,7 +298,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "model": "Qwen/Qwen2.5-VL-7B-Instruct",
         "output_dir": "runs/paper",
-        "data": "coco",
+        "data": ("coco",),
         "wording": "paper",
         "sensing_side": 1024,
         "crop_side": 840,

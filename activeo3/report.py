@@ -279,7 +279,7 @@ def introduction(config: TrainConfig, parameters: int, half: bool, world: int, e
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",
-        f"  data    {config.data} ({config.split}): {examples} questions",
+        f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions",
         f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers of "
         f"up to {config.regions} regions; then an update at learning rate {config.lr:g}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "

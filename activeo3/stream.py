@@ -1,10 +1,12 @@
 """Before step 1 of train.py: the order in which a data set's questions are asked."""
 
+import sys
 from functools import lru_cache
+from typing import Any, Callable
 
 import numpy as np
 
-from activeo3.datasets import DataError, Dataset
+from activeo3.files import DataError, Dataset
 from activeo3.schema import Example
 
 PATIENCE = 20
@@ -62,6 +64,38 @@ class Stream:
                 reason = str(error)
                 self.skipped[error.example_id or f"#{index}"] = reason
         raise DataError(f"{PATIENCE} examples in a row cannot be used, the last one: {reason}")
+
+
+Gather = Callable[[Any], list[Any]]
+"""``gather(mine)`` is every rank's value, on every rank (engine.Ranks.gather)."""
+
+
+def one_rank(mine: Any) -> list[Any]:
+    """The ``Gather`` of a single process."""
+    return [mine]
+
+
+def readable(dataset: Dataset, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
+    """All examples of a data set in order; unreadable pictures are left out and named on stderr.
+
+    Ranks that share the examples must hold the same ones, so what one rank cannot read is left out on
+    all of them, and one of them ``speaks``.
+
+    Raises DataError if none is left.
+    """
+    examples: dict[int, Example] = {}
+    reasons: dict[int, str] = {}
+    for index in range(len(dataset)):
+        try:
+            examples[index] = dataset[index]
+        except DataError as error:
+            reasons[index] = str(error)
+    left_out = {index: reason for of_rank in gather(reasons) for index, reason in of_rank.items()}
+    for index in sorted(left_out if speaks else ()):
+        print(f"left out: {left_out[index]}", file=sys.stderr)
+    if len(left_out) == len(dataset):
+        raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
+    return [example for index, example in examples.items() if index not in left_out]
 
 
 @lru_cache(maxsize=4)  # replacements look ahead, so two epochs are in use at a border

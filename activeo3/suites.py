@@ -32,6 +32,7 @@ from activeo3.pictures import Shown
 from activeo3.rewards import CONTAINED, asked_boxes, score
 from activeo3.sampler import look
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
+from activeo3.stream import Gather, one_rank, readable
 from activeo3.taskmodels import SAME_THING, act
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
@@ -332,12 +333,15 @@ def gallery(
     return list(zip(*columns))
 
 
-def held_out(config: TrainConfig) -> list[Example]:
-    """The pictures of the table at the end of a run: the first ones of the held-out split."""
+def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
+    """The pictures of the table at the end of a run: the first ones of the held-out split, the same on all ranks.
+
+    ``gather`` and ``speaks`` as in ``stream.readable``.
+    """
     if not config.eval_examples:
         return []
-    dataset = open_dataset(config.data, config.eval_split, config.data_root or None, config.eval_examples)
-    return [dataset[index] for index in range(len(dataset))]
+    dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, config.tile, config.tile_overlap)
+    return readable(dataset, gather, speaks)
 
 
 def before_and_after(
@@ -354,9 +358,10 @@ def before_and_after(
     All ranks come here and share the work; one of them writes.
     """
     folder = Path(config.output_dir)
-    say(f"evaluating on {len(examples)} held-out pictures ({config.data}, {config.eval_split})")
+    data = "+".join(config.data)
+    say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(config.data, methods, examples, actor, start, config, say=say, share=share)
+    rows, shown = run(data, methods, examples, actor, start, config, say=say, share=share)
     if not writes:
         return
     write_results(folder, rows)
@@ -364,14 +369,14 @@ def before_and_after(
     write_page(
         folder / "report.html",
         "activeo3: learning where to look",
-        [f"policy: {config.model}", f"data: {config.data} ({config.split})", f"steps: {config.steps}",
+        [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),
         table_rows(rows),
         COLUMNS,
         pairs,
     )  # fmt: skip
-    say(report.table(table_rows(rows), COLUMNS, f"{config.data}, {len(examples)} pictures"))
+    say(report.table(table_rows(rows), COLUMNS, f"{data}, {len(examples)} pictures"))
     say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
 
 

@@ -2,7 +2,6 @@
 
 import doctest
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Callable
@@ -10,11 +9,13 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
+from real_data import real_file
 
 from activeo3 import datasets
 from activeo3 import stream as stream_room
-from activeo3.datasets import DataError, open_dataset, read_picture
-from activeo3.stream import Stream
+from activeo3.datasets import open_dataset
+from activeo3.files import DataError, read_picture
+from activeo3.stream import Stream, readable
 from activeo3.schema import Example
 
 ORIENTATION = 0x0112
@@ -71,7 +72,9 @@ def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) 
     assert cats.crowd.tolist() == [False, True]
     assert cats.fields["areas"].tolist() == [33.5, 25.0]
     assert cats.image.mode == "RGB" and cats.size_px == (40, 30)
-    assert data.dropped == 2  # no width; outside of the picture
+    assert len(data.dropped) == 2
+    assert "annotation 5 has no area (bbox [0.0, 0.0, 0.0, 4.0] in image 3), it is left out" in data.dropped[0]
+    assert "annotation 6 lies outside (bbox [50.0, 50.0, 4.0, 4.0] in image 3), it is left out" in data.dropped[1]
     # A category with nothing but a crowd ("x") is no question.
 
 
@@ -130,7 +133,7 @@ BROKEN = [
     ("annotations.0.bbox", [1, 2, float("nan"), 4], "annotation 1 has the bbox"),
     ("annotations.0.bbox", [1, 2, "3", 4], "annotation 1 has the bbox"),
     ("annotations.0.area", -1, "annotation 1 has the area -1"),
-    ("annotations", [], "split 'train' holds no usable box"),
+    ("annotations", [], "the file holds no usable box"),
 ]
 
 
@@ -163,9 +166,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for arguments, sentence in (
         (("coco", "val", root), "instances_val.json: there is no such file"),
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
-        (("coco", "train", str(tmp_path)), "images: there is no such folder"),
+        (("coco", "train", str(tmp_path)), "instances_train.json: there is no such file"),
         (("coco", "train", None), "no data root was given"),
-        (("coca", "train", root), "there is no data set 'coca', choose one of coco, scenes"),
+        (("coca", "train", root), "there is no data set 'coca', choose one of coco, "),
         (("coco", "train", root, 0), "a limit of 0"),
     ):
         with pytest.raises(DataError, match=re.escape(sentence)):
@@ -184,6 +187,10 @@ def test_a_bad_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
     seven.write_bytes(seven.read_bytes()[:1500])  # truncated
     with pytest.raises(DataError, match="seven.png: .*example 7:cat cannot be read, replace it"):
         data[2]
+    Image.fromarray(noise).save(seven, "JPEG")
+    seven.write_bytes(seven.read_bytes()[:900])  # most of it is there, and half a picture is none
+    with pytest.raises(DataError, match="seven.png: .*example 7:cat cannot be read, replace it"):
+        data[2]
     seven.write_text("this is no picture")
     with pytest.raises(DataError, match="seven.png: .*cannot be read"):
         data[2]
@@ -194,7 +201,7 @@ def test_a_bad_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 20)).save(seven)
     assert read_picture(seven, (4000, 20), "7:cat").size == (4000, 20)
     Image.new("RGB", (41, 30)).save(seven)
-    with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the json"):
+    with pytest.raises(DataError, match="example 7:cat is 41x30 but 40x30 in the annotations"):
         data[2]
 
 
@@ -304,6 +311,16 @@ def test_a_stream_gives_up_when_nothing_can_be_read() -> None:
     assert len(stream.skipped) == 20
 
 
+def test_readable_examples_are_the_same_on_all_ranks(capsys) -> None:
+    there = [{2: "number 2 is broken"}, {0: "number 0 is broken", 2: "number 2 is broken"}]
+    held = [readable(Numbers(4, bad=tuple(mine)), lambda _: there, speaks=rank == 0) for rank, mine in enumerate(there)]
+    assert [[example.id for example in of_rank] for of_rank in held] == [["1", "3"], ["1", "3"]]
+    assert capsys.readouterr().err == "left out: number 0 is broken\nleft out: number 2 is broken\n"
+    assert [example.id for example in readable(Numbers(4, bad=(1,)))] == ["0", "2", "3"]
+    with pytest.raises(DataError, match="no readable picture in its split"):
+        readable(Numbers(1), lambda _: [{}, {0: "number 0 is broken"}])
+
+
 def test_a_stream_refuses_impossible_numbers() -> None:
     for prompts, rank, world in ((0, 0, 1), (1, 1, 1), (1, -1, 1)):
         with pytest.raises(ValueError, match="a stream needs"):
@@ -312,6 +329,102 @@ def test_a_stream_refuses_impossible_numbers() -> None:
         Stream(Numbers(0), 1, 0, 0, 1)
     with pytest.raises(ValueError, match="counted from 0"):
         Stream(Numbers(3), 1, 0, 0, 1).at(-1)
+
+
+# ---------------------------------------------------------------------- several sets, and what there is
+
+
+def test_mixed_sets_take_turns(tmp_path: Path) -> None:
+    root = folder(tmp_path, index())
+    mixed = open_dataset(("scenes", "coco"), "train", root)
+    assert (mixed.name, mixed.split, len(mixed)) == ("scenes+coco", "train", len(open_dataset("scenes", "train")) + 3)
+    assert [example.id for example in (mixed[1], mixed[3], mixed[5])] == ["3:cat", "7:red blood cell", "7:cat"]
+    scenes = open_dataset("scenes", "train")
+    assert [mixed[k].id for k in (0, 2, 4, 6, 7)] == [scenes[k].id for k in range(5)]
+    assert mixed[-1].id == scenes[-1].id and len(mixed.paths) == 2 and len(mixed.dropped) == 2
+    with pytest.raises(IndexError):
+        mixed[len(mixed)]
+    first = open_dataset(("scenes", "coco"), "train", root, limit=4)
+    assert [example.id for example in first] == [mixed[k].id for k in range(4)]
+    assert open_dataset(("coco",), "train", root).name == "coco"
+    with pytest.raises(DataError, match="there is no data set 'cocoa'"):
+        open_dataset(("scenes", "cocoa"), "train", root)
+    with pytest.raises(DataError, match=r"scenes\+coco: a limit of 0"):
+        open_dataset(("scenes", "coco"), "train", root, limit=0)
+
+
+def test_every_question_of_a_mixture_is_there_once() -> None:
+    parts = [Numbers(size) for size in (3, 0, 5, 1)]
+    for number, part in enumerate(parts):
+        part.paths, part.dropped, part.name = (), (), str(number)
+    mixed = datasets.Mixed(parts)
+    assert len(mixed) == 9 and mixed.order[:3] == [(0, 0), (0, 2), (0, 3)]
+    assert sorted(mixed.order) == sorted((k, p) for p, part in enumerate(parts) for k in range(len(part)))
+
+
+def test_a_set_without_any_of_its_pictures_is_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, index())
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="seven.png: neither this nor any other picture of coco is there"):
+        open_dataset("coco", "train", root)
+
+
+def test_areas_are_not_read_as_boxes(tmp_path: Path) -> None:
+    """COCO's "ignore" is a crowd too, and a box without an area has its own."""
+    content = index()
+    content["annotations"][3] |= {"ignore": 1}
+    data = open_dataset("coco", "train", folder(tmp_path, content))
+    assert [example.id for example in data] == ["7:red blood cell", "7:cat"]
+
+
+def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder(tmp_path / "mine", index())
+    (tmp_path / "mine" / "images" / "seven.png").unlink()
+    (tmp_path / "mine" / "instances_torn.json").write_text("{")
+    (tmp_path / "lvis").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    datasets.main(["--data_root", str(tmp_path)])
+    text = capsys.readouterr().out
+    for name, reader in datasets.READERS.items():
+        assert f"{name}  ({reader.origin})" in text
+    found = f"2 pictures, 1 of their files, in {tmp_path}/mine/images, 3 questions, 2 annotations left out"
+    assert f"    train: PARTLY  {found}" in text
+    assert "    torn: NOT USABLE  " in text and "instances_torn.json: this is not valid json" in text
+    assert "    val, test: found  1,000 questions" in text  # scenes
+    assert "lvis_v1_val.json: there is no such file" in text
+    assert f"    train, val, test: NOT USABLE  {tmp_path}/SODA-A: there is no such folder" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_list_counts_against_what_should_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path, index())
+    for wanted, word in ((2, "found"), (3, "PARTLY")):
+        reader = datasets.Reader(datasets.READERS["coco"].open, {"train": wanted, "val": 0}, "a shop", whole=9)
+        monkeypatch.setattr(datasets, "READERS", {"coco": reader})
+        first, train, val, together = datasets.survey(root)
+        assert first == "coco  (a shop)"
+        assert train.startswith(f"    train: {word}  2 of {wanted} pictures, 2 of their files, in {root}/images, 3 questions, ")
+        assert "val: NOT USABLE  " in val and together == "    all splits: 2 of 9 pictures"
+
+
+def test_the_list_on_real_data(capsys: pytest.CaptureFixture) -> None:
+    root = real_file("lvis/lvis_val_100.json").parent.parent
+    before = sorted(root.rglob("*"))
+    datasets.main(["--data_root", str(root)])
+    text = capsys.readouterr().out
+    assert "val: PARTLY  100 of 19,809 pictures" in text
+    assert f"train: found  64 pictures, 64 of their files, in {root}/bccd/images, 173 questions" in text
+    assert sorted(root.rglob("*")) == before
+
+
+def test_data_readme_names_every_set_with_its_count() -> None:
+    text = (Path(datasets.__file__).parent.parent / "data" / "README.md").read_text()
+    for name, reader in datasets.READERS.items():
+        assert f"`{name}`" in text, name
+        for count in (reader.whole, *reader.expected.values()):
+            assert not count or f"{count:,}" in text, (name, count)
+        assert all(part in text for part in re.findall(r"https://[^ ,]+", reader.origin)), name
 
 
 def test_the_embedded_world_opens_by_name() -> None:
@@ -325,14 +438,12 @@ def test_the_embedded_world_opens_by_name() -> None:
 
 
 def test_a_real_data_set() -> None:
-    root = Path(os.environ.get("ACTIVEO3_REAL_DATA", "")) / "bccd"
-    if not (root / "instances_train.json").is_file():
-        pytest.skip("ACTIVEO3_REAL_DATA names no folder with bccd/instances_train.json")
-    data = open_dataset("coco", "train", str(root))
-    record = json.loads((root / "instances_train.json").read_text())
+    path = real_file("bccd/instances_train.json")
+    data = open_dataset("coco", "train", str(path.parent))
+    record = json.loads(path.read_text())
     pairs = {(row["image_id"], row["category_id"]) for row in record["annotations"]}
-    assert len(data) == len(pairs) and data.dropped == 0
-    assert sum(len(question.boxes_px) for question in data.questions) == len(record["annotations"])
+    assert len(data) == len(pairs) and data.dropped == ()
+    assert sum(len(question.boxes_px) for question in data.index.questions) == len(record["annotations"])
     for k in (0, len(data) // 2, len(data) - 1):
         example = data[k]
         assert "_" not in example.query and example.size_px == (640, 480)

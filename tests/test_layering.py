@@ -27,6 +27,13 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
+    "files": (1, {"torch"}),
+    "annotations": (2, {"models", "rewards", "torch"}),
+    "selections": (2, {"models", "rewards", "torch"}),
+    "soda": (2, {"models", "rewards", "torch"}),
+    "masks": (2, {"models", "rewards", "torch"}),
+    "tables": (2, {"models", "rewards", "torch"}),
+    "questions": (2, {"models", "rewards", "torch"}),
     "datasets": (2, {"models", "rewards", "torch"}),
     "stream": (2, {"models", "rewards"}),
     "rewards": (2, {"models", "taskmodels", "torch"}),
@@ -45,10 +52,12 @@ OWNERS = {
     "torch.distributed": {"engine"},
     "transformers": {"models", "taskmodels", "tiny"},
     "tokenizers": {"tiny"},
-    "pycocotools": {"geometry", "metrics", "datasets"},
+    "pycocotools": {"geometry", "metrics"},
+    "pyarrow": {"tables"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
+PACKAGES |= {"pyarrow"}  # an extra
 
 LONGEST = 450  # lines; the aim is 300
 

@@ -81,7 +81,7 @@ def known_flags(words: list[str]) -> set[str]:
     if script:
         return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
     if words[:2] == ["python", "-m"]:
-        return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | {"--help"}
+        return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | {"--help", "-m"}
     return {"-e", "-m"}
 
 

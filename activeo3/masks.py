@@ -1,0 +1,88 @@
+"""ThinObject-5K: pictures with the mask of one thin, intricate object each, for interactive segmentation.
+
+The set of "Deep Interactive Thin Object Selection" (Liew et al., WACV 2021).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from activeo3.files import DAMAGED, DataError, Source, inside, read_picture, read_text, within
+from activeo3.geometry import mask_to_rle
+from activeo3.schema import Example
+
+SPLITS = ("train", "val", "test")
+QUERY = "foreground object"
+"""The set names no categories."""
+
+
+@dataclass(frozen=True)
+class MaskDataset:
+    """Folders ``images`` (jpg) and ``masks`` (png), and the names of a split's pictures.
+
+    Fields of an example: ``masks``, the one mask as COCO run-length encoding, and ``areas``, its pixels.
+    """
+
+    name: str
+    split: str
+    folder: Path
+    stems: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.folder / "images" / f"{stem}.jpg" for stem in self.stems)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError if picture or mask cannot be used, or the mask is empty."""
+        index = within(index, len(self))
+        stem = self.stems[index]
+        mask = read_mask(self.folder / "masks" / f"{stem}.png", stem)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        return Example(
+            id=stem,
+            image=read_picture(self.folder / "images" / f"{stem}.jpg", mask.shape[::-1], stem),
+            query=QUERY,
+            boxes_px=np.array([box], dtype=np.float64),
+            image_id=index + 1,
+            fields={"masks": (mask_to_rle(mask),), "areas": np.array([float(mask.sum())])},
+        )
+
+
+def open_thinobject5k(source: Source) -> MaskDataset:
+    """Reads ``ThinObject5K/list/<split>.txt``: one file name a line, of a picture or its mask."""
+    folder = source.folder("thinobject5k", "ThinObject5K")
+    split = source.one_of("thinobject5k", SPLITS)
+    path = folder / "list" / f"{split}.txt"
+    stems: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        stem = PurePosixPath(inside(path, f"line {number}", line.strip())).stem
+        if stem in stems:
+            raise DataError(f"{path}: line {number} names '{stem}' again, as line {stems[stem]} does, remove one")
+        stems[stem] = number
+    if not stems:
+        raise DataError(f"{path}: the list of split '{split}' is empty, write it again")
+    return MaskDataset("thinobject5k", split, folder, tuple(stems))
+
+
+def read_mask(path: Path, example_id: str) -> np.ndarray:
+    """A mask file as bool (H, W): True where it is brighter than half. Raises DataError."""
+    what = f"{path}: the mask of example {example_id}"
+    try:
+        with Image.open(path) as stored:
+            mask = np.asarray(stored.convert("L")) > 127
+    except FileNotFoundError:
+        raise DataError(f"{what} is missing, add it", example_id) from None
+    except DAMAGED as error:
+        raise DataError(f"{what} cannot be read, replace it ({error})", example_id) from None
+    if not mask.any():
+        raise DataError(f"{what} is empty, correct it", example_id)
+    return mask

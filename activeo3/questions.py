@@ -1,0 +1,243 @@
+"""Questions about pictures that are answered in words: V*Bench, RealWorldQA, MME and MMBench.
+
+V*Bench asks about small things in large pictures ("V*: Guided Visual Search as a Core Mechanism in
+Multimodal LLMs", arXiv 2312.14135). The others say whether general ability has survived a training.
+
+An example's ``query`` is the question. Its fields, all text unless said otherwise:
+
+    question   as in the file
+    options    tuple of the answers to choose from; empty if the answer is free or part of the question
+    answer     the right answer: with options the letter of the right one (A is the first)
+    category   what kind of question it is
+    hint       MMBench: what should be known beforehand, often empty
+    group      questions that count only together have the same text here: MME's two about a picture,
+               MMBench's copies of a question with rotated options. They have one ``image_id``
+    targets    V*Bench: tuple of the things the question is about; their boxes are ``target_boxes_px``
+               (N, 4), and ``boxes_px`` as well, so that regions can be judged
+"""
+
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+
+from activeo3.files import DAMAGED, DataError, Source, decode_picture, is_number, needed, read_json, read_picture, within
+from activeo3.geometry import area, as_boxes, clipped
+from activeo3.schema import Example
+from activeo3.tables import Table, open_table
+
+ONE_SPLIT = ("test", "val", "dev")
+"""These sets have one public part to evaluate on, whichever of these names it is asked for by."""
+LETTERS = string.ascii_uppercase
+MMBENCH_COPY = 1_000_000
+"""What separates the index of a question and of its copies."""
+
+
+def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tuple[tuple[str, ...], str]:
+    """Options in an order drawn from (seed, number of the question), and the letter of the right one.
+
+    >>> options, answer = shuffled(["red", "blue"], right=0, seed=0, number=3)
+    >>> options[LETTERS.index(answer)]
+    'red'
+    """
+    order = np.random.default_rng([seed, number]).permutation(len(options))
+    return tuple(options[k] for k in order), LETTERS[int(np.flatnonzero(order == right)[0])]
+
+
+# ---------------------------------------------------------------------------- V*Bench
+
+VSTAR_KINDS = ("direct_attributes", "relative_position")
+
+
+@dataclass(frozen=True, eq=False)
+class VstarQuestion:
+    """One json file of V*Bench, checked; ``bboxes`` are x, y, width, height in pixels."""
+
+    picture: Path
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    targets: tuple[str, ...]
+    bboxes: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class VstarDataset:
+    """V*Bench: 191 questions, each with its own picture."""
+
+    split: str
+    questions: tuple[VstarQuestion, ...]
+    name: str = "vstar"
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(question.picture for question in self.questions)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError if the picture cannot be used or a target lies outside of it."""
+        index = within(index, len(self))
+        asked = self.questions[index]
+        category = asked.picture.parent.name
+        example_id = f"{category}/{asked.picture.stem}"
+        image = read_picture(asked.picture, None, example_id)
+        sides = as_boxes(asked.bboxes)
+        boxes = clipped(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1), image.size)
+        if (area(boxes) <= 0).any():
+            outside = asked.targets[int(np.flatnonzero(area(boxes) <= 0)[0])]
+            raise DataError(f"{asked.picture}: target '{outside}' of example {example_id} lies outside", example_id)
+        fields = {"question": asked.question, "options": asked.options, "answer": asked.answer,
+                  "category": category, "targets": asked.targets, "target_boxes_px": boxes}  # fmt: skip
+        return Example(example_id, image, asked.question, boxes, image_id=index + 1, fields=fields)
+
+
+def open_vstar(source: Source) -> VstarDataset:
+    """Reads ``vstar_bench/<kind>/*.json``; the picture of ``a.json`` is ``a.jpg`` beside it.
+
+    In the files the first option is always the right one, so the order is drawn from the seed.
+    """
+    folder = source.folder("vstar", "vstar_bench")
+    source.one_of("vstar", ONE_SPLIT)
+    paths = [path for kind in VSTAR_KINDS for path in sorted((folder / kind).glob("*.json"))]
+    if not paths:
+        raise DataError(f"{folder / VSTAR_KINDS[0]}: there is no json file, see data/README.md for the layout")
+    return VstarDataset("test", tuple(_vstar(path, source.seed, number) for number, path in enumerate(paths)))
+
+
+def _vstar(path: Path, seed: int, number: int) -> VstarQuestion:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a V*Bench file holds one object with question, options, target_object and bbox")
+    question, options, targets, bboxes = (
+        needed(path, "the question", content, key) for key in ("question", "options", "target_object", "bbox")
+    )
+    for key, words in (("options", options), ("target_object", targets)):
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{path}: {key} is {words!r}, give a list of texts")
+    if not isinstance(bboxes, list) or len(bboxes) != len(targets):
+        raise DataError(f"{path}: bbox is {bboxes!r}, give one box for each of the {len(targets)} targets")
+    for bbox in bboxes:
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)) or min(bbox[2:]) <= 0:
+            raise DataError(f"{path}: a target has the bbox {bbox!r}, give x, y, w, h with an area above 0")
+    mixed, answer = shuffled(options, 0, seed, number)
+    return VstarQuestion(
+        path.with_suffix(".jpg"), str(question), mixed, answer, tuple(targets), tuple(map(tuple, bboxes))
+    )
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+class Asked(NamedTuple):
+    """A row of a table: where its picture is, which number the picture has, the example's fields."""
+
+    table: Table
+    row: int
+    image_id: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TableDataset:
+    """Questions that came in a table together with their pictures."""
+
+    name: str
+    questions: tuple[Asked, ...]
+    split: str = "test"
+    paths: tuple[Path, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError if the picture in the table cannot be used."""
+        index = within(index, len(self))
+        table, row, image_id, fields = self.questions[index]
+        example_id, where = f"{self.name}:{index}", f"{table.path}, row {row}"
+        try:
+            content = table.picture(row)
+        except DAMAGED as error:
+            raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
+        image = decode_picture(content, where, example_id)
+        return Example(example_id, image, fields["question"], np.zeros((0, 4)), image_id=image_id, fields=fields)
+
+
+def open_realworldqa(source: Source) -> TableDataset:
+    """``RealworldQA/data/test-*.parquet`` (image, question, answer); options are part of the question."""
+    return _open_tables("realworldqa", source, "RealworldQA", "data/test-*.parquet", _in_words)
+
+
+def open_mme(source: Source) -> TableDataset:
+    """``MME/data/test-*.parquet`` (question_id, image, question, answer, category): yes or no.
+
+    Two questions are asked about every picture; both have the same ``question_id``.
+    """
+    return _open_tables("mme", source, "MME", "data/test-*.parquet", _yes_or_no)
+
+
+def open_mmbench(source: Source) -> TableDataset:
+    """``MMBench/MMBench_DEV_EN_V11.tsv`` (index, question, hint, A, B, C, D, answer, category, image).
+
+    Options stay in the order of the file, which holds a question once for each rotation of them; the
+    index of a copy is the question's plus a million, two millions, and so on.
+    """
+    return _open_tables("mmbench", source, "MMBench", "MMBench_DEV_EN_V11.tsv", _by_letter)
+
+
+def _open_tables(
+    name: str,
+    source: Source,
+    below: str,
+    pattern: str,
+    fields_of: Callable[[Mapping[str, str]], dict[str, Any]],
+) -> TableDataset:
+    """All rows of the files that fit the pattern, every one of them checked."""
+    source.one_of(name, ONE_SPLIT)
+    folder = source.folder(name, below)
+    questions: list[Asked] = []
+    pictures: dict[str, int] = {}
+    for path in sorted(folder.glob(pattern)):
+        table = open_table(path)
+        for row, content in enumerate(table.rows):
+            try:
+                fields = fields_of(content)
+            except KeyError as column:
+                raise DataError(f"{path}: there is no column {column}, download the file again") from None
+            except ValueError as error:
+                raise DataError(f"{path}: row {row} {error}, download the file again") from None
+            picture = pictures.setdefault(fields.get("group", f"{path} {row}"), len(pictures) + 1)
+            questions.append(Asked(table, row, picture, fields))
+    if not questions:
+        raise DataError(f"{folder / pattern}: there is no such file or nothing in it, see data/README.md")
+    return TableDataset(name, tuple(questions))
+
+
+def _in_words(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a question whose answer is a word. Raises ValueError if there is none."""
+    if not row["answer"].strip():
+        raise ValueError("has no answer")
+    return {"question": row["question"], "options": (), "answer": row["answer"].strip(), "category": row.get("category", "")}
+
+
+def _yes_or_no(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of one of MME's questions."""
+    return _in_words(row) | {"group": row["question_id"]}
+
+
+def _by_letter(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a question with a column per option, of which the last may be empty."""
+    options = [row["A"], row["B"], *(row.get(letter, "") for letter in "CDE")]
+    options = [option for option in options if option.strip()]
+    if row["answer"].strip() not in list(LETTERS[: len(options)]):
+        raise ValueError(f"has the answer {row['answer']!r} and {len(options)} options")
+    if not row["index"].isdigit():
+        raise ValueError(f"has the index {row['index']!r}, no whole number")
+    return {"question": row["question"], "options": tuple(options), "answer": row["answer"].strip(),
+            "category": row["category"], "hint": row.get("hint", ""),
+            "group": str(int(row["index"]) % MMBENCH_COPY)}  # fmt: skip

@@ -1,0 +1,209 @@
+"""SODA-A (aerial) and SODA-D (driving): small objects in very large pictures, cut into tiles.
+
+The sets of "Towards Large-Scale Small Object Detection" (arXiv 2207.14096). SODA-D has one json file per
+split in COCO's format, SODA-A one json file per picture with polygons. Category ``ignore`` marks areas in
+which nothing was labelled: what is found there is neither asked for nor punished.
+
+Their authors cut the pictures into tiles of 800 x 800 pixels that share 150 (their README calls the 150 a
+stride, their code uses it as the overlap). An object at the border of a tile counts there if enough of it
+is inside: more than 40 % in SODA-D, at least 70 % in SODA-A; less is treated as a crowd.
+
+Deviations from the authors' tools:
+
+1. Ignored areas stay in the picture, as crowds. They paint them black in SODA-D.
+2. A picture smaller than a tile is not padded.
+3. A polygon becomes the smallest upright box around it. SODA-A's authors use rotated boxes, and leave out
+   polygons with more than four corners.
+4. ACTIVE-O3 trains on 1,000 random pictures of each set, and does not say whether it cut them. Here they
+   are 1,000 of the tiles that have a question in them, or 1,000 whole pictures without tiling.
+"""
+
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from activeo3.annotations import BoxDataset, Index, Picture, Question, checked_picture, group_boxes, read_coco
+from activeo3.files import DataError, Source, is_number, needed, read_json
+from activeo3.geometry import as_boxes, containment
+
+SPLITS = ("train", "val", "test")
+TRAINED_ON = 1_000
+"""Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
+TILES = 10_000
+"""A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
+
+AERIAL = ("airplane", "helicopter", "small-vehicle", "large-vehicle", "ship", "container", "storage-tank",
+          "swimming-pool", "windmill", "ignore")  # fmt: skip
+"""SODA-A's categories, numbered from 0."""
+DRIVING = ("people", "rider", "bicycle", "motor", "vehicle", "traffic-sign", "traffic-light", "traffic-camera",
+           "warning-cone", "ignore")  # fmt: skip
+"""SODA-D's categories, numbered from 1."""
+
+
+def open_soda_a(source: Source) -> BoxDataset:
+    """``SODA-A/Annotations/<split>/*.json``, one per picture, and ``SODA-A/Images``.
+
+    Pictures are numbered from 1 in the order of their names: SODA-A has no list that numbers them.
+    """
+    folder = source.folder("soda_a", "SODA-A")
+    split = source.one_of("soda_a", SPLITS)
+    # Archives that were packed on a Mac come with a twin "._name" of every file.
+    paths = sorted(p for p in (folder / "Annotations" / split).glob("*.json") if not p.name.startswith("._"))
+    if not paths:
+        raise DataError(f"{folder / 'Annotations' / split}: there is no json file, see data/README.md for the layout")
+    names = dict(enumerate(_words(AERIAL)))
+    pictures: dict[int, Picture] = {}
+    questions: list[Question] = []
+    dropped: list[str] = []
+    for image_id, path in enumerate(paths, start=1):
+        pictures[image_id], rows, no_polygons = _aerial_picture(path, image_id, _images(folder, split))
+        found, no_areas = group_boxes(path, rows, pictures, names)
+        questions += found
+        dropped += [*no_polygons, *no_areas]
+    index = Index(pictures, tuple(questions), tuple(dropped), tuple(picture.path for picture in pictures.values()))
+    return _finished("soda_a", source, index, ignored=AERIAL.index("ignore"), enough=0.7)
+
+
+def open_soda_d(source: Source) -> BoxDataset:
+    """``SODA-D/Annotations/<split>.json`` and ``SODA-D/Images``."""
+    folder = source.folder("soda_d", "SODA-D")
+    split = source.one_of("soda_d", SPLITS)
+    names = dict(enumerate(_words(DRIVING), start=1))
+    index = read_coco(folder / "Annotations" / f"{split}.json", _images(folder, split), names)
+    # "More than 40 %": the next number after 0.4.
+    enough = float(np.nextafter(0.4, 1))
+    return _finished("soda_d", source, index, ignored=1 + DRIVING.index("ignore"), enough=enough)
+
+
+def _images(folder: Path, split: str) -> Path:
+    """The pictures lie in a folder per split or all in one, depending on how they were unpacked."""
+    of_split = folder / "Images" / split
+    return of_split if of_split.is_dir() else folder / "Images"
+
+
+def _words(names: Sequence[str]) -> list[str]:
+    """Category names as words to ask for."""
+    return [name.replace("-", " ") for name in names]
+
+
+def _aerial_picture(
+    path: Path, image_id: int, images: Path
+) -> tuple[Picture, dict[int, dict[str, Any]], list[str]]:
+    """One of SODA-A's files: its picture, its polygons as COCO rows by position, what was left out."""
+    content = read_json(path)
+    entry, rows = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
+    if not isinstance(entry, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
+    picture = checked_picture(path, "its picture", entry, images)
+    found, dropped = {}, []
+    for number, row in enumerate(rows):
+        poly = needed(path, f"annotation {number}", row, "poly")
+        if not isinstance(poly, list) or not all(map(is_number, poly)):
+            raise DataError(f"{path}: annotation {number} has the poly {poly!r}, give the x, y of its corners")
+        if len(poly) < 6 or len(poly) % 2:
+            dropped.append(f"{path}: annotation {number} is no polygon ({poly}), it is left out")
+            continue
+        x, y = poly[::2], poly[1::2]
+        bbox = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+        found[number] = row | {"image_id": image_id, "bbox": bbox}
+    return picture, found, dropped
+
+
+def _finished(name: str, source: Source, index: Index, ignored: int, enough: float) -> BoxDataset:
+    """From whole pictures to what is asked: ignored areas spread, tiles cut, training pictures drawn."""
+    index = spread_ignored(index, ignored)
+    if source.tile:
+        index = cut(index, source.tile, source.tile_overlap, enough)
+    if source.split == "train":
+        index = drawn(index, TRAINED_ON, source.seed)
+    if not index.questions:
+        raise DataError(f"{source.folder(name, '')}: {name} has no question in its split '{source.split}'")
+    return BoxDataset(name, source.split, index)
+
+
+def spread_ignored(index: Index, ignored: int) -> Index:
+    """Without category ``ignored``: its boxes become crowds of every other question of their picture."""
+    areas = {question.image_id: question for question in index.questions if question.category_id == ignored}
+    questions = []
+    for question in index.questions:
+        if question.category_id == ignored:
+            continue
+        if question.image_id in areas:
+            blank = areas[question.image_id]
+            question = Question(
+                question.image_id, question.category_id, question.query,
+                np.concatenate([question.boxes_px, blank.boxes_px]),
+                np.concatenate([question.areas, blank.areas]),
+                np.concatenate([question.crowd, np.ones(len(blank.crowd), dtype=bool)]),
+            )  # fmt: skip
+        questions.append(question)
+    return index._replace(questions=tuple(questions))
+
+
+def drawn(index: Index, count: int, seed: int) -> Index:
+    """The questions of ``count`` pictures, drawn from those that have any."""
+    asked = sorted({question.image_id for question in index.questions})
+    taken = set(np.random.default_rng(seed).permutation(asked)[:count].tolist())
+    return index._replace(questions=tuple(q for q in index.questions if q.image_id in taken))
+
+
+# ---------------------------------------------------------------------------- tiles
+
+
+def windows(size: tuple[int, int], tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """The tiles of a picture of ``size``, xyxy in whole pixels, column by column.
+
+    Neighbours share ``overlap`` pixels; the last ones are moved back to end at the border, so they
+    share more. Whatever is at most ``overlap`` wide and high is whole in at least one tile.
+
+    >>> windows((1500, 600), tile=800, overlap=150)
+    [(0, 0, 800, 600), (650, 0, 1450, 600), (700, 0, 1500, 600)]
+    """
+    across, down = (_starts(side, tile, overlap) for side in size)
+    return [(x, y, min(x + tile, size[0]), min(y + tile, size[1])) for x in across for y in down]
+
+
+def _starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side."""
+    return [*range(0, max(1, side - tile), tile - overlap), *([side - tile] if side > tile else [])]
+
+
+def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
+    """Every picture as its tiles, each a picture of its own with the boxes that reach into it.
+
+    A box of which a share of less than ``enough`` is inside becomes a crowd, and so does what was one.
+    Tiles without a question are left out. ``Picture.source_id`` keeps the id of the whole picture.
+    """
+    pictures: dict[int, Picture] = {}
+    questions = []
+    for image_id, of_picture in _by_picture(index.questions).items():
+        whole = index.pictures[image_id]
+        for number, window in enumerate(windows(whole.size, tile, overlap)):
+            tile_id = image_id * TILES + number
+            inside = [part for question in of_picture if (part := _reaching(question, tile_id, window, enough))]
+            if inside:
+                pictures[tile_id] = whole._replace(window=window, source_id=image_id)
+                questions += inside
+    return index._replace(pictures=pictures, questions=tuple(questions))
+
+
+def _by_picture(questions: Sequence[Question]) -> Mapping[int, list[Question]]:
+    found: dict[int, list[Question]] = {}
+    for question in questions:
+        found.setdefault(question.image_id, []).append(question)
+    return found
+
+
+def _reaching(
+    question: Question, tile_id: int, window: tuple[int, int, int, int], enough: float
+) -> Question | None:
+    """A question in the frame of a tile, or None if no box in it counts."""
+    share = containment(question.boxes_px, as_boxes([window]))[:, 0]  # (N,)
+    reach = share > 0
+    crowd = question.crowd[reach] | (share[reach] < enough)
+    if crowd.all():
+        return None
+    boxes = np.clip(question.boxes_px[reach], window[:2] * 2, window[2:] * 2) - np.array(window[:2] * 2)
+    areas = question.areas[reach] * share[reach]
+    return Question(tile_id, question.category_id, question.query, boxes, areas, crowd)

@@ -1,0 +1,130 @@
+"""Question files with the pictures inside: parquet as the Hugging Face hub stores it, tab-separated text.
+
+A table is rows of text, held in memory, and pictures, read from the file one at a time.
+"""
+
+import base64
+import binascii
+import csv
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Iterator, Protocol, Sequence
+
+from activeo3.files import DataError
+
+PICTURE = "image"
+"""The column with the picture, in all public files of these sets."""
+
+csv.field_size_limit(2**31 - 1)  # a picture is one field of a line
+
+
+class Table(Protocol):
+    """Rows without their pictures, and the bytes of a row's picture."""
+
+    path: Path
+    rows: Sequence[dict[str, str]]
+
+    def picture(self, row: int) -> bytes:
+        """Raises ValueError or OSError if it cannot be had."""
+        ...
+
+
+def open_table(path: Path) -> Table:
+    """A ``.parquet`` or ``.tsv`` file. Raises DataError if it cannot be read or has no pictures."""
+    return ParquetTable(path) if path.suffix == ".parquet" else TextTable(path)
+
+
+class TextTable:
+    """A file of tab-separated values with a header line; pictures are base64 text.
+
+    A picture that is a mere number stands for that of the row with this ``index``, as in MMBench.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        self.offsets: list[int] = []
+        self.same_as: dict[int, int] = {}
+        by_index: dict[str, int] = {}
+        try:
+            with path.open("rb") as file:
+                lines = _Lines(file)
+                reader = csv.reader(lines, delimiter="\t")
+                self.columns = next(reader, [])
+                if PICTURE not in self.columns:
+                    raise DataError(f"{path}: the header has no column '{PICTURE}', download the file again")
+                start = lines.offset
+                for number, fields in enumerate(reader):
+                    if len(fields) != len(self.columns):
+                        raise DataError(
+                            f"{path}: row {number} has {len(fields)} fields and the header {len(self.columns)}, "
+                            f"download the file again"
+                        )
+                    row = dict(zip(self.columns, fields))
+                    stored = row.pop(PICTURE)
+                    if stored.isdigit():
+                        if stored not in by_index:
+                            raise DataError(f"{path}: row {number} has the picture of an unknown index {stored}")
+                        self.same_as[number] = by_index[stored]
+                    by_index[row.get("index", "")] = number
+                    self.rows.append(row)
+                    self.offsets.append(start)
+                    start = lines.offset
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+
+    def picture(self, row: int) -> bytes:
+        """Reads one row of the file again."""
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[self.same_as.get(row, row)])
+            fields = next(csv.reader(_Lines(file), delimiter="\t"))
+        try:
+            return base64.b64decode(fields[self.columns.index(PICTURE)], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"no base64: {error}") from None
+
+
+class _Lines:
+    """Lines of a file as text, and the ``offset`` in bytes of the next one."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.offset = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.file:
+            self.offset += len(line)
+            yield line.decode("utf-8")
+
+
+class ParquetTable:
+    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise DataError(f'{path}: reading parquet needs the package pyarrow: pip install "activeo3[parquet]"') from None
+        try:
+            self.file = pyarrow.parquet.ParquetFile(path)
+            columns = self.file.schema_arrow.names
+            if PICTURE not in columns:
+                raise DataError(f"{path}: there is no column '{PICTURE}', download the file again")
+            text = self.file.read([name for name in columns if name != PICTURE])
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+        self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text.to_pylist()]
+        sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
+        self.places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+        # Rows are stored in groups and read group by group; the next row is most often in the same one.
+        self.group = lru_cache(maxsize=1)(lambda number: self.file.read_row_group(number, [PICTURE]).column(0))
+
+    def picture(self, row: int) -> bytes:
+        """Reads the group that the row is in, unless it was the last one read."""
+        number, within = self.places[row]
+        content = (self.group(number)[within].as_py() or {}).get("bytes")
+        if not content:
+            raise ValueError("the file holds no bytes for it")
+        return content
