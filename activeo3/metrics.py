@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from activeo3.geometry import area, as_boxes, containment
+from activeo3.geometry import CONTAINED, area, as_boxes, held
 from activeo3.schema import Example, Outcome
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -151,7 +151,7 @@ def ap_ar_50(example: Example, outcome: Outcome) -> tuple[float, float]:
     return float(ap[0]), float(ar[0])
 
 
-def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: float = 0.9) -> float:
+def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: float = CONTAINED) -> float:
     """Share of the true boxes that have at least ``share`` of their area inside one single region.
 
     ``regions`` and ``boxes_px`` are xyxy in original pixels. NaN if there is no true box.
@@ -162,9 +162,7 @@ def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: floa
     boxes = as_boxes(boxes_px)
     if len(boxes) == 0:
         return math.nan
-    inside = containment(boxes, as_boxes(regions))  # (N, K)
-    # The slack is for the rounding of areas: a box that lies 90 % inside counts at share 0.9.
-    return float((inside.max(axis=1, initial=0.0) >= share - 1e-9).mean())
+    return float(held(boxes, as_boxes(regions), share).any(axis=1).mean())
 
 
 def bootstrap_interval(

@@ -12,7 +12,7 @@ is a property of the loaded model (``text_scale``), and this file is where it is
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Self, Sequence
+from typing import Iterable, Iterator, Self, Sequence
 
 import torch
 from PIL import Image
@@ -92,15 +92,7 @@ class VisionLanguageModel:
             ModelError: the folder is not there or not a model, the hub cannot be reached, or the
                 architecture is another one.
         """
-        if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
-            raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
-        try:
-            config = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{source} cannot be opened as a model ({reason}); name a folder with a config.json.") from None
-        if config.model_type not in FAMILIES:
-            raise ModelError(f"{source} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
+        family_of(source, FAMILIES)
         try:
             model = AutoModelForImageTextToText.from_pretrained(
                 source,
@@ -309,6 +301,23 @@ class VisionLanguageModel:
         finally:
             self.model.train(training)
             self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it
+
+
+def family_of(source: str, supported: Iterable[str]) -> str:
+    """The architecture of a checkpoint folder or hub id, one of ``supported``.
+
+    Raises ModelError if there is no model or one of another architecture.
+    """
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+        raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
+    try:
+        family = AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{source} cannot be opened as a model ({reason}); name a folder with a config.json.") from None
+    if family not in supported:
+        raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
+    return family
 
 
 def vision_attention(wanted: str) -> str:

@@ -29,7 +29,6 @@ from activeo3.schema import Example, Outcome, Rollout, Score
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
-CONTAINED = 0.9
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
@@ -85,7 +84,7 @@ def covered(rollout: Rollout, mode: str) -> float:
         return 0.0
     match mode:
         case "contain":
-            return metrics.region_recall(regions, boxes_px, CONTAINED)
+            return metrics.region_recall(regions, boxes_px)
         case "iou":
             return float((geometry.iou(boxes_px, regions).max(axis=1) >= IOU_ENOUGH - _ROUNDING).mean())
         case "purity":

@@ -29,7 +29,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
 from activeo3.prompts import read_regions
-from activeo3.rewards import CONTAINED, asked_boxes, score
+from activeo3.rewards import asked_boxes, score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
 from activeo3.taskmodels import act
@@ -143,7 +143,7 @@ def sensing_metrics(
 def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
     """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
     pairs = zip(examples, regions, strict=True)
-    return np.array([metrics.region_recall(of_one, asked_boxes(example), CONTAINED) for example, of_one in pairs])
+    return np.array([metrics.region_recall(of_one, asked_boxes(example)) for example, of_one in pairs])
 
 
 def other_picture(examples: Sequence[Example], index: int) -> int:
