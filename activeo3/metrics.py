@@ -151,6 +151,11 @@ def ap_ar_50(example: Example, outcome: Outcome) -> tuple[float, float]:
     return float(ap[0]), float(ar[0])
 
 
+def asked_boxes(example: Example) -> np.ndarray:
+    """The true boxes (N, 4) that are asked for: all but the crowds."""
+    return as_boxes(example.boxes_px)[example.asked_for]
+
+
 def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: float = CONTAINED) -> float:
     """Share of the true boxes that have at least ``share`` of their area inside one single region.
 
@@ -275,7 +280,7 @@ def _truth_records(examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
         crowd = np.zeros(len(boxes), dtype=bool) if example.crowd is None else example.crowd
         if not len(boxes) == len(areas) == len(crowd):
             raise ValueError(f"example {example.id}: boxes, areas and crowd flags differ in number")
-        for box, size, is_crowd in zip(_xywh(boxes), areas.tolist(), crowd):
+        for box, size, is_crowd in zip(xywh(boxes), areas.tolist(), crowd):
             yield {"image_id": number, "bbox": box, "area": size, "iscrowd": int(is_crowd)}
 
 
@@ -287,7 +292,7 @@ def _detection_records(
         scores = np.asarray(outcome.scores, dtype=np.float64)
         if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
             raise ValueError(f"example {example.id}: expected one finite score per detection")
-        for box, size, score in zip(_xywh(boxes), area(boxes).tolist(), scores.tolist()):
+        for box, size, score in zip(xywh(boxes), area(boxes).tolist(), scores.tolist()):
             yield {"image_id": number, "bbox": box, "area": size, "iscrowd": 0, "score": score}
 
 
@@ -298,7 +303,7 @@ def _finite_boxes(boxes_px: np.ndarray, example: Example, what: str) -> np.ndarr
     return boxes
 
 
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
+def xywh(boxes: np.ndarray) -> list[list[float]]:
     """COCO's x, y, width, height; an inverted box has no width or height and finds nothing."""
     side = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
     return np.concatenate([boxes[:, :2], side], axis=1).tolist()

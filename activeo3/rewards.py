@@ -25,7 +25,7 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
-from activeo3.schema import Example, Outcome, Rollout, Score
+from activeo3.schema import Outcome, Rollout, Score
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
@@ -69,17 +69,12 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
     return float(((ratio >= AREA_RATIO[0] - _ROUNDING) & (ratio <= AREA_RATIO[1] + _ROUNDING)).all())
 
 
-def asked_boxes(example: Example) -> np.ndarray:
-    """The true boxes (N, 4) that are asked for: all but the crowds."""
-    return geometry.as_boxes(example.boxes_px)[example.asked_for]
-
-
 def covered(rollout: Rollout, mode: str) -> float:
     """R_coverage in [0, 1] of the rollout's regions, read as ``mode`` says (B.4, deviation 2).
 
     ``purity`` needs ``fields["masks"]`` of the example and raises ValueError without it.
     """
-    boxes_px, regions = asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
+    boxes_px, regions = metrics.asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
     if not len(regions) or not len(boxes_px):
         return 0.0
     match mode:

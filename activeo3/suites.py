@@ -1,14 +1,21 @@
 """Benchmark suites: one table whose rows are ways of choosing regions, with everything else equal.
 
-    direct           no zoom: the task model sees the whole picture as one crop
+    direct           no zoom: the task model sees the whole picture as one crop, squeezed to a square
+    direct-native    no zoom, and the picture keeps its shape and its size (a language model only: a
+                     detector always keeps the shape)
     random           K random regions of sensible size
     grid             K uniform tiles that cover the picture
     fixed            the best K regions that ignore the picture, fitted on training pictures
+    repeat           the checkpoint is asked for one region, K times, by sampling (paper, Table 13)
     cot              the start policy, prompted and untrained (the paper's Qwen2.5-VL-CoT)
     active           the checkpoint
     oracle-regions   K regions cut around the true boxes: the ceiling of any sensing policy
 
-The same frozen task model works on the crops of all of them, greedily.
+The same frozen task model works on the crops of all of them, greedily. With several task models, each
+method has a row for each, on the same regions.
+
+The second table (failures.py) tells sensing from task, and may add a control: how much the task model
+scores on black crops. What it scores there does not come from looking.
 
 Two swap columns tell a policy that looks from one that has learned good average regions: how far region
 recall falls when each picture gets the regions of another picture (``swap_picture``), and when the same
@@ -21,23 +28,28 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
-from activeo3 import geometry, metrics, report
+from activeo3 import metrics, report, tables
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
+from activeo3.failures import failures
+from activeo3.floors import RULES, fixed_candidates, from_unit, to_unit
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
 from activeo3.prompts import read_regions
-from activeo3.rewards import asked_boxes, score
+from activeo3.rewards import score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Region, Rollout, Sampling
-from activeo3.taskmodels import act
+from activeo3.taskmodels import Found, TaskModel, act, merged
 
-COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
 BATCH = 16  # pictures that a policy looks at together
 
 Regions = list[tuple[Region, ...]]
+Expert = VisionLanguageModel | TaskModel
+Shelf = dict[str, tuple[Regions, list[Outcome], list[str]]]
+"""What every row found: {label: (regions, outcomes, answers)}."""
 
 
 def run(
@@ -50,31 +62,62 @@ def run(
     training: Sequence[Example] = (),
     resamples: int = 1000,
     say: Callable[[str], None] = print,
-) -> tuple[list[dict[str, Any]], dict[str, tuple[Regions, list[Outcome], list[str]]]]:
-    """Evaluate every method on the examples: (table rows, {method: (regions, outcomes, answers)}).
+    experts: Mapping[str, Expert] | None = None,
+    black: bool = False,
+) -> tuple[list[dict[str, Any]], Shelf]:
+    """Evaluate every method on the examples: (table rows, what each row found by its label).
 
     Args:
-        actor, start: the checkpoint, and the start policy that is also the frozen task model.
-        training: pictures that ``fixed`` may be fitted on.
+        actor, start: the checkpoint, and the start policy.
+        training: pictures that ``fixed`` may be fitted on, with the first task model.
         say: told about each row as soon as it is there.
+        experts: the task models by name; by default the start policy is the only one.
+        black: also score the task models on black crops.
 
-    A row holds ``benchmark``, ``method``, ``n`` and ``metrics``, a mapping from column to
-    ``metrics.Metric`` (value, low, high) or, for ``regions`` and ``seconds``, a plain number.
+    A row holds ``benchmark``, ``method``, ``task_model``, ``n``, and two mappings from column to
+    ``metrics.Metric`` (value, low, high) or a plain number: ``metrics`` and ``failures``.
     """
-    rows, shown = [], {}
+    experts = experts or {"mllm": start}
+    rows: list[dict[str, Any]] = []
+    kept = []
     for method in methods:
         began = time.perf_counter()
-        regions, answers = propose(method, examples, actor, start, config, training)
-        outcomes = act(start, examples, regions, config)
-        seconds = (time.perf_counter() - began) / len(examples)
-        found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
-        values: dict[str, Any] = {name: found[name] for name in ("AP", "AP50", "AP_s", "AR", "AR_s")}
-        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples)
-        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds}
-        rows.append({"benchmark": benchmark, "method": method, "n": len(examples), "metrics": values})
-        shown[method] = (regions, outcomes, answers)
-        say(f"{benchmark} {method}: AP50 {values['AP50'].value:.3f}, region recall {values['region_recall'].value:.3f}")
-    return rows, shown
+        regions, answers = propose(method, examples, actor, start, config, training, next(iter(experts.values())))
+        proposing = time.perf_counter() - began
+        sensing = sensing_metrics(method, examples, regions, actor, start, config, resamples)
+        seen_as = as_seen(method, config)
+        for name, expert in experts.items():
+            if method == "direct-native" and not isinstance(expert, VisionLanguageModel):
+                continue  # it sees the same as in ``direct``
+            began = time.perf_counter()
+            outcomes = act(expert, examples, regions, seen_as)
+            seconds = (proposing + time.perf_counter() - began) / len(examples)
+            found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
+            values: dict[str, Any] = {column: found[column] for column in ("AP", "AP50", "AP_s", "AR", "AR_s")} | sensing
+            values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds}
+            lost = failures(examples, regions, outcomes)
+            if black:
+                blind = act(expert, blackened(examples), regions, seen_as)
+                lost[tables.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
+            row = {"benchmark": benchmark, "method": method, "task_model": name, "n": len(examples)}
+            rows.append(row | {"metrics": values, "failures": lost})
+            kept.append((regions, outcomes, answers))
+            with_whom = f" with {name}" if len(experts) > 1 else ""
+            recall = values["region_recall"].value
+            say(f"{benchmark} {method}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
+    return rows, {tables.label(row, rows): found for row, found in zip(rows, kept)}
+
+
+def as_seen(method: str, config: _Config) -> _Config:
+    """How the task model sees the crops of a method: the two readings of ``direct`` fix the shape."""
+    shapes: dict[str, Any] = {"direct": "square", "direct-native": "aspect"}
+    return replace(config, crop_shape=shapes.get(method, config.crop_shape))
+
+
+def blackened(examples: Sequence[Example]) -> list[Example]:
+    """The same questions about black pictures; those of one size share their pixels."""
+    black = {size: Image.new("RGB", size) for size in {example.size_px for example in examples}}
+    return [replace(example, image=black[example.size_px]) for example in examples]
 
 
 def propose(
@@ -84,17 +127,22 @@ def propose(
     start: VisionLanguageModel,
     config: _Config,
     training: Sequence[Example] = (),
+    expert: Expert | None = None,
 ) -> tuple[Regions, list[str]]:
-    """Each example's regions, in original pixels, and what the model said (empty where none spoke)."""
+    """Each example's regions, in original pixels, and what the model said (empty where none spoke).
+
+    ``expert`` is the task model that ``fixed`` is fitted with, by default ``start``.
+    """
+    if method == "repeat":
+        return repeated_look(actor, examples, config)
     if method in ("cot", "active"):
         rollouts = greedy_look(actor if method == "active" else start, examples, config)
         return [rollout.regions for rollout in rollouts], [rollout.text for rollout in rollouts]
     if method == "fixed":
-        boxes = fit_fixed(start, training, config)
+        boxes = fit_fixed(expert or start, training, config)
         regions = [from_unit(boxes, example.size_px) for example in examples]
     else:
-        rule = {"direct": whole_picture, "random": random_regions, "grid": grid_regions, "oracle-regions": oracle_regions}
-        regions = [rule[method](example, config.regions) for example in examples]
+        regions = [RULES[method](example, config.regions) for example in examples]
     return regions, [""] * len(examples)
 
 
@@ -106,6 +154,18 @@ def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config
         _, groups = look(policy, part, 1, Sampling(0.0, config.max_new_tokens), config)
         rollouts += [group[0] for group in groups]
     return rollouts
+
+
+def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> tuple[Regions, list[str]]:
+    """One region per answer, from K answers sampled at temperature 1; the answers stand one below the other."""
+    one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
+    regions: Regions = []
+    answers: list[str] = []
+    for start in range(0, len(examples), BATCH):
+        _, groups = look(policy, examples[start : start + BATCH], config.regions, sampling, one)
+        regions += [tuple(region for answer in group for region in answer.regions) for group in groups]
+        answers += ["\n".join(answer.text for answer in group) for group in groups]
+    return regions, answers
 
 
 def sensing_metrics(
@@ -125,7 +185,7 @@ def sensing_metrics(
         "swap_picture": None,
         "swap_query": None,
     }
-    if method == "direct":
+    if method in ("direct", "direct-native"):
         return result
     if len(set(pictures)) > 1:
         units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
@@ -143,7 +203,7 @@ def sensing_metrics(
 def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
     """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
     pairs = zip(examples, regions, strict=True)
-    return np.array([metrics.region_recall(of_one, asked_boxes(example)) for example, of_one in pairs])
+    return np.array([metrics.region_recall(of_one, metrics.asked_boxes(example)) for example, of_one in pairs])
 
 
 def other_picture(examples: Sequence[Example], index: int) -> int:
@@ -159,59 +219,10 @@ def other_query(examples: Sequence[Example], index: int) -> str:
     return next((example.query for example in later if example.query != own), own)
 
 
-# ---------------------------------------------------------------------- floors and ceiling
+# ---------------------------------------------------------------------- the best regions that ignore the picture
 
 
-def whole_picture(example: Example, regions: int) -> tuple[Region, ...]:
-    """The picture as its own single crop."""
-    return (Region(0.0, 0.0, *map(float, example.size_px)),)
-
-
-def random_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """Regions with sides of 20 % to 50 % of the picture's, anywhere; the same ones for the same example."""
-    rng = np.random.default_rng(list(example.id.encode()))
-    sides = rng.uniform(0.2, 0.5, (regions, 2))
-    corners = rng.uniform(0, 1, (regions, 2)) * (1 - sides)
-    return from_unit(np.concatenate([corners, corners + sides], axis=1), example.size_px)
-
-
-def grid_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """``regions`` equal tiles that cover the picture, as square as that number allows."""
-    width, height = example.size_px
-    shapes = [(rows, regions // rows) for rows in range(1, regions + 1) if regions % rows == 0]
-    rows, columns = min(shapes, key=lambda shape: abs(np.log((width / shape[1]) / (height / shape[0]))))
-    tiles = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
-    return from_unit(geometry.as_boxes(tiles), example.size_px)
-
-
-def oracle_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """At most ``regions`` rectangles around the true boxes, with some of their surroundings.
-
-    Boxes are joined pair by pair, always the pair whose common rectangle is smallest, until few enough
-    are left and no two would fit into one region of a third of the picture's shorter side.
-    """
-    width, height = example.size_px
-    side = min(width, height)
-    groups = list(asked_boxes(example))
-    while len(groups) > 1:
-        joined = {
-            (i, j): np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])])
-            for i, a in enumerate(groups)
-            for j, b in enumerate(groups[:i])
-        }
-        (i, j), box = min(joined.items(), key=lambda item: float(np.prod(item[1][2:] - item[1][:2])))
-        if len(groups) <= regions and max(box[2:] - box[:2]) > side / 3:
-            break
-        groups = [group for k, group in enumerate(groups) if k not in (i, j)] + [box]
-    found = []
-    for box in groups:
-        size = np.maximum(1.3 * (box[2:] - box[:2]), side / 4)
-        low = np.clip((box[:2] + box[2:] - size) / 2, 0, np.maximum(0, (width, height) - size))
-        found.append(Region(*map(float, (*low, *np.minimum(low + size, (width, height))))))
-    return tuple(found)
-
-
-def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: _Config) -> np.ndarray:
+def fit_fixed(expert: Expert, training: Sequence[Example], config: _Config) -> np.ndarray:
     """The best regions (K, 4) in 0-1 that ignore the picture: chosen greedily from a lattice, so that the
     mean task reward (AP50 + AR50) on the training pictures is highest.
 
@@ -230,62 +241,26 @@ def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: 
     return lattice[chosen]
 
 
-def fixed_candidates() -> np.ndarray:
-    """Rectangles (C, 4) in 0-1 that ``fixed`` chooses from: three sizes on lattices, and thirds."""
-    boxes = []
-    for side, places in ((0.34, 4), (0.5, 3), (0.66, 2)):
-        for x in np.linspace(0, 1 - side, places):
-            boxes += [(x, y, x + side, y + side) for y in np.linspace(0, 1 - side, places)]
-    boxes += [(k / 3, 0, (k + 1) / 3, 1) for k in range(3)] + [(0, k / 3, 1, (k + 1) / 3) for k in range(3)]
-    return geometry.as_boxes(boxes)
-
-
 def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]]) -> float:
     """Mean AP50 + AR50 when several regions' detections are merged."""
     total = 0.0
     for index, example in enumerate(examples):
-        boxes = np.concatenate([outcomes[index].boxes_px for outcomes in seen])
-        kept = geometry.nms(boxes, np.ones(len(boxes)))
-        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], np.ones(len(kept)))))
+        found = [Found(outcomes[index].boxes_px, outcomes[index].scores, "") for outcomes in seen]
+        total += sum(metrics.ap_ar_50(example, merged(found, "nms")))
     return total / len(examples)
 
 
-def to_unit(regions: Sequence[Region], size: tuple[int, int]) -> np.ndarray:
-    """Regions in pixels of a picture of ``size`` -> boxes (K, 4) in 0-1."""
-    return geometry.as_boxes(regions) / np.array([*size, *size])
+# ---------------------------------------------------------------------- results for people
 
 
-def from_unit(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Region, ...]:
-    """Boxes (K, 4) in 0-1 -> regions in pixels of a picture of ``size``."""
-    return tuple(Region(*map(float, box)) for box in boxes * np.array([*size, *size]))
-
-
-# ---------------------------------------------------------------------- results for people and programs
-
-
-def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as report.table wants them: one flat mapping from column to value or interval."""
-    return [{"method": row["method"], **row["metrics"]} for row in rows]
-
-
-def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What results.json holds: values under their names, intervals under ``intervals``."""
-    written = []
-    for row in rows:
-        numbers = {k: (v.value if isinstance(v, metrics.Metric) else v) for k, v in row["metrics"].items()}
-        spans = {k: [v.low, v.high] for k, v in row["metrics"].items() if isinstance(v, metrics.Metric)}
-        written.append({"benchmark": row["benchmark"], "method": row["method"], "n": row["n"], "metrics": numbers, "intervals": spans})
-    return {"rows": written}
-
-
-def gallery(examples: Sequence[Example], shown: Mapping[str, tuple[Regions, list[Outcome], list[str]]],
-            titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12) -> list[tuple[Shown, ...]]:
-    """The same picture under several methods, side by side, for ``count`` examples; none without a method."""
+def gallery(examples: Sequence[Example], shown: Shelf, titles: Mapping[str, str], weights: Mapping[str, float],
+            count: int = 12) -> list[tuple[Shown, ...]]:
+    """The same picture in several rows (their labels with a title each), for ``count`` examples; none without a row."""
     pairs = []
     for index in range(min(count, len(examples)) if titles else 0):
         items = []
-        for method, title in titles.items():
-            regions, outcomes, answers = shown[method]
+        for label, title in titles.items():
+            regions, outcomes, answers = shown[label]
             action = read_regions(answers[index])
             rollout = Rollout(examples[index], (), answers[index], True, action, regions[index])
             judged = score(rollout, outcomes[index], weights)
@@ -308,13 +283,19 @@ def before_and_after(
     examples: Sequence[Example],
     config: TrainConfig,
     say: Callable[[str], None],
+    task_model: TaskModel | None = None,
 ) -> None:
-    """The end of a run: the start policy and the trained one on held-out pictures, as table and page."""
+    """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
+
+    ``task_model`` works on the crops; by default the start policy does.
+    """
     folder = Path(config.output_dir)
     say(f"evaluating on {len(examples)} held-out pictures ({config.data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(config.data, methods, examples, actor, start, config, say=say)
-    write_results(folder, rows)
+    experts = {config.task_model: task_model or start}
+    rows, shown = run(config.data, methods, examples, actor, start, config, say=say, experts=experts)
+    tables.write_results(folder, rows)
+    table = tables.first_table(rows)
     pairs = gallery(examples, shown, {"cot": "before", "active": "after"}, config.weights)
     write_page(
         folder / "report.html",
@@ -322,15 +303,8 @@ def before_and_after(
         [f"policy: {config.model}", f"data: {config.data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),
-        table_rows(rows),
-        COLUMNS,
+        *table,
         pairs,
     )  # fmt: skip
-    say(report.table(table_rows(rows), COLUMNS, f"{config.data}, {len(examples)} pictures"))
+    say(report.table(*table, f"{config.data}, {len(examples)} pictures"))
     say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
-
-
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """``results.json``, replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    report.replace_file(folder / "results.json", (report.strict_json(results(rows)) + "\n").encode())

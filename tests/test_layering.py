@@ -35,6 +35,9 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "lessons": (2, {"models", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
+    "floors": (2, {"models", "torch"}),
+    "failures": (2, {"models", "torch"}),
+    "tables": (2, {"models", "torch"}),
     "suites": (3, {"engine"}),
 }
 
