@@ -170,6 +170,12 @@ def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: floa
     return float(held(boxes, as_boxes(regions), share).any(axis=1).mean())
 
 
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W); two empty masks agree."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
+
+
 def bootstrap_interval(
     values: Sequence[float], image_ids: Sequence[int], resamples: int = 1000, seed: int = 0
 ) -> Metric:

@@ -35,6 +35,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "lessons": (2, {"models", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
+    "clicks": (0, {"torch"}),
+    "segment": (2, {"rewards", "sampler", "engine"}),
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
     "tables": (2, {"models", "torch"}),
@@ -44,7 +46,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "taskmodels", "tiny"},
+    "transformers": {"models", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics", "datasets"},
 }
