@@ -23,7 +23,7 @@ Deviations from the paper, and readings of what it leaves open:
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, Sequence
+from typing import NamedTuple, Self, Sequence
 
 import numpy as np
 import torch
@@ -61,14 +61,16 @@ class Found(NamedTuple):
     text: str
 
 
-class TaskModel(Protocol):
+class TaskModel:
     """Whoever works on crops and is not the language model itself; a whole copy is on every rank."""
 
     def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
         """Search every look's window for its example's query: one Found per look."""
+        raise NotImplementedError
 
     def gathered(self) -> AbstractContextManager[Self]:
         """As ``Sharded.gathered`` of the language model; here there is nothing to gather."""
+        return nullcontext(self)
 
 
 def act(
@@ -139,7 +141,7 @@ def mapped_back(look: Look, frame: Frame, boxes: np.ndarray, scores: np.ndarray,
 # ---------------------------------------------------------------------- a detector
 
 
-class GroundingDino:
+class GroundingDino(TaskModel):
     """A frozen open-vocabulary detector of transformers, in float32; the query is its one category.
 
     ``box_threshold`` is the least score of a box, that is its best match with any word;
@@ -159,16 +161,13 @@ class GroundingDino:
         """
         family_of(source, DETECTORS)
         try:
-            # The deformable attention of these models has no half-precision path worth its rounding.
+            # float32 whatever --dtype says: these models are small, and a reward should not hang on rounding.
             model = AutoModelForZeroShotObjectDetection.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
             image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         except (OSError, ValueError) as error:
             raise ModelError(f"{source} is incomplete: {str(error).splitlines()[0]}") from None
         return cls(model.to(device), tokenizer, image_processor, box_threshold, text_threshold)
-
-    def gathered(self) -> AbstractContextManager[Self]:
-        return nullcontext(self)
 
     def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
         """Detect every look's query in its crop, best first, with the detector's own scores."""
@@ -222,11 +221,8 @@ class GroundingDino:
 # ---------------------------------------------------------------------- the ground truth
 
 
-class Oracle:
+class Oracle(TaskModel):
     """Finds exactly the true boxes that a window holds (90 % of their area), and nothing else."""
-
-    def gathered(self) -> AbstractContextManager[Self]:
-        return nullcontext(self)
 
     def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
         """The true boxes, crowds apart, inside each window."""
