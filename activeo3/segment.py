@@ -73,7 +73,7 @@ class Crop:
 
     @classmethod
     def of(cls, draft: Draft, mask: np.ndarray, region: Region) -> Self:
-        """The part of a draft that a region shows, at least one pixel wide unless the region is outside."""
+        """The part of a draft that a region shows, in whole pixels; empty for a region without area or outside."""
         low, high = np.floor(region[:2]).astype(int), np.ceil(region[2:]).astype(int)
         x1, y1 = np.clip(low, 0, draft.image.size).tolist()
         x2, y2 = np.clip(high, 0, draft.image.size).tolist()
