@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from activeo3 import datasets, engine, geometry, pictures, report, suites, tables
+from activeo3 import datasets, engine, geometry, pictures, report, results, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.datasets import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -47,13 +47,13 @@ def main(config: EvalConfig) -> None:
             name, config.methods, examples, actor, start, config, training, config.resamples, experts=experts, black=config.black
         )
         rows += found
-        tables.write_results(folder, rows)
-        tables.write_coco(folder, f"truth-{name}", tables.truth(examples))
+        results.write_results(folder, rows)
+        results.write_coco(folder, f"truth-{name}", results.truth(examples))
         for label, (_, outcomes, _) in shown.items():
-            tables.write_coco(folder, f"predictions-{name}-{label}", tables.predictions(examples, outcomes))
-        table = tables.first_table(found)
+            results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
+        table = results.first_table(found)
         print(report.table(*table, f"{name} ({config.split}), {len(examples)} questions"))
-        print(report.table(*tables.second_table(found), "sensing apart from task"))
+        print(report.table(*results.second_table(found), "sensing apart from task"))
         titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
         pairs = suites.gallery(examples, shown, titles, TrainConfig().weights)
         summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]

@@ -30,7 +30,7 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import metrics, report, tables
+from activeo3 import metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
 from activeo3.failures import failures
@@ -98,14 +98,14 @@ def run(
             lost = failures(examples, regions, outcomes)
             if black:
                 blind = act(expert, blackened(examples), regions, seen_as)
-                lost[tables.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
+                lost[results.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
             row = {"benchmark": benchmark, "method": method, "task_model": name, "n": len(examples)}
             rows.append(row | {"metrics": values, "failures": lost})
             kept.append((regions, outcomes, answers))
             with_whom = f" with {name}" if len(experts) > 1 else ""
             recall = values["region_recall"].value
             say(f"{benchmark} {method}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
-    return rows, {tables.label(row, rows): found for row, found in zip(rows, kept)}
+    return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
 
 
 def as_seen(method: str, config: _Config) -> _Config:
@@ -294,8 +294,8 @@ def before_and_after(
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
     experts = {config.task_model: task_model or start}
     rows, shown = run(config.data, methods, examples, actor, start, config, say=say, experts=experts)
-    tables.write_results(folder, rows)
-    table = tables.first_table(rows)
+    results.write_results(folder, rows)
+    table = results.first_table(rows)
     pairs = gallery(examples, shown, {"cot": "before", "active": "after"}, config.weights)
     write_page(
         folder / "report.html",

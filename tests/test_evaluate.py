@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import tables
-from test_tables import STATS, scored_by_pycocotools
+from activeo3 import results
+from test_results import STATS, scored_by_pycocotools
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
@@ -54,7 +54,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["benchmark"], row["method"], row["n"]) for row in rows] == [("scenes", name, 4) for name in methods]
     for row in rows:
-        assert set(row["metrics"]) == set(tables.COLUMNS) - {"method"}
+        assert set(row["metrics"]) == set(results.COLUMNS) - {"method"}
         low, high = row["intervals"]["region_recall"]
         assert low <= row["metrics"]["region_recall"] <= high
     assert rows[2]["metrics"]["region_recall"] == 1.0

@@ -39,7 +39,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "segment": (2, {"rewards", "sampler", "engine"}),
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
-    "tables": (2, {"models", "torch"}),
+    "results": (2, {"models", "torch"}),
     "suites": (3, {"engine"}),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import floors, geometry, scenes, suites, tables
+from activeo3 import floors, geometry, results, scenes, suites
 from activeo3.config import METHODS, TrainConfig
 from activeo3.geometry import as_boxes
 from activeo3.metrics import Metric, region_recall
@@ -315,7 +315,7 @@ def test_a_table_of_every_method(policy) -> None:
     by_name = {row["method"]: row["metrics"] for row in rows}
     for row in rows:
         assert (row["benchmark"], row["n"]) == ("toys", 5)
-        assert set(row["metrics"]) == set(tables.COLUMNS) - {"method"}
+        assert set(row["metrics"]) == set(results.COLUMNS) - {"method"}
     for name in ("active", "oracle-regions"):
         assert by_name[name]["AP50"].value == pytest.approx(1.0) and by_name[name]["region_recall"].value == 1.0
     assert by_name["cot"]["AP50"].value < 1 and by_name["cot"]["swap_query"].value == 0.0

@@ -1,4 +1,4 @@
-"""tables.py: other programs read the same numbers, people read the same cells in Markdown and LaTeX."""
+"""results.py: other programs read the same numbers, people read the same cells in Markdown and LaTeX."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from activeo3 import metrics, tables
+from activeo3 import metrics, results
 from activeo3.geometry import as_boxes
 from activeo3.metrics import Metric
 from activeo3.schema import Example, Outcome
@@ -63,8 +63,8 @@ def world(scores: str, seed: int) -> tuple[list[Example], list[Outcome]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_pycocotools_finds_our_numbers_in_our_files(tmp_path: Path, scores: str, seed: int) -> None:
     examples, outcomes = world(scores, seed)
-    tables.write_coco(tmp_path, "truth", tables.truth(examples))
-    tables.write_coco(tmp_path, "predictions", tables.predictions(examples, outcomes))
+    results.write_coco(tmp_path, "truth", results.truth(examples))
+    results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
     stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
     ours = metrics.detection_metrics(examples, outcomes)
     assert 0.1 < ours["AP"] < 0.9
@@ -74,12 +74,12 @@ def test_pycocotools_finds_our_numbers_in_our_files(tmp_path: Path, scores: str,
 
 def test_broken_ties_stay_where_they_were() -> None:
     examples, outcomes = world("ties", 0)
-    written = tables.predictions(examples, outcomes)
+    written = results.predictions(examples, outcomes)
     values = [one["score"] for one in written]
     assert all(later < earlier for earlier, later in zip(values, values[1:])) and 1 - 1e-12 < min(values) <= max(values) == 1
     flat = np.concatenate([outcome.boxes_px for outcome in outcomes])
     assert [one["bbox"][:2] for one in written] == flat[:, :2].tolist()
-    real = tables.predictions(*world("real", 0))
+    real = results.predictions(*world("real", 0))
     assert [one["score"] for one in real] == sorted((s for o in world("real", 0)[1] for s in o.scores), reverse=True)
 
 
@@ -89,7 +89,7 @@ def test_the_truth_is_the_questions() -> None:
         Example("a", image, "cup", as_boxes([[1, 2, 4, 8], [0, 0, 64, 48]]), 7, 3, np.array([False, True])),
         Example("b", image, "dog", as_boxes([]), 7, 5),
     ]
-    assert tables.truth(examples) == {
+    assert results.truth(examples) == {
         "images": [{"id": 7, "width": 64, "height": 48}],
         "categories": [{"id": 3, "name": "cup"}, {"id": 5, "name": "dog"}],
         "annotations": [
@@ -97,14 +97,14 @@ def test_the_truth_is_the_questions() -> None:
             {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 64, 48], "area": 64 * 48, "iscrowd": 1},
         ],
     }
-    assert tables.predictions(examples, [Outcome(np.zeros((0, 4)), np.zeros(0))] * 2) == []
+    assert results.predictions(examples, [Outcome(np.zeros((0, 4)), np.zeros(0))] * 2) == []
 
 
 # ---------------------------------------------------------------------- tables
 
 
 def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) -> None:
-    tables.write_results(tmp_path, [row(**{tables.BLACK: Metric(0.1, 0.0, 0.2)})])
+    results.write_results(tmp_path, [row(**{results.BLACK: Metric(0.1, 0.0, 0.2)})])
     assert json.loads((tmp_path / "results.json").read_text()) == {
         "rows": [
             {
@@ -123,7 +123,7 @@ def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) ->
 def test_results_are_written_whole_and_again(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     for rows in ([row()], [row(), row("active")]):
-        tables.write_results(folder, rows)
+        results.write_results(folder, rows)
         assert len(json.loads((folder / "results.json").read_text())["rows"]) == len(rows)
         for name in ("results.md", "results.tex"):
             assert (folder / name).read_text().count("active") == 2 * (len(rows) - 1)  # in both tables
@@ -132,16 +132,16 @@ def test_results_are_written_whole_and_again(tmp_path: Path) -> None:
 
 def test_the_task_model_is_named_where_there_are_several() -> None:
     one, two = [row(), row("active")], [row(), row(task_model="oracle")]
-    assert [tables.label(each, one) for each in one] == ["grid", "active"]
-    assert [tables.label(each, two) for each in two] == ["grid-mllm", "grid-oracle"]
-    for table in (tables.first_table, tables.second_table):
+    assert [results.label(each, one) for each in one] == ["grid", "active"]
+    assert [results.label(each, two) for each in two] == ["grid-mllm", "grid-oracle"]
+    for table in (results.first_table, results.second_table):
         assert table(one)[1][:2] != ["method", "task_model"] == table(two)[1][:2]
-    assert tables.BLACK not in tables.second_table(one)[1]
-    assert tables.second_table([*one, row(**{tables.BLACK: None})])[1][-1] == tables.BLACK
+    assert results.BLACK not in results.second_table(one)[1]
+    assert results.second_table([*one, row(**{results.BLACK: None})])[1][-1] == results.BLACK
 
 
 def test_every_benchmark_has_its_two_tables(tmp_path: Path) -> None:
-    tables.write_results(tmp_path, [row(), row(benchmark="photos"), row("active")])
+    results.write_results(tmp_path, [row(), row(benchmark="photos"), row("active")])
     titles = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("###")]
     assert titles == [
         "### toys, 7 questions", "### toys, sensing apart from task",
@@ -150,7 +150,7 @@ def test_every_benchmark_has_its_two_tables(tmp_path: Path) -> None:
 
 
 def test_latex_is_balanced_escaped_and_has_every_cell(tmp_path: Path) -> None:
-    tables.write_results(tmp_path, [row("a_b & 50%", benchmark="toys_#1"), row("cot")])
+    results.write_results(tmp_path, [row("a_b & 50%", benchmark="toys_#1"), row("cot")])
     text = (tmp_path / "results.tex").read_text()
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
@@ -160,4 +160,4 @@ def test_latex_is_balanced_escaped_and_has_every_cell(tmp_path: Path) -> None:
 
 
 def test_latex_escapes_every_special_character() -> None:
-    assert tables.escaped("a\\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
+    assert results.escaped("a\\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
