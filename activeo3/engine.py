@@ -28,7 +28,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.models import Packed, VisionLanguageModel
+from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
 from activeo3.report import counted
 
 # (package, first broken, first good again, what happens): refused by name before any work starts.
@@ -121,6 +121,7 @@ class Ranks:
 def start(output_dir: Path) -> Ranks:
     """Join the process group (of one, without a launcher) and send the libraries' chatter to a log."""
     check_versions()
+    keep_freed_memory()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
@@ -131,6 +132,8 @@ def start(output_dir: Path) -> Ranks:
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
     # torch renamed a collective that DeepSpeed still calls by its old name, in every backward pass.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # transformers has a new word for the cache; the old one works in every version that is supported.
+    warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
     with ranks.quietly():
         import deepspeed
 
