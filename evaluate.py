@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import checkpoints, datasets, engine, files, pictures, report, suites
+from activeo3 import checkpoints, datasets, engine, files, pictures, report, results, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -20,7 +20,7 @@ from activeo3.page import write_page
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
 from activeo3.stream import readable
-from activeo3.taskmodels import act
+from activeo3.taskmodels import act, separate
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
@@ -35,21 +35,29 @@ def main(config: EvalConfig) -> None:
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
+    experts = {name: start if name == "mllm" else separate(name, config, start.model.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
-        return look_once(picture, actor, start, config, folder)
+        return look_once(picture, actor, next(iter(experts.values())), config, folder)
     rows = []
     for name, dataset in opened.items():
         examples = readable(dataset)
         training = readable(to_fit[name]) if to_fit else []
-        found, shown = suites.run(name, config.methods, examples, actor, start, config, training, config.resamples)
+        found, shown = suites.run(
+            name, config.methods, examples, actor, start, config, training, config.resamples, experts=experts, black=config.black
+        )
         rows += found
-        suites.write_results(folder, rows)
-        print(report.table(suites.table_rows(found), suites.COLUMNS, f"{name} ({config.split}), {len(examples)} questions"))
-        titles = {method: method for method in ("cot", "active") if method in shown}
+        results.write_results(folder, rows)
+        results.write_coco(folder, f"truth-{name}", results.truth(examples))
+        for label, (_, outcomes) in shown.items():
+            results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
+        table = results.first_table(found)
+        print(report.table(*table, f"{name} ({config.split}), {len(examples)} questions"))
+        print(report.table(*results.second_table(found), "sensing apart from task"))
+        titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
         pairs = suites.gallery(shown, titles, TrainConfig().weights)
         summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]
-        write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), suites.table_rows(found), suites.COLUMNS, pairs)
+        write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *table, pairs)
     print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
 
 
@@ -84,10 +92,10 @@ def own_picture(config: EvalConfig) -> Example:
     return Example(path.stem, files.read_picture(path), config.find, np.zeros((0, 4)))
 
 
-def look_once(example: Example, actor: VisionLanguageModel, start: VisionLanguageModel, config: EvalConfig, folder: Path) -> None:
+def look_once(example: Example, actor: VisionLanguageModel, expert: suites.Expert, config: EvalConfig, folder: Path) -> None:
     """Look, zoom and act on one picture; print the boxes and draw everything into a PNG."""
     _, ((rollout,),) = look(actor, [example], 1, Sampling(0.0, config.max_new_tokens), config)
-    (outcome,) = act(start, [example], [rollout.regions], config)
+    (outcome,) = act(expert, [example], [rollout.regions], config)
     print(f"answer:  {report.printable(rollout.text, 400)}")
     for name, boxes in (("region", rollout.regions), (config.find, outcome.boxes_px)):
         for x1, y1, x2, y2 in boxes:

@@ -27,12 +27,17 @@ from activeo3.rewards import score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
-from activeo3.taskmodels import act
+from activeo3.taskmodels import TaskModel, act, separate
 from activeo3.watch import Watch
 
 
 def train_step(
-    step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig
+    step: int,
+    examples: list[Example],
+    policy: Sharded,
+    reference: Sharded,
+    config: TrainConfig,
+    task_model: TaskModel | None = None,
 ) -> tuple[dict[str, float], list[tuple[Rollout, Outcome, Score]]]:
     """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
     clock, sampling = Clock(), Sampling(config.temperature, config.max_new_tokens)
@@ -41,7 +46,8 @@ def train_step(
         prompts, rollouts = look(actor, examples, config.group, sampling, config)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
-    with clock("act"), reference.gathered() as expert:  # zoom, then act: the frozen start policy on the crops
+    # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own.
+    with clock("act"), (task_model or reference).gathered() as expert:
         outcomes = act(expert, [a.example for a in answers], [a.regions for a in answers], config)
 
     scores = [score(a, found, config.weights, config.coverage) for a, found in zip(answers, outcomes)]
@@ -120,6 +126,8 @@ def main(config: TrainConfig) -> None:
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
+    with ranks.quietly():
+        task_model = None if config.task_model == "mllm" else separate(config.task_model, config, ranks.device)
     checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
@@ -133,7 +141,7 @@ def main(config: TrainConfig) -> None:
         watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)
-            row, judged = train_step(step, examples, policy, reference, config)
+            row, judged = train_step(step, examples, policy, reference, config, task_model)
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
             log.step(row)
@@ -146,7 +154,7 @@ def main(config: TrainConfig) -> None:
             log.say(f"left out: {reason}")
         if held_out:
             with policy.gathered() as actor, reference.gathered() as expert:
-                suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0)
+                suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0, task_model)
             ranks.wait()
     engine.stop()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal, Self, Sequence, get_args, get_origin
+from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
 
 
 class ConfigError(Exception):
@@ -63,7 +63,13 @@ class _Config:
     task_max_new_tokens: int = 128
     """longest task-model answer per crop, in tokens"""
     task_batch: int = 128
-    """crops that the task model works on at once"""
+    """crops that the task model works on at once (a detector, whose views are large: at most 16)"""
+    task_checkpoint: str = ""
+    """the detector of --task_model grounding-dino: a folder or a hub id of a (MM-)Grounding DINO"""
+    box_threshold: float = 0.25
+    """a detector's box counts from this score on"""
+    text_threshold: float = 0.25
+    """a detector's box belongs to the query if a word of the query has this score in it"""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
@@ -95,6 +101,9 @@ class _Config:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
             raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
+        for name in ("box_threshold", "text_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
             raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
 
@@ -102,6 +111,11 @@ class _Config:
         """Raise ConfigError if --data lies on disk and nobody said where."""
         if set(self.data) != {"scenes"} and not self.data_root:
             raise ConfigError(f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER.")
+
+    def _needs_detector(self, *task_models: str) -> None:
+        """Raise ConfigError if a detector is wanted and nobody said which."""
+        if "grounding-dino" in task_models and not self.task_checkpoint:
+            raise ConfigError("--task_model grounding-dino needs a detector: name it with --task_checkpoint FOLDER.")
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Self:
@@ -129,7 +143,10 @@ class TrainConfig(_Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
     model: str = "data/tiny"
-    """the start policy, which is also the frozen reference and task model: a folder or a hub id"""
+    """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
+    task_model: Literal["mllm", "grounding-dino", "oracle"] = "mllm"
+    """who works on the crops: mllm (the start policy, frozen), grounding-dino, or oracle (the ground truth
+    inside the regions: the ceiling of any task model)"""
     split: str = "train"
     """which part of the data set to train on"""
     limit: int = 0
@@ -207,6 +224,7 @@ class TrainConfig(_Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._needs_root()
+        self._needs_detector(self.task_model)
         if self.group < 2:
             raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
         if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
@@ -247,6 +265,8 @@ _FREE = {"output_dir", "data_root", "save_every", "keep", "samples_every", "eval
 
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
+MORE_METHODS = ("direct-native", "repeat")  # to be asked for: large pictures, and K answers per question
+TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 
 @dataclass(frozen=True)
@@ -256,11 +276,17 @@ class EvalConfig(_Config):
     checkpoint: str = ""
     """the trained policy: a checkpoint folder of a run, or any model folder"""
     start: str = ""
-    """the untrained policy and frozen task model; by default what the checkpoint was trained from"""
+    """the untrained policy and the task model mllm; by default what the checkpoint was trained from"""
     benchmark: tuple[str, ...] = ()
     """data sets to evaluate on; by default --data"""
     methods: tuple[str, ...] = METHODS
-    """rows of the table"""
+    """rows of the table; beside the default ones there are: direct-native (the whole picture at its own
+    size and shape) and repeat (one region, sampled as often as there are regions)"""
+    task_model: tuple[str, ...] = ("mllm",)
+    """who works on the crops, one row each per method: mllm (--start), grounding-dino, oracle (the ground
+    truth inside the regions: the ceiling of any task model)"""
+    black: bool = False
+    """also give the task model black crops: what it scores then does not come from looking"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: int = 200
@@ -282,11 +308,14 @@ class EvalConfig(_Config):
             raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
         if not self.image and not self.benchmark:
             self._needs_root()
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown:
-            raise ConfigError(f"--methods {' '.join(unknown)} not known; there are: {', '.join(METHODS)}.")
-        if not self.methods:
-            raise ConfigError(f"--methods names none; there are: {', '.join(METHODS)}.")
+        for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS)):
+            wanted = getattr(self, flag)
+            unknown = " ".join(name for name in wanted if name not in known)
+            if unknown:
+                raise ConfigError(f"--{flag} {unknown} not known; there are: {', '.join(known)}.")
+            if not wanted:
+                raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
+        self._needs_detector(*self.task_model)
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:

@@ -13,6 +13,7 @@ from PIL import Image
 
 
 MOST_ELONGATED = 200  # longer over shorter side of a picture, the most that Qwen-VL's processor takes
+CONTAINED = 0.9  # share of a box's area from which a region holds the box
 
 
 def as_boxes(boxes: Any) -> np.ndarray:
@@ -56,6 +57,15 @@ def containment(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """
     shared, whole = intersection(inner, outer), area(inner)[:, None]
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+
+
+def held(boxes: np.ndarray, regions: np.ndarray, share: float = CONTAINED) -> np.ndarray:
+    """(N, K) True where a region (K, 4) has at least ``share`` of the area of a box (N, 4).
+
+    >>> held(as_boxes([[0, 0, 10, 10]]), as_boxes([[1, 0, 50, 50], [2, 0, 50, 50]])).tolist()
+    [[True, False]]
+    """
+    return containment(boxes, regions) >= share - 1e-9  # the slack is for the rounding of areas
 
 
 def ordered(boxes: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from activeo3.geometry import area, as_boxes, containment
+from activeo3.geometry import CONTAINED, area, as_boxes, held
 from activeo3.schema import Example, Outcome
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -151,7 +151,12 @@ def ap_ar_50(example: Example, outcome: Outcome) -> tuple[float, float]:
     return float(ap[0]), float(ar[0])
 
 
-def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: float = 0.9) -> float:
+def asked_boxes(example: Example) -> np.ndarray:
+    """The true boxes (N, 4) that are asked for: all but the crowds."""
+    return as_boxes(example.boxes_px)[example.asked_for]
+
+
+def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: float = CONTAINED) -> float:
     """Share of the true boxes that have at least ``share`` of their area inside one single region.
 
     ``regions`` and ``boxes_px`` are xyxy in original pixels. NaN if there is no true box.
@@ -162,9 +167,13 @@ def region_recall(regions: Sequence[Sequence[float]], boxes_px: Any, share: floa
     boxes = as_boxes(boxes_px)
     if len(boxes) == 0:
         return math.nan
-    inside = containment(boxes, as_boxes(regions))  # (N, K)
-    # The slack is for the rounding of areas: a box that lies 90 % inside counts at share 0.9.
-    return float((inside.max(axis=1, initial=0.0) >= share - 1e-9).mean())
+    return float(held(boxes, as_boxes(regions), share).any(axis=1).mean())
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W); two empty masks agree."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def bootstrap_interval(
@@ -277,7 +286,7 @@ def _truth_records(examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
         crowd = np.zeros(len(boxes), dtype=bool) if example.crowd is None else example.crowd
         if not len(boxes) == len(areas) == len(crowd):
             raise ValueError(f"example {example.id}: boxes, areas and crowd flags differ in number")
-        for box, size, is_crowd in zip(_xywh(boxes), areas.tolist(), crowd):
+        for box, size, is_crowd in zip(xywh(boxes), areas.tolist(), crowd):
             yield {"image_id": number, "bbox": box, "area": size, "iscrowd": int(is_crowd)}
 
 
@@ -289,7 +298,7 @@ def _detection_records(
         scores = np.asarray(outcome.scores, dtype=np.float64)
         if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
             raise ValueError(f"example {example.id}: expected one finite score per detection")
-        for box, size, score in zip(_xywh(boxes), area(boxes).tolist(), scores.tolist()):
+        for box, size, score in zip(xywh(boxes), area(boxes).tolist(), scores.tolist()):
             yield {"image_id": number, "bbox": box, "area": size, "iscrowd": 0, "score": score}
 
 
@@ -300,7 +309,7 @@ def _finite_boxes(boxes_px: np.ndarray, example: Example, what: str) -> np.ndarr
     return boxes
 
 
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
+def xywh(boxes: np.ndarray) -> list[list[float]]:
     """COCO's x, y, width, height; an inverted box has no width or height and finds nothing."""
     side = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
     return np.concatenate([boxes[:, :2], side], axis=1).tolist()

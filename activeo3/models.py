@@ -13,7 +13,7 @@ import ctypes
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Self, Sequence
+from typing import Any, Callable, Iterable, Iterator, Self, Sequence
 
 import torch
 from PIL import Image
@@ -93,20 +93,14 @@ class VisionLanguageModel:
             ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
                 architecture is another one.
         """
-        if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
-            raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
-        inside = sorted((path.parent.name for path in Path(source).glob("*/config.json")), key=lambda name: (len(name), name))
-        if inside and not (Path(source) / "config.json").exists():
-            raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
-        config = _part(source, "config.json", AutoConfig)
-        if config.model_type not in FAMILIES:
-            raise ModelError(f"{source} is a {config.model_type} model; supported are {', '.join(FAMILIES)}.")
+        family_of(source, FAMILIES)
         attentions = {"text_config": "sdpa", "vision_config": vision_attention(attention)}
-        model = _part(source, "weights", AutoModelForImageTextToText, dtype=dtype, attn_implementation=attentions)
-        tokenizer = _part(source, "tokenizer", AutoTokenizer)
+        load = AutoModelForImageTextToText.from_pretrained
+        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=attentions)
+        tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
-        return cls(model, tokenizer, _part(source, "image processor", AutoImageProcessor, backend="pil"))
+        return cls(model, tokenizer, part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil"))
 
     def save(self, folder: Path) -> None:
         """Write a folder that plain transformers loads; weights must be whole on this rank."""
@@ -321,13 +315,29 @@ class VisionLanguageModel:
             self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it
 
 
-def _part(source: str, part: str, loader: Any, **options: Any) -> Any:
-    """One part of a checkpoint. Raises ModelError whatever the matter is.
+def family_of(source: str, supported: Iterable[str]) -> str:
+    """The architecture of a checkpoint folder or hub id, one of ``supported``.
+
+    Raises ModelError if there is no model or one of another architecture.
+    """
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+        raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
+    inside = sorted((path.parent.name for path in Path(source).glob("*/config.json")), key=lambda name: (len(name), name))
+    if inside and not (Path(source) / "config.json").exists():
+        raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
+    family = part_of(source, "config.json", AutoConfig.from_pretrained).model_type
+    if family not in supported:
+        raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
+    return family
+
+
+def part_of(source: str, part: str, load: Callable[..., Any], **options: Any) -> Any:
+    """One part of a checkpoint folder or hub id. Raises ModelError whatever the matter is.
 
     For a file that is missing, damaged or of another version, each library raises errors of its own.
     """
     try:
-        return loader.from_pretrained(source, **options)
+        return load(source, **options)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ModelError(f"{source} has no {part} that can be used ({type(error).__name__}: {reason}).") from None

@@ -24,7 +24,7 @@ WORDINGS = ("paper", "short")
 
 _SENSING = {
     "paper": (
-        "Select up to {regions} regions of this image that are likely to contain many instances of "
+        "Select {regions} of this image that are likely to contain many instances of "
         "'{object}'. If you do not see any clearly, still guess the places where they are most likely to be. "
         "Every region should cover several objects together with some of their surroundings. "
         "Keep the regions distinct, with little or no overlap between them. "
@@ -56,7 +56,8 @@ ERRORS = (
 
 def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
     """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
-    return _SENSING[wording].format(object=query, regions=regions)
+    allowed = f"up to {regions} regions" if regions > 1 else "one region"
+    return _SENSING[wording].format(object=query, regions=allowed)
 
 
 def task_prompt(query: str, wording: str) -> str:
@@ -67,6 +68,17 @@ def task_prompt(query: str, wording: str) -> str:
 def pointing_prompt(colour: str) -> str:
     """What the tiny policy is asked in its warm start only: look at everything of a colour."""
     return f"Look at {colour}."
+
+
+def detector_prompt(query: str) -> str:
+    """What an open-vocabulary detector is asked: the query as its one category.
+
+    Grounding DINO reads lower case, and a full stop as the end of a category.
+
+    >>> detector_prompt("St. Bernard")
+    'st bernard.'
+    """
+    return " ".join(query.lower().replace(".", " ").split()) + "."
 
 
 def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:

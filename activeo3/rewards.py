@@ -25,11 +25,10 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
-from activeo3.schema import Example, Outcome, Rollout, Score
+from activeo3.schema import Outcome, Rollout, Score
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
-CONTAINED = 0.9
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
@@ -70,22 +69,17 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
     return float(((ratio >= AREA_RATIO[0] - _ROUNDING) & (ratio <= AREA_RATIO[1] + _ROUNDING)).all())
 
 
-def asked_boxes(example: Example) -> np.ndarray:
-    """The true boxes (N, 4) that are asked for: all but the crowds."""
-    return geometry.as_boxes(example.boxes_px)[example.asked_for]
-
-
 def covered(rollout: Rollout, mode: str) -> float:
     """R_coverage in [0, 1] of the rollout's regions, read as ``mode`` says (B.4, deviation 2).
 
     ``purity`` needs ``fields["masks"]`` of the example and raises ValueError without it.
     """
-    boxes_px, regions = asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
+    boxes_px, regions = metrics.asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
     if not len(regions) or not len(boxes_px):
         return 0.0
     match mode:
         case "contain":
-            return metrics.region_recall(regions, boxes_px, CONTAINED)
+            return metrics.region_recall(regions, boxes_px)
         case "iou":
             return float((geometry.iou(boxes_px, regions).max(axis=1) >= IOU_ENOUGH - _ROUNDING).mean())
         case "purity":

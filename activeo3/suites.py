@@ -1,14 +1,21 @@
 """Benchmark suites: one table whose rows are ways of choosing regions, with everything else equal.
 
-    direct           no zoom: the task model sees the whole picture as one crop
+    direct           no zoom: the task model sees the whole picture as one crop, squeezed to a square
+    direct-native    no zoom, and the picture keeps its shape and its size (a language model only: a
+                     detector always keeps the shape)
     random           K random regions of sensible size
     grid             K uniform tiles that cover the picture
     fixed            the best K regions that ignore the picture, fitted on training pictures
+    repeat           the checkpoint is asked for one region, K times, by sampling (paper, Table 13)
     cot              the start policy, prompted and untrained (the paper's Qwen2.5-VL-CoT)
     active           the checkpoint
     oracle-regions   K regions cut around the true boxes: the ceiling of any sensing policy
 
-The same frozen task model works on the crops of all of them, greedily.
+The same frozen task model works on the crops of all of them, greedily. With several task models, each
+method has a row for each, on the same regions.
+
+The second table (failures.py) tells sensing from task, and may add a control: how much the task model
+scores on black crops. What it scores there does not come from looking.
 
 Two swap columns tell a policy that looks from one that has learned good average regions: how far region
 recall falls when each picture gets the regions of another picture (``swap_picture``), and when the same
@@ -19,30 +26,42 @@ import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
+from PIL import Image
 
-from activeo3 import geometry, metrics, report
+from activeo3 import metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
+from activeo3.failures import failures
+from activeo3.floors import RULES, fixed_candidates, from_unit, to_unit
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
-from activeo3.rewards import CONTAINED, asked_boxes, score
+from activeo3.rewards import score
 from activeo3.sampler import look
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
 from activeo3.stream import Gather, one_rank, readable
-from activeo3.taskmodels import SAME_THING, act
+from activeo3.taskmodels import Found, TaskModel, act, merged
 
-COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
 BATCH = 16  # pictures that are looked at together, and then zoomed into
 
 Regions = list[tuple[Region, ...]]
+Expert = VisionLanguageModel | TaskModel
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 """``share(work, parts)`` is ``work(part)`` of every part; ranks may divide them (engine.Ranks.share)."""
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
-"""What every method proposed, and what was found there."""
+"""What was proposed and what was found there, by the label of the row."""
+
+
+class Acted(NamedTuple):
+    """What one task model found in the regions of a method, the seconds of proposing and finding, and
+    what it found in black crops (nothing unless asked for)."""
+
+    outcomes: list[Outcome]
+    seconds: float
+    blind: list[Outcome]
 
 
 def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
@@ -60,33 +79,58 @@ def run(
     training: Sequence[Example] = (),
     resamples: int = 1000,
     say: Callable[[str], None] = print,
+    experts: Mapping[str, Expert] | None = None,
+    black: bool = False,
     share: Share = alone,
 ) -> tuple[list[dict[str, Any]], Shows]:
-    """Evaluate every method on the examples: (table rows, {method: (rollouts, outcomes)}).
+    """Evaluate every method on the examples: (table rows, {label of the row: (rollouts, outcomes)}).
 
     Args:
-        actor, start: the checkpoint, and the start policy that is also the frozen task model.
-        training: pictures that ``fixed`` may be fitted on.
+        actor, start: the checkpoint, and the start policy.
+        training: pictures that ``fixed`` may be fitted on, with the first task model.
         say: told about each row as soon as it is there.
+        experts: the task models by name; by default the start policy is the only one.
+        black: also score the task models on black crops.
         share: how the models' work is divided. A block of BATCH examples is one part, worked on in the same
             way wherever that is, so that the table is the same on any number of ranks.
 
-    A row holds ``benchmark``, ``method``, ``n`` and ``metrics``, a mapping from column to
-    ``metrics.Metric`` (value, low, high) or, for ``regions`` and ``seconds``, a plain number.
+    A row holds ``benchmark``, ``method``, ``task_model``, ``n``, and two mappings from column to
+    ``metrics.Metric`` (value, low, high) or a plain number: ``metrics`` and ``failures``.
     """
-    rows, shown = [], {}
-    fixed = fit_fixed(start, training, config) if "fixed" in methods else None
+    experts = experts or {"mllm": start}
+    rows: list[dict[str, Any]] = []
+    kept = []
+    fixed = fit_fixed(next(iter(experts.values())), training, config) if "fixed" in methods else None
     for method in methods:
-        rollouts, outcomes, seconds = judged(method, examples, actor, start, config, fixed, share)
+        rollouts, acted = judged(method, examples, actor, start, experts, config, fixed, black, share)
         regions = [rollout.regions for rollout in rollouts]
-        found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
-        values: dict[str, Any] = {name: found[name] for name in ("AP", "AP50", "AP_s", "AR", "AR_s")}
-        values |= sensing_metrics(method, examples, regions, actor, start, config, resamples, share)
-        values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds / len(examples)}
-        rows.append({"benchmark": benchmark, "method": method, "n": len(examples), "metrics": values})
-        shown[method] = (rollouts, outcomes)
-        say(f"{benchmark} {method}: AP50 {values['AP50'].value:.3f}, region recall {values['region_recall'].value:.3f}")
-    return rows, shown
+        sensing = sensing_metrics(method, examples, regions, actor, start, config, resamples, share)
+        for name, (outcomes, seconds, blind) in acted.items():
+            found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
+            values: dict[str, Any] = {column: found[column] for column in ("AP", "AP50", "AP_s", "AR", "AR_s")} | sensing
+            values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds / len(examples)}
+            lost = failures(examples, regions, outcomes)
+            if black:
+                lost[results.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
+            row = {"benchmark": benchmark, "method": method, "task_model": name, "n": len(examples)}
+            rows.append(row | {"metrics": values, "failures": lost})
+            kept.append((rollouts, outcomes))
+            with_whom = f" with {name}" if len(experts) > 1 else ""
+            recall = values["region_recall"].value
+            say(f"{benchmark} {method}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
+    return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
+
+
+def as_seen(method: str, config: _Config) -> _Config:
+    """How the task model sees the crops of a method: the two readings of ``direct`` fix the shape."""
+    shapes: dict[str, Any] = {"direct": "square", "direct-native": "aspect"}
+    return replace(config, crop_shape=shapes.get(method, config.crop_shape))
+
+
+def blackened(examples: Sequence[Example]) -> list[Example]:
+    """The same questions about black pictures; those of one size share their pixels."""
+    black = {size: Image.new("RGB", size) for size in {example.size_px for example in examples}}
+    return [replace(example, image=black[example.size_px]) for example in examples]
 
 
 def judged(
@@ -94,23 +138,40 @@ def judged(
     examples: Sequence[Example],
     actor: VisionLanguageModel,
     start: VisionLanguageModel,
+    experts: Mapping[str, Expert],
     config: _Config,
-    fixed: np.ndarray | None,
-    share: Share,
-) -> tuple[list[Rollout], list[Outcome], float]:
-    """What a method proposes for every example, what is found there, and the seconds of work on both."""
+    fixed: np.ndarray | None = None,
+    black: bool = False,
+    share: Share = alone,
+) -> tuple[list[Rollout], dict[str, Acted]]:
+    """What a method proposes for every example, and what each task model finds there."""
+    if method == "direct-native":  # the others see the same as in ``direct``
+        experts = {name: expert for name, expert in experts.items() if isinstance(expert, VisionLanguageModel)}
+    seen_as = as_seen(method, config)
 
-    def work(block: Sequence[Example]) -> tuple[list[tuple], list[Outcome], float]:
+    def work(block: Sequence[Example]) -> tuple[list[tuple], dict[str, Acted]]:
         began = time.perf_counter()
         rollouts = propose(method, block, actor, start, config, fixed)
-        outcomes = act(start, block, [rollout.regions for rollout in rollouts], config)
+        proposing = time.perf_counter() - began
+        regions = [rollout.regions for rollout in rollouts]
+        acted = {}
+        for name, expert in experts.items():
+            began = time.perf_counter()
+            outcomes = act(expert, block, regions, seen_as)
+            seconds = proposing + time.perf_counter() - began
+            acted[name] = Acted(outcomes, seconds, act(expert, blackened(block), regions, seen_as) if black else [])
         # Every rank has the pictures, which are large: ranks tell each other the rest.
-        told = [(r.token_ids, r.text, r.finished, r.action, r.regions) for r in rollouts]
-        return told, outcomes, time.perf_counter() - began
+        return [(r.token_ids, r.text, r.finished, r.action, r.regions) for r in rollouts], acted
 
-    told, outcomes, seconds = zip(*share(work, blocks(examples)))
+    told, acted = zip(*share(work, blocks(examples)))
     rollouts = [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
-    return rollouts, list(chain(*outcomes)), sum(seconds)
+    return rollouts, {name: _joined([of_block[name] for of_block in acted]) for name in experts}
+
+
+def _joined(blocks: Sequence[Acted]) -> Acted:
+    """What one task model found in all blocks, in order."""
+    outcomes, seconds, blind = zip(*blocks)
+    return Acted(list(chain(*outcomes)), sum(seconds), list(chain(*blind)))
 
 
 def blocks(examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -130,13 +191,14 @@ def propose(
 
     ``fixed`` (K, 4) in 0-1 is what ``fit_fixed`` found, for the method of that name.
     """
+    if method == "repeat":
+        return repeated_look(actor, examples, config)
     if method in ("cot", "active"):
         return greedy_look(actor if method == "active" else start, examples, config)
     if method == "fixed":
         regions = [from_unit(fixed, example.size_px) for example in examples]
     else:
-        rule = {"direct": whole_picture, "random": random_regions, "grid": grid_regions, "oracle-regions": oracle_regions}
-        regions = [rule[method](example, config.regions) for example in examples]
+        regions = [RULES[method](example, config.regions) for example in examples]
     return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
 
 
@@ -144,6 +206,27 @@ def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config
     """One greedy sensing answer per example, all in one batch."""
     _, groups = look(policy, examples, 1, Sampling(0.0, config.max_new_tokens), config)
     return [rollout for (rollout,) in groups]
+
+
+def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
+    """One region per answer, from K answers sampled at temperature 1, which are joined into one."""
+    one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
+    _, groups = look(policy, examples, config.regions, sampling, one)
+    return [_one_answer(group) for group in groups]
+
+
+def _one_answer(answers: Sequence[Rollout]) -> Rollout:
+    """Several answers about one example as a single one; their texts stand one below the other."""
+    errors = [answer.action.error for answer in answers if answer.action.error]
+    boxes = tuple(box for answer in answers for box in answer.action.boxes_text)
+    return Rollout(
+        example=answers[0].example,
+        token_ids=tuple(token for answer in answers for token in answer.token_ids),
+        text="\n".join(answer.text for answer in answers),
+        finished=all(answer.finished for answer in answers),
+        action=Action(boxes, error=errors[0] if errors else None),
+        regions=tuple(region for answer in answers for region in answer.regions),
+    )
 
 
 def sensing_metrics(
@@ -164,7 +247,7 @@ def sensing_metrics(
         "swap_picture": None,
         "swap_query": None,
     }
-    if method == "direct":
+    if method in ("direct", "direct-native"):
         return result
     if len(set(pictures)) > 1:
         units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
@@ -183,7 +266,7 @@ def sensing_metrics(
 def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
     """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
     pairs = zip(examples, regions, strict=True)
-    return np.array([metrics.region_recall(of_one, asked_boxes(example), CONTAINED) for example, of_one in pairs])
+    return np.array([metrics.region_recall(of_one, metrics.asked_boxes(example)) for example, of_one in pairs])
 
 
 def other_picture(examples: Sequence[Example], index: int) -> int:
@@ -199,59 +282,10 @@ def other_query(examples: Sequence[Example], index: int) -> str:
     return next((example.query for example in later if example.query != own), own)
 
 
-# ---------------------------------------------------------------------- floors and ceiling
+# ---------------------------------------------------------------------- the best regions that ignore the picture
 
 
-def whole_picture(example: Example, regions: int) -> tuple[Region, ...]:
-    """The picture as its own single crop."""
-    return (Region(0.0, 0.0, *map(float, example.size_px)),)
-
-
-def random_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """Regions with sides of 20 % to 50 % of the picture's, anywhere; the same ones for the same example."""
-    rng = np.random.default_rng(list(example.id.encode()))
-    sides = rng.uniform(0.2, 0.5, (regions, 2))
-    corners = rng.uniform(0, 1, (regions, 2)) * (1 - sides)
-    return from_unit(np.concatenate([corners, corners + sides], axis=1), example.size_px)
-
-
-def grid_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """``regions`` equal tiles that cover the picture, as square as that number allows."""
-    width, height = example.size_px
-    shapes = [(rows, regions // rows) for rows in range(1, regions + 1) if regions % rows == 0]
-    rows, columns = min(shapes, key=lambda shape: abs(np.log((width / shape[1]) / (height / shape[0]))))
-    tiles = [(c / columns, r / rows, (c + 1) / columns, (r + 1) / rows) for r in range(rows) for c in range(columns)]
-    return from_unit(geometry.as_boxes(tiles), example.size_px)
-
-
-def oracle_regions(example: Example, regions: int) -> tuple[Region, ...]:
-    """At most ``regions`` rectangles around the true boxes, with some of their surroundings.
-
-    Boxes are joined pair by pair, always the pair whose common rectangle is smallest, until few enough
-    are left and no two would fit into one region of a third of the picture's shorter side.
-    """
-    width, height = example.size_px
-    side = min(width, height)
-    groups = list(asked_boxes(example))
-    while len(groups) > 1:
-        joined = {
-            (i, j): np.concatenate([np.minimum(a[:2], b[:2]), np.maximum(a[2:], b[2:])])
-            for i, a in enumerate(groups)
-            for j, b in enumerate(groups[:i])
-        }
-        (i, j), box = min(joined.items(), key=lambda item: float(np.prod(item[1][2:] - item[1][:2])))
-        if len(groups) <= regions and max(box[2:] - box[:2]) > side / 3:
-            break
-        groups = [group for k, group in enumerate(groups) if k not in (i, j)] + [box]
-    found = []
-    for box in groups:
-        size = np.maximum(1.3 * (box[2:] - box[:2]), side / 4)
-        low = np.clip((box[:2] + box[2:] - size) / 2, 0, np.maximum(0, (width, height) - size))
-        found.append(Region(*map(float, (*low, *np.minimum(low + size, (width, height))))))
-    return tuple(found)
-
-
-def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: _Config) -> np.ndarray:
+def fit_fixed(expert: Expert, training: Sequence[Example], config: _Config) -> np.ndarray:
     """The best regions (K, 4) in 0-1 that ignore the picture: chosen greedily from a lattice, so that the
     mean task reward (AP50 + AR50) on the training pictures is highest.
 
@@ -270,65 +304,28 @@ def fit_fixed(expert: VisionLanguageModel, training: Sequence[Example], config: 
     return lattice[chosen]
 
 
-def fixed_candidates() -> np.ndarray:
-    """Rectangles (C, 4) in 0-1 that ``fixed`` chooses from: three sizes on lattices, and thirds."""
-    boxes = []
-    for side, places in ((0.34, 4), (0.5, 3), (0.66, 2)):
-        for x in np.linspace(0, 1 - side, places):
-            boxes += [(x, y, x + side, y + side) for y in np.linspace(0, 1 - side, places)]
-    boxes += [(k / 3, 0, (k + 1) / 3, 1) for k in range(3)] + [(0, k / 3, 1, (k + 1) / 3) for k in range(3)]
-    return geometry.as_boxes(boxes)
-
-
 def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]], merge: str) -> float:
     """Mean AP50 + AR50 when several regions' detections are merged as the config says."""
     total = 0.0
     for index, example in enumerate(examples):
-        boxes = np.concatenate([outcomes[index].boxes_px for outcomes in seen])
-        scores = np.ones(len(boxes))
-        kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else slice(None)
-        total += sum(metrics.ap_ar_50(example, Outcome(boxes[kept], scores[kept])))
+        found = [Found(outcomes[index].boxes_px, outcomes[index].scores, "") for outcomes in seen]
+        total += sum(metrics.ap_ar_50(example, merged(found, merge)))
     return total / len(examples)
 
 
-def to_unit(regions: Sequence[Region], size: tuple[int, int]) -> np.ndarray:
-    """Regions in pixels of a picture of ``size`` -> boxes (K, 4) in 0-1."""
-    return geometry.as_boxes(regions) / np.array([*size, *size])
-
-
-def from_unit(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Region, ...]:
-    """Boxes (K, 4) in 0-1 -> regions in pixels of a picture of ``size``."""
-    return tuple(Region(*map(float, box)) for box in boxes * np.array([*size, *size]))
-
-
-# ---------------------------------------------------------------------- results for people and programs
-
-
-def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as report.table wants them: one flat mapping from column to value or interval."""
-    return [{"method": row["method"], **row["metrics"]} for row in rows]
-
-
-def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What results.json holds: values under their names, intervals under ``intervals``."""
-    written = []
-    for row in rows:
-        numbers = {k: (v.value if isinstance(v, metrics.Metric) else v) for k, v in row["metrics"].items()}
-        spans = {k: [v.low, v.high] for k, v in row["metrics"].items() if isinstance(v, metrics.Metric)}
-        written.append({"benchmark": row["benchmark"], "method": row["method"], "n": row["n"], "metrics": numbers, "intervals": spans})
-    return {"rows": written}
+# ---------------------------------------------------------------------- results for people
 
 
 def gallery(
     shown: Shows, titles: Mapping[str, str], weights: Mapping[str, float], coverage: str = "contain", count: int = 12
 ) -> list[tuple[Shown, ...]]:
-    """The same picture under several methods, side by side, for ``count`` examples; none without a method."""
+    """The same picture in several rows (their labels with a title each), for ``count`` examples; none without a row."""
     columns = [
         [
             Shown.of(rollout, outcome, score(rollout, outcome, weights, coverage), title)
-            for rollout, outcome in zip(*(items[:count] for items in shown[method]))
+            for rollout, outcome in zip(*(items[:count] for items in shown[label]))
         ]
-        for method, title in titles.items()
+        for label, title in titles.items()
     ]
     return list(zip(*columns))
 
@@ -352,19 +349,23 @@ def before_and_after(
     say: Callable[[str], None],
     share: Share = alone,
     writes: bool = True,
+    task_model: TaskModel | None = None,
 ) -> None:
     """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
 
-    All ranks come here and share the work; one of them writes.
+    All ranks come here and share the work; one of them writes. ``task_model`` works on the crops; by
+    default the start policy does.
     """
     folder = Path(config.output_dir)
     data = "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    rows, shown = run(data, methods, examples, actor, start, config, say=say, share=share)
+    experts = {config.task_model: task_model or start}
+    rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, share=share)
     if not writes:
         return
-    write_results(folder, rows)
+    results.write_results(folder, rows)
+    table = results.first_table(rows)
     pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
     write_page(
         folder / "report.html",
@@ -372,15 +373,8 @@ def before_and_after(
         [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),
-        table_rows(rows),
-        COLUMNS,
+        *table,
         pairs,
     )  # fmt: skip
-    say(report.table(table_rows(rows), COLUMNS, f"{data}, {len(examples)} pictures"))
+    say(report.table(*table, f"{data}, {len(examples)} pictures"))
     say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
-
-
-def write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """``results.json``, replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    report.replace_file(folder / "results.json", (report.strict_json(results(rows)) + "\n").encode())

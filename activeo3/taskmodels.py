@@ -2,7 +2,11 @@
 
 A region is cut from the *original* pixels and resized to the task model's view (paper E.2: 840 x 840).
 The task model answers in its own coordinates; boxes are mapped back through the crop's frame and the
-crops of one rollout are merged.
+crops of one rollout are merged. The task models M_A:
+
+    mllm             a vision-language model, asked in words; its boxes carry no score
+    grounding-dino   a Grounding DINO or MM-Grounding-DINO checkpoint, whose boxes carry scores
+    oracle           the ground truth inside the regions: the ceiling of any task model
 
 Deviations from the paper, and readings of what it leaves open:
   1. The task model in training is the frozen start policy, that is the reference in a second role: a
@@ -10,23 +14,35 @@ Deviations from the paper, and readings of what it leaves open:
   2. Boxes of several crops are merged by non-maximum suppression at IoU 0.5 (the same thing seen in two
      crops is one thing). ``merge="concat"`` is the authors' demo.
   3. Boxes of a language model carry no score: all are 1.0 and rank by their order.
+  4. A detector sees a crop at its own size, shape kept (800 pixels on the shorter side, 1333 at most on
+     the longer), but resampled once, from the original pixels, and with sides in whole strides of 32.
+     So crops of one size form a batch without padding, which its group norms would let through to every
+     box. The paper says "official preprocessing" and names neither checkpoint nor thresholds.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Sequence
+from typing import NamedTuple, Self, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 
 from activeo3 import geometry, prompts
 from activeo3.config import _Config
 from activeo3.geometry import Frame
-from activeo3.models import VisionLanguageModel
+from activeo3.metrics import asked_boxes
+from activeo3.models import VisionLanguageModel, family_of, part_of
 from activeo3.schema import Example, Outcome, Region, Sampling
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
 SAME_THING = 0.5  # IoU above which boxes of two crops are one thing
+DETECTORS = ("grounding-dino", "mm-grounding-dino")
+MOST_VIEWS = 16  # of a detector at once: each is about a megapixel
+STRIDE = 32  # pixels per cell of a detector's coarsest feature map
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,27 +53,55 @@ class Look:
     window: Region
 
 
+class Found(NamedTuple):
+    """What a task model found in one crop: boxes (M, 4) in original pixels, scores (M,), and in words."""
+
+    boxes_px: np.ndarray
+    scores: np.ndarray
+    text: str
+
+
+class TaskModel:
+    """Whoever works on crops and is not the language model itself; a whole copy is on every rank."""
+
+    def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
+        """Search every look's window for its example's query: one Found per look."""
+        raise NotImplementedError
+
+    def gathered(self) -> AbstractContextManager[Self]:
+        """As ``Sharded.gathered`` of the language model; here there is nothing to gather."""
+        return nullcontext(self)
+
+
 def act(
-    expert: VisionLanguageModel, examples: Sequence[Example], regions: Sequence[Sequence[Region]], config: _Config
+    expert: VisionLanguageModel | TaskModel,
+    examples: Sequence[Example],
+    regions: Sequence[Sequence[Region]],
+    config: _Config,
 ) -> list[Outcome]:
     """Zoom into each example's regions, find the query there, and merge: one Outcome per example.
 
-    All crops of all examples form one batch, and a crop that is asked for twice (the same picture,
-    window and query) is worked on once.
+    All crops of all examples form one batch, and a crop that is asked for twice (the same example and
+    window, as siblings of a group do) is worked on once.
     """
     wanted = [
         [Look(example, region) for region in of_example if _visible(region)]
         for example, of_example in zip(examples, regions, strict=True)
     ]
     unique = {_key(look): look for looks in wanted for look in looks}
-    found = dict(zip(unique, find(expert, list(unique.values()), config)))
-    return [_merge(example, [found[_key(look)] for look in looks], config) for example, looks in zip(examples, wanted)]
+    looks = list(unique.values())
+    seen = ask(expert, looks, config) if isinstance(expert, VisionLanguageModel) else expert.find(looks, config)
+    found = dict(zip(unique, seen, strict=True))
+    return [merged([found[_key(look)] for look in looks], config.merge) for looks in wanted]
 
 
-def find(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> list[tuple[np.ndarray, str]]:
-    """The task role on every crop: boxes (M, 4) in original pixels and the answer's text."""
+# ---------------------------------------------------------------------- a vision-language model
+
+
+def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> list[Found]:
+    """The task role of a language model: greedy answers to "find every ...", read and mapped back."""
     sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
-    found: list[tuple[np.ndarray, str]] = []
+    found: list[Found] = []
     for start in range(0, len(looks), config.task_batch):
         part = looks[start : start + config.task_batch]
         views, frames = zip(*(crop_view(expert, look.example.image, look.window, config) for look in part))
@@ -66,10 +110,8 @@ def find(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) ->
         for look, frame, (ids,) in zip(part, frames, answers, strict=True):
             finished = bool(ids) and ids[-1] == expert.end_token
             text = expert.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-            boxes = geometry.ordered(geometry.as_boxes(prompts.read_boxes(text, finished).boxes_text))
-            inside = geometry.clipped(boxes, frame.scale)  # a box cannot be seen outside its crop
-            boxes_px = geometry.clipped(frame.to_px(inside), look.example.size_px)
-            found.append((boxes_px[geometry.area(boxes_px) > 0], text))
+            boxes = geometry.as_boxes(prompts.read_boxes(text, finished).boxes_text)
+            found.append(mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text))
     return found
 
 
@@ -88,19 +130,128 @@ def crop_view(
     return geometry.crop(image, window, size), Frame(tuple(window), expert.text_scale(size))
 
 
-def _merge(example: Example, found: Sequence[tuple[np.ndarray, str]], config: _Config) -> Outcome:
-    """The boxes of one example's crops as one ranked list."""
-    boxes = np.concatenate([boxes for boxes, _ in found]) if found else np.zeros((0, 4))
-    scores = np.ones(len(boxes))
-    if config.merge == "nms":
-        kept = geometry.nms(boxes, scores, SAME_THING)
-        boxes, scores = boxes[kept], scores[kept]
-    return Outcome(boxes, scores, tuple(text for _, text in found))
+def mapped_back(look: Look, frame: Frame, boxes: np.ndarray, scores: np.ndarray, text: str) -> Found:
+    """Boxes (M, 4) in the frame's own numbers as a Found; those without area in crop and picture go."""
+    inside = geometry.clipped(boxes, frame.scale)  # a box cannot be seen outside its crop
+    boxes_px = geometry.clipped(frame.to_px(inside), look.example.size_px)
+    real = geometry.area(boxes_px) > 0
+    return Found(boxes_px[real], scores[real], text)
+
+
+# ---------------------------------------------------------------------- a detector
+
+
+class GroundingDino(TaskModel):
+    """A frozen open-vocabulary detector of transformers, in float32; the query is its one category.
+
+    ``box_threshold`` is the least score of a box, that is its best match with any word;
+    ``text_threshold`` the least match with a word of the query itself.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, image_processor, box_threshold: float, text_threshold: float) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.box_threshold, self.text_threshold = box_threshold, text_threshold
+
+    @classmethod
+    def load(cls, source: str, device: torch.device, box_threshold: float, text_threshold: float) -> Self:
+        """Load a checkpoint folder or hub id of one of DETECTORS; no part of this needs torchvision.
+
+        Raises ModelError if it is not there, incomplete or damaged, or another architecture.
+        """
+        family_of(source, DETECTORS)
+        # float32 whatever --dtype says: these models are small, and a reward should not hang on rounding.
+        model = part_of(source, "weights", AutoModelForZeroShotObjectDetection.from_pretrained, dtype=torch.float32)
+        tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
+        image_processor = part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        return cls(model.to(device), tokenizer, image_processor, box_threshold, text_threshold)
+
+    def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
+        """Detect every look's query in its crop, best first, with the detector's own scores."""
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for place, look in enumerate(looks):
+            of_size.setdefault(self.view_size(look.window), []).append(place)
+        most, found = min(config.task_batch, MOST_VIEWS), {}
+        for size, places in of_size.items():
+            for part in (places[start : start + most] for start in range(0, len(places), most)):
+                found |= zip(part, self._detect([looks[place] for place in part], size), strict=True)
+        return [found[place] for place in range(len(looks))]
+
+    @torch.no_grad()
+    def _detect(self, looks: Sequence[Look], size: tuple[int, int]) -> list[Found]:
+        """One forward pass over the views, all of one (width, height)."""
+        views = [geometry.crop(look.example.image, look.window, size) for look in looks]
+        pictures = self.image_processor(images=views, do_resize=False, return_tensors="pt")
+        limit = self.model.config.max_text_len
+        asked = [prompts.detector_prompt(look.example.query) for look in looks]
+        words = self.tokenizer(asked, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        out = self.model(**pictures.to(self.model.device), **words.to(self.model.device))
+        match = out.logits.sigmoid()[..., : words.input_ids.shape[1]].cpu()  # (crops, boxes, words)
+        centre, side = out.pred_boxes.double().cpu().chunk(2, dim=-1)  # (crops, boxes, 2) each, in 0-1 of the view
+        boxes = torch.cat([centre - side / 2, centre + side / 2], dim=-1)
+        own = self._words_of_the_query(words.input_ids.cpu())  # (crops, words)
+        rows = zip(looks, words.input_ids.cpu(), match, boxes, own, strict=True)
+        return [self._read(*row) for row in rows]
+
+    def _read(self, look: Look, ids: Tensor, match: Tensor, boxes: Tensor, own: Tensor) -> Found:
+        """One crop's detections from matches (boxes, words) and boxes (boxes, 4), best first."""
+        scores, named = match.amax(dim=1), (match > self.text_threshold) & own
+        order = scores.argsort(descending=True, stable=True)
+        kept = order[(scores[order] > self.box_threshold) & named[order].any(dim=1)]
+        text = "; ".join(f"{self.tokenizer.decode(ids[named[k]])} {scores[k]:.2f}" for k in kept)
+        frame = Frame(tuple(look.window), (1, 1))
+        return mapped_back(look, frame, boxes[kept].numpy(), scores[kept].double().numpy(), text)
+
+    def _words_of_the_query(self, ids: Tensor) -> Tensor:
+        """True (crops, words) on the tokens of a query: neither special nor the full stop behind it."""
+        other = [*self.tokenizer.all_special_ids, self.tokenizer.convert_tokens_to_ids(".")]
+        return ~torch.isin(ids, torch.tensor(other))
+
+    def view_size(self, window: Region) -> tuple[int, int]:
+        """(width, height) at which the detector sees a window: its processor's limits, in whole strides."""
+        limits, sides = self.image_processor.size, (window.x2 - window.x1, window.y2 - window.y1)
+        scale = min(limits["shortest_edge"] / min(sides), limits["longest_edge"] / max(sides))
+        width, height = (STRIDE * max(1, round(side * scale / STRIDE)) for side in sides)
+        return width, height
+
+
+# ---------------------------------------------------------------------- the ground truth
+
+
+class Oracle(TaskModel):
+    """Finds exactly the true boxes that a window holds (90 % of their area), and nothing else."""
+
+    def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
+        """The true boxes, crowds apart, inside each window."""
+        found = []
+        for look in looks:
+            true = asked_boxes(look.example)
+            boxes = true[geometry.held(true, geometry.as_boxes([look.window]))[:, 0]]
+            found.append(Found(boxes, np.ones(len(boxes)), f"{len(boxes)} of {len(true)} true boxes"))
+        return found
+
+
+def separate(name: str, config: _Config, device: torch.device) -> TaskModel:
+    """The task model ``name`` that is not the language model: grounding-dino or oracle."""
+    if name == "oracle":
+        return Oracle()
+    return GroundingDino.load(config.task_checkpoint, device, config.box_threshold, config.text_threshold)
+
+
+# ---------------------------------------------------------------------- many crops, one picture
+
+
+def merged(found: Sequence[Found], merge: str) -> Outcome:
+    """The boxes of one example's crops as one list, best first; equals keep the order of the crops."""
+    boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes_px for one in found)])
+    scores = np.concatenate([np.zeros(0), *(one.scores for one in found)])
+    kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else np.argsort(-scores, kind="stable")
+    return Outcome(boxes[kept], scores[kept], tuple(one.text for one in found))
 
 
 def _visible(region: Region) -> bool:
     return min(region.x2 - region.x1, region.y2 - region.y1) >= SMALLEST_SIDE
 
 
-def _key(look: Look) -> tuple[int, Region, str]:
-    return id(look.example.image), look.window, look.example.query
+def _key(look: Look) -> tuple[int, Region]:
+    return id(look.example), look.window

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import suites
+from activeo3 import results
 from activeo3.schema import Example
+from test_results import STATS, scored_by_pycocotools
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
@@ -54,7 +55,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["benchmark"], row["method"], row["n"]) for row in rows] == [("scenes", name, 4) for name in methods]
     for row in rows:
-        assert set(row["metrics"]) == set(suites.COLUMNS) - {"method"}
+        assert set(row["metrics"]) == set(results.COLUMNS) - {"method"}
         low, high = row["intervals"]["region_recall"]
         assert low <= row["metrics"]["region_recall"] <= high
     assert rows[2]["metrics"]["region_recall"] == 1.0
@@ -62,7 +63,40 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     assert "scenes (test), 4 questions" in printed
     assert str(tmp_path / "results.json") in printed and str(tmp_path / "scenes.html") in printed
     assert "<html" in (tmp_path / "scenes.html").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "scenes.html"]
+    predictions = [f"predictions-scenes-{name}.json" for name in sorted(methods)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
+    ]  # fmt: skip
+    assert "| recall_inside " in printed or " recall_inside |" in printed
+
+
+def test_methods_times_task_models_and_pycocotools_agrees(checkpoint: str, make_detector, evaluate, tmp_path: Path) -> None:
+    methods, models = ["direct", "repeat", "grid", "oracle-regions"], ["mllm", "grounding-dino", "oracle"]
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--limit", "4", "--methods", *methods, "--output_dir", str(tmp_path), *SMALL,
+        "--task_model", *models, "--task_checkpoint", make_detector("grounding-dino"), "--black", "true",
+        "--box_threshold", "0.02", "--text_threshold", "0.001",
+    )  # fmt: skip
+    assert complaint == ""
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["method"], row["task_model"]) for row in rows] == [(method, model) for method in methods for model in models]
+    for file, cell in (("results.md", "| {} "), ("results.tex", "& {} &")):
+        assert all((tmp_path / file).read_text().count(cell.format(model)) == 2 * len(methods) for model in models)
+    assert "| task_model " in printed and "AP50_black" in printed
+    compared = 0
+    for row in rows:
+        name = f"predictions-scenes-{row['method']}-{row['task_model']}"
+        if json.loads((tmp_path / f"{name}.json").read_text()):  # pycocotools cannot load an empty list
+            stats = scored_by_pycocotools(tmp_path, "truth-scenes", name)
+            for column in ("AP", "AP50", "AP_s", "AR", "AR_s"):
+                ours = row["metrics"][column]
+                assert stats[STATS[column]] == pytest.approx(-1 if ours is None else ours, abs=1e-9)
+            compared += 1
+    assert compared >= 5
+    oracle = {row["method"]: row for row in rows if row["task_model"] == "oracle"}
+    assert oracle["oracle-regions"]["metrics"]["AP"] == oracle["direct"]["metrics"]["AP"] == 1.0
+    assert 0 < oracle["grid"]["metrics"]["AP"] <= 1 and oracle["grid"]["failures"]["recall_inside"] == 1.0
+    assert oracle["direct"]["failures"]["AP50_black"] == 1.0
 
 
 def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
@@ -71,7 +105,7 @@ def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkp
     (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": checkpoint}}))
     printed, complaint = evaluate("--checkpoint", str(trained), "--limit", "2", "--methods", "cot", "active", *SMALL)
     assert complaint == ""
-    assert {path.name for path in (trained / "eval").iterdir()} == {"results.json", "scenes.html"}
+    assert {path.name for path in (trained / "eval").iterdir()} >= {"results.json", "scenes.html", "predictions-scenes-cot.json", "predictions-scenes-active.json"}
     page = (trained / "eval" / "scenes.html").read_text()
     assert "cot" in page and "active" in page and str(trained) in page
 
@@ -177,7 +211,9 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
         (["--checkpoint", "no/such/folder"], ("no/such/folder", "does not exist")),
         (["--checkpoint", str(ROOT / "tests")], (str(ROOT / "tests"), "no config.json that can be used")),
         (["--checkpoint", str(ROOT / "data")], (str(ROOT / "data"), "it holds tiny")),
-        (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic")),
+        (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic", "repeat")),
+        (["--checkpoint", "x", "--task_model", "psychic"], ("--task_model", "psychic", "oracle")),
+        (["--checkpoint", "x", "--task_model", "grounding-dino"], ("--task_model grounding-dino", "--task_checkpoint")),
         (["--checkpoint", "x", "--benchmark", "atlantis"], ("no data set 'atlantis'", "scenes")),
         (["--checkpoint", "x", "--split", "tomorrow"], ("tomorrow", "test")),
         (["--checkpoint", "x", "--benchmark", "coco"], ("data root",)),

@@ -17,6 +17,7 @@ SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.ex
 PLAN: dict[str, tuple[int, set[str]]] = {
     "schema": (0, {"torch"}),
     "geometry": (0, {"torch"}),
+    "clicks": (0, {"torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
@@ -39,18 +40,22 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "rewards": (2, {"models", "taskmodels", "torch"}),
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
+    "segment": (2, {"rewards", "sampler", "engine"}),
     "engine": (2, {"sampler", "rewards", "datasets"}),
     "checkpoints": (2, {"sampler", "rewards", "datasets"}),
     "lessons": (2, {"models", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
+    "floors": (2, {"models", "torch"}),
+    "failures": (2, {"models", "torch"}),
+    "results": (2, {"models", "torch"}),
     "suites": (3, {"engine", "checkpoints"}),
 }
 
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "taskmodels", "tiny"},
+    "transformers": {"models", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

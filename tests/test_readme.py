@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from test_engine import rank_environment
 
-from activeo3 import checkpoints, report
+from activeo3 import checkpoints, engine, report
 from activeo3.config import EvalConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import geometry, report, scenes, suites
+from activeo3 import floors, geometry, results, scenes, suites
 from activeo3.config import METHODS, TrainConfig
 from activeo3.geometry import as_boxes
 from activeo3.metrics import Metric, ap_ar_50, region_recall
-from activeo3.prompts import sensing_answer
+from activeo3.prompts import sensing_answer, sensing_prompt
 from activeo3.schema import Example, Region, Sampling
-from activeo3.taskmodels import act
+from activeo3.taskmodels import Oracle, act
 from scripted import COLOURS, END, Scripted, blobs, finds, looks, painted, written
 
 CONFIG = TrainConfig(crop_side=128, sensing_side=96)
@@ -72,7 +73,7 @@ sizes = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
 @settings(deadline=None)
 @given(sizes, st.integers(1, 10))
 def test_grid_tiles_partition_the_picture(size: tuple[int, int], count: int) -> None:
-    tiles = as_boxes(suites.grid_regions(plain(size), count))
+    tiles = as_boxes(floors.grid_regions(plain(size), count))
     whole = size[0] * size[1]
     assert len(tiles) == count
     assert geometry.area(tiles).sum() == pytest.approx(whole)
@@ -86,30 +87,30 @@ def test_grid_tiles_partition_the_picture(size: tuple[int, int], count: int) -> 
      ((900, 100), 9, (100, 100)), ((100, 100), 1, (100, 100))],  # fmt: skip
 )
 def test_grid_tiles_are_as_square_as_they_can_be(size: tuple[int, int], count: int, tile: tuple[int, int]) -> None:
-    for x1, y1, x2, y2 in suites.grid_regions(plain(size), count):
+    for x1, y1, x2, y2 in floors.grid_regions(plain(size), count):
         assert (x2 - x1, y2 - y1) == pytest.approx(tile)
 
 
 @settings(deadline=None)
 @given(sizes, st.integers(1, 10), st.text(max_size=30))
 def test_random_regions_are_inside_of_sensible_size_and_repeatable(size: tuple[int, int], count: int, name: str) -> None:
-    regions = suites.random_regions(plain(size, name=name), count)
-    assert regions == suites.random_regions(plain(size, name=name), count)
-    units = suites.to_unit(regions, size)
+    regions = floors.random_regions(plain(size, name=name), count)
+    assert regions == floors.random_regions(plain(size, name=name), count)
+    units = floors.to_unit(regions, size)
     assert len(regions) == count and (units >= 0).all() and (units <= 1 + 1e-12).all()
     sides = units[:, 2:] - units[:, :2]
     assert (sides >= 0.2 - 1e-9).all() and (sides <= 0.5 + 1e-9).all()
 
 
 def test_random_regions_differ_from_example_to_example() -> None:
-    drawn = {suites.random_regions(plain((100, 100), name=f"e{k}"), 3) for k in range(50)}
+    drawn = {floors.random_regions(plain((100, 100), name=f"e{k}"), 3) for k in range(50)}
     assert len(drawn) == 50
-    centres = np.array([suites.to_unit(regions, (100, 100)) for regions in drawn]).reshape(-1, 2, 2).mean(axis=1)
+    centres = np.array([floors.to_unit(regions, (100, 100)) for regions in drawn]).reshape(-1, 2, 2).mean(axis=1)
     assert np.abs(centres.mean(axis=0) - 0.5).max() < 0.06  # anywhere, not in one corner
 
 
 def test_the_whole_picture_is_one_region() -> None:
-    assert suites.whole_picture(plain((640, 480)), 3) == (Region(0.0, 0.0, 640.0, 480.0),)
+    assert floors.whole_picture(plain((640, 480)), 3) == (Region(0.0, 0.0, 640.0, 480.0),)
 
 
 # ---------------------------------------------------------------------- the ceiling
@@ -117,7 +118,7 @@ def test_the_whole_picture_is_one_region() -> None:
 
 def check_oracle(example: Example, most: int) -> np.ndarray:
     """At most ``most`` regions, inside the picture, that hold every true box completely."""
-    regions = as_boxes(suites.oracle_regions(example, most))
+    regions = as_boxes(floors.oracle_regions(example, most))
     assert 1 <= len(regions) <= most
     assert (geometry.area(regions) > 0).all()
     assert np.array_equal(regions, geometry.clipped(regions, example.size_px))
@@ -149,22 +150,22 @@ def test_oracle_regions_hold_all_boxes_there_can_be(boxes: list, most: int, size
 
 def test_oracle_regions_stay_apart_when_they_may() -> None:
     example = plain((900, 900), [(10, 10, 40, 40), (60, 20, 90, 50), (850, 850, 890, 890)])
-    assert len(suites.oracle_regions(example, 3)) == 2  # neighbours share one, the far one has its own
-    assert len(suites.oracle_regions(example, 1)) == 1
+    assert len(floors.oracle_regions(example, 3)) == 2  # neighbours share one, the far one has its own
+    assert len(floors.oracle_regions(example, 1)) == 1
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (580, 0), (0, 380), (580, 380)])
 def test_an_oracle_region_at_the_border_is_moved_and_not_cut(corner: tuple[int, int]) -> None:
     x, y = corner
-    ((x1, y1, x2, y2),) = suites.oracle_regions(plain((600, 400), [(x, y, x + 20, y + 20)]), 3)
+    ((x1, y1, x2, y2),) = floors.oracle_regions(plain((600, 400), [(x, y, x + 20, y + 20)]), 3)
     assert (x2 - x1, y2 - y1) == (100, 100)  # a quarter of the shorter side
 
 
 def test_the_oracle_looks_at_nothing_where_nothing_is_and_at_no_crowd() -> None:
-    assert suites.oracle_regions(plain((100, 100)), 3) == ()
+    assert floors.oracle_regions(plain((100, 100)), 3) == ()
     boxes, crowd = [(0, 0, 20, 20), (400, 400, 490, 490)], np.array([False, True])
-    with_crowd = suites.oracle_regions(plain((500, 500), boxes, crowd=crowd), 3)
-    assert with_crowd == suites.oracle_regions(plain((500, 500), boxes[:1]), 3)
+    with_crowd = floors.oracle_regions(plain((500, 500), boxes, crowd=crowd), 3)
+    assert with_crowd == floors.oracle_regions(plain((500, 500), boxes[:1]), 3)
 
 
 # ---------------------------------------------------------------------- the best regions that ignore the picture
@@ -192,7 +193,7 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
     (rollout,) = suites.propose("fixed", [plain((800, 600))], expert, expert, config, two)
-    assert rollout.regions == suites.from_unit(two, (800, 600))
+    assert rollout.regions == floors.from_unit(two, (800, 600))
 
 
 @pytest.mark.parametrize("merge, best", [("nms", True), ("concat", False)])
@@ -211,13 +212,13 @@ def test_the_fixed_regions_are_fitted_by_the_merging_of_the_table(merge: str, be
 def test_fitting_the_fixed_regions_is_not_part_of_their_seconds(policy, monkeypatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(suites.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(suites, "fit_fixed", lambda *_: [next(clock) for _ in range(100)] and suites.fixed_candidates()[:3])
+    monkeypatch.setattr(suites, "fit_fixed", lambda *_: [next(clock) for _ in range(100)] and floors.fixed_candidates()[:3])
     rows, _ = suites.run("toys", ("fixed",), scattered(2), policy(looks), policy(looks), CONFIG, scattered(1), resamples=5)
-    assert rows[0]["metrics"]["seconds"] == 0.5  # one tick for two pictures
+    assert rows[0]["metrics"]["seconds"] == 1.0  # a tick to propose and one to act, for two pictures
 
 
 def test_the_lattice_lies_inside_the_picture() -> None:
-    boxes = suites.fixed_candidates()
+    boxes = floors.fixed_candidates()
     assert (boxes >= 0).all() and (boxes <= 1 + 1e-9).all() and (geometry.area(boxes) > 0.09).all()
     assert len({tuple(box.round(6)) for box in boxes}) == len(boxes)
 
@@ -280,7 +281,7 @@ def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: 
 def test_a_swapped_picture_is_another_picture() -> None:
     """Data sets ask several questions about one picture in a row; a neighbour's regions may be its own."""
     examples = [plain(SIZE, [(60 * k, 0, 60 * k + 20, 20)], f"e{k}-{i}", image_id=k) for k in range(4) for i in range(3)]
-    regions = [suites.oracle_regions(example, 3) for example in examples]
+    regions = [floors.oracle_regions(example, 3) for example in examples]
     result = suites.sensing_metrics("oracle-regions", examples, regions, None, None, CONFIG, resamples=20)
     lenders = [suites.other_picture(examples, i) for i in range(len(examples))]
     assert [examples[k].image_id for k in lenders] == [3, 3, 3, 0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -294,7 +295,7 @@ def test_a_swap_that_means_nothing_is_left_out(policy) -> None:
     assert swaps(looks, one_query, policy)["swap_query"] is None
     assert swaps(looks, one_query, policy)["swap_picture"] is not None
     assert swaps(looks, one_picture, policy)["swap_picture"] is None
-    whole = [suites.whole_picture(example, 1) for example in examples]
+    whole = [floors.whole_picture(example, 1) for example in examples]
     result = suites.sensing_metrics("direct", examples, whole, None, None, CONFIG, resamples=20)
     assert result["region_recall"].value == 1.0 and result["swap_picture"] is result["swap_query"] is None
 
@@ -315,9 +316,9 @@ def test_recall_is_the_coverage_reward_without_crowds() -> None:
 
 def test_unit_boxes_and_back() -> None:
     regions = (Region(16.0, 12.0, 160.0, 240.0), Region(0.0, 0.0, 320.0, 240.0))
-    assert suites.to_unit(regions, SIZE).tolist() == [[0.05, 0.05, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]]
-    assert suites.from_unit(suites.to_unit(regions, SIZE), SIZE) == regions
-    assert suites.from_unit(suites.to_unit((), SIZE), SIZE) == ()
+    assert floors.to_unit(regions, SIZE).tolist() == [[0.05, 0.05, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    assert floors.from_unit(floors.to_unit(regions, SIZE), SIZE) == regions
+    assert floors.from_unit(floors.to_unit((), SIZE), SIZE) == ()
 
 
 # ---------------------------------------------------------------------- whole tables
@@ -325,7 +326,7 @@ def test_unit_boxes_and_back() -> None:
 
 def test_a_policy_looks_at_a_block_at_a_time_and_in_order(policy) -> None:
     actor, examples = policy(looks), scattered(suites.BATCH + 3)
-    rollouts, _, _ = suites.judged("active", examples, actor, policy(looks), CONFIG, None, suites.alone)
+    rollouts, _ = suites.judged("active", examples, actor, None, {"oracle": Oracle()}, CONFIG)
     greedy = Sampling(0.0, CONFIG.max_new_tokens)
     assert actor.batches == [(suites.BATCH, 1, greedy), (3, 1, greedy)]
     assert [rollout.example for rollout in rollouts] == examples
@@ -364,7 +365,7 @@ def test_a_table_of_every_method(policy) -> None:
     by_name = {row["method"]: row["metrics"] for row in rows}
     for row in rows:
         assert (row["benchmark"], row["n"]) == ("toys", 5)
-        assert set(row["metrics"]) == set(suites.COLUMNS) - {"method"}
+        assert set(row["metrics"]) == set(results.COLUMNS) - {"method"}
     for name in ("active", "oracle-regions"):
         assert by_name[name]["AP50"].value == pytest.approx(1.0) and by_name[name]["region_recall"].value == 1.0
     assert by_name["cot"]["AP50"].value < 1 and by_name["cot"]["swap_query"].value == 0.0
@@ -375,29 +376,80 @@ def test_a_table_of_every_method(policy) -> None:
     assert "<answer>" in shown["active"][0][0].text and {rollout.text for rollout in shown["grid"][0]} == {""}
 
 
-def test_results_are_plain_numbers_with_intervals_beside_them() -> None:
-    metrics = {"AP": Metric(0.5, 0.4, 0.6), "AP_s": Metric(float("nan"), float("nan"), float("nan")),
-               "swap_query": None, "regions": 3.0}  # fmt: skip
-    written = report.strict_json(suites.results([{"benchmark": "toys", "method": "grid", "n": 7, "metrics": metrics}]))
-    assert json.loads(written) == {
-        "rows": [
-            {
-                "benchmark": "toys",
-                "method": "grid",
-                "n": 7,
-                "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0},
-                "intervals": {"AP": [0.4, 0.6], "AP_s": [None, None]},
-            }
-        ]
-    }
+def test_repeat_asks_for_one_region_and_samples_it_often(policy) -> None:
+    config = replace(CONFIG, wording="paper", regions=4)
+    senses = lambda model, view, question: sensing_answer([[0, 0, 500, 500], [500, 500, 999, 999]], "two") + END  # noqa: E731
+    actor, examples = Scripted("qwen3_vl", policy(looks).tokenizer, senses), scattered(suites.BATCH + 1)
+    rollouts, _ = suites.judged("repeat", examples, actor, None, {"oracle": Oracle()}, config)
+    sampled = Sampling(1.0, config.max_new_tokens)
+    assert actor.batches == [(suites.BATCH, 4, sampled), (1, 4, sampled)]
+    assert all(question.startswith("Select one region of this image") for _, question in actor.shown)
+    assert [rollout.example for rollout in rollouts] == examples
+    for rollout in rollouts:  # the first of each answer; the second was not asked for
+        assert rollout.regions == (Region(0.0, 0.0, SIZE[0] / 2, SIZE[1] / 2),) * 4
+        assert rollout.text.count("<answer>") == 4 and len(rollout.action.boxes_text) == 8 and rollout.finished
 
 
-def test_results_are_written_whole_and_again(tmp_path) -> None:
-    row = {"benchmark": "toys", "method": "grid", "n": 7, "metrics": {"regions": 3.0}}
-    for rows in ([row], [row, row]):
-        suites.write_results(tmp_path / "new" / "folder", rows)
-        assert len(json.loads((tmp_path / "new" / "folder" / "results.json").read_text())["rows"]) == len(rows)
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["results.json"]
+def test_the_budget_is_in_the_prompt() -> None:
+    for count in range(2, 11):
+        assert f"up to {count} regions" in sensing_prompt("dot", "paper", count)
+
+
+def test_direct_is_read_in_two_ways(policy) -> None:
+    """Squeezed to a square, and in its own shape and size, whatever the shape of crops is."""
+    examples = scattered(2)
+    for shape in ("square", "aspect"):
+        start = policy(looks)
+        config = replace(CONFIG, crop_shape=shape)
+        suites.run("toys", ("direct", "direct-native"), examples, start, start, config, resamples=0, say=str)
+        assert [view.size for view, _ in start.shown] == [(128, 128)] * 2 + [start.view_size(SIZE)] * 2
+        assert start.view_size(SIZE) == (320, 256)  # the picture's 320 x 240 in whole visual tokens
+        start.shown.clear()
+        suites.run("toys", ("oracle-regions",), examples, start, start, config, resamples=0, say=str)
+        assert {view.width == view.height for view, _ in start.shown} == {True}  # these regions are square
+
+
+def test_methods_times_task_models(policy) -> None:
+    examples, said = scattered(6), []
+    actor, start = policy(looks), policy(deaf)
+    experts = {"mllm": start, "oracle": Oracle(), "second": Scripted("qwen3_vl", start.tokenizer, lambda *_: "[]" + END)}
+    methods = ("direct", "direct-native", "grid", "active")
+    rows, shown = suites.run(
+        "toys", methods, examples, actor, start, CONFIG, resamples=10, say=said.append, experts=experts, black=True
+    )
+    wanted = [(method, name) for method in methods for name in experts]
+    wanted.remove(("direct-native", "oracle"))  # it sees no pictures, so it would be the same row again
+    assert [(row["method"], row["task_model"]) for row in rows] == wanted
+    assert list(shown) == [f"{method}-{name}" for method, name in wanted] and len(said) == len(wanted)
+    assert len(actor.batches) == 2  # regions are proposed once for all task models, and once for the swapped queries
+    by_name = {(row["method"], row["task_model"]): row for row in rows}
+    for method in ("direct", "grid", "active"):
+        regions = {id(shown[f"{method}-{name}"][0]) for name in experts}
+        assert len(regions) == 1
+        assert by_name[method, "second"]["failures"]["TP"] == 0
+        assert by_name[method, "second"]["failures"]["FN"] == by_name[method, "second"]["failures"]["missed"] == 6
+    assert by_name["active", "oracle"]["metrics"]["AP"].value == pytest.approx(1.0)
+    assert by_name["active", "mllm"]["metrics"]["AP50"].value == pytest.approx(1.0)
+
+
+def test_on_black_crops_only_the_one_that_does_not_look_scores(policy) -> None:
+    examples, start = scattered(4), policy(looks)
+    experts = {"mllm": start, "oracle": Oracle()}
+    rows, _ = suites.run("toys", ("oracle-regions",), examples, start, start, CONFIG, resamples=10, experts=experts, black=True, say=str)
+    looking, knowing = rows
+    assert looking["metrics"]["AP50"].value == pytest.approx(1.0) and looking["failures"]["AP50_black"].value == 0.0
+    assert knowing["failures"]["AP50_black"].value == pytest.approx(1.0)
+    assert {np.asarray(view).max() for view, _ in start.shown[-4:]} == {0}
+    without, _ = suites.run("toys", ("grid",), examples, start, start, CONFIG, resamples=0, say=str)
+    assert "AP50_black" not in without[0]["failures"]
+
+
+def test_the_fixed_regions_are_fitted_with_the_first_task_model(policy, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(suites, "fit_fixed", lambda expert, *_: seen.append(expert) or as_boxes([[0, 0, 1, 1]]))
+    experts = {"oracle": Oracle(), "mllm": policy(looks)}
+    suites.run("toys", ("fixed",), scattered(2), None, None, CONFIG, scattered(1), resamples=0, say=str, experts=experts)
+    assert seen == [experts["oracle"]]
 
 
 def test_an_unknown_method_is_an_error(policy) -> None:

@@ -273,10 +273,10 @@ def watched_main(config: TrainConfig) -> tuple[list[Tensor], list[Tensor]]:
     def vector(sharded: Sharded) -> Tensor:
         return torch.cat([tensor.flatten() for tensor in whole_weights(sharded).values()])
 
-    def watched(step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig) -> Any:
+    def watched(step: int, examples: list[Example], policy: Sharded, reference: Sharded, *others: Any) -> Any:
         if not policies:
             policies.append(vector(policy)), references.append(vector(reference))
-        result = step_of(step, examples, policy, reference, config)
+        result = step_of(step, examples, policy, reference, *others)
         policies.append(vector(policy)), references.append(vector(reference))
         return result
 
@@ -365,6 +365,33 @@ def test_a_finished_run_prints_its_table_again(
     ]  # fmt: skip
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert json.loads((folder / "results.json").read_text())["rows"] and (folder / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["oracle", "grounding-dino"])
+def test_another_task_model_works_on_the_crops(
+    name: str, config: TrainConfig, make_detector: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and in the table at its end; the start policy is then asked for nothing but its regions."""
+    asked, encode = [], VisionLanguageModel.encode
+
+    def listen(self: VisionLanguageModel, views: Any, texts: list[str]) -> Any:
+        asked.extend(texts)
+        return encode(self, views, texts)
+
+    monkeypatch.setattr(VisionLanguageModel, "encode", listen)
+    detector = {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
+    train.main(replace(
+        config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, **detector
+    ))  # fmt: skip
+    assert asked and all(text.startswith("Where") for text in asked)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["task_model"] for row in rows} == {name} and len(rows) == 6
+    (drawn,) = (tmp_path / "samples").iterdir()
+    scores = [score for sample in read_rows(drawn / "samples.jsonl") for score in sample["scores"]]
+    if name == "oracle":
+        assert set(scores) <= {1.0} and {r["method"]: r["metrics"]["AP"] for r in rows}["oracle-regions"] == 1.0
+    else:
+        assert len(set(scores)) > 3 and all(0 < score < 1 for score in scores)
 
 
 def test_a_changed_flag_or_another_number_of_processes_is_refused(
