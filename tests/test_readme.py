@@ -193,12 +193,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint that the README's first training command leaves, run by the launcher as it stands there."""
+    """The checkpoint that the README's first training command leaves, run by the launcher."""
     folder = tmp_path_factory.mktemp("first")
     words = next(words for words in commands(TEXT) if script_of(words) == "train.py")
     shipped = [] if (ROOT / "data" / "tiny" / "config.json").exists() else ["--model", policy]
     environment = {name: value for name, value in os.environ.items() if name not in rank_environment(0, 1)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    # Another run on this machine may have the launcher's usual port.
+    words = [words[0], "--master_port", rank_environment(0, 1)["MASTER_PORT"], *words[1:]]
     command = [*words, *shipped, *SMALL, *ONE_STEP, "--output_dir", str(folder)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
