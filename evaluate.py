@@ -27,7 +27,7 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
 def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
-    engine.check_versions()
+    engine.prepare()
     folder = output_folder(config)
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.

@@ -122,10 +122,23 @@ class Ranks:
             dist.barrier()
 
 
-def start(output_dir: Path) -> Ranks:
-    """Join the process group (of one, without a launcher) and send the libraries' chatter to a log."""
+def prepare() -> None:
+    """What both scripts do first: refuse versions that do not work, keep freed memory, and silence warnings
+    that tell a user nothing."""
     check_versions()
     keep_freed_memory()
+    # torch renamed a collective that DeepSpeed still calls by its old name, in every backward pass.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # transformers has a new word for the cache; the old one works in every version that is supported.
+    warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
+
+
+def start(output_dir: Path) -> Ranks:
+    """Join the process group (of one, without a launcher) and send the libraries' chatter to a log.
+
+    Raises ConfigError if a version does not work, or another run has the port.
+    """
+    prepare()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
@@ -134,10 +147,6 @@ def start(output_dir: Path) -> Ranks:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
-    # torch renamed a collective that DeepSpeed still calls by its old name, in every backward pass.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # transformers has a new word for the cache; the old one works in every version that is supported.
-    warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
     with ranks.quietly():
         import deepspeed
 
@@ -146,7 +155,14 @@ def start(output_dir: Path) -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if cuda:
             torch.cuda.set_device(device)
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        except torch.distributed.DistNetworkError:
+            port = os.environ["MASTER_PORT"]
+            raise ConfigError(
+                f"the port {port} is in use, probably by another run on this machine; choose another one: "
+                f"deepspeed --master_port {int(port) + 1} train.py."
+            ) from None
     return ranks
 
 

@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +159,20 @@ def test_a_ds_config_that_cannot_be_used_is_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         engine.ds_config(TrainConfig(ds_config=str(path)), ranks, torch.float32, learns=True)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_port_that_another_run_has_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        environment = os.environ | rank_environment(0, 1) | {"MASTER_PORT": port}
+        command = [sys.executable, "train.py", "--output_dir", str(tmp_path / "run")]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith(f"activeo3: the port {port} is in use")
+    assert "--master_port" in run.stderr and "Traceback" not in run.stderr
+
 
 
 def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
