@@ -235,8 +235,10 @@ class TrainConfig(_Config):
         for name in ("limit", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
-        if not (self.temperature > 0 and self.lr > 0 and self.grad_clip > 0):
-            raise ConfigError("--temperature, --lr and --grad_clip must be above 0.")
+        if self.temperature < 0.01:  # logits are divided by it, and the smallest numbers would make them infinite
+            raise ConfigError(f"--temperature is {self.temperature}; it must be at least 0.01.")
+        if not (self.lr > 0 and self.grad_clip > 0):
+            raise ConfigError("--lr and --grad_clip must be above 0.")
         try:
             re.compile(self.train_only)
         except re.error as error:
