@@ -22,7 +22,7 @@ QUERY = "foreground object"
 class MaskDataset:
     """Folders ``images`` (jpg) and ``masks`` (png), and the names of a split's pictures.
 
-    Fields of an example: ``masks``, the one mask as COCO run-length encoding, and ``areas``, its pixels.
+    Fields of an example: ``masks``, called for a list of the one mask as COCO run-length encoding, and ``areas``, its pixels.
     """
 
     name: str
@@ -51,7 +51,7 @@ class MaskDataset:
             query=QUERY,
             boxes_px=np.array([box], dtype=np.float64),
             image_id=index + 1,
-            fields={"masks": (mask_to_rle(mask),), "areas": np.array([float(mask.sum())])},
+            fields={"masks": lambda: [mask_to_rle(mask)], "areas": np.array([float(mask.sum())])},
         )
 
 

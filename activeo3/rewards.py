@@ -25,6 +25,7 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
+from activeo3.files import DataError
 from activeo3.schema import Outcome, Rollout, Score
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
@@ -72,7 +73,7 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
 def covered(rollout: Rollout, mode: str) -> float:
     """R_coverage in [0, 1] of the rollout's regions, read as ``mode`` says (B.4, deviation 2).
 
-    ``purity`` needs ``fields["masks"]`` of the example and raises ValueError without it.
+    ``purity`` needs ``fields["masks"]`` of the example and raises DataError without it.
     """
     boxes_px, regions = metrics.asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
     if not len(regions) or not len(boxes_px):
@@ -90,7 +91,7 @@ def covered(rollout: Rollout, mode: str) -> float:
 def _purity(rollout: Rollout) -> list[float]:
     """Share of each region's pixels that belong to a true object."""
     if "masks" not in rollout.example.fields:
-        raise ValueError(f"coverage by purity needs masks, and example {rollout.example.id} has none")
+        raise DataError(f"--coverage purity needs masks, and example {rollout.example.id} has none; choose contain or iou.")
     masks = [geometry.rle_to_mask(rle) for rle in rollout.example.fields["masks"]()]
     union = np.any(masks, axis=0)  # (H, W)
     shares = []

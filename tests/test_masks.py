@@ -11,6 +11,8 @@ from activeo3 import masks
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError
 from activeo3.geometry import rle_to_mask
+from activeo3.rewards import covered
+from activeo3.schema import Action, Region, Rollout
 
 
 def mask_of(seed: int, size: tuple[int, int] = (30, 20)) -> np.ndarray:
@@ -38,13 +40,21 @@ def test_every_picture_has_its_mask_and_the_box_around_it(tmp_path: Path) -> Non
     assert (data.name, data.split, [example.id for example in data]) == ("thinobject5k", "val", ["bee", "web.v2"])
     for seed, example in enumerate(data):
         wanted = mask_of(seed) >= 128
-        assert np.array_equal(rle_to_mask(example.fields["masks"][0]), wanted)
+        assert np.array_equal(rle_to_mask(example.fields["masks"]()[0]), wanted)
         assert example.fields["areas"].tolist() == [wanted.sum()] == [20]
         # Rows 5 to 14, columns from 5 + seed + 2 to 14 + seed + 3, both ends included.
         assert example.boxes_px.tolist() == [[7 + seed, 5, 18 + seed, 15]]
         assert example.size_px == (30, 20) and abs(example.image.getpixel((0, 0))[0] - 200) < 4
         assert example.image_id == seed + 1 and example.query == masks.QUERY
     assert [path.name for path in data.paths] == ["bee.jpg", "web.v2.jpg"]
+
+
+def test_coverage_by_purity_reads_the_masks(tmp_path: Path) -> None:
+    example = open_dataset("thinobject5k", "val", thin_set(tmp_path))[0]
+    shares = {}
+    for name, region in (("on it", Region(*example.boxes_px[0])), ("beside it", Region(20.0, 0.0, 30.0, 5.0))):
+        shares[name] = covered(Rollout(example, (), "", True, Action(()), (region,)), "purity")
+    assert shares == {"on it": 1.0, "beside it": 0.0}
 
 
 def test_lists_may_name_pictures_or_masks_and_have_empty_lines(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from activeo3 import geometry, rewards
 from activeo3.config import TrainConfig
+from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rewards import covered, no_overlap, score, sensible_area
 from activeo3.schema import Action, Example, Outcome, Region, Rollout
@@ -152,7 +153,7 @@ def test_coverage_has_three_readings(regions: list, true: list, wanted: tuple) -
 
 
 def test_purity_without_masks_names_the_example() -> None:
-    with pytest.raises(ValueError, match="picture-7"):
+    with pytest.raises(DataError, match="^--coverage purity .*picture-7"):
         covered(proposed([AROUND_A], [A]), "purity")
 
 
