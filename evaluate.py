@@ -1,6 +1,6 @@
 """Put a checkpoint beside every floor and ceiling, in one table; or let it look at a picture of yours.
 
-    python evaluate.py --checkpoint runs/tiny/checkpoint-240                     # the embedded world
+    python evaluate.py --checkpoint runs/tiny/checkpoint-160                     # the embedded world
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
     python evaluate.py --help

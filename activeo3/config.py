@@ -154,7 +154,7 @@ class TrainConfig(_Config):
     output_dir: str = "runs/tiny"
     """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued"""
 
-    steps: int = 200
+    steps: int = 160
     """policy updates' worth of rollouts"""
     prompts: int = 4
     """P: prompts per rank and step"""
