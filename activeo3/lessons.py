@@ -6,7 +6,7 @@ form of the truth only: one to three mediocre regions around clusters chosen at 
 anywhere, after a thought that names the colour of each. Neither colours nor regions are ever chosen by
 the query: which regions are good for it is in no lesson. What the policy does learn on whole pictures is to
 point: told to look at red, it names red and looks there. That a red star is to be sought where it is red, and
-that three regions are better than one, is left to reinforcement.
+how many regions that takes, is left to reinforcement.
 """
 
 import math

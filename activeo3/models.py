@@ -158,7 +158,8 @@ class VisionLanguageModel:
         """Sample ``group`` answers to every prompt; each answer's ids end with the end token unless cut off.
 
         All prompts are prefilled together up to their last token, the cache is repeated ``group`` times,
-        and P x G rows decode as one batch, from which rows that have ended are dropped. Weights must be whole on this rank (engine.gathered).
+        and P x G rows decode as one batch, from which rows that have ended are dropped. Weights must be
+        whole on this rank (engine.gathered).
         """
         ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (P, S)
         cache = DynamicCache(config=self.model.config.get_text_config())
@@ -203,7 +204,8 @@ class VisionLanguageModel:
                 rows = torch.tensor(going, dtype=torch.long, device=out.device)
                 ids, inner.rope_deltas = out[rows], inner.rope_deltas[rows]
                 attended = torch.nn.functional.pad(attended[rows], (0, out.shape[1] - attended.shape[1]), value=1)
-                cache.batch_select_indices(rows)
+                if len(going) < len(fresh):  # selecting copies, and with large models the cache is large
+                    cache.batch_select_indices(rows)
         return [answers[i : i + group] for i in range(0, len(answers), group)]
 
     # ------------------------------------------------------------------ scoring: one packed row per prompt

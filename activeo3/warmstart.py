@@ -5,7 +5,7 @@
                    shapes and digits, so that the text tower can read them off the visual tokens.
   stage 2, speak   next-token prediction of answers, all questions of a picture being branches on one
                    packed row; stage 1 goes on with a small weight.
-  stage 3, settle  the same with as many whole pictures as crops and a small learning rate, without stage 1:
+  stage 3, settle  the same with more whole pictures than crops and a small learning rate, without stage 1:
                    the form of the sensing role is easy, and learned late it does not crowd out the task role.
 
 Next-token loss alone leaves a model of this size at the entropy of random coordinates.
