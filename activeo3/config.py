@@ -162,6 +162,9 @@ class TrainConfig(_Config):
     """G: answers sampled per prompt (paper: 8)"""
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
+    recompute: bool = False
+    """keep only the inputs of layers for the backward pass and compute the rest again (activation
+    checkpointing): much less memory for a third more time in the update; the result is the same"""
     epochs: int = 1
     """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
     temperature: float = 1.0
@@ -263,7 +266,7 @@ class TrainConfig(_Config):
 
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps"}
+_FREE = {"output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute"}
 
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")

@@ -95,6 +95,10 @@ class Ranks:
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    def room_gb(self) -> float:
+        """How much memory this process's GPU has, in GB; 0 without one."""
+        return torch.cuda.get_device_properties(self.device).total_memory / 1e9 if self.device.type == "cuda" else 0.0
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
         if self.world == 1:
@@ -199,6 +203,10 @@ class Sharded:
             raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
+        if learns and config.recompute:
+            with ranks.quietly():  # a new name for it is on its way
+                vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            vlm.model.train()  # transformers recomputes in this mode only
         with ranks.quietly():
             self.engine, *_ = deepspeed.initialize(
                 model=vlm.model,

@@ -20,13 +20,18 @@ Deviations, and readings of what the papers leave open:
 Every function leaves its inputs as they were. Shapes: see the glossary in schema.py.
 """
 
+from functools import partial
 from typing import Literal, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Normalisation = Literal["response", "token", "constant"]
 Ratio = Literal["token", "sequence"]
+
+AT_ONCE = 2**26
+"""Most float32 logits that exist at a time while answers are scored: 256 MB."""
 
 
 def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
@@ -87,15 +92,26 @@ def answer_logps(
     """
     predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., :-1] + 1], dim=-1)  # (P, G, T)
     prompt = torch.arange(len(tokens), device=logits.device)[:, None, None]  # (P, 1, 1)
-    logits = logits[prompt, predictor].float() / (temperature or 1.0)  # (P, G, T, V)
-    if forbidden:
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[list(forbidden)] = True
-        logits = logits.masked_fill(banned, torch.finfo(logits.dtype).min)
-    logp_all = logits.log_softmax(dim=-1)  # (P, G, T, V)
-    logp = logp_all.gather(-1, tokens[..., None])[..., 0]  # (P, G, T)
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
+    banned[list(forbidden)] = True
+    # In float32 a long answer's logits, their log-softmax and the gradients of both would be the largest
+    # tensors of a step. So they are made a few positions at a time, and made again for the backward pass.
+    every = max(1, AT_ONCE // logits.shape[-1])
+    pieces = zip(logits[prompt, predictor].flatten(0, 2).split(every), tokens.flatten().split(every))
+    score = partial(_scored, banned=banned, temperature=temperature or 1.0)
+    if tokens.numel() > every:
+        score = partial(checkpoint, score, use_reentrant=False)
+    logp, entropy = zip(*(score(*piece) for piece in pieces))  # of each piece (positions,)
+    return torch.cat(logp).view(tokens.shape), torch.cat(entropy).view(tokens.shape)
+
+
+def _scored(logits: Tensor, tokens: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of the tokens (N,) under their logits (N, V), and the entropy, without gradient."""
+    logits = (logits.float() / temperature).masked_fill(banned, torch.finfo(torch.float32).min)
+    logp_all = logits.log_softmax(dim=-1)  # (N, V)
+    logp = logp_all.gather(-1, tokens[:, None])[:, 0]  # (N,)
     with torch.no_grad():
-        entropy = -(logp_all.exp() * logp_all).sum(dim=-1)  # (P, G, T)
+        entropy = -(logp_all.exp() * logp_all).sum(dim=-1)  # (N,)
     return logp, entropy
 
 

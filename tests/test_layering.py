@@ -25,6 +25,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
+    "planner": (1, {"models", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
