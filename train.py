@@ -127,7 +127,8 @@ def main(config: TrainConfig) -> None:
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):
         print(said, flush=True)
-    policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
+    policy = start_policy(ranks, config, learns=True)
+    reference = engine.WithoutAdapters(policy) if config.lora else start_policy(ranks, config, learns=False)
     with ranks.quietly():
         task_model = None if config.task_model == "mllm" else separate(config.task_model, config, ranks.device)
     checkpoints.seed_everything(config.seed, ranks.rank)

@@ -178,6 +178,9 @@ class TrainConfig(_Config):
     """train only the parameters whose name matches this regular expression; empty: all (paper). Attention
     of the text tower is what decides where to look, and with few answers per step the other parameters of
     the tiny policy follow the noise of the gradient: its answers lost their format"""
+    lora: int = 0
+    """rank of LoRA adapters, which then learn in place of the matrices of the text tower that --train_only
+    names; the reference is the same model without them, so one model is in memory; 0: no adapters (paper)"""
     weight_decay: float = 0.01
     """of AdamW (paper: 0.01)"""
     grad_clip: float = 1.0
@@ -235,7 +238,7 @@ class TrainConfig(_Config):
         for name in ("steps", "epochs", "save_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("limit", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
+        for name in ("limit", "lora", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
         if self.temperature < 0.01:  # logits are divided by it, and the smallest numbers would make them infinite

@@ -23,6 +23,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from activeo3 import adapters
 from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
 
@@ -196,9 +197,13 @@ class Sharded:
         import deepspeed
 
         self.vlm, self.ranks, self.learns = vlm, ranks, learns
+        self._whole = False  # inside ``gathered``
+        if learns and config.lora:
+            adapters.add(vlm, config.lora, config.train_only)
         vlm.model.to(ranks.device)
+        which = adapters.NAMES if config.lora else config.train_only
         for name, parameter in vlm.model.named_parameters():
-            parameter.requires_grad_(learns and bool(re.search(config.train_only, name)))
+            parameter.requires_grad_(learns and bool(re.search(which, name)))
         if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
             raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
@@ -224,9 +229,14 @@ class Sharded:
         """The model with whole weights on this rank and without ZeRO-3's hooks, for the block only.
 
         One gather per block: with the hooks in place every generated token would gather every layer.
-        The hooks come back even when the block raises, and with them the sharding.
+        The hooks come back even when the block raises, and with them the sharding. A block inside a block
+        changes nothing.
         """
         import deepspeed
+
+        if self._whole:
+            yield self.vlm
+            return
 
         offload = self._offload
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
@@ -235,9 +245,11 @@ class Sharded:
             for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
                 hook.remove()
             offload.forward_hooks.clear(), offload.backward_hooks.clear()
+            self._whole = True
             try:
                 yield self.vlm
             finally:
+                self._whole = False
                 offload.fwd_pre_hook = offload.module.register_forward_pre_hook(self._new_trace)
                 offload._register_deepspeed_module(offload.module)
 
@@ -272,6 +284,23 @@ class Sharded:
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
+
+
+class WithoutAdapters:
+    """The frozen start policy, as ``Sharded``, inside a policy that learns adapters: it needs no memory of its own."""
+
+    def __init__(self, policy: Sharded) -> None:
+        self.policy, self.ranks, self.vlm = policy, policy.ranks, adapters.Unadapted(policy.vlm)
+
+    @contextmanager
+    def gathered(self) -> Iterator[VisionLanguageModel]:
+        """As ``Sharded.gathered``, of the same weights."""
+        with self.policy.gathered():
+            yield self.vlm
+
+    def logits(self, packed: Packed) -> Tensor:
+        """As ``Sharded.logits``, without gradient."""
+        return self.vlm.forward_packed(packed, self.policy.engine)
 
 
 def pick_dtype(wanted: str) -> torch.dtype:

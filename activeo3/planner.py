@@ -208,13 +208,12 @@ class Work:
 def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     """GB on each of so many GPUs, by what holds them; ``sum`` is the most at any time."""
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
-    trained = sizes.body if config.train_only else sizes.parameters
     row = work.prompt + config.group * work.answer
     looking = config.prompts * config.group * (work.prompt + work.answer) * sizes.cache
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
     found = {
-        "policy": (weights + 14 * trained) / gpus,
-        "reference": weights / gpus,
+        "policy": (weights + 14 * trained(sizes, config)) / gpus,
+        "reference": 0 if config.lora else weights / gpus,
         "a model whole, to look or act": weights,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
         "activations, to learn": config.micro_prompts * activations(sizes, work, row, config.recompute),
@@ -224,6 +223,14 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     policy, reference, whole, cache, saved, logits = found.values()
     found["sum"] = policy + reference + max(whole + cache, saved + logits)
     return {name: number / GB for name, number in found.items()}
+
+
+def trained(sizes: Sizes, config: TrainConfig) -> int:
+    """How many weights learn: all, those of the text tower, or those of adapters beside all of its matrices."""
+    if config.lora:
+        attention = 4 * sizes.hidden + 2 * sizes.head * (sizes.heads + sizes.key_value_heads)
+        return sizes.layers * config.lora * (attention + 3 * (sizes.hidden + sizes.mlp))
+    return sizes.body if config.train_only else sizes.parameters
 
 
 def activations(sizes: Sizes, work: Work, row: int, recompute: bool) -> float:
@@ -248,11 +255,13 @@ def remedies(sizes: Sizes, config: TrainConfig, gpus: int, room: float) -> list[
         "--micro_prompts 1": replace(config, micro_prompts=1),
         "--recompute true": replace(config, recompute=True),
         "--micro_prompts 1 --recompute true": replace(config, micro_prompts=1, recompute=True),
+        "--lora 16": replace(config, lora=16),
+        "--micro_prompts 1 --recompute true --lora 16": replace(config, micro_prompts=1, recompute=True, lora=16),
     }
     found = [flag for flag, other in ways.items() if other != config and memory(sizes, other, gpus)["sum"] <= room]
-    sparing = replace(config, micro_prompts=1, recompute=True)
+    sparing = ways["--micro_prompts 1 --recompute true"]
     enough = next((n for n in range(gpus + 1, 1025) if memory(sizes, sparing, n)["sum"] <= room), None)
-    if not found and enough:
+    if enough and not any("--lora" not in flags for flags in found):
         found.append(f"--micro_prompts 1 --recompute true on {enough} GPUs")
     return found or [f"GPUs with more memory: even divided among many, this model needs {memory(sizes, sparing, 1024)['sum']:.0f} GB on each"]
 
@@ -269,14 +278,14 @@ def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) ->
     look = P * (see + prefill) / peak + decoding(sizes, P * G, work.prompt, answer, peak, bandwidth)
     act = work.crops * (see_crop + prefill_crop) / peak
     act += batches * decoding(sizes, work.crops // batches, work.crop_prompt, task_answer, peak, bandwidth)
-    trained_vision = 0 if config.train_only else 2
+    trained_vision = 0 if config.train_only or config.lora else 2
     again = 1 if config.recompute else 0
     found = {
         "look": look,
         "act": act if config.task_model == "mllm" else 0.0,
         "reference": (row + P * see) / peak if config.beta else 0.0,
         "update": ((3 + again) * row + (1 + trained_vision + again * bool(trained_vision)) * P * see) / peak,
-        "optimizer": 28 * (sizes.body if config.train_only else sizes.parameters) / bandwidth,
+        "optimizer": 28 * trained(sizes, config) / bandwidth,
     }
     return found | {"sum": sum(found.values())}
 

@@ -42,6 +42,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
     "segment": (2, {"rewards", "sampler", "engine"}),
+    "adapters": (2, {"rewards", "sampler", "engine"}),
     "engine": (2, {"sampler", "rewards", "datasets"}),
     "checkpoints": (2, {"sampler", "rewards", "datasets"}),
     "lessons": (2, {"models", "rewards", "torch"}),
@@ -60,10 +61,11 @@ OWNERS = {
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},
+    "peft": {"adapters"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
-PACKAGES |= {"pyarrow"}  # an extra
+PACKAGES |= {"pyarrow", "peft"}  # extras
 
 LONGEST = 450  # lines; the aim is 300
 

@@ -80,6 +80,17 @@ def test_memory_at_rest_is_16_bytes_a_parameter_and_2_for_the_reference() -> Non
     assert planner.memory(KNOWN["7B"], PAPER, gpus=8)["policy"] == pytest.approx(needed["policy"] / 8)
 
 
+def test_adapters_learn_what_peft_would_add(make_vlm: Callable[..., VisionLanguageModel]) -> None:
+    pytest.importorskip("peft")
+    from activeo3 import adapters
+
+    vlm = make_vlm("qwen3_vl")
+    adapters.add(vlm, 3, "")
+    added = sum(parameter.numel() for name, parameter in vlm.model.named_parameters() if adapters.NAMES in name)
+    assert planner.trained(Sizes.of(vlm.model.config.to_dict()), replace(PAPER, lora=3)) == added
+    assert planner.memory(KNOWN["7B"], replace(PAPER, lora=16), 1)["reference"] == 0
+
+
 def test_the_sum_is_the_larger_of_acting_and_learning() -> None:
     needed = planner.memory(KNOWN["3B"], PAPER, gpus=4)
     policy, reference, whole, cache, activations, logits, most = needed.values()
