@@ -250,20 +250,19 @@ def activations(sizes: Sizes, work: Work, row: int, recompute: bool) -> float:
 
 
 def remedies(sizes: Sizes, config: TrainConfig, gpus: int, room: float) -> list[str]:
-    """What would make it fit into ``room`` GB: each way that alone is enough, the cheapest first."""
-    ways = {
-        "--micro_prompts 1": replace(config, micro_prompts=1),
-        "--recompute true": replace(config, recompute=True),
-        "--micro_prompts 1 --recompute true": replace(config, micro_prompts=1, recompute=True),
-        "--lora 16": replace(config, lora=16),
-        "--micro_prompts 1 --recompute true --lora 16": replace(config, micro_prompts=1, recompute=True, lora=16),
-    }
-    found = [flag for flag, other in ways.items() if other != config and memory(sizes, other, gpus)["sum"] <= room]
-    sparing = ways["--micro_prompts 1 --recompute true"]
+    """What would make it fit into ``room`` GB: each way that alone is enough, without superfluous parts."""
+    smaller, again, adapters = {"micro_prompts": 1}, {"recompute": True}, {"lora": 16}
+    found: list[dict[str, int]] = []
+    for way in (smaller, again, smaller | again, adapters, again | adapters, smaller | again | adapters):
+        fits = memory(sizes, replace(config, **way), gpus)["sum"] <= room
+        if fits and not any(part.items() <= way.items() for part in found):
+            found.append(way)
+    said = [" ".join(f"--{name} {str(value).lower()}" for name, value in way.items()) for way in found]
+    sparing = replace(config, **smaller, **again)
     enough = next((n for n in range(gpus + 1, 1025) if memory(sizes, sparing, n)["sum"] <= room), None)
-    if enough and not any("--lora" not in flags for flags in found):
-        found.append(f"--micro_prompts 1 --recompute true on {enough} GPUs")
-    return found or [f"GPUs with more memory: even divided among many, this model needs {memory(sizes, sparing, 1024)['sum']:.0f} GB on each"]
+    if enough and all("lora" in way for way in found):
+        said.append(f"--micro_prompts 1 --recompute true on {enough} GPUs")
+    return said or [f"GPUs with more memory: even divided among many, this model needs {memory(sizes, sparing, 1024)['sum']:.0f} GB on each"]
 
 
 def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) -> dict[str, float]:
