@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import checkpoints, engine, grpo, report, suites
+from activeo3 import checkpoints, engine, grpo, planner, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -127,7 +127,10 @@ def main(config: TrainConfig) -> None:
     saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
-    policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
+    if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):
+        print(said, flush=True)
+    policy = start_policy(ranks, config, learns=True)
+    reference = engine.WithoutAdapters(policy) if config.lora else start_policy(ranks, config, learns=False)
     with ranks.quietly():
         task_model = None if config.task_model == "mllm" else separate(config.task_model, config, ranks.device)
     checkpoints.seed_everything(config.seed, ranks.rank)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from activeo3 import adapters
 from activeo3.config import ConfigError, TrainConfig, read_object
 from activeo3.engine import Ranks, Sharded
 from activeo3.report import counted
@@ -36,7 +37,7 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
         sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
         with sharded.gathered() as whole:
             if ranks.rank == 0:
-                whole.save(building)
+                whole.save(building, adapters.merged(whole.model) if config.lora else None)
     torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
     ranks.wait()
     if ranks.rank == 0:

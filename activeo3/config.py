@@ -173,6 +173,9 @@ class TrainConfig(_Config):
     """G: answers sampled per prompt (paper: 8)"""
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
+    recompute: bool = False
+    """keep only the inputs of layers for the backward pass and compute the rest again (activation
+    checkpointing): much less memory for a third more time in the update; the result is the same"""
     epochs: int = 1
     """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
     temperature: float = 1.0
@@ -186,6 +189,9 @@ class TrainConfig(_Config):
     """train only the parameters whose name matches this regular expression; empty: all (paper). Attention
     of the text tower is what decides where to look, and with few answers per step the other parameters of
     the tiny policy follow the noise of the gradient: its answers lost their format"""
+    lora: int = 0
+    """rank of LoRA adapters, which then learn in place of the matrices of the text tower that --train_only
+    names; the reference is the same model without them, so one model is in memory; 0: no adapters (paper)"""
     weight_decay: float = 0.01
     """of AdamW (paper: 0.01)"""
     grad_clip: float = 1.0
@@ -248,7 +254,7 @@ class TrainConfig(_Config):
         for name in ("steps", "epochs", "save_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("limit", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
+        for name in ("limit", "lora", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
         if self.temperature < 0.01:  # logits are divided by it, and the smallest numbers would make them infinite
@@ -281,7 +287,7 @@ class TrainConfig(_Config):
 
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute"}
 
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")

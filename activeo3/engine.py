@@ -23,6 +23,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from activeo3 import adapters
 from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
 
@@ -94,6 +95,10 @@ class Ranks:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def room_gb(self) -> float:
+        """How much memory this process's GPU has, in GB; 0 without one."""
+        return torch.cuda.get_device_properties(self.device).total_memory / 1e9 if self.device.type == "cuda" else 0.0
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
@@ -192,13 +197,21 @@ class Sharded:
         import deepspeed
 
         self.vlm, self.ranks, self.learns = vlm, ranks, learns
+        self._whole = False  # inside ``gathered``
+        if learns and config.lora:
+            adapters.add(vlm, config.lora, config.train_only)
         vlm.model.to(ranks.device)
+        which = adapters.NAMES if config.lora else config.train_only
         for name, parameter in vlm.model.named_parameters():
-            parameter.requires_grad_(learns and bool(re.search(config.train_only, name)))
+            parameter.requires_grad_(learns and bool(re.search(which, name)))
         if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
             raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
+        if learns and config.recompute:
+            with ranks.quietly():  # a new name for it is on its way
+                vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            vlm.model.train()  # transformers recomputes in this mode only
         with ranks.quietly():
             self.engine, *_ = deepspeed.initialize(
                 model=vlm.model,
@@ -216,9 +229,14 @@ class Sharded:
         """The model with whole weights on this rank and without ZeRO-3's hooks, for the block only.
 
         One gather per block: with the hooks in place every generated token would gather every layer.
-        The hooks come back even when the block raises, and with them the sharding.
+        The hooks come back even when the block raises, and with them the sharding. A block inside a block
+        changes nothing.
         """
         import deepspeed
+
+        if self._whole:
+            yield self.vlm
+            return
 
         offload = self._offload
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
@@ -227,9 +245,11 @@ class Sharded:
             for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
                 hook.remove()
             offload.forward_hooks.clear(), offload.backward_hooks.clear()
+            self._whole = True
             try:
                 yield self.vlm
             finally:
+                self._whole = False
                 offload.fwd_pre_hook = offload.module.register_forward_pre_hook(self._new_trace)
                 offload._register_deepspeed_module(offload.module)
 
@@ -264,6 +284,23 @@ class Sharded:
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
+
+
+class WithoutAdapters:
+    """The frozen start policy, as ``Sharded``, inside a policy that learns adapters: it needs no memory of its own."""
+
+    def __init__(self, policy: Sharded) -> None:
+        self.policy, self.ranks, self.vlm = policy, policy.ranks, adapters.Unadapted(policy.vlm)
+
+    @contextmanager
+    def gathered(self) -> Iterator[VisionLanguageModel]:
+        """As ``Sharded.gathered``, of the same weights."""
+        with self.policy.gathered():
+            yield self.vlm
+
+    def logits(self, packed: Packed) -> Tensor:
+        """As ``Sharded.logits``, without gradient."""
+        return self.vlm.forward_packed(packed, self.policy.engine)
 
 
 def pick_dtype(wanted: str) -> torch.dtype:

@@ -27,15 +27,20 @@ Deviations, and readings of what the papers leave open:
 Every function leaves its inputs as they were. Shapes: see the glossary in schema.py.
 """
 
+from functools import partial
 from typing import Callable, Literal, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Advantage = Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"]
 Normalisation = Literal["response", "token", "constant"]
 Ratio = Literal["token", "sequence", "geometric", "none"]
 Totals = Callable[[dict[str, float]], dict[str, float]]  # sums over all ranks
+
+AT_ONCE = 2**26
+"""Most float32 logits that exist at a time while answers are scored: 256 MB."""
 
 
 def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict) -> Tensor:
@@ -85,8 +90,6 @@ def _normalised(values: Tensor, scored: Tensor, totals: Totals) -> Tensor:
     std = (totals({"squares": float(centred.square().sum())})["squares"] / max(1, seen["count"])) ** 0.5
     # Equal values leave a spread of rounding errors, which is none.
     return (centred / std if std > 1e-9 * max(1.0, abs(mean)) else torch.zeros_like(centred)).to(values.dtype)
-
-
 def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
     """How much better each answer is than its siblings: (P, G) rewards -> (P, G) advantages.
 
@@ -145,15 +148,26 @@ def answer_logps(
     """
     predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., :-1] + 1], dim=-1)  # (P, G, T)
     prompt = torch.arange(len(tokens), device=logits.device)[:, None, None]  # (P, 1, 1)
-    logits = logits[prompt, predictor].float() / (temperature or 1.0)  # (P, G, T, V)
-    if forbidden:
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[list(forbidden)] = True
-        logits = logits.masked_fill(banned, torch.finfo(logits.dtype).min)
-    logp_all = logits.log_softmax(dim=-1)  # (P, G, T, V)
-    logp = logp_all.gather(-1, tokens[..., None])[..., 0]  # (P, G, T)
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
+    banned[list(forbidden)] = True
+    # In float32 a long answer's logits, their log-softmax and the gradients of both would be the largest
+    # tensors of a step. So they are made a few positions at a time, and made again for the backward pass.
+    every = max(1, AT_ONCE // logits.shape[-1])
+    pieces = zip(logits[prompt, predictor].flatten(0, 2).split(every), tokens.flatten().split(every))
+    score = partial(_scored, banned=banned, temperature=temperature or 1.0)
+    if tokens.numel() > every:
+        score = partial(checkpoint, score, use_reentrant=False)
+    logp, entropy = zip(*(score(*piece) for piece in pieces))  # of each piece (positions,)
+    return torch.cat(logp).view(tokens.shape), torch.cat(entropy).view(tokens.shape)
+
+
+def _scored(logits: Tensor, tokens: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of the tokens (N,) under their logits (N, V), and the entropy, without gradient."""
+    logits = (logits.float() / temperature).masked_fill(banned, torch.finfo(torch.float32).min)
+    logp_all = logits.log_softmax(dim=-1)  # (N, V)
+    logp = logp_all.gather(-1, tokens[:, None])[:, 0]  # (N,)
     with torch.no_grad():
-        entropy = -(logp_all.exp() * logp_all).sum(dim=-1)  # (P, G, T)
+        entropy = -(logp_all.exp() * logp_all).sum(dim=-1)  # (N,)
     return logp, entropy
 
 

@@ -102,9 +102,9 @@ class VisionLanguageModel:
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
         return cls(model, tokenizer, part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil"))
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that plain transformers loads; weights must be whole on this rank."""
-        weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a folder that plain transformers loads, with ``weights`` or the model's own, whole on this rank."""
+        weights = weights or {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)

@@ -348,6 +348,22 @@ def test_forbidden_ids_have_no_share_however_likely_they_look() -> None:
     assert (banned < -1e30).all() and banned.isfinite().all()
 
 
+@pytest.mark.parametrize("at_once", [1, 9, 5 * 9, 7 * 9])
+def test_scored_in_pieces_is_scored_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """28 positions, padding included, in pieces of 1, 1, 5 and 7: five does not divide them."""
+    columns, W = laid_out([[4, 3], [7, 7]], 7)
+    logits = rand(2, 1 + W, 9).requires_grad_(True)
+    tokens = torch.randint(9, columns.shape, generator=torch.Generator().manual_seed(3))
+    weight = rand(*columns.shape, seed=4)
+    whole = answer_logps(logits, tokens, columns, 0.7, (2,))
+    (expected,) = torch.autograd.grad((weight * whole[0]).sum(), logits)
+    monkeypatch.setattr(grpo, "AT_ONCE", at_once)
+    pieces = answer_logps(logits, tokens, columns, 0.7, (2,))
+    (gradient,) = torch.autograd.grad((weight * pieces[0]).sum(), logits)
+    for one, other in zip((*pieces, gradient), (*whole, expected)):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
 TWO_PAIRS = torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[[0, 1], [2, 3]]])  # tokens, columns
 
 

@@ -26,6 +26,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
+    "planner": (1, {"models", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
@@ -42,6 +43,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
     "segment": (2, {"rewards", "sampler", "engine"}),
+    "adapters": (2, {"rewards", "sampler", "engine"}),
     "engine": (2, {"sampler", "rewards", "datasets"}),
     "checkpoints": (2, {"sampler", "rewards", "datasets"}),
     "lessons": (2, {"models", "rewards", "torch"}),
@@ -61,10 +63,11 @@ OWNERS = {
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},
+    "peft": {"adapters"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
-PACKAGES |= {"pyarrow"}  # an extra
+PACKAGES |= {"pyarrow", "peft"}  # extras
 
 LONGEST = 450  # lines; the aim is 300
 

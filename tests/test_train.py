@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from test_engine import finely_sharded, on_ranks, rank_environment, whole_weights
 from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 ROOT = Path(__file__).parent.parent
@@ -194,8 +195,9 @@ KINDS = get_args(grpo.Advantage)
 REWARDS = torch.tensor([[1.0, 2.5, 4.0], [3.0, 3.0, 3.0], [0.5, 0.0, 7.0], [2.0, 2.0, 2.5]])
 SETTINGS = [
     dict(normalise="response", ratio="token", epochs=1),
-    dict(normalise="token", ratio="geometric", epochs=2),
+    dict(normalise="token", ratio="geometric", epochs=2, recompute=True),
     dict(normalise="constant", ratio="sequence", epochs=2),
+    dict(normalise="response", ratio="token", epochs=1, lora=2, train_only=""),
 ]
 LR = 0.02
 
@@ -242,8 +244,25 @@ def test_micro_batches_add_up(
     pieces = learned(replace(config, micro_prompts=1, **SETTINGS[index]), alone, models["other"])
     assert_same_lesson(pieces, learned_at_once[index])
     start = make_vlm("qwen3_vl").model.state_dict()
-    assert max(float((tensor - start[name]).abs().max()) for name, tensor in pieces[0].items()) > 1e-3
+    start |= {name: torch.zeros(()) for name in pieces[0] if "lora_B" in name}
+    assert max(float((tensor - start[name]).abs().max()) for name, tensor in pieces[0].items() if name in start) > 1e-3
     assert pieces[1]["kl"] > 0
+
+
+@pytest.mark.parametrize("train_only", ["", "self_attn"])
+def test_activations_that_are_computed_again_teach_the_same(
+    train_only: str, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With frozen embeddings, too, whose output asks for no gradient."""
+    setting = SETTINGS[1] | dict(train_only=train_only, micro_prompts=2, epochs=1)
+    kept = learned(replace(config, **setting | dict(recompute=False)), alone, models["other"])
+    passes = []
+    forward = Qwen3VLTextMLP.forward
+    monkeypatch.setattr(Qwen3VLTextMLP, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given))
+    again = learned(replace(config, **setting), alone, models["other"])
+    assert_same_lesson(again, kept)
+    # In each of two steps every layer (its MLP, here) runs for the reference, for the policy, and again in the backward pass.
+    assert len(passes) == 2 * 3 * 3
 
 
 def test_only_the_named_parameters_learn(

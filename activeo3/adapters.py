@@ -1,0 +1,94 @@
+"""LoRA: learn a small correction beside each frozen matrix, so that one model in memory is three.
+
+    W' = W + scale B A,    A (rank, in) random, B (out, rank) zero at the start    (arXiv 2106.09685)
+
+With the adapters on, the model is the policy; with them off it is the start policy, which is the reference
+and the task model. Nothing but A and B has gradients and optimizer states. The matrices are those of the text
+tower whose names match ``--train_only``; the layers are peft's, which is needed for this only.
+
+A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds.
+"""
+
+import re
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from activeo3.config import ConfigError
+from activeo3.models import VisionLanguageModel
+
+SCALE = 2.0
+"""Of the correction, whatever the rank: alpha = 2 x rank, as is usual."""
+NAMES = "lora_"
+"""The parameters of adapters have this in their names, and no others have."""
+
+
+def add(vlm: VisionLanguageModel, rank: int, which: str) -> None:
+    """Put adapters beside the text tower's matrices whose name matches the regular expression ``which``.
+
+    Raises ConfigError if peft is not installed, or no matrix matches.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ConfigError('--lora needs peft: pip install -e ".[lora]".') from None
+    linear = [name for name, module in vlm.model.named_modules() if isinstance(module, nn.Linear)]
+    chosen = [name for name in linear if "language_model" in name and re.search(which, name)]
+    if not chosen:
+        raise ConfigError(f"--train_only {which} matches no matrix of the text tower that --lora could work on.")
+    wanted = LoraConfig(r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=chosen)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # A is the same on every rank, and in a run that is continued
+        inject_adapter_in_model(wanted, vlm.model)
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """The model without its adapters, for the block."""
+    layers = list(_adapted(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the model as if it never had adapters, corrections added; they must be whole on this rank."""
+    weights = {}
+    layers = _adapted(model)
+    for name, tensor in model.state_dict().items():
+        if NAMES in name:
+            continue
+        owner, _, kind = name.rpartition(".")
+        owner = owner.removesuffix(".base_layer")
+        if owner in layers and kind == "weight":
+            (adapter,) = layers[owner].active_adapters
+            tensor = tensor + layers[owner].get_delta_weight(adapter).to(tensor.dtype)
+        weights[f"{owner}.{kind}"] = tensor.detach().cpu()
+    return weights
+
+
+def _adapted(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have adapters, by name; none in a model without them."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+class Unadapted(VisionLanguageModel):
+    """The start policy inside a policy with adapters: the same weights, with the adapters off while it works."""
+
+    def __init__(self, adapted: VisionLanguageModel) -> None:
+        self.__dict__.update(adapted.__dict__)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with off(self.model), super()._evaluating():
+            yield
+
+    def forward_packed(self, packed, module: nn.Module | None = None) -> Tensor:
+        with off(self.model), torch.no_grad():  # a backward pass would come when they are on again
+            return super().forward_packed(packed, module)

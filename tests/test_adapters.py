@@ -1,0 +1,123 @@
+"""adapters.py: on is the policy, off is the start policy, merged is a plain model; and whole runs with them."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+import torch
+from PIL import Image
+from test_engine import finely_sharded, rank_environment
+from test_train import prepare, rows_of, small_pictures  # noqa: F401
+
+from activeo3 import adapters, engine
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.models import FAMILIES, VisionLanguageModel
+
+pytest.importorskip("peft")
+import train  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+Make = Callable[..., VisionLanguageModel]
+
+
+def logits(vlm: VisionLanguageModel, picture: Callable[..., Image.Image]) -> torch.Tensor:
+    prompts = vlm.encode([picture(64, 64)], ["Find every disc."])
+    with torch.no_grad():
+        return vlm.forward_packed(vlm.pack(prompts, [[[100, 101, 102], [103]]]))
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def adapted(request: pytest.FixtureRequest, make_vlm: Make) -> VisionLanguageModel:
+    """A model whose adapters have learned something."""
+    vlm = make_vlm(request.param)
+    adapters.add(vlm, 3, "self_attn|mlp")
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in vlm.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return vlm
+
+
+def test_new_adapters_change_nothing(make_vlm: Make, picture: Callable[..., Image.Image]) -> None:
+    vlm = make_vlm("qwen3_vl")
+    before = logits(vlm, picture)
+    adapters.add(vlm, 4, "")
+    assert torch.equal(logits(vlm, picture), before)
+    named = {name for name, _ in vlm.model.named_parameters() if adapters.NAMES in name}
+    assert named and all("language_model" in name for name in named)
+
+
+def test_off_is_the_start_policy_and_on_is_not(
+    adapted: VisionLanguageModel, make_vlm: Make, picture: Callable[..., Image.Image]
+) -> None:
+    start = logits(make_vlm(adapted.family), picture)
+    assert (logits(adapted, picture) - start).abs().max() > 0.01
+    assert torch.equal(logits(adapters.Unadapted(adapted), picture), start)
+    assert (logits(adapted, picture) - start).abs().max() > 0.01  # on again
+
+
+def test_merged_is_a_plain_model_that_says_the_same(
+    adapted: VisionLanguageModel, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    expected = logits(adapted, picture)
+    adapted.save(tmp_path, adapters.merged(adapted.model))
+    plain = VisionLanguageModel.load(str(tmp_path), torch.float32)
+    assert not any(adapters.NAMES in name or "base_layer" in name for name, _ in plain.model.named_parameters())
+    torch.testing.assert_close(logits(plain, picture), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_without_adapters_is_the_state_dict(make_vlm: Make) -> None:
+    model = make_vlm("qwen2_5_vl").model
+    merged, plain = adapters.merged(model), model.state_dict()
+    assert merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)
+
+
+def test_nothing_to_adapt_is_one_sentence(make_vlm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--train_only visual matches no matrix"):
+        adapters.add(make_vlm("qwen3_vl"), 4, "visual")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match="--lora needs peft"):
+        adapters.add(make_vlm("qwen3_vl"), 4, "")
+
+
+@pytest.fixture
+def config(make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainConfig]:
+    """A run of four steps with adapters, on this process alone."""
+    for name, value in rank_environment(0, 1).items():
+        monkeypatch.setenv(name, value)
+    prepare(monkeypatch)
+    make_vlm("qwen3_vl").save(tmp_path / "start")
+    yield TrainConfig(
+        model=str(tmp_path / "start"), ds_config=finely_sharded(tmp_path), steps=4, save_every=2, prompts=2, micro_prompts=1,
+        group=2, max_new_tokens=12, task_max_new_tokens=8, lora=2, train_only="", lr=0.01, warmup=0, samples_every=0,
+        eval_examples=2, output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+def test_a_run_with_adapters_can_be_cut_off_and_leaves_a_plain_model(config: TrainConfig, tmp_path: Path) -> None:
+    train.main(config)
+    rows = rows_of(tmp_path / "run")
+    assert rows[0]["kl"] == 0 and rows[-1]["kl"] > 0  # the reference is the policy without its adapters
+    cut = replace(config, steps=2, output_dir=str(tmp_path / "cut"))
+    train.main(cut)
+    train.main(replace(cut, steps=4))
+    assert rows_of(tmp_path / "cut") == rows
+    weights = [VisionLanguageModel.load(str(tmp_path / folder), torch.float32).model.state_dict()
+               for folder in ("start", "run/checkpoint-4", "cut/checkpoint-4")]  # fmt: skip
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
+    moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert moved and all("language_model" in name and "norm" not in name for name in moved)
+
+
+def test_a_block_inside_a_gathered_block_changes_nothing(config: TrainConfig, tmp_path: Path, picture: Callable) -> None:
+    ranks = engine.start(tmp_path / "run")
+    policy = train.start_policy(ranks, config, learns=True)
+    start = engine.WithoutAdapters(policy)
+    with policy.gathered() as actor, start.gathered() as expert:
+        assert torch.equal(logits(actor, picture), logits(expert, picture))  # nothing learned yet
+    packed = policy.vlm.pack(policy.vlm.encode([picture(64, 64)], ["Where?"]), [[[100, 101]]])
+    with torch.no_grad():
+        assert torch.equal(policy.logits(packed), start.logits(packed))

@@ -1,0 +1,175 @@
+"""planner.py: sizes against transformers, kept activations against torch's own count, floors by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConfig
+
+from activeo3 import planner
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.planner import KNOWN, Sizes, Work
+
+PAPER = TrainConfig.from_args(["--preset", "paper", "--data", "scenes"])
+# What is published of the 7B: its config.json.
+SEVEN = dict(
+    hidden_size=3584, num_hidden_layers=28, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4,
+    vocab_size=152064,
+)  # fmt: skip
+SEVEN_VISION = dict(
+    depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, patch_size=14,
+    window_size=112, fullatt_block_indexes=[7, 15, 23, 31], spatial_merge_size=2,
+)  # fmt: skip
+
+
+def counted(config: Any) -> int:
+    """Parameters of a model that is built without memory."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_7b_has_the_parameters_that_transformers_builds() -> None:
+    config = Qwen2_5_VLConfig(text_config=SEVEN, vision_config=SEVEN_VISION, tie_word_embeddings=False)
+    assert KNOWN["7B"].parameters == pytest.approx(counted(config), rel=1e-3)
+    assert Sizes.of(config.to_dict()) == KNOWN["7B"]
+
+
+def test_the_shipped_policy_has_the_parameters_of_its_file() -> None:
+    sizes = planner.sizes_of("data/tiny")
+    assert sizes.family == "qwen3_vl"
+    assert sizes.parameters == pytest.approx(counted(AutoConfig.from_pretrained("data/tiny")), rel=5e-3)
+
+
+def kept(vlm: VisionLanguageModel, prompts: list, answers: int) -> int:
+    """Bytes that a packed forward pass keeps for its backward pass, weights apart."""
+    packed = vlm.pack(prompts, [[[100] * answers]])
+    own = {parameter.untyped_storage().data_ptr() for parameter in vlm.model.parameters()}
+    storages: dict[int, tuple[int, torch.Tensor]] = {}  # with the tensors, so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        vlm.forward_packed(packed)
+    return sum(size for size, _ in storages.values())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_layer_keeps_what_torch_counts(family: str, make_vlm: Callable[..., VisionLanguageModel], picture: Callable) -> None:
+    """Longer answers and larger pictures, so that what is kept once for all layers drops out."""
+    vlm = make_vlm(family)
+    vlm.model.to(torch.bfloat16)
+    sizes = Sizes.of(vlm.model.config.to_dict())
+    short, long = (kept(vlm, vlm.encode([picture(64, 64)], ["Find every disc."]), answers) for answers in (100, 200))
+    work = Work.of(sizes, replace(PAPER, sensing_side=1, crop_side=1))
+    by_layers = planner.activations(sizes, work, 200, False) - planner.activations(sizes, work, 100, False)
+    # Embeddings, the head and the mask are no layers: with the few layers of this model they are up to a quarter.
+    assert 1.0 <= (long - short) / by_layers < 1.45
+
+
+def test_memory_at_rest_is_16_bytes_a_parameter_and_2_for_the_reference() -> None:
+    needed = planner.memory(KNOWN["7B"], PAPER, gpus=1)
+    assert needed["policy"] + needed["reference"] == pytest.approx(149.2, abs=0.1)
+    assert planner.memory(KNOWN["7B"], PAPER, gpus=8)["policy"] == pytest.approx(needed["policy"] / 8)
+
+
+def test_adapters_learn_what_peft_would_add(make_vlm: Callable[..., VisionLanguageModel]) -> None:
+    pytest.importorskip("peft")
+    from activeo3 import adapters
+
+    vlm = make_vlm("qwen3_vl")
+    adapters.add(vlm, 3, "")
+    added = sum(parameter.numel() for name, parameter in vlm.model.named_parameters() if adapters.NAMES in name)
+    assert planner.trained(Sizes.of(vlm.model.config.to_dict()), replace(PAPER, lora=3)) == added
+    assert planner.memory(KNOWN["7B"], replace(PAPER, lora=16), 1)["reference"] == 0
+
+
+def test_the_sum_is_the_larger_of_acting_and_learning() -> None:
+    needed = planner.memory(KNOWN["3B"], PAPER, gpus=4)
+    policy, reference, whole, cache, activations, logits, most = needed.values()
+    assert most == pytest.approx(policy + reference + max(whole + cache, activations + logits))
+
+
+def test_recomputing_keeps_less_and_takes_longer() -> None:
+    sparing = replace(PAPER, recompute=True)
+    kept_whole, kept_little = (planner.memory(KNOWN["7B"], config, 8)["activations, to learn"] for config in (PAPER, sparing))
+    assert kept_little < kept_whole / 5
+    slower, faster = (planner.seconds(KNOWN["7B"], config, 1e15, 5e12)["update"] for config in (sparing, PAPER))
+    assert 1.2 < slower / faster < 1.4
+
+
+def test_the_time_of_a_small_step_by_hand() -> None:
+    """One prompt, one picture of 1300 visual tokens, eight answers of 100 tokens, on paper."""
+    sizes, peak = KNOWN["7B"], 989e12
+    row = 0.0
+    for tokens, before, scored in [(1400, 0, 1)] + [(100, 1400, 100)] * 8:
+        pairs = sum(before + k for k in range(1, tokens + 1))
+        row += 2 * 6.525e9 * tokens + 2 * 0.545e9 * scored + 4 * pairs * 28 * 128 * 28
+    ours = planner.text_flops(sizes, 1400, 0, 1) + 8 * planner.text_flops(sizes, 100, 1400, 100)
+    assert ours == pytest.approx(row, rel=1e-3)
+    view = 2 * 0.630e9 * 5200 + 2 * 0.0446e9 * 1300 + 4 * 1280 * (4 * 5200**2 + 28 * 5200 * 64)
+    assert planner.vision_flops(sizes, 5200) == pytest.approx(view, rel=1e-3)
+    assert 4 * (ours + view) / peak == pytest.approx(0.153, abs=0.002)  # a forward pass over four such prompts
+
+
+def test_decoding_is_bound_by_reading_the_weights() -> None:
+    sizes = KNOWN["7B"]
+    assert planner.decoding(sizes, 1, 0, 100, 989e12, 4.8e12) == pytest.approx(100 * 14.14e9 / 4.8e12, rel=2e-3)
+
+
+def test_what_would_help_is_enough() -> None:
+    sizes, config, room = KNOWN["3B"], replace(PAPER, prompts=4, micro_prompts=4), 80.0
+    assert planner.memory(sizes, config, 4)["sum"] > room
+    flags = planner.remedies(sizes, config, 4, room)[0].split()
+    helped = TrainConfig.from_args(["--preset", "paper", "--data", "scenes", "--prompts", "4", *flags])
+    assert planner.memory(sizes, helped, 4)["sum"] <= room
+
+
+def test_a_model_that_fits_nowhere_is_said_so() -> None:
+    (sentence,) = planner.remedies(KNOWN["72B"], PAPER, 8, 80.0)
+    assert "GPUs with more memory" in sentence
+
+
+def test_the_command_prints_memory_and_time(capsys: pytest.CaptureFixture) -> None:
+    planner.main(["--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--gpus", "8x80", "--group", "16"])
+    printed = capsys.readouterr().out
+    assert "8.29 billion parameters on 8 x 80 GB; 1 prompts x 16 answers" in printed
+    assert "activations" in printed and "update" in printed
+
+
+def test_a_training_run_is_told_what_it_needs_before_it_loads() -> None:
+    assert planner.forecast(replace(PAPER, model="Qwen/Qwen2.5-VL-7B-Instruct"), 1, 141.0).startswith(
+        "activeo3: memory per GPU. It does not fit: "
+    )
+    assert planner.forecast(replace(PAPER, model="Qwen/Qwen2.5-VL-3B-Instruct"), 8, 80.0).startswith("activeo3: memory per GPU. It fits")
+    assert planner.forecast(replace(PAPER, model="somebody/else"), 1, 141.0) == ""
+    assert planner.forecast(PAPER, 1, 0.0) == ""  # on a CPU
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--model", "9B"], "--model 9B is neither a folder nor one of: 3B, 7B, 32B, 72B."),
+        (["--gpus", "eight"], "--gpus is 'eight'"),
+        (["--peak", "0"], "--peak and --bandwidth must be above 0."),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_one_sentence(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+        planner.main(argv)
+
+
+def test_a_folder_with_another_or_a_half_config_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="is a bert model"):
+        planner.sizes_of(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}}')
+    with pytest.raises(ConfigError, match="has no 'num_hidden_layers'"):
+        planner.sizes_of(str(tmp_path))
