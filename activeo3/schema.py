@@ -91,12 +91,15 @@ class Outcome:
     """What the task model found for one rollout, mapped back to the original picture and merged.
 
     ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are the task model's raw
-    answers, one per region, for people to read.
+    answers, one per region, for people to read. What it cost: ``calls``, the crops that were looked at,
+    each counted once, and ``tokens``, what the task model wrote about them.
     """
 
     boxes_px: np.ndarray
     scores: np.ndarray
     texts: tuple[str, ...] = ()
+    calls: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
