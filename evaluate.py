@@ -1,22 +1,36 @@
-"""Put a checkpoint beside every floor and ceiling, in one table; or let it look at a picture of yours.
+"""Put checkpoints beside every floor and ceiling, in one table; or let one look at a picture of yours.
 
     python evaluate.py --checkpoint runs/tiny/checkpoint-160                     # the embedded world
+    python evaluate.py --checkpoint runs/a/checkpoint-160 runs/b/checkpoint-160  # two rows of one table
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
+    deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
     python evaluate.py --help
+
+The same command again continues an evaluation that was interrupted.
 """
 
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Callable, Sequence
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
 
 import numpy as np
-import torch
 
-from activeo3 import checkpoints, datasets, engine, files, pictures, report, results, suites
+from activeo3 import contest, datasets, engine, files, floors, pictures, report, results, rivals, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
+from activeo3.curve import draw_curve
+from activeo3.engine import Ranks
 from activeo3.files import DataError, Dataset
-from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.jobs import Expert
+from activeo3.ledger import Ledger
+from activeo3.models import FAMILIES, ModelError, VisionLanguageModel, family_of
 from activeo3.page import write_page
+from activeo3.progress import Progress
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
 from activeo3.stream import readable
@@ -26,45 +40,47 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
 
 def main(config: EvalConfig) -> None:
-    """Load both policies, run every method on every benchmark, print and write the tables."""
-    engine.prepare()
+    """Run every method of every checkpoint on every benchmark, print and write the tables."""
     folder = output_folder(config)
+    ranks = engine.join(folder)
+    rows, start_source = rivals.contest(config.checkpoint, config.start)
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
     picture = own_picture(config) if config.image else None
-    actor, start = policies(config)
-    experts = {name: start if name == "mllm" else separate(name, config, start.model.device) for name in config.task_model}
+    load = loader(config, ranks, start_source)
+    start = load(start_source)
+    for rival in rows:
+        family_of(rival.source, FAMILIES)  # it is named now if it is no model, not when its turn comes
+    experts = {name: start if name == "mllm" else separate(name, config, ranks.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
-        return look_once(picture, actor, next(iter(experts.values())), config, folder)
-    rows = []
+        return look_once(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
+    load(rows[0].source)  # damaged weights are named before the work, too
+    total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())
+    progress = Progress(total, ranks.world, speaks=ranks.rank == 0)
+    ledger = Ledger(folder / "unfinished", ranks.share, ranks.gather, progress)
+    made: list[suites.Line] = []
     for name, dataset in opened.items():
-        examples = readable(dataset)
-        training = readable(to_fit[name]) if to_fit else []
-        found, shown = suites.run(
-            name, config.methods, examples, actor, start, config, training, config.resamples, experts=experts, black=config.black
-        )
-        rows += found
-        results.write_results(folder, rows)
-        results.write_coco(folder, f"truth-{name}", results.truth(examples))
-        for label, (_, outcomes) in shown.items():
-            results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
-        table = results.first_table(found)
-        print(report.table(*table, f"{name} ({config.split}), {len(examples)} questions"))
-        print(report.table(*results.second_table(found), "sensing apart from task"))
-        titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
-        pairs = suites.gallery(shown, titles, TrainConfig().weights)
-        summary = [f"checkpoint: {config.checkpoint}", f"data: {name} ({config.split})"]
-        write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *table, pairs)
-    print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
+        examples = readable(dataset, ranks.gather, progress.speaks)
+        training = readable(to_fit[name], ranks.gather, progress.speaks) if to_fit else []
+        made += contest.compare(name, examples, training, rows, load, start, experts, config, ledger.share, progress.say)
+        if ranks.rank == 0:
+            write(folder, name, examples, made, config, progress.say)
+    ranks.wait()
+    ledger.close()
+    progress.close()
+    pages = ", ".join(str(folder / f"{name}.html") for name in opened)
+    progress.say(f"numbers: {folder / 'results.json'}; pictures: {pages}")
+    engine.stop()
 
 
 def output_folder(config: EvalConfig) -> Path:
     """Where results go: never a new folder with the name of a hub id, which would then hide the hub's model."""
-    checkpoint = Path(config.checkpoint)
-    return Path(config.output_dir or (checkpoint / "eval" if checkpoint.is_dir() else "eval"))
+    checkpoint = Path(config.checkpoint[0])
+    beside = len(config.checkpoint) == 1 and checkpoint.is_dir()
+    return Path(config.output_dir or (checkpoint / "eval" if beside else "eval"))
 
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
@@ -72,18 +88,44 @@ def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Datas
     return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
 
 
-def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:
-    """(the checkpoint, what it was trained from); one model in two roles if there is no difference."""
-    checkpoint = Path(config.checkpoint)
-    trained = (checkpoint / "activeo3.json").is_file()
-    start = config.start or (checkpoints.run_state(checkpoint)["config"]["model"] if trained else config.checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = {}
-    for source in {config.checkpoint: None, start: None}:
-        loaded[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
-        loaded[source].model.to(device)
-    torch.manual_seed(config.seed)
-    return loaded[config.checkpoint], loaded[start]
+def loader(config: EvalConfig, ranks: Ranks, start: str) -> Callable[[str], VisionLanguageModel]:
+    """``load(source)``: the start policy, which is kept, or a checkpoint, kept until another one is wanted."""
+    kept: dict[str, VisionLanguageModel] = {}
+
+    def load(source: str) -> VisionLanguageModel:
+        if source not in kept:
+            for other in set(kept) - {start}:
+                del kept[other]
+            with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
+                kept[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
+                kept[source].model.to(ranks.device)
+        return kept[source]
+
+    return load
+
+
+def write(
+    folder: Path, name: str, examples: Sequence[Example], made: Sequence[suites.Line], config: EvalConfig, say: Callable[[str], None]
+) -> None:
+    """The tables of all benchmarks so far; the tables, files and page of the newest one, ``name``."""
+    main_rows = [line for line in made if line.row["budget"] in (0, config.regions)]
+    every_budget = [line.row for line in made] if config.budgets else []
+    results.write_results(folder, [line.row for line in main_rows], every_budget)
+    own = [line for line in main_rows if line.row["benchmark"] == name]
+    rows, shown = [line.row for line in own], suites.shown(own)
+    results.write_coco(folder, f"truth-{name}", results.truth(examples))
+    for label, (_, outcomes) in shown.items():
+        results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
+    curve_rows = [row for row in every_budget if row["benchmark"] == name]
+    for title, cells, columns in results.titled(rows, curve_rows):
+        say(report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1)))
+    curve = draw_curve(curve_rows, f"{name}, {len(examples)} questions") if curve_rows else None
+    if curve:
+        curve.save(folder / f"budgets-{name}.png")
+    titles = {label: label for row, label in zip(rows, shown) if row["method"] in ("cot", "active")}
+    summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
+    pairs = suites.gallery(shown, titles, TrainConfig().weights)
+    write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *results.first_table(rows), pairs, curve)
 
 
 def own_picture(config: EvalConfig) -> Example:
@@ -92,7 +134,7 @@ def own_picture(config: EvalConfig) -> Example:
     return Example(path.stem, files.read_picture(path), config.find, np.zeros((0, 4)))
 
 
-def look_once(example: Example, actor: VisionLanguageModel, expert: suites.Expert, config: EvalConfig, folder: Path) -> None:
+def look_once(example: Example, actor: VisionLanguageModel, expert: Expert, config: EvalConfig, folder: Path) -> None:
     """Look, zoom and act on one picture; print the boxes and draw everything into a PNG."""
     _, ((rollout,),) = look(actor, [example], 1, Sampling(0.0, config.max_new_tokens), config)
     (outcome,) = act(expert, [example], [rollout.regions], config)

@@ -44,13 +44,15 @@ class Question:
 class Index(NamedTuple):
     """Checked annotations: pictures by id, questions in order, what was left out.
 
-    ``paths`` are the files of all pictures, also of those that nothing is asked about.
+    ``paths`` are the files of all pictures, also of those that nothing is asked about. ``frequency`` says of
+    LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent).
     """
 
     pictures: Mapping[int, Picture]
     questions: tuple[Question, ...]
     dropped: tuple[str, ...]
     paths: tuple[Path, ...]
+    frequency: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +61,14 @@ class BoxDataset:
 
     An example keeps both ids of the file, so that predictions can be written as COCO results. Its
     fields: ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes (LVIS); for a tile ``window_px`` and ``source_id``, the picture it is from.
+    picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px`` and
+    ``source_id``, the picture it is from; ``lowest_iou`` if the set is scored from there on (SODA).
     """
 
     name: str
     split: str
     index: Index
+    lowest_iou: float | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -84,6 +88,10 @@ class BoxDataset:
         example_id = f"{question.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
         fields = {"areas": question.areas, "exhaustive": question.category_id not in picture.partly}
+        if question.category_id in self.index.frequency:
+            fields["frequency"] = self.index.frequency[question.category_id]
+        if self.lowest_iou is not None:
+            fields["lowest_iou"] = self.lowest_iou
         if picture.window:
             image = image.crop(picture.window)
             fields |= {"window_px": picture.window, "source_id": picture.source_id}
@@ -121,7 +129,9 @@ def read_coco(
         rows = index.get(key) if isinstance(index, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: a COCO file needs a list of objects under the key '{key}'")
-    names = names or category_names(path, _by_id(path, "category", index["categories"]))
+    categories = {} if names else _by_id(path, "category", index["categories"])
+    names = names or category_names(path, categories)
+    frequency = {number: row["frequency"] for number, row in categories.items() if row.get("frequency") in ("r", "c", "f")}
     pictures = {
         number: checked_picture(path, f"image {number}", row, images, url_parts)
         for number, row in _by_id(path, "image", index["images"]).items()
@@ -130,7 +140,8 @@ def read_coco(
     questions, dropped = group_boxes(path, rows, pictures, names)
     if not questions:
         raise DataError(f"{path}: the file holds no usable box, check its 'annotations'")
-    return Index(pictures, questions, dropped, tuple(picture.path for picture in pictures.values()))
+    paths = tuple(picture.path for picture in pictures.values())
+    return Index(pictures, questions, dropped, paths, frequency)
 
 
 def _by_id(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -23,6 +23,9 @@ from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_
 from activeo3.presets import PRESETS
 
 
+MOST_REGIONS = 10
+
+
 class ConfigError(Exception):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
 
@@ -91,8 +94,8 @@ class _Config:
                 raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
-        if not 1 <= self.regions <= 10:
-            raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to 10 regions.")
+        if not 1 <= self.regions <= MOST_REGIONS:
+            raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to {MOST_REGIONS} regions.")
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
@@ -291,7 +294,8 @@ _FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_eve
 
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
-MORE_METHODS = ("direct-native", "repeat")  # to be asked for: large pictures, and K answers per question
+MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
+OF_A_CHECKPOINT = ("active", "repeat", "answer")  # one row for each checkpoint; the others are the same for all
 TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 
@@ -299,15 +303,18 @@ TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 class EvalConfig(_Config):
     """Evaluate a checkpoint beside every floor and ceiling, in one table."""
 
-    checkpoint: str = ""
-    """the trained policy: a checkpoint folder of a run, or any model folder"""
+    checkpoint: tuple[str, ...] = ()
+    """the trained policy: a checkpoint folder of a run, or any model folder; several are rows of one table"""
     start: str = ""
     """the untrained policy and the task model mllm; by default what the checkpoint was trained from"""
     benchmark: tuple[str, ...] = ()
     """data sets to evaluate on; by default --data"""
     methods: tuple[str, ...] = METHODS
     """rows of the table; beside the default ones there are: direct-native (the whole picture at its own
-    size and shape) and repeat (one region, sampled as often as there are regions)"""
+    size and shape), repeat (one region, sampled as often as there are regions) and answer (the checkpoint
+    itself finds things, in the whole picture)"""
+    budgets: tuple[int, ...] = ()
+    """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start), grounding-dino, oracle (the ground
     truth inside the regions: the ceiling of any task model)"""
@@ -318,7 +325,8 @@ class EvalConfig(_Config):
     limit: int = 200
     """examples per benchmark; 0: all"""
     output_dir: str = ""
-    """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id"""
+    """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id or for
+    several checkpoints"""
     resamples: int = 1000
     """bootstrap resamples of the 95 % intervals"""
     image: str = ""
@@ -332,6 +340,11 @@ class EvalConfig(_Config):
             raise ConfigError("--checkpoint is missing: name a checkpoint folder, e.g. --checkpoint data/tiny.")
         if bool(self.image) != bool(self.find):
             raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
+        if self.image and len(self.checkpoint) > 1:
+            raise ConfigError("--image shows what one policy does; name one --checkpoint.")
+        if not all(1 <= budget <= MOST_REGIONS for budget in self.budgets):
+            shown = " ".join(map(str, self.budgets))
+            raise ConfigError(f"--budgets {shown}: a policy may propose 1 to {MOST_REGIONS} regions.")
         if not self.image and not self.benchmark:
             self._needs_root()
         for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS)):
@@ -369,7 +382,7 @@ def _help(doc: str, default: Any) -> str:
 def _read(name: str, kind: Any, text: Any) -> Any:
     """A flag's text as its field's type."""
     if get_origin(kind) is tuple:
-        return tuple(text)
+        return tuple(_read(name, get_args(kind)[0], word) for word in text)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"--{name} is {text!r}; it takes true or false.")

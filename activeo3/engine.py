@@ -171,6 +171,18 @@ def start(output_dir: Path) -> Ranks:
     return ranks
 
 
+def join(output_dir: Path) -> Ranks:
+    """``start`` if a launcher started several processes, else a group of one that needs no DeepSpeed.
+
+    Raises ConfigError as ``start`` does.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return start(output_dir)
+    prepare()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Ranks(0, 1, device, output_dir / "libraries-0.log")
+
+
 def stop() -> None:
     """Leave the process group, so that the interpreter ends without a warning."""
     import torch.distributed as dist

@@ -64,11 +64,14 @@ def oracle_regions(example: Example, regions: int) -> tuple[Region, ...]:
 RULES = {
     "direct": whole_picture,
     "direct-native": whole_picture,
+    "answer": whole_picture,
     "random": random_regions,
     "grid": grid_regions,
     "oracle-regions": oracle_regions,
 }
 """Every rule by the name of its row."""
+NO_ZOOM = ("direct", "direct-native", "answer")
+"""The rows that see the whole picture once, whatever the budget of regions is."""
 
 
 def fixed_candidates() -> np.ndarray:

@@ -93,17 +93,21 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows: Sequence[Row] = (),
                table_rows: Sequence[Row] = (), columns: Sequence[str] = (),
-               pairs: Sequence[tuple[Shown, ...]] = ()) -> Path:
+               pairs: Sequence[tuple[Shown, ...]] = (),
+               curve: Image.Image | None = None) -> Path:
     """Write the page of one run to ``path``, replacing an older one only when it is complete.
 
     ``summary_lines`` say what was trained; in one like ``data: scenes`` the name stands out.
     ``rows`` are those of ``metrics.jsonl``, ``table_rows`` and ``columns`` those of report.table,
-    ``pairs`` the same held-out picture under two policies (or any number), side by side. Parts
-    without content are left out. Returns the path.
+    ``pairs`` the same held-out picture under two policies (or any number), side by side, ``curve``
+    what a budget of regions buys. Parts without content are left out. Returns the path.
     """
     body = [f"<h1>{html.escape(title)}</h1>", _summary(summary_lines), _tiles(rows)]
     if table_rows:
         body += ["<h2>Results</h2>", html_table(table_rows, columns)]
+    if curve:
+        body += ["<h2>What a budget of regions buys</h2>",
+                 f"<div class=pair>{_image(curve, 'success over cost')}</div>"]
     if charts := _charts(rows):
         body += ["<h2>Training</h2>", "<p class=note>Points are single steps, the line is their "
                  "moving mean, the number at its end is where that ends. The few points beyond a "

@@ -15,34 +15,56 @@ from activeo3.metrics import Metric, xywh
 from activeo3.schema import Example, Outcome
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
+BUDGET_COLUMNS = ("budget", "AP50", "region_recall", "regions", "calls", "tokens", "seconds")
 BLACK = "AP50_black"
 """AP50 of the same task model on black crops: what does not come from looking."""
 
+LOW_OVERLAP = {"AP": "AP10", "AP_s": "AP10_s", "AR": "AR10", "AR_s": "AR10_s"}
+"""What stands in the first table instead, where a data set is scored from an IoU of 0.1 on (headlines.py)."""
+FREQUENCIES = ("AP_r", "AP_c", "AP_f")
+ITSELF = "itself"
+"""The task model of a row in which the checkpoint itself answers."""
+
 Row = Mapping[str, Any]
+Table = tuple[list[dict[str, Any]], list[str]]
+"""(rows, columns) as report.table wants them."""
 
 
 # ---------------------------------------------------------------------- rows for people
 
 
+def shown_as(row: Row) -> str:
+    """How a row's method is shown: with the checkpoint where several are compared."""
+    return " ".join(filter(None, [row["method"], row["checkpoint"]]))
+
+
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """A row's name among ``rows``: the method, and the task model where there is more than one."""
-    several = len({other["task_model"] for other in rows}) > 1
-    return f"{row['method']}-{row['task_model']}" if several else row["method"]
+    """A row's name among ``rows``, fit for a file: the method, the checkpoint, and the task model where there
+    is more than one."""
+    several = len({other["task_model"] for other in rows} - {ITSELF}) > 1
+    return "-".join(filter(None, [row["method"], row["checkpoint"], row["task_model"] if several else ""]))
 
 
-def first_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) as report.table wants them: metrics with their intervals."""
-    return _flat(rows, "metrics"), _columns(rows, COLUMNS[1:])
+def first_table(rows: Sequence[Row]) -> Table:
+    """Metrics with their intervals."""
+    low = all("AP10" in row["metrics"] for row in rows)
+    return _flat(rows, "metrics"), _columns(rows, [LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS[1:]])
 
 
-def second_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) as report.table wants them: sensing apart from task, and the control with black crops."""
+def second_table(rows: Sequence[Row]) -> Table:
+    """Sensing apart from task, and the control with black crops."""
     black = [BLACK] if any(BLACK in row["failures"] for row in rows) else []
     return _flat(rows, "failures"), _columns(rows, [*failures.COLUMNS, *black])
 
 
+def frequency_table(rows: Sequence[Row]) -> Table:
+    """AP of rare, common and frequent categories; no columns where categories have no frequency."""
+    known = any(name in row["metrics"] for row in rows for name in FREQUENCIES)
+    return _flat(rows, "metrics"), _columns(rows, FREQUENCIES) if known else []
+
+
 def _flat(rows: Sequence[Row], part: str) -> list[dict[str, Any]]:
-    return [{"method": row["method"], "task_model": row["task_model"], **row[part]} for row in rows]
+    return [{"method": shown_as(row), "task_model": row["task_model"], **row[part]} for row in rows]
 
 
 def _columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -50,14 +72,23 @@ def _columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return ["method", *["task_model"] * several, *columns]
 
 
-def titled(rows: Sequence[Row]) -> list[tuple[str, list[dict[str, Any]], list[str]]]:
-    """(title, rows, columns) of both tables of every benchmark."""
+def titled(rows: Sequence[Row], curves: Sequence[Row] = ()) -> list[tuple[str, list[dict[str, Any]], list[str]]]:
+    """(title, rows, columns) of the tables of every benchmark; ``curves`` are the rows of all budgets."""
     found = []
-    for name in dict.fromkeys(row["benchmark"] for row in rows):
-        own = [row for row in rows if row["benchmark"] == name]
-        found.append((f"{name}, {own[0]['n']} questions", *first_table(own)))
-        found.append((f"{name}, sensing apart from task", *second_table(own)))
-    return found
+    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == benchmark]
+        found.append((f"{benchmark}, {own[0]['n']} questions", *first_table(own)))
+        found.append((f"{benchmark}, sensing apart from task", *second_table(own)))
+        found.append((f"{benchmark}, AP by how often a category occurs", *frequency_table(own)))
+        of_curve = [row for row in curves if row["benchmark"] == benchmark]
+        found.append((f"{benchmark}, what a budget of regions buys", *budget_table(of_curve)))
+    return [(title, cells, columns) for title, cells, columns in found if cells and columns]
+
+
+def budget_table(rows: Sequence[Row]) -> Table:
+    """Success and cost of every method at every budget of regions."""
+    cells = [{"method": shown_as(row), "task_model": row["task_model"], "budget": row["budget"], **row["metrics"]} for row in rows]
+    return cells, _columns(rows, BUDGET_COLUMNS)
 
 
 def latex(rows: Sequence[Row], columns: Sequence[str], title: str) -> str:
@@ -95,27 +126,34 @@ def escaped(text: str) -> str:
 # ---------------------------------------------------------------------- rows for programs
 
 
-def results(rows: Sequence[Row]) -> dict[str, Any]:
-    """What results.json holds: values under their names, intervals under ``intervals``."""
+def results(rows: Sequence[Row], curves: Sequence[Row] = ()) -> dict[str, Any]:
+    """What results.json holds: values under their names, intervals under ``intervals``.
+
+    ``budgets``, if several were asked for, has the rows of all of them.
+    """
+    return {"rows": _plain(rows)} | ({"budgets": _plain(curves)} if curves else {})
+
+
+def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     written = []
     for row in rows:
         cells = {**row["metrics"], **row["failures"]}
         spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        named = {name: row[name] for name in ("benchmark", "method", "task_model", "n")}
+        named = {key: row[key] for key in ("benchmark", "method", "checkpoint", "task_model", "budget", "n")}
         written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
-    return {"rows": written}
+    return written
 
 
 def _values(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell.value if isinstance(cell, Metric) else cell for name, cell in cells.items()}
 
 
-def write_results(folder: Path, rows: Sequence[Row]) -> None:
+def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = ()) -> None:
     """``results.json``, ``results.md`` and ``results.tex``, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = titled(rows)
+    parts = titled(rows, curves)
     texts = {
-        "results.json": report.strict_json(results(rows)),
+        "results.json": report.strict_json(results(rows, curves)),
         "results.md": "\n\n".join(report.table(cells, columns, title) for title, cells, columns in parts),
         "results.tex": "\n\n".join(latex(cells, columns, title) for title, cells, columns in parts),
     }

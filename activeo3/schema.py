@@ -75,13 +75,16 @@ class Outcome:
     """What came of one answer, in the original picture: found by a task model, or said by the answer itself.
 
     ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are raw answers for people to
-    read: the task model's, one per region, or the policy's own. A task whose result is of another kind
-    adds a field with a default here.
+    read: the task model's, one per region, or the policy's own. What it cost: ``calls``, the crops that were
+    looked at, each counted once, and ``tokens``, what the task model wrote about them. A task whose result is
+    of another kind adds a field with a default here.
     """
 
     boxes_px: np.ndarray
     scores: np.ndarray
     texts: tuple[str, ...] = ()
+    calls: int = 0
+    tokens: int = 0
 
 
 class Reading(NamedTuple):

@@ -30,6 +30,8 @@ from activeo3.geometry import as_boxes, containment
 SPLITS = ("train", "val", "test")
 TRAINED_ON = 1_000
 """Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
+LOWEST_IOU = 0.1
+"""Where ACTIVE-O3's scores of SODA begin (its E.3); headlines.py says how that is read."""
 TILES = 10_000
 """A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
 
@@ -119,7 +121,7 @@ def _finished(name: str, source: Source, index: Index, ignored: int, enough: flo
         index = drawn(index, TRAINED_ON, source.seed)
     if not index.questions:
         raise DataError(f"{source.folder(name, '')}: {name} has no question in its split '{source.split}'")
-    return BoxDataset(name, source.split, index)
+    return BoxDataset(name, source.split, index, LOWEST_IOU)
 
 
 def spread_ignored(index: Index, ignored: int) -> Index:

@@ -9,51 +9,54 @@
     repeat           the checkpoint is asked for one region, K times, by sampling (paper, Table 13)
     cot              the start policy, prompted and untrained (the paper's Qwen2.5-VL-CoT)
     active           the checkpoint
+    answer           no zoom: the checkpoint itself is the task model, on the whole picture as one crop.
+                     What a checkpoint of Direct RFT (paper, Table 6) was trained for: its ``active`` is this
     oracle-regions   K regions cut around the true boxes: the ceiling of any sensing policy
 
 The same frozen task model works on the crops of all of them, greedily. With several task models, each
 method has a row for each, on the same regions.
 
 The second table (failures.py) tells sensing from task, and may add a control: how much the task model
-scores on black crops. What it scores there does not come from looking.
-
-Two swap columns tell a policy that looks from one that has learned good average regions: how far region
-recall falls when each picture gets the regions of another picture (``swap_picture``), and when the same
-picture is asked for another query (``swap_query``). A policy that ignores its input loses nothing.
+scores on black crops. What it scores there does not come from looking. Two swap columns (swaps.py) tell a
+policy that looks from one that has learned good average regions.
 """
 
-import time
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
-from PIL import Image
 
 from activeo3 import metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
 from activeo3.failures import failures
-from activeo3.floors import RULES, fixed_candidates, from_unit, to_unit
+from activeo3.fixed import fit_fixed
+from activeo3.floors import NO_ZOOM
+from activeo3.headlines import headlines
+from activeo3.jobs import Expert, found, proposed
+from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
+from activeo3.proposals import greedy_look
 from activeo3.rewards import score
-from activeo3.sampler import SENSING, Role, look
-from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
+from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import Gather, one_rank, readable
-from activeo3.taskmodels import Found, TaskModel, act, merged
+from activeo3.swaps import sensing_metrics
+from activeo3.taskmodels import TaskModel
 from activeo3.tasks import Task, task_of
 
-BATCH = 16  # pictures that are looked at together, and then zoomed into
-
-Regions = list[tuple[Region, ...]]
-Expert = VisionLanguageModel | TaskModel
-Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""``share(work, parts)`` is ``work(part)`` of every part; ranks may divide them (engine.Ranks.share)."""
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
 """What was proposed and what was found there, by the label of the row."""
+
+
+class Line(NamedTuple):
+    """A row of the tables, with what was proposed for every example and what was found there."""
+
+    row: dict[str, Any]
+    rollouts: list[Rollout]
+    outcomes: list[Outcome]
 
 
 class Acted(NamedTuple):
@@ -63,11 +66,6 @@ class Acted(NamedTuple):
     outcomes: list[Outcome]
     seconds: float
     blind: list[Outcome]
-
-
-def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-    """The ``Share`` of a single process."""
-    return [work(part) for part in parts]
 
 
 def run(
@@ -92,34 +90,78 @@ def run(
         say: told about each row as soon as it is there.
         experts: the task models by name; by default the start policy is the only one.
         black: also score the task models on black crops.
-        share: how the models' work is divided. A block of BATCH examples is one part, worked on in the same
-            way wherever that is, so that the table is the same on any number of ranks.
-
-    A row holds ``benchmark``, ``method``, ``task_model``, ``n``, and two mappings from column to
-    ``metrics.Metric`` (value, low, high) or a plain number: ``metrics`` and ``failures``.
+        share: how the models' work is divided.
     """
     experts = experts or {"mllm": start}
-    rows: list[dict[str, Any]] = []
-    kept = []
-    fixed = fit_fixed(next(iter(experts.values())), training, config) if "fixed" in methods else None
+    fixed = fit_fixed(next(iter(experts.values())), training, config, share=share) if "fixed" in methods else None
+    made = lines(benchmark, methods, examples, actor, start, config, experts, fixed, resamples, say, black, share)
+    return [line.row for line in made], shown(made)
+
+
+def shown(made: Sequence[Line]) -> Shows:
+    """Rollouts and outcomes by the label of their row."""
+    rows = [line.row for line in made]
+    return {results.label(line.row, rows): (line.rollouts, line.outcomes) for line in made}
+
+
+def lines(
+    benchmark: str,
+    methods: Sequence[str],
+    examples: Sequence[Example],
+    actor: VisionLanguageModel | None,
+    start: VisionLanguageModel,
+    config: _Config,
+    experts: Mapping[str, Expert],
+    fixed: np.ndarray | None = None,
+    resamples: int = 1000,
+    say: Callable[[str], None] = print,
+    black: bool = False,
+    share: Share = alone,
+    checkpoint: str = "",
+    answers: bool = False,
+    swaps: bool = True,
+) -> list[Line]:
+    """The rows of ``run`` for one checkpoint and one budget of regions.
+
+    ``checkpoint`` is its name among several, and ``answers`` says that it was trained to answer without a
+    zoom. A row holds ``benchmark``, ``method``, ``checkpoint``, ``task_model``, ``budget`` (of regions; 0
+    without a zoom), ``n``, and two mappings from column to ``metrics.Metric`` (value, low, high) or a plain
+    number: ``metrics`` and ``failures``.
+    """
+    made = []
     for method in methods:
-        rollouts, acted = judged(method, examples, actor, start, experts, config, fixed, black, share)
+        way = "answer" if answers and method == "active" else method
+        policy = start if way == "cot" else actor
+        rollouts, acted = judged(way, examples, policy, experts, config, fixed, black, share)
         regions = [rollout.regions for rollout in rollouts]
-        sensing = sensing_metrics(method, examples, regions, actor, start, config, resamples, share)
+        sensing = sensing_metrics(way, examples, regions, policy, config, resamples, share, swaps)
         for name, (outcomes, seconds, blind) in acted.items():
-            found = metrics.evaluate_detections(examples, outcomes, resamples=resamples)
-            values: dict[str, Any] = {column: found[column] for column in ("AP", "AP50", "AP_s", "AR", "AR_s")} | sensing
-            values |= {"regions": float(np.mean([len(of_one) for of_one in regions])), "seconds": seconds / len(examples)}
+            values: dict[str, Any] = {**metrics.evaluate_detections(examples, outcomes, resamples=resamples), **sensing}
+            values |= headlines(examples, outcomes, resamples)
+            values |= costs(rollouts, outcomes, seconds)
             lost = failures(examples, regions, outcomes)
             if black:
                 lost[results.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
-            row = {"benchmark": benchmark, "method": method, "task_model": name, "n": len(examples)}
-            rows.append(row | {"metrics": values, "failures": lost})
-            kept.append((rollouts, outcomes))
+            row = {"benchmark": benchmark, "method": method, "checkpoint": checkpoint, "task_model": name}
+            row |= {"budget": 0 if way in NO_ZOOM else config.regions, "n": len(examples)}
+            made.append(Line(row | {"metrics": values, "failures": lost}, rollouts, outcomes))
             with_whom = f" with {name}" if len(experts) > 1 else ""
+            whose = " ".join(filter(None, [method, checkpoint]))
             recall = values["region_recall"].value
-            say(f"{benchmark} {method}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
-    return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
+            say(f"{benchmark} {whose}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
+    return made
+
+
+def costs(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
+    """What a picture costs on average: regions read, crops that the task model worked on, tokens that policy
+    and task model wrote, seconds."""
+    sums = {
+        "regions": sum(len(rollout.regions) for rollout in rollouts),
+        "calls": sum(outcome.calls for outcome in outcomes),
+        "tokens": sum(len(rollout.token_ids) for rollout in rollouts) + sum(outcome.tokens for outcome in outcomes),
+        "seconds": seconds,
+    }
+    return {name: value / len(rollouts) for name, value in sums.items()}
 
 
 def as_seen(method: str, config: _Config) -> _Config:
@@ -128,17 +170,10 @@ def as_seen(method: str, config: _Config) -> _Config:
     return replace(config, crop_shape=shapes.get(method, config.crop_shape))
 
 
-def blackened(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about black pictures; those of one size share their pixels."""
-    black = {size: Image.new("RGB", size) for size in {example.size_px for example in examples}}
-    return [replace(example, image=black[example.size_px]) for example in examples]
-
-
 def judged(
     method: str,
     examples: Sequence[Example],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
+    policy: VisionLanguageModel | None,
     experts: Mapping[str, Expert],
     config: _Config,
     fixed: np.ndarray | None = None,
@@ -148,172 +183,17 @@ def judged(
     """What a method proposes for every example, and what each task model finds there."""
     if method == "direct-native":  # the others see the same as in ``direct``
         experts = {name: expert for name, expert in experts.items() if isinstance(expert, VisionLanguageModel)}
+    if method == "answer":
+        experts = {results.ITSELF: policy}
     seen_as = as_seen(method, config)
-
-    def work(block: Sequence[Example]) -> tuple[list[tuple], dict[str, Acted]]:
-        began = time.perf_counter()
-        rollouts = propose(method, block, actor, start, config, fixed)
-        proposing = time.perf_counter() - began
-        regions = [rollout.regions for rollout in rollouts]
-        acted = {}
-        for name, expert in experts.items():
-            began = time.perf_counter()
-            outcomes = act(expert, block, regions, seen_as)
-            seconds = proposing + time.perf_counter() - began
-            acted[name] = Acted(outcomes, seconds, act(expert, blackened(block), regions, seen_as) if black else [])
-        # Every rank has the pictures, which are large: ranks tell each other the rest.
-        return [(r.token_ids, r.text, r.finished, r.action, r.regions) for r in rollouts], acted
-
-    told, acted = zip(*share(work, blocks(examples)))
-    rollouts = [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
-    return rollouts, {name: _joined([of_block[name] for of_block in acted]) for name in experts}
-
-
-def _joined(blocks: Sequence[Acted]) -> Acted:
-    """What one task model found in all blocks, in order."""
-    outcomes, seconds, blind = zip(*blocks)
-    return Acted(list(chain(*outcomes)), sum(seconds), list(chain(*blind)))
-
-
-def blocks(examples: Sequence[Example]) -> list[Sequence[Example]]:
-    """The examples in order, BATCH at a time."""
-    return [examples[first : first + BATCH] for first in range(0, len(examples), BATCH)]
-
-
-def propose(
-    method: str,
-    examples: Sequence[Example],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
-    config: _Config,
-    fixed: np.ndarray | None = None,
-) -> list[Rollout]:
-    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing.
-
-    ``fixed`` (K, 4) in 0-1 is what ``fit_fixed`` found, for the method of that name.
-    """
-    if method == "repeat":
-        return repeated_look(actor, examples, config)
-    if method in ("cot", "active"):
-        return greedy_look(actor if method == "active" else start, examples, config)
-    if method == "fixed":
-        regions = [from_unit(fixed, example.size_px) for example in examples]
-    else:
-        regions = [RULES[method](example, config.regions) for example in examples]
-    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
-
-
-def greedy_look(
-    policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, role: Role = SENSING
-) -> list[Rollout]:
-    """One greedy answer per example in a role, by default that of sensing, all in one batch."""
-    _, groups = look(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
-    return [rollout for (rollout,) in groups]
-
-
-def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
-    """One region per answer, from K answers sampled at temperature 1, which are joined into one."""
-    one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
-    _, groups = look(policy, examples, config.regions, sampling, one)
-    return [_one_answer(group) for group in groups]
-
-
-def _one_answer(answers: Sequence[Rollout]) -> Rollout:
-    """Several answers about one example as a single one; their texts stand one below the other."""
-    errors = [answer.action.error for answer in answers if answer.action.error]
-    boxes = tuple(box for answer in answers for box in answer.action.boxes_text)
-    return Rollout(
-        example=answers[0].example,
-        token_ids=tuple(token for answer in answers for token in answer.token_ids),
-        text="\n".join(answer.text for answer in answers),
-        finished=all(answer.finished for answer in answers),
-        action=Action(boxes, error=errors[0] if errors else None),
-        regions=tuple(region for answer in answers for region in answer.regions),
-    )
-
-
-def sensing_metrics(
-    method: str,
-    examples: Sequence[Example],
-    regions: Regions,
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
-    config: _Config,
-    resamples: int,
-    share: Share = alone,
-) -> dict[str, metrics.Metric | None]:
-    """Region recall and what it loses when picture or query are swapped (None where that is meaningless)."""
-    pictures = [example.image_id for example in examples]
-    own = recalls(examples, regions)
-    result: dict[str, metrics.Metric | None] = {
-        "region_recall": metrics.bootstrap_interval(own, pictures, resamples),
-        "swap_picture": None,
-        "swap_query": None,
-    }
-    if method in ("direct", "direct-native"):
-        return result
-    if len(set(pictures)) > 1:
-        units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
-        lenders = [other_picture(examples, i) for i in range(len(examples))]
-        borrowed = [from_unit(units[lender], example.size_px) for lender, example in zip(lenders, examples)]
-        result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
-    if method in ("cot", "active") and len({example.query for example in examples}) > 1:
-        asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
-        policy = actor if method == "active" else start
-        answers = share(lambda block: [r.regions for r in greedy_look(policy, block, config)], blocks(asked))
-        elsewhere = recalls(examples, list(chain(*answers)))
-        result["swap_query"] = metrics.bootstrap_interval(own - elsewhere, pictures, resamples)
-    return result
-
-
-def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
-    """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
-    pairs = zip(examples, regions, strict=True)
-    return np.array([metrics.region_recall(of_one, metrics.asked_boxes(example)) for example, of_one in pairs])
-
-
-def other_picture(examples: Sequence[Example], index: int) -> int:
-    """Where the nearest earlier example of another picture is; several questions may share a picture."""
-    earlier = (k % len(examples) for k in range(index - 1, index - len(examples), -1))
-    return next(k for k in earlier if examples[k].image_id != examples[index].image_id)
-
-
-def other_query(examples: Sequence[Example], index: int) -> str:
-    """The query of the nearest later example that asks for something else."""
-    own = examples[index].query
-    later = [*examples[index + 1 :], *examples[:index]]
-    return next((example.query for example in later if example.query != own), own)
-
-
-# ---------------------------------------------------------------------- the best regions that ignore the picture
-
-
-def fit_fixed(expert: Expert, training: Sequence[Example], config: _Config) -> np.ndarray:
-    """The best regions (K, 4) in 0-1 that ignore the picture: chosen greedily from a lattice, so that the
-    mean task reward (AP50 + AR50) on the training pictures is highest.
-
-    Raises ValueError without training pictures.
-    """
-    if not training:
-        raise ValueError("the fixed regions are fitted on training pictures, and there are none")
-    lattice = fixed_candidates()
-    seen = [
-        act(expert, training, [from_unit(box[None], example.size_px) for example in training], config) for box in lattice
-    ]
-    chosen: list[int] = []
-    for _ in range(config.regions):
-        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))]
-        chosen.append(int(np.argmax(gains)))
-    return lattice[chosen]
-
-
-def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]], merge: str) -> float:
-    """Mean AP50 + AR50 when several regions' detections are merged as the config says."""
-    total = 0.0
-    for index, example in enumerate(examples):
-        found = [Found(outcomes[index].boxes_px, outcomes[index].scores, "") for outcomes in seen]
-        total += sum(metrics.ap_ar_50(example, merged(found, merge)))
-    return total / len(examples)
+    rollouts, proposing = proposed(method, examples, policy, config, fixed, share)
+    regions = [rollout.regions for rollout in rollouts]
+    acted = {}
+    for name, expert in experts.items():
+        outcomes, acting = found(expert, examples, regions, seen_as, share)
+        blind = found(expert, examples, regions, seen_as, share, black=True)[0] if black else []
+        acted[name] = Acted(outcomes, proposing + acting, blind)
+    return rollouts, acted
 
 
 # ---------------------------------------------------------------------- results for people

@@ -54,11 +54,15 @@ class Look:
 
 
 class Found(NamedTuple):
-    """What a task model found in one crop: boxes (M, 4) in original pixels, scores (M,), and in words."""
+    """What a task model found in one crop: boxes (M, 4) in original pixels, scores (M,), and in words.
+
+    ``tokens`` is how many it wrote.
+    """
 
     boxes_px: np.ndarray
     scores: np.ndarray
     text: str
+    tokens: int = 0
 
 
 class TaskModel:
@@ -111,7 +115,8 @@ def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> 
             finished = bool(ids) and ids[-1] == expert.end_token
             text = expert.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
             boxes = geometry.as_boxes(prompts.read_boxes(text, finished).boxes_text)
-            found.append(mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text))
+            one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
+            found.append(one._replace(tokens=len(ids)))
     return found
 
 
@@ -246,7 +251,9 @@ def merged(found: Sequence[Found], merge: str) -> Outcome:
     boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes_px for one in found)])
     scores = np.concatenate([np.zeros(0), *(one.scores for one in found)])
     kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else np.argsort(-scores, kind="stable")
-    return Outcome(boxes[kept], scores[kept], tuple(one.text for one in found))
+    calls = {id(one): one.tokens for one in found}  # a crop that was asked for twice was worked on once
+    texts = tuple(one.text for one in found)
+    return Outcome(boxes[kept], scores[kept], texts, len(calls), sum(calls.values()))
 
 
 def _visible(region: Region) -> bool:

@@ -53,6 +53,16 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
     "tasks": (3, {"engine", "checkpoints"}),
+    "headlines": (2, {"models", "torch"}),
+    "progress": (1, {"models", "engine", "datasets", "torch"}),
+    "proposals": (2, {"rewards", "taskmodels", "engine"}),
+    "ledger": (2, {"rewards", "sampler", "engine"}),
+    "jobs": (2, {"rewards", "engine"}),
+    "fixed": (2, {"rewards", "engine"}),
+    "swaps": (2, {"rewards", "engine"}),
+    "curve": (2, {"models", "torch"}),
+    "rivals": (3, {"sampler", "rewards"}),
+    "contest": (3, set()),
     "suites": (3, {"engine", "checkpoints"}),
 }
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import checkpoints, engine, grpo, suites  # noqa: E402
+from activeo3 import checkpoints, engine, grpo, jobs, proposals, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
@@ -496,9 +496,9 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
         return rows, shown
 
     with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as expert:
-        patch.setattr(suites, "look", look_widely)
+        patch.setattr(proposals, "look", look_widely)
         patch.setattr(suites, "run", run)
-        patch.setattr(suites, "BATCH", 3)
+        patch.setattr(jobs, "BATCH", 3)
         suites.before_and_after(actor, expert, small_pictures(), config, [].append, ranks.share, ranks.rank == 0)
     return kept
 

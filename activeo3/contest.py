@@ -1,0 +1,93 @@
+"""All rows of one benchmark: the floors and ceilings once, every checkpoint, every budget of regions.
+
+Checkpoints are loaded one after the other: memory does not grow with their number.
+"""
+
+from dataclasses import replace
+from typing import Callable, Mapping, Sequence
+
+from activeo3 import suites
+from activeo3.config import OF_A_CHECKPOINT, EvalConfig
+from activeo3.fixed import fit_fixed
+from activeo3.floors import NO_ZOOM
+from activeo3.jobs import BATCH, Expert
+from activeo3.ledger import Share
+from activeo3.models import VisionLanguageModel
+from activeo3.proposals import ASKED
+from activeo3.rivals import Rival
+from activeo3.schema import Example
+from activeo3.suites import Line
+
+
+def compare(
+    benchmark: str,
+    examples: Sequence[Example],
+    training: Sequence[Example],
+    rivals: Sequence[Rival],
+    load: Callable[[str], VisionLanguageModel],
+    start: VisionLanguageModel,
+    experts: Mapping[str, Expert],
+    config: EvalConfig,
+    share: Share,
+    say: Callable[[str], None],
+) -> list[Line]:
+    """The lines of every method, rival and budget, in this order.
+
+    ``load(source)`` is a rival's model, wanted when its turn comes and not held here. ``training`` are the
+    pictures that ``fixed`` is fitted on, if it is among the methods.
+    """
+    most = max(budgets(config))
+    fixed = None
+    if "fixed" in config.methods:
+        fixed = fit_fixed(next(iter(experts.values())), training, config, most, share)
+
+    def lines(methods: Sequence[str], actor: VisionLanguageModel | None, rival: Rival) -> list[Line]:
+        made = []
+        for budget in budgets(config):
+            main = budget == config.regions
+            wanted = [method for method in methods if main or zooms(method, rival)]
+            made += suites.lines(
+                benchmark, wanted, examples, actor, start, replace(config, regions=budget), experts, fixed,
+                config.resamples, say, config.black, share, rival.label, rival.answers, swaps=main,
+            )  # fmt: skip
+        return made
+
+    common = [method for method in config.methods if method not in OF_A_CHECKPOINT]
+    own = [method for method in config.methods if method in OF_A_CHECKPOINT]
+    made = lines(common, None, Rival("", "", False))
+    if own:
+        for rival in rivals:
+            made += lines(own, load(rival.source), rival)
+    return sorted(made, key=lambda line: config.methods.index(line.row["method"]))  # of equals the order stays
+
+
+def budgets(config: EvalConfig) -> list[int]:
+    """How many regions may be proposed: --regions for the tables, and --budgets for the curve."""
+    return sorted({config.regions, *config.budgets})
+
+
+def zooms(method: str, rival: Rival) -> bool:
+    """Whether a budget of regions makes a difference."""
+    return not (method in NO_ZOOM or (rival.answers and method == "active"))
+
+
+def jobs(questions: int, rivals: Sequence[Rival], config: EvalConfig, fitted: int) -> int:
+    """How many jobs ``compare`` will share for so many questions; ``fitted``: how many candidates there are
+    for ``fixed``."""
+    blocks = -(-questions // BATCH)
+    acting = len(config.task_model) * (2 if config.black else 1)
+    total = fitted if "fixed" in config.methods else 0
+    for method in config.methods:
+        for rival in rivals if method in OF_A_CHECKPOINT else [Rival("", "", False)]:
+            for budget in budgets(config):
+                main = budget == config.regions
+                if not main and not zooms(method, rival):
+                    continue
+                itself = method == "answer" or (rival.answers and method == "active")
+                looked = method in ASKED and not itself
+                swapped = main and looked and method != "repeat"
+                acted = acting // len(config.task_model) if itself else acting
+                if method == "direct-native":
+                    acted = acting // len(config.task_model) * (set(config.task_model) & {"mllm"} != set())
+                total += blocks * (looked + swapped + acted)
+    return total

@@ -1,0 +1,78 @@
+"""Where each row of the table looks: regions from a policy, or from a rule that no model proposes.
+
+A policy answers greedily, one answer per question; ``repeat`` samples one region at a time. The budget of
+regions is in the prompt (the paper's wording names the number); the tiny policy's short prompt does not
+say it, and there it is enforced by reading no more than so many regions of an answer.
+"""
+
+import zlib
+from dataclasses import replace
+from typing import Sequence
+
+import numpy as np
+import torch
+
+from activeo3.config import _Config
+from activeo3.floors import RULES, from_unit
+from activeo3.models import VisionLanguageModel
+from activeo3.sampler import SENSING, Role, look
+from activeo3.schema import Action, Example, Region, Rollout, Sampling
+
+Regions = list[tuple[Region, ...]]
+ASKED = ("cot", "active", "repeat")
+"""The methods in which a policy is asked where to look."""
+
+
+def propose(
+    method: str,
+    examples: Sequence[Example],
+    policy: VisionLanguageModel | None,
+    config: _Config,
+    fixed: np.ndarray | None = None,
+) -> list[Rollout]:
+    """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing.
+
+    ``policy`` is who is asked in ``cot``, ``active`` and ``repeat``. ``fixed`` (K, 4) in 0-1 is what
+    ``fit_fixed`` found, for the method of that name.
+    """
+    if method in ASKED:
+        return (repeated_look if method == "repeat" else greedy_look)(policy, examples, config)
+    if method == "fixed":
+        regions = [from_unit(fixed[: config.regions], example.size_px) for example in examples]
+    else:
+        regions = [RULES[method](example, config.regions) for example in examples]
+    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
+
+
+def greedy_look(
+    policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, role: Role = SENSING
+) -> list[Rollout]:
+    """One greedy answer per example in a role, by default that of sensing, all in one batch."""
+    _, groups = look(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
+    return [rollout for (rollout,) in groups]
+
+
+def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
+    """One region per answer, from K answers sampled at temperature 1, which are joined into one.
+
+    What is drawn depends on the seed and the examples alone, not on what was sampled before.
+    """
+    one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(repr((config.seed, [example.id for example in examples])).encode()))
+        _, groups = look(policy, examples, config.regions, sampling, one)
+    return [_one_answer(group) for group in groups]
+
+
+def _one_answer(answers: Sequence[Rollout]) -> Rollout:
+    """Several answers about one example as a single one; their texts stand one below the other."""
+    errors = [answer.action.error for answer in answers if answer.action.error]
+    boxes = tuple(box for answer in answers for box in answer.action.boxes_text)
+    return Rollout(
+        example=answers[0].example,
+        token_ids=tuple(token for answer in answers for token in answer.token_ids),
+        text="\n".join(answer.text for answer in answers),
+        finished=all(answer.finished for answer in answers),
+        action=Action(boxes, error=errors[0] if errors else None),
+        regions=tuple(region for answer in answers for region in answer.regions),
+    )

@@ -1,0 +1,242 @@
+"""A whole evaluation: several checkpoints in one table, on ranks, interrupted, over budgets. The table is the same.
+
+The shipped tiny policy and random ones, on a few pictures of the embedded world.
+"""
+
+import gc
+import json
+import os
+import re
+import signal
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from PIL import Image
+from test_engine import on_ranks
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package
+
+import evaluate  # noqa: E402
+from activeo3 import contest, jobs, ledger, rivals  # noqa: E402
+from activeo3.config import EvalConfig  # noqa: E402
+from activeo3.models import VisionLanguageModel  # noqa: E402
+from activeo3.progress import Progress  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+TINY = str(ROOT / "data" / "tiny")
+SMALL = dict(limit=5, resamples=20, task_max_new_tokens=40, max_new_tokens=70)
+
+
+@pytest.fixture(scope="module")
+def other(make_vlm, tmp_path_factory) -> str:
+    """A checkpoint of a run that began with the tiny policy, with random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "other" / "checkpoint-7"
+    make_vlm("qwen3_vl").save(folder)
+    (folder / "activeo3.json").write_text(json.dumps({"step": 7, "world": 1, "config": {"model": TINY}}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def config(other: str) -> EvalConfig:
+    methods = ("random", "cot", "active", "repeat", "answer", "oracle-regions")
+    return EvalConfig(checkpoint=(TINY, other), start=TINY, methods=methods, task_model=("mllm", "oracle"), **SMALL)
+
+
+def run(config: EvalConfig, folder: Path) -> None:
+    """An evaluation in blocks of two pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "BATCH", 2)
+        patch.setattr(contest, "BATCH", 2)
+        evaluate.main(replace(config, output_dir=str(folder)))
+
+
+def written(folder: Path) -> dict[str, str]:
+    """Every file of an evaluation that is about numbers, without the seconds and what the libraries said."""
+    texts = {path.name: path.read_text() for path in folder.glob("*.json")}
+    texts["results.json"] = re.sub(r'"seconds": [\d.e-]+', '"seconds": 0', texts["results.json"])
+    return texts
+
+
+@pytest.fixture(scope="module")
+def straight(config: EvalConfig, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    run(config, folder)
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "results.json").read_text())["rows"]
+
+
+# ---------------------------------------------------------------------- several checkpoints
+
+
+def test_checkpoints_are_rows_of_one_table(straight: Path) -> None:
+    rows = rows_of(straight)
+    named = [(row["method"], row["checkpoint"], row["task_model"]) for row in rows]
+    both = ("mllm", "oracle")
+    wanted = [("random", "", name) for name in both] + [("cot", "", name) for name in both]
+    for method in ("active", "repeat"):
+        wanted += [(method, label, name) for label in ("tiny", "other") for name in both]
+    wanted += [("answer", label, "itself") for label in ("tiny", "other")] + [("oracle-regions", "", name) for name in both]
+    assert named == wanted
+    by_name = {key: row["metrics"] for key, row in zip(named, rows)}
+    assert by_name["active", "tiny", "oracle"]["AP50"] == by_name["cot", "", "oracle"]["AP50"] > 0  # the start policy itself
+    assert by_name["active", "other", "oracle"]["regions"] == 0  # random weights propose nothing
+    predictions = {path.name for path in straight.glob("predictions-*")}
+    assert len(predictions) == len(rows) and "predictions-scenes-active-other-oracle.json" in predictions
+    assert "| active other " in (straight / "results.md").read_text()
+    assert not (straight / "unfinished").exists()
+
+
+def test_what_a_picture_costs(straight: Path) -> None:
+    by_name = {(row["method"], row["checkpoint"], row["task_model"]): row["metrics"] for row in rows_of(straight)}
+    assert by_name["random", "", "oracle"]["tokens"] == 0 and by_name["random", "", "oracle"]["calls"] == 3
+    assert by_name["random", "", "mllm"]["tokens"] > 3
+    looking = by_name["active", "tiny", "oracle"]["tokens"]
+    assert 10 < looking < by_name["active", "tiny", "mllm"]["tokens"]
+    assert by_name["answer", "tiny", "itself"]["calls"] == 1
+    assert by_name["repeat", "tiny", "oracle"]["calls"] <= 3
+
+
+def test_a_checkpoint_of_direct_rft_answers_itself(other: str, tmp_path: Path) -> None:
+    state = json.loads((Path(other) / "activeo3.json").read_text())
+    direct = tmp_path / "run" / "checkpoint-1"
+    VisionLanguageModel.load(TINY, evaluate.engine.pick_dtype("auto")).save(direct)
+    state["config"]["task"] = "direct"
+    (direct / "activeo3.json").write_text(json.dumps(state))
+    config = EvalConfig(checkpoint=(str(direct),), methods=("active", "answer"), **SMALL)
+    run(config, tmp_path / "out")
+    active, answer = rows_of(tmp_path / "out")
+    for row in (active, answer):
+        assert row.pop("method") and row["metrics"].pop("seconds") > 0
+    assert active == answer and active["task_model"] == "itself" and active["budget"] == 0
+    files = [tmp_path / "out" / f"predictions-scenes-{name}.json" for name in ("active", "answer")]
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_models_are_loaded_one_after_the_other(other: str, make_vlm, tmp_path: Path, monkeypatch) -> None:
+    folders = [tmp_path / name / "checkpoint-1" for name in "abcd"]
+    for seed, folder in enumerate(folders):
+        make_vlm("qwen3_vl", seed=seed).save(folder)
+    config = EvalConfig(checkpoint=tuple(map(str, folders)), start=TINY, methods=("active", "answer"), **SMALL | {"limit": 2})
+    alive: list[weakref.ref] = []
+    most = []
+    load = VisionLanguageModel.load
+
+    def watched(*args: Any, **named: Any) -> VisionLanguageModel:
+        gc.collect()
+        most.append(sum(one() is not None for one in alive))
+        alive.append(weakref.ref(model := load(*args, **named)))
+        return model
+
+    monkeypatch.setattr(VisionLanguageModel, "load", watched)
+    run(config, tmp_path / "out")
+    assert len(most) == 5 and max(most) == 1  # beside the one that is loaded there is the start policy
+    assert [row["checkpoint"] for row in rows_of(tmp_path / "out")] == [*"abcd"] * 2
+
+
+# ---------------------------------------------------------------------- ranks, and interruptions
+
+
+def on_a_rank(config: EvalConfig, folder: Path) -> None:
+    run(config, folder)
+
+
+def test_two_ranks_make_the_table_of_one(straight: Path, config: EvalConfig, tmp_path: Path) -> None:
+    on_ranks(2, tmp_path, on_a_rank, config, tmp_path / "two")
+    assert written(tmp_path / "two") == written(straight)
+    assert not (tmp_path / "two" / "unfinished").exists()
+
+
+def dies(config: EvalConfig, folder: Path, after: int) -> None:
+    """An evaluation that is killed while its job number ``after`` is being kept."""
+    replace_file, count = ledger.replace_file, [0]
+
+    def kept_or_dead(path: Path, data: bytes) -> None:
+        count[0] += 1
+        if count[0] > after:
+            path.write_bytes(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace_file(path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "replace_file", kept_or_dead)
+        run(config, folder)
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(straight: Path, config: EvalConfig, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "killed"
+    on_ranks(1, tmp_path, dies, config, folder, 12, ends=-signal.SIGKILL)
+    assert len(list((folder / "unfinished").iterdir())) == 13 and not (folder / "results.json").exists()
+    done: list[int] = []
+    monkeypatch.setattr(Progress, "done", lambda self: done.append(1))
+    totals: list[int] = []
+    monkeypatch.setattr(Progress, "close", lambda self: totals.append((self.total, self.finished)))
+    run(config, folder)
+    assert written(folder) == written(straight)
+    ((total, finished),) = totals
+    assert total == finished and len(done) == total - 12  # the torn one is done again
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys) -> None:
+    methods = ("direct", "random", "fixed", "repeat", "active", "oracle-regions")
+    config = EvalConfig(checkpoint=(other,), methods=methods, task_model=("oracle",), regions=2, budgets=(1, 4), **SMALL)
+    run(config, tmp_path / "curve")
+    found = json.loads((tmp_path / "curve" / "results.json").read_text())
+    assert [(row["method"], row["budget"]) for row in found["rows"]] == [(m, 0 if m == "direct" else 2) for m in methods]
+    budgets = {(row["method"], row["budget"]): row for row in found["budgets"]}
+    assert list(budgets) == [("direct", 0)] + [(m, k) for m in methods[1:] for k in (1, 2, 4)]
+    for method in ("random", "fixed"):
+        assert [budgets[method, k]["metrics"]["calls"] for k in (1, 2, 4)] == [1, 2, 4]
+    recalls = [budgets["fixed", k]["metrics"]["region_recall"] for k in (1, 2, 4)]
+    assert recalls == sorted(recalls) and recalls[0] < recalls[-1]  # the fewer are the first of the more
+    assert all(row["metrics"]["swap_picture"] is None for key, row in budgets.items() if key[1] in (1, 4))
+    out = capsys.readouterr().out
+    assert "what a budget of regions buys" in out and " tokens |" in out and "what a budget" in (tmp_path / "curve" / "results.tex").read_text()
+    with Image.open(tmp_path / "curve" / "budgets-scenes.png") as drawn:
+        assert drawn.width > 900
+    assert "What a budget of regions buys" in (tmp_path / "curve" / "scenes.html").read_text()
+    # The table of one budget is that of a run without the others.
+    run(replace(config, budgets=()), tmp_path / "alone")
+    alone = json.loads((tmp_path / "alone" / "results.json").read_text())
+    for row in (*alone["rows"], *found["rows"]):
+        row["metrics"].pop("seconds")
+    assert alone == {"rows": found["rows"]}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {}, {"black": True}, {"task_model": ("oracle",), "budgets": (1, 5)}, {"methods": ("direct-native", "answer", "grid")},
+        {"methods": ("fixed", "active"), "task_model": ("oracle", "mllm"), "budgets": (2,)},
+        {"methods": ("direct-native",), "task_model": ("oracle",)},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("answers", [False, True])
+def test_the_jobs_are_counted_before_they_are_done(answers: bool, more: dict, config: EvalConfig, tokenizer) -> None:
+    from scripted import Scripted, looks
+    from activeo3.taskmodels import Oracle
+    from test_suites import both_roles, scattered
+
+    config = replace(config, **more)
+    model = Scripted("qwen3_vl", tokenizer, both_roles(looks))
+    experts = {name: {"mllm": model, "oracle": Oracle()}[name] for name in config.task_model}
+    rows, count = [rivals.Rival("a", "a", answers), rivals.Rival("b", "b", False)], []
+
+    def share(job: Callable, parts: Any) -> list[Any]:
+        count.append(len(parts))
+        return [job(part) for part in parts]
+
+    examples = scattered(jobs.BATCH + 1)
+    contest.compare("toys", examples, examples[:1], rows, lambda _: model, model, experts, config, share, str)
+    candidates = len(contest.fit_fixed.__globals__["fixed_candidates"]())
+    assert sum(count) == contest.jobs(len(examples), rows, config, candidates)
