@@ -59,21 +59,22 @@ def _panel(curves: Sequence[Points], value: str, words: str) -> Image.Image:
 
     large = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
     pen = ImageDraw.Draw(large)
-    marks_y = ticks(0.0, high_y)
+    marks_y = ticks(0.0, high_y, count=6)
     for y in marks_y:
         pen.line(_fine([place(low_x, y), place(high_x, y)]), fill=GRID, width=FINE)
     for number, points in enumerate(known):
         colour = COLOURS[number % len(COLOURS)]
         if len(points) == 1:
             _dotted(pen, place(low_x, points[0][1]), place(high_x, points[0][1]), colour)
-        pen.line(_fine([place(*point) for point in points]), fill=colour, width=2 * FINE, joint="curve")
+        elif points:
+            pen.line(_fine([place(*point) for point in points]), fill=colour, width=2 * FINE, joint="curve")
         for x, y in _fine([place(*point) for point in points]):
             pen.ellipse((x - 4 * FINE, y - 4 * FINE, x + 4 * FINE, y + 4 * FINE), fill=colour)
     panel = large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(panel)
     for y in marks_y:
         pen.text((MARGIN - 9, place(low_x, y)[1]), short(y), font=_font(12), fill=FAINT, anchor="rm")
-    for x in ticks(low_x, high_x):
+    for x in ticks(low_x, high_x, count=6):
         pen.text((place(x, 0)[0], HEIGHT - 32), short(x), font=_font(12), fill=FAINT, anchor="mm")
     pen.text((MARGIN, 12), value.replace("_", " "), font=_font(14), fill=INK, anchor="lm")
     pen.text((WIDTH - 20, HEIGHT - 12), words, font=_font(12), fill=FAINT, anchor="rm")
@@ -86,7 +87,7 @@ def _fine(points: Points) -> Points:
 
 def _dotted(pen: ImageDraw.ImageDraw, begin: tuple[float, float], end: tuple[float, float], colour: tuple[int, ...]) -> None:
     for x in np.arange(begin[0], end[0], 7.0).tolist():
-        pen.line(_fine([(x, begin[1]), (min(x + 3, end[0]), begin[1])]), fill=colour, width=FINE)
+        pen.line(_fine([(x, begin[1]), (min(x + 3, end[0]), begin[1])]), fill=colour, width=2 * FINE)
 
 
 def _x(row: Row, over: str) -> float:

@@ -269,7 +269,7 @@ def test_the_edges_of_what_can_be_used() -> None:
     weights = dict.fromkeys(("w_format", "w_no_overlap", "w_area", "w_coverage", "w_task"), 0.0)
     config = TrainConfig(group=2, prompts=1, micro_prompts=1, regions=10, steps=1, clip_high=5.0, **zero, **weights)
     assert set(config.weights.values()) == {0.0}
-    assert EvalConfig(checkpoint="x", limit=0, resamples=0).limit == 0
+    assert EvalConfig(checkpoint=("x",), limit=0, resamples=0).limit == 0
 
 
 # ---------------------------------------------------------------------- what follows from the numbers

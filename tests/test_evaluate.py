@@ -110,12 +110,12 @@ def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkp
     assert "cot" in page and "active" in page and str(trained) in page
 
     script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
-    config = script["EvalConfig"](checkpoint=str(trained))
-    actor, start = script["policies"](config)
-    weights = [next(model.model.parameters()).flatten()[:5].tolist() for model in (actor, start)]
-    assert weights[0] != weights[1]
-    actor, start = script["policies"](script["EvalConfig"](checkpoint=checkpoint))
-    assert actor is start
+    rows, start = script["rivals"].contest([str(trained)])
+    assert (rows[0].source, start) == (str(trained), checkpoint)
+    ranks = script["engine"].join(tmp_path)
+    load = script["loader"](script["EvalConfig"](checkpoint=(str(trained),)), ranks, start)
+    weights = [next(load(source).model.parameters()).flatten()[:5].tolist() for source in (str(trained), start)]
+    assert weights[0] != weights[1] and load(start) is load(start)
 
 
 def test_results_of_a_hub_model_make_no_folder_that_hides_it(tmp_path: Path, monkeypatch) -> None:
@@ -123,9 +123,9 @@ def test_results_of_a_hub_model_make_no_folder_that_hides_it(tmp_path: Path, mon
     script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
     config, folder = script["EvalConfig"], script["output_folder"]
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
-    assert folder(config(checkpoint="run/checkpoint-3")) == Path("run/checkpoint-3/eval")
-    assert folder(config(checkpoint="owner/model")) == Path("eval")
-    assert folder(config(checkpoint="owner/model", output_dir="mine")) == Path("mine")
+    assert folder(config(checkpoint=("run/checkpoint-3",))) == Path("run/checkpoint-3/eval")
+    assert folder(config(checkpoint=("owner/model",))) == folder(config(checkpoint=("run/checkpoint-3", "b"))) == Path("eval")
+    assert folder(config(checkpoint=("owner/model",), output_dir="mine")) == Path("mine")
 
 
 # ---------------------------------------------------------------------- a picture of one's own
@@ -163,7 +163,7 @@ def test_a_picture_of_ones_own_is_read_with_the_care_of_a_data_set(tmp_path: Pat
 
 def own_picture(path: Path) -> Example:
     script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
-    return script["own_picture"](script["EvalConfig"](checkpoint="x", image=str(path), find="dot"))
+    return script["own_picture"](script["EvalConfig"](checkpoint=("x",), image=str(path), find="dot"))
 
 
 # ---------------------------------------------------------------------- what cannot be used
@@ -220,6 +220,12 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
         (["--checkpoint", "x", "--data", "coco", "--data_root", "no/such/data"], ("no/such/data",)),
         (["--checkpoint", "x", "--image", "photo.jpg"], ("--image", "--find")),
         (["--checkpoint", "x", "--limit", "many"], ("--limit", "'many'")),
+        (["--checkpoint", "x", "x"], ("--checkpoint names x twice",)),
+        (["--checkpoint", "a/b", "c/d"], ("different start policies, a/b and c/d", "--start")),
+        (["--checkpoint", str(ROOT / "data" / "tiny"), "no/such/folder", "--start", str(ROOT / "data" / "tiny")], ("no/such/folder",)),
+        (["--checkpoint", "x", "y", "--image", "photo.jpg", "--find", "dot"], ("--image", "one --checkpoint")),
+        (["--checkpoint", "x", "--budgets", "3", "11"], ("--budgets 3 11", "1 to 10")),
+        (["--checkpoint", "x", "--budgets", "few"], ("--budgets", "'few'")),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
 )

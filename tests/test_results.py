@@ -21,8 +21,8 @@ NAN = float("nan")
 
 def row(method: str = "grid", task_model: str = "mllm", benchmark: str = "toys", **lost) -> dict:
     values = {"AP": Metric(0.5, 0.4, 0.6), "AP_s": Metric(NAN, NAN, NAN), "swap_query": None, "regions": 3.0}
-    return {"benchmark": benchmark, "method": method, "task_model": task_model, "n": 7, "metrics": values,
-            "failures": {"recall": 0.25, "TP": 2} | lost}  # fmt: skip
+    return {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": task_model, "budget": 3, "n": 7,
+            "metrics": values, "failures": {"recall": 0.25, "TP": 2} | lost}  # fmt: skip
 
 
 def scored_by_pycocotools(folder: Path, truth: str, predictions: str) -> np.ndarray:
@@ -110,7 +110,9 @@ def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) ->
             {
                 "benchmark": "toys",
                 "method": "grid",
+                "checkpoint": "",
                 "task_model": "mllm",
+                "budget": 3,
                 "n": 7,
                 "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0},
                 "failures": {"recall": 0.25, "TP": 2, "AP50_black": 0.1},
@@ -134,6 +136,11 @@ def test_the_task_model_is_named_where_there_are_several() -> None:
     one, two = [row(), row("active")], [row(), row(task_model="oracle")]
     assert [results.label(each, one) for each in one] == ["grid", "active"]
     assert [results.label(each, two) for each in two] == ["grid-mllm", "grid-oracle"]
+    itself = row("answer", task_model=results.ITSELF)
+    assert [results.label(each, [*one, itself]) for each in (one[1], itself)] == ["active", "answer"]
+    named = [row("active") | {"checkpoint": name} for name in ("a", "b")]
+    assert [results.label(each, named) for each in named] == ["active-a", "active-b"]
+    assert [cell["method"] for cell in results.first_table(named)[0]] == ["active a", "active b"]
     for table in (results.first_table, results.second_table):
         assert table(one)[1][:2] != ["method", "task_model"] == table(two)[1][:2]
     assert results.BLACK not in results.second_table(one)[1]

@@ -37,12 +37,13 @@ def lvis_v1(split: str = "val") -> dict[str, Any]:
         return {"id": number, "image_id": picture, "category_id": category, "bbox": [x, 0, side, side],
                 "area": side * side, "segmentation": [corners]}  # fmt: skip
 
-    category = {"synset": "", "synonyms": [], "def": "", "frequency": "f", "instance_count": 9, "image_count": 9}
+    category = {"synset": "", "synonyms": [], "def": "", "instance_count": 9, "image_count": 9}
     return {
         "info": {"version": "v1.0"}, "licenses": [],
         "images": [image(13, "val2017"), image(11, "val2017", not_exhaustive_category_ids=[7], neg_category_ids=[5]),
                    image(12, "train2017")],
-        "categories": [category | {"id": k, "name": name} for k, name in ((7, "pin"), (3, "coffee_cup"), (5, "dog"))],
+        "categories": [category | {"id": k, "name": name, "frequency": mark}
+                       for k, name, mark in ((7, "pin", "r"), (3, "coffee_cup", "c"), (5, "dog", "f"))],
         "annotations": [
             box(1, 11, 7, 0, 9.9), box(2, 11, 3, 20, 20), box(3, 11, 7, 40, 15), box(4, 13, 3, 0, 10.0),
             *(box(10 + k, 12, 5 if k else 7, 3.5 * k, 11) for k in range(16)),
@@ -81,6 +82,8 @@ def test_small_and_dense_questions(tmp_path: Path, pictures: str) -> None:
     assert pin.image.getpixel((0, 0))[0] == pytest.approx(11, abs=2)
     assert dense[0].image.getpixel((0, 0))[0] == pytest.approx(12, abs=2)
     assert pin.fields["exhaustive"] is False and dense[0].fields["exhaustive"] is True
+    assert [example.fields["frequency"] for example in (pin, *dense)] == ["r", "f", "r"]
+    assert "lowest_iou" not in pin.fields
     assert len(small.paths) == 3 and all(path.is_file() for path in small.paths)
 
 
@@ -267,3 +270,5 @@ def test_real_lvis_selection_keeps_the_rules(tmp_path: Path) -> None:
     assert any(partly.values())
     for image_id, picture in sets[0].index.pictures.items():
         assert picture.partly == frozenset(partly[image_id])
+    marks = Counter(sets[0].index.frequency[category] for category in used)
+    assert set(marks) <= {"r", "c", "f"} and len(marks) > 1

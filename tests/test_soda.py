@@ -90,7 +90,7 @@ def test_polygons_become_boxes(tmp_path: Path, images: str) -> None:
     assert data[1].boxes_px.tolist() == [[10, 10, 40, 40]] * 2 and data[1].fields["areas"].tolist() == [50, 50]
     assert data[2].boxes_px.tolist() == [[100, 40, 120, 60]] and data[2].category_id == 2
     assert [path.name for path in data.paths] == ["00002.jpg", "00007.jpg"]
-    assert data.dropped == ()
+    assert data.dropped == () and data[0].fields["lowest_iou"] == 0.1
 
 
 def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
@@ -104,6 +104,7 @@ def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
         assert example.boxes_px[1:].tolist() == [[0, 100, 300, 150], [200, 0, 220, 20]]
         assert example.crowd.tolist() == [False, True, True] and example.asked_for.sum() == 1
     assert data[0].boxes_px[0].tolist() == [10, 10, 15, 19]
+    assert {example.fields["lowest_iou"] for example in data} == {0.1} and "frequency" not in data[0].fields
 
 
 def test_ignored_areas_of_one_picture_stay_there(tmp_path: Path) -> None:
