@@ -70,6 +70,11 @@ class _Config:
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25
     """a detector's box belongs to the query if a word of the query has this score in it"""
+    clicks: int = 3
+    """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
+    first_mask: Literal["coarse", "sam"] = "coarse"
+    """the mask to be corrected: coarse (the truth at low resolution, with holes and leaks, always the same for
+    the same picture) or sam (what --task_model sam makes of one click on the whole picture)"""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
@@ -89,7 +94,7 @@ class _Config:
                 raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
         if not 1 <= self.regions <= 10:
             raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to 10 regions.")
-        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
+        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_view_pixels < self.sensing_side**2:

@@ -37,6 +37,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "questions": (2, {"models", "rewards", "torch"}),
     "datasets": (2, {"models", "rewards", "torch"}),
     "stream": (2, {"models", "rewards"}),
+    "drafts": (2, {"models", "rewards", "torch"}),
     "rewards": (2, {"models", "taskmodels", "torch"}),
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
