@@ -3,6 +3,7 @@
     python evaluate.py --checkpoint runs/tiny/checkpoint-160                     # the embedded world
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
+    python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
     python evaluate.py --help
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import checkpoints, datasets, engine, files, pictures, report, results, suites
+from activeo3 import budgets, checkpoints, datasets, engine, files, pictures, report, results, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -20,7 +21,8 @@ from activeo3.page import write_page
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
 from activeo3.stream import readable
-from activeo3.taskmodels import act, separate
+from activeo3.taskmodels import act
+from activeo3.tasks import TASKS
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
@@ -28,17 +30,23 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.prepare()
+    masks = config.task == "segment"
+    if masks:
+        budgets.rows_of(config)
     folder = output_folder(config)
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not masks}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
-    experts = {name: start if name == "mllm" else separate(name, config, start.model.device) for name in config.task_model}
+    load = TASKS[config.task].load
+    experts = {name: start if name == "mllm" else load(name, config, start.model.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
         return look_once(picture, actor, next(iter(experts.values())), config, folder)
+    if masks:
+        return budgets.evaluate(opened, actor, start, experts, config, folder)
     rows = []
     for name, dataset in opened.items():
         examples = readable(dataset)

@@ -29,8 +29,12 @@ class _Config:
     """What both scripts share: which models and how pictures are looked at."""
 
     preset: str = "tiny"
-    """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2)"""
+    """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2),
+    or segment (the same, correcting masks of ThinObject-5K: section 5.4)"""
 
+    task: str = "sense"
+    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT), or
+    segment (say where a mask is wrong)"""
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
     format), or another that python -m activeo3.datasets lists"""
@@ -65,7 +69,8 @@ class _Config:
     task_batch: int = 128
     """crops that the task model works on at once (a detector, whose views are large: at most 16)"""
     task_checkpoint: str = ""
-    """the detector of --task_model grounding-dino: a folder or a hub id of a (MM-)Grounding DINO"""
+    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a
+    SAM, SAM 2 or SAM 3"""
     box_threshold: float = 0.25
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25
@@ -121,6 +126,8 @@ class _Config:
         """Raise ConfigError if a detector is wanted and nobody said which."""
         if "grounding-dino" in task_models and not self.task_checkpoint:
             raise ConfigError("--task_model grounding-dino needs a detector: name it with --task_checkpoint FOLDER.")
+        if "sam" in task_models and not self.task_checkpoint:
+            raise ConfigError("--task_model sam needs a Segment Anything model: name it with --task_checkpoint FOLDER.")
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Self:
@@ -149,9 +156,9 @@ class TrainConfig(_Config):
 
     model: str = "data/tiny"
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
-    task_model: Literal["mllm", "grounding-dino", "oracle"] = "mllm"
-    """who works on the crops: mllm (the start policy, frozen), grounding-dino, or oracle (the ground truth
-    inside the regions: the ceiling of any task model)"""
+    task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
+    """who works on the crops: mllm (the start policy, frozen), grounding-dino, sam (corrects masks, for --task
+    segment), or oracle (the ground truth inside the regions: the ceiling of any task model)"""
     split: str = "train"
     """which part of the data set to train on"""
     limit: int = 0
@@ -323,6 +330,12 @@ class EvalConfig(_Config):
             if not wanted:
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._needs_detector(*self.task_model)
+        if self.task not in ("sense", "segment"):
+            raise ConfigError(f"--task {self.task} has no table of its own; there are: sense, segment.")
+        if self.image and self.task == "segment":
+            raise ConfigError("--image has no mask to correct: leave out --task segment.")
+        if "sam" in self.task_model and self.task != "segment":
+            raise ConfigError("--task_model sam corrects masks: it goes with --task segment.")
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:
@@ -350,7 +363,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_examples": 200,
     },
 }
-"""``tiny`` is the defaults. ``paper``: ACTIVE-O3 E.2; 1250 steps x 8 ranks are its 10,000 examples once."""
+PRESETS["segment"] = PRESETS["paper"] | {
+    "task": "segment",
+    "task_model": "sam",
+    "data": ("thinobject5k",),
+    "output_dir": "runs/segment",
+}
+"""``tiny`` is the defaults. ``paper``: ACTIVE-O3 E.2; 1250 steps x 8 ranks are its 10,000 examples once.
+``segment``: its section 5.4, on the data set it names."""
 
 
 @cache

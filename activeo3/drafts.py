@@ -42,8 +42,8 @@ class Draft:
 
     @classmethod
     def of(cls, example: Example) -> Self:
-        """What ``with_mask`` prepared, unpacked. Raises DataError if the example has no true mask."""
-        return cls(example.image, true_mask(example), rle_to_mask(example.fields["draft"]))
+        """What ``with_mask`` packed."""
+        return cls(example.image, *map(rle_to_mask, example.fields["draft"]))
 
     @property
     def error(self) -> np.ndarray:
@@ -62,10 +62,12 @@ def true_mask(example: Example) -> np.ndarray:
     return union
 
 
-def with_mask(example: Example, mask: np.ndarray) -> Example:
-    """The example with ``mask`` (H, W) as the one to correct, in its field ``draft`` (run lengths: they are small)."""
-    fields: dict[str, Any] = {**example.fields, "draft": mask_to_rle(mask)}
-    return replace(example, fields=fields)
+def with_mask(example: Example, true: np.ndarray, mask: np.ndarray) -> Example:
+    """The example with its true mask and the one to correct, both (H, W), in its field ``draft``.
+
+    They are packed as run lengths: a benchmark keeps them all.
+    """
+    return replace(example, fields={**example.fields, "draft": (mask_to_rle(true), mask_to_rle(mask))})
 
 
 def coarse_mask(true: np.ndarray, name: str) -> np.ndarray:

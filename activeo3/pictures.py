@@ -1,25 +1,29 @@
 """Pictures for people: a rollout drawn into its picture, its crops side by side, saved samples.
 
-Green is true, orange is a region the policy proposed, dashed blue is what the task model found.
+Green is true, orange is a region the policy proposed, dashed blue is what the task model found. Of a mask, green
+is right, red is missing and blue is too much.
 """
 
 import functools
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from activeo3.drafts import Draft
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
-from activeo3.report import counted, printable, strict_json
+from activeo3.metrics import mask_iou
+from activeo3.report import counted, figure, printable, strict_json
 from activeo3.schema import Example, Outcome, Region, Rollout, Score
 
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
 PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
+LACKING, SURPLUS = (255, 45, 85), (64, 100, 255)
 MOST_CROPS = 11
 CASING = (0, 0, 0, 110)  # a dark rim, so that a line shows on a ground of its own colour
 
@@ -88,19 +92,20 @@ def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
         _badge(pen, corner.tolist(), str(number))
 
 
-def annotated_picture(example: Example, regions: Sequence[Region], outcome: Outcome,
+def annotated_picture(example: Example, regions: Sequence[Region] | None, outcome: Outcome,
                       max_side: int = 720) -> Image.Image:
     """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
 
     The strip holds the query and the legend with counts; a very narrow picture is centred above it.
+    ``regions`` is None where there can be none: nothing is said of them.
     """
     width, height = example.size_px
     shrink = min(1.0, max_side / max(width, height))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions)
+    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions or ())
     legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes")),
-              (REGION, counted(len(regions), "region")),
+              *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
               (FOUND, f"{len(outcome.boxes_px)} found")]
     return _captioned(view, example.query, legend)
 
@@ -122,6 +127,35 @@ def _captioned(view: Image.Image, query: str,
         pen.text((x + 18, y), words, font=_font(14), fill=FAINT, anchor="lm")
         x += 18 + pen.textlength(words, font=_font(14)) + 18
     return sheet
+
+
+NOTHING = Outcome(as_boxes([]), np.zeros(0))
+
+
+def under_mask(example: Example, mask: np.ndarray) -> Example:
+    """The example with its picture tinted by a mask (H, W): right, missing and too much. It has no boxes any more.
+
+    The picture is darkened to grey first, so that the tints are the only colours.
+    """
+    true = Draft.of(example).true
+    pixels = np.asarray(example.image.convert("L").convert("RGB"), dtype=np.float32) * 0.7
+    for part, colour in ((mask & true, TRUE), (true & ~mask, LACKING), (mask & ~true, SURPLUS)):
+        pixels[part] = 0.35 * pixels[part] + 0.65 * np.array(colour, dtype=np.float32)
+    return replace(example, image=Image.fromarray(pixels.astype(np.uint8)), boxes_px=as_boxes([]), crowd=None)
+
+
+def corrected_picture(example: Example, regions: Sequence[Region], mask: np.ndarray, max_side: int = 560) -> Image.Image:
+    """The mask before and after (H, W), with the regions in between drawn over both."""
+    draft, panels = Draft.of(example), []
+    for words, state in (("before", draft.mask), ("after", mask)):
+        tinted = under_mask(example, state)
+        shrink = min(1.0, max_side / max(example.size_px))
+        size = tuple(max(1, round(side * shrink)) for side in example.size_px)
+        view = tinted.image.resize(size, Image.Resampling.LANCZOS)
+        _mark(view, Frame((0, 0, *example.size_px), size), tinted, NOTHING, regions)
+        legend = [(TRUE, "right"), (LACKING, "missing"), (SURPLUS, "too much"), (REGION, counted(len(regions), "region"))]
+        panels.append(_captioned(view, f"{example.query}, {words}: IoU {figure(mask_iou(state, draft.true))}", legend))
+    return contact_sheet(panels, columns=2)
 
 
 def crops_strip(example: Example, regions: Sequence[Region], outcome: Outcome,
@@ -181,11 +215,14 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote."""
+    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote.
+
+    ``regions`` is None where the answer is itself the result: then there are no crops to see.
+    """
 
     example: Example
     text: str
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...] | None
     outcome: Outcome
     score: Score
     title: str = ""
@@ -194,14 +231,20 @@ class Shown:
     @classmethod
     def of(cls, rollout: Rollout, outcome: Outcome, score: Score, title: str = "") -> "Shown":
         """The same, read off a rollout."""
-        return cls(rollout.example, rollout.text, rollout.regions, outcome, score, title,
-                   rollout.action.error)
+        regions = rollout.regions if rollout.result is None else None
+        return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error)
 
     def picture(self) -> Image.Image:
+        if self.outcome.mask is not None:
+            return corrected_picture(self.example, self.regions, self.outcome.mask)
         return annotated_picture(self.example, self.regions, self.outcome)
 
-    def crops(self) -> Image.Image:
-        return crops_strip(self.example, self.regions, self.outcome)
+    def crops(self) -> Image.Image | None:
+        if self.regions is None:
+            return None
+        corrected = self.outcome.mask is not None
+        example = under_mask(self.example, self.outcome.mask) if corrected else self.example
+        return crops_strip(example, self.regions, self.outcome)
 
 
 def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> Path:
@@ -216,9 +259,10 @@ def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> P
     building.mkdir(parents=True)
     lines = []
     for index, item in enumerate(items):
-        files = {"picture": f"{index:02d}-picture.jpg", "crops": f"{index:02d}-crops.jpg"}
-        save_jpeg(item.picture(), building / files["picture"])
-        save_jpeg(item.crops(), building / files["crops"])
+        drawn = {name: view for name, view in (("picture", item.picture()), ("crops", item.crops())) if view}
+        files = {name: f"{index:02d}-{name}.jpg" for name in drawn}
+        for name, view in drawn.items():
+            save_jpeg(view, building / files[name])
         lines.append(strict_json({
             "id": item.example.id, "title": item.title, "query": item.example.query,
             "text": item.text, "error": item.error, "regions": item.regions,

@@ -21,6 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.drafts import Draft
+from activeo3.metrics import mask_iou
 from activeo3.schema import Outcome, Rollout, Score
 
 MISSING = "–"
@@ -43,9 +45,9 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                                 "high; falling while coverage rises means repeated regions"),
     "reward/area": Metric("0–1", "the regions have a sensible size, neither specks nor everything",
                           "high; 0 means that the policy asks for the whole picture"),
-    "reward/coverage": Metric("0–1", "share of the true boxes that lie inside some region",
+    "reward/coverage": Metric("0–1", "share of true boxes, or of wrong pixels, inside a region",
                               "rises slowly: this is looking in the right place"),
-    "reward/task": Metric("0–2", "AP50 + AR50 of the task model on the crops",
+    "reward/task": Metric("0–2", "AP50 + AR50 on the crops, or IoU of the corrected mask",
                           "rises with coverage; its ceiling is the task model on perfect regions"),
     "reward_spread": Metric("points", "standard deviation of the reward inside a group, mean",
                             "clearly above 0; at 0 there is nothing to compare and to learn"),
@@ -267,21 +269,26 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, parameters: int, half: bool, world: int, examples: int,
-                 first: int) -> str:
-    """What a run is about to do, in a few lines; ``half``: weights are bfloat16, not float32."""
+def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, half: bool, world: int,
+                 examples: int, first: int) -> str:
+    """What a run is about to do, in a few lines.
+
+    ``terms`` are those of its reward; ``half``: weights are bfloat16, not float32.
+    """
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     # Per parameter, float32: weight, gradient, two moments, reference (5 x 4 bytes); bfloat16: weight,
     # gradient and reference (3 x 2) beside float32 master weight and moments (3 x 4).
     need = parameters * (18 if half else 20) / 2**30
+    weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",
         f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions",
-        f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers of "
-        f"up to {config.regions} regions; then an update at learning rate {config.lr:g}",
+        f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
+        f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
+        f"then an update at learning rate {config.lr:g}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
         f"{config.output_dir}",
         f"  memory  weights, gradients, optimizer and reference: about {need:.2f} GB over all "
@@ -380,17 +387,24 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
     answer = printable(rollout.text.strip(), limit=400).splitlines() or ["(empty)"]
     if not rollout.finished:
         answer.append("(cut off at the length limit)")
+    # An answer that is itself the result has no regions to speak of.
+    nowhere = ["none"] if rollout.result is None else []
     regions = [f"{i}  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f}), "
                f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
                for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
     found, true = len(outcome.boxes_px), int(rollout.example.asked_for.sum())
+    result = {"found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"]}
+    if outcome.mask is not None:
+        draft = Draft.of(rollout.example)
+        before, after = (figure(mask_iou(mask, draft.true)) for mask in (draft.mask, outcome.mask))
+        result = {"mask": [f"IoU {before} before, {after} after"]}
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
     query = printable(rollout.example.query, limit=200)
     blocks = {
         "answer": answer,
         "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
-        "regions": regions or ["none"],
-        "found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"],
+        "regions": regions or nowhere,
+        **result,
         "reward": [f"{figure(float(score.total))}  ({terms})"],
     }
     lines = [f"example {rollout.example.id} ({width} x {height} px), query: {query}"]

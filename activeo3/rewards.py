@@ -43,16 +43,18 @@ AREA_RATIO = (0.01, 0.5)  # paper B.3
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
 ERROR_ENOUGH = 0.01
+SENSING_TERMS = ("format", "no_overlap", "area", "coverage", "task")
+RESULT_TERMS = ("format", "task")
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
 
 
 def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
     """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
     precision, recall = metrics.ap_ar_50(rollout.example, outcome)
-    return _weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": precision + recall}, weights)
+    return weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": precision + recall}, weights)
 
 
-def mask_score(
+def score_mask(
     rollout: Rollout, draft: Draft, corrected: np.ndarray, weights: Mapping[str, float], coverage: str = "contain"
 ) -> Score:
     """The reward of one rollout whose regions turned the mask of ``draft`` into ``corrected`` (H, W)."""
@@ -60,7 +62,7 @@ def mask_score(
         "coverage": covered_mask(rollout, draft.error, coverage),
         "task": metrics.mask_iou(corrected, draft.true),
     }
-    return _weighted(_form(rollout) | terms, weights)
+    return weighted(_form(rollout) | terms, weights)
 
 
 def _form(rollout: Rollout) -> dict[str, float]:
@@ -73,7 +75,18 @@ def _form(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _weighted(terms: dict[str, float], weights: Mapping[str, float]) -> Score:
+def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float]) -> Score:
+    """The reward of an answer that is itself the result: it can be read, and what it found (Direct RFT).
+
+    An answer that was cut off has no format, even if the list in it is whole.
+    """
+    precision, recall = metrics.ap_ar_50(rollout.example, outcome)
+    readable = rollout.finished and rollout.action.error is None
+    return weighted({"format": float(readable), "task": precision + recall}, weights)
+
+
+def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Score:
+    """The terms with their weighted sum; a term without a weight is an error, a weight without a term is not."""
     return Score(terms, sum(weights[name] * value for name, value in terms.items()))
 
 

@@ -78,11 +78,11 @@ def prepared(expert: Corrector, examples: Sequence[Example], config: _Config) ->
 def _prepared(expert: Corrector, example: Example, config: _Config) -> Example:
     true = true_mask(example)
     if config.first_mask == "coarse":
-        return with_mask(example, coarse_mask(true, example.id))
+        return with_mask(example, true, coarse_mask(true, example.id))
     nothing = Draft(example.image, true, np.zeros_like(true))
     # One picture at a time, so that its first mask is the same whatever stands beside it in a batch.
     ((_, mask),) = zoom_and_click(expert, [nothing], [[Region(0.0, 0.0, *map(float, example.size_px))]], clicks=1)
-    return with_mask(example, mask)
+    return with_mask(example, true, mask)
 
 
 def zoom_and_click(

@@ -46,7 +46,7 @@ def test_the_true_mask_is_the_union_of_what_was_asked_for() -> None:
 
 def test_a_first_mask_travels_with_its_example() -> None:
     truth, mask = disc((40, 30), (20, 15), 8), disc((40, 30), (24, 15), 8)
-    one = with_mask(example([truth]), mask)
+    one = with_mask(example([truth]), truth, mask)
     draft = Draft.of(one)
     assert np.array_equal(draft.true, truth) and np.array_equal(draft.mask, mask) and draft.image is one.image
     assert draft.error.sum() == sum(truth[y, x] != mask[y, x] for y in range(30) for x in range(40)) > 0

@@ -18,6 +18,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "schema": (0, {"torch"}),
     "geometry": (0, {"torch"}),
     "clicks": (0, {"torch"}),
+    "drafts": (1, {"models", "rewards", "datasets", "torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
@@ -37,7 +38,6 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "questions": (2, {"models", "rewards", "torch"}),
     "datasets": (2, {"models", "rewards", "torch"}),
     "stream": (2, {"models", "rewards"}),
-    "drafts": (2, {"models", "rewards", "torch"}),
     "rewards": (2, {"models", "taskmodels", "torch"}),
     "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
     "taskmodels": (2, {"rewards", "sampler", "engine"}),
@@ -50,6 +50,9 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
+    "correction": (2, {"engine", "datasets"}),
+    "budgets": (3, {"engine", "checkpoints"}),
+    "tasks": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),
 }
 

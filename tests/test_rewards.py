@@ -14,7 +14,7 @@ from activeo3.config import TrainConfig
 from activeo3.drafts import Draft
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
-from activeo3.rewards import covered, covered_mask, mask_score, no_overlap, score, sensible_area
+from activeo3.rewards import covered, covered_mask, no_overlap, score, score_mask, sensible_area
 from activeo3.schema import Action, Example, Outcome, Region, Rollout
 
 SIZE = (100, 100)
@@ -257,10 +257,10 @@ MASKS = {
 @pytest.mark.parametrize("regions, after, terms", MASKS.values(), ids=MASKS.keys())
 def test_the_golden_table_of_masks(regions: list, after: np.ndarray, terms: tuple) -> None:
     draft = Draft(Image.new("RGB", SIZE), TRUE_MASK, FIRST_MASK)
-    found = mask_score(proposed(regions, []), draft, after, EQUAL)
+    found = score_mask(proposed(regions, []), draft, after, EQUAL)
     assert found.terms == pytest.approx(dict(zip(EQUAL, terms))) and list(found.terms) == list(EQUAL)
     assert found.total == pytest.approx(sum(terms))
-    weighed = mask_score(proposed(regions, [], "too_few"), draft, after, EQUAL | {"task": 3.0, "coverage": 0.0})
+    weighed = score_mask(proposed(regions, [], "too_few"), draft, after, EQUAL | {"task": 3.0, "coverage": 0.0})
     assert weighed.total == pytest.approx(terms[1] + terms[2] + 3 * terms[4]) and weighed.terms["format"] == 0.0
 
 
