@@ -148,8 +148,8 @@ def plot(rows: Sequence[results.Row], size: tuple[int, int] = (640, 400)) -> Ima
         results.label(row, rows): [cell for name, cell in row["metrics"].items() if name.startswith("mIoU@")] for row in rows
     }
     numbers = np.array([list(curve) for curve in curves.values()])  # (rows, K + 1, 3)
-    low, high = np.floor(20 * np.nanmin(numbers)) / 20, np.ceil(20 * np.nanmax(numbers)) / 20
-    high, budget = max(high, low + 0.05), numbers.shape[1] - 1
+    low, high = np.floor(20 * np.nanmin(numbers)) / 20, min(1.0, np.ceil(20 * np.nanmax(numbers)) / 20)
+    low, budget = min(low, high - 0.05), numbers.shape[1] - 1
     left, right, top, bottom = 60, size[0] - 170, 30, size[1] - 45
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -366,6 +366,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["segment"] = PRESETS["paper"] | {
     "task": "segment",
     "task_model": "sam",
+    "task_checkpoint": "facebook/sam2.1-hiera-large",
     "data": ("thinobject5k",),
     "output_dir": "runs/segment",
 }
