@@ -33,10 +33,11 @@ from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import FAINT, FOUND, INK, LACKING, PAPER, REGION, TRUE, Shown
 from activeo3.rewards import score_mask
-from activeo3.schema import Action, Example, Outcome, Rollout
+from activeo3.sampler import look
+from activeo3.schema import Action, Example, Outcome, Rollout, Sampling
 from activeo3.segment import Corrector, prepared
 from activeo3.stream import readable
-from activeo3.suites import Share, alone, blocks, greedy_look
+from activeo3.suites import Share, alone, blocks
 
 ROWS = ("random", "grid", "cot", "active", "oracle-regions")
 COLOURS = (FAINT, FOUND, REGION, TRUE, LACKING)  # of the rows in the plot
@@ -114,7 +115,8 @@ def proposed(
 ) -> list[Rollout]:
     """Each prepared example's regions, at most K, as the answer that proposed them; a rule says nothing."""
     if method in ("cot", "active"):
-        return greedy_look(actor if method == "active" else start, examples, config, correction.FINDING_ERRORS)
+        policy, greedy = actor if method == "active" else start, Sampling(0.0, config.max_new_tokens)
+        return [answer for (answer,) in look(policy, examples, 1, greedy, config, correction.FINDING_ERRORS)[1]]
     if method == "oracle-regions":
         regions = [error_regions(Draft.of(example).error, config.regions) for example in examples]
     else:
