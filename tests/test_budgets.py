@@ -111,12 +111,13 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
         replace(CONFIG, task_model="sam")
     with pytest.raises(ConfigError, match="--clicks is 0; it must be at least 1"):
         replace(CONFIG, clicks=0)
-    with pytest.raises(ConfigError, match="--task direct has no table of its own; there are: sense, segment"):
-        EvalConfig(checkpoint="x", task="direct")
+    with pytest.raises(ConfigError, match="--task paint is not known; there are: sense, direct"):
+        EvalConfig(checkpoint="x", task="paint")
     with pytest.raises(ConfigError, match="--task_model sam corrects masks: it goes with --task segment"):
         EvalConfig(checkpoint="x", task_model=("sam",), task_checkpoint="y")
-    preset = TrainConfig.from_args(["--preset", "segment", "--data_root", "d"])
+    preset = TrainConfig.from_args(["--preset", "paper", "segment", "thin_objects", "--data_root", "d"])
     assert task_of(preset) is TASKS["segment"] and preset.data == ("thinobject5k",) and preset.task_model == "sam"
+    assert task_of(TrainConfig.from_args(["--preset", "tiny", "segment"])) is TASKS["segment"]
     masks = {"checkpoint": "x", "task": "segment", "task_model": ("oracle",)}
     assert budgets.rows_of(EvalConfig(**masks)) == budgets.rows_of(EvalConfig(**masks, methods=METHODS)) == budgets.ROWS
     assert budgets.rows_of(EvalConfig(**masks, methods=("grid",))) == ("grid",)

@@ -20,6 +20,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "clicks": (0, {"torch"}),
     "drafts": (1, {"models", "rewards", "datasets", "torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
+    "presets": (1, {"torch"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
