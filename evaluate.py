@@ -5,6 +5,7 @@
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
     deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
+    python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
     python evaluate.py --help
 
 The same command again continues an evaluation that was interrupted.
@@ -21,7 +22,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import contest, datasets, engine, files, floors, pictures, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, files, floors, pictures, report, results, rivals, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
@@ -34,30 +35,34 @@ from activeo3.progress import Progress
 from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
 from activeo3.stream import readable
-from activeo3.taskmodels import act, separate
+from activeo3.taskmodels import act
+from activeo3.tasks import task_of
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
 
 def main(config: EvalConfig) -> None:
     """Run every method of every checkpoint on every benchmark, print and write the tables."""
-    folder = output_folder(config)
+    folder, task = output_folder(config), task_of(config)
     ranks = engine.join(folder)
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     benchmarks = config.benchmark or config.data
+    apart = suite_of(config, benchmarks, len(rows), ranks.world)
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not apart}
     picture = own_picture(config) if config.image else None
     load = loader(config, ranks, start_source)
     start = load(start_source)
     for rival in rows:
         family_of(rival.source, FAMILIES)  # it is named now if it is no model, not when its turn comes
-    experts = {name: start if name == "mllm" else separate(name, config, ranks.device) for name in config.task_model}
+    experts = {name: start if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
         return look_once(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too
+    if apart:
+        return apart(opened, load(rows[0].source), start, experts, config, folder)
     total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())
     progress = Progress(total, ranks.world, speaks=ranks.rank == 0)
     ledger = Ledger(folder / "unfinished", ranks.share, ranks.gather, progress)
@@ -74,6 +79,19 @@ def main(config: EvalConfig) -> None:
     pages = ", ".join(str(folder / f"{name}.html") for name in opened)
     progress.say(f"numbers: {folder / 'results.json'}; pictures: {pages}")
     engine.stop()
+
+
+def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, world: int) -> Callable[..., None] | None:
+    """What makes the tables of a task or benchmark whose results are no boxes; None for boxes.
+
+    Raises ConfigError for what only the tables of boxes can do.
+    """
+    if config.image or config.task != "segment":
+        return None
+    if checkpoints > 1 or world > 1:
+        raise ConfigError(f"--task {config.task} is evaluated with one --checkpoint and by one process.")
+    budgets.rows_of(config)
+    return budgets.evaluate
 
 
 def output_folder(config: EvalConfig) -> Path:

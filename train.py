@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import checkpoints, engine, grpo, planner, report, suites
+from activeo3 import budgets, checkpoints, engine, grpo, planner, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -26,8 +26,7 @@ from activeo3.report import Clock
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
-from activeo3.taskmodels import TaskModel, separate
-from activeo3.tasks import task_of
+from activeo3.tasks import Separate, task_of
 from activeo3.watch import Watch
 
 
@@ -37,11 +36,12 @@ def train_step(
     policy: Sharded,
     reference: Sharded,
     config: TrainConfig,
-    task_model: TaskModel | None = None,
+    task_model: Separate | None = None,
 ) -> tuple[dict[str, float], list[tuple[Rollout, Outcome, Score]]]:
     """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
     clock, task = Clock(), task_of(config)
     sampling = Sampling(config.temperature, task.longest(config))
+    examples = task.prepare(task_model, examples, config)
 
     with clock("look"), policy.gathered() as actor:
         prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
@@ -132,7 +132,7 @@ def main(config: TrainConfig) -> None:
     policy = start_policy(ranks, config, learns=True)
     reference = engine.WithoutAdapters(policy) if config.lora else start_policy(ranks, config, learns=False)
     with ranks.quietly():
-        task_model = None if config.task_model == "mllm" else separate(config.task_model, config, ranks.device)
+        task_model = None if config.task_model == "mllm" else task.load(config.task_model, config, ranks.device)
     checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
@@ -158,8 +158,9 @@ def main(config: TrainConfig) -> None:
         for reason in sum(ranks.gather(list(stream.skipped.values())), []):
             log.say(f"left out: {reason}")
         if held_out:
+            compare = budgets if config.task == "segment" else suites
             with policy.gathered() as actor, reference.gathered() as expert:
-                suites.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0, task_model)
+                compare.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0, task_model)
             ranks.wait()
     engine.stop()
 

@@ -38,6 +38,9 @@ class _Config:
     """sets of values, merged in this order: a situation, tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3
     section E.2), and variants of either: presets.py lists them"""
 
+    task: str = "sense"
+    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT), or
+    segment (say where a mask is wrong)"""
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
     format), or another that python -m activeo3.datasets lists"""
@@ -72,11 +75,17 @@ class _Config:
     task_batch: int = 128
     """crops that the task model works on at once (a detector, whose views are large: at most 16)"""
     task_checkpoint: str = ""
-    """the detector of --task_model grounding-dino: a folder or a hub id of a (MM-)Grounding DINO"""
+    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a
+    SAM, SAM 2 or SAM 3"""
     box_threshold: float = 0.25
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25
     """a detector's box belongs to the query if a word of the query has this score in it"""
+    clicks: int = 3
+    """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
+    first_mask: Literal["coarse", "sam"] = "coarse"
+    """the mask to be corrected: coarse (the truth at low resolution, with holes and leaks, always the same for
+    the same picture) or sam (what --task_model sam makes of one click on the whole picture)"""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
@@ -96,7 +105,7 @@ class _Config:
                 raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
         if not 1 <= self.regions <= MOST_REGIONS:
             raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to {MOST_REGIONS} regions.")
-        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch"):
+        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_view_pixels < self.sensing_side**2:
@@ -123,6 +132,8 @@ class _Config:
         """Raise ConfigError if a detector is wanted and nobody said which."""
         if "grounding-dino" in task_models and not self.task_checkpoint:
             raise ConfigError("--task_model grounding-dino needs a detector: name it with --task_checkpoint FOLDER.")
+        if "sam" in task_models and not self.task_checkpoint:
+            raise ConfigError("--task_model sam needs a Segment Anything model: name it with --task_checkpoint FOLDER.")
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Self:
@@ -153,13 +164,11 @@ class _Config:
 class TrainConfig(_Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
-    task: str = "sense"
-    """what the policy learns: sense (say where to look) or direct (say what is there, no zoom: Direct RFT)"""
     model: str = "data/tiny"
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
-    task_model: Literal["mllm", "grounding-dino", "oracle"] = "mllm"
-    """who works on the crops: mllm (the start policy, frozen), grounding-dino, or oracle (the ground truth
-    inside the regions: the ceiling of any task model)"""
+    task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
+    """who works on the crops: mllm (the start policy, frozen), grounding-dino, sam (corrects masks, for --task
+    segment), or oracle (the ground truth inside the regions: the ceiling of any task model)"""
     split: str = "train"
     """which part of the data set to train on"""
     limit: int = 0
@@ -355,6 +364,8 @@ class EvalConfig(_Config):
             if not wanted:
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._needs_detector(*self.task_model)
+        if self.image and self.task != "sense":
+            raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:

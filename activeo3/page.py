@@ -18,7 +18,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.pictures import FOUND, REGION, TRUE, Shown, save_jpeg
+from activeo3.pictures import FOUND, LACKING, REGION, SURPLUS, TRUE, Shown, save_jpeg
 from activeo3.report import METRIC_GLOSSARY, MISSING, figure, is_number, printable, replace_file
 
 Row = Mapping[str, Any]
@@ -113,8 +113,9 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
                  "moving mean, the number at its end is where that ends. The few points beyond a "
                  "frame sit on its edge.</p>", f"<div class=charts>{''.join(charts)}</div>"]
     if pairs:
-        zooms = any(item.regions is not None for pair in pairs for item in pair)
-        body += ["<h2>Held-out pictures</h2>", _legend(zooms), *map(_article, pairs)]
+        shown = [item for pair in pairs for item in pair]
+        zooms, corrects = any(item.regions is not None for item in shown), any(item.outcome.mask is not None for item in shown)
+        body += ["<h2>Held-out pictures</h2>", _legend(zooms, corrects), *map(_article, pairs)]
     body += ["<h2>What the numbers mean</h2>", _glossary()]
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
             f'{html.escape(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
@@ -350,9 +351,12 @@ def _charts(rows: Sequence[Row]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------ gallery
 
-def _legend(zooms: bool) -> str:
-    keys = [(TRUE, "true boxes"), (REGION, "regions the policy proposes"),
-            (FOUND, "found by the task model")] if zooms else [(TRUE, "true boxes"), (FOUND, "found")]
+def _legend(zooms: bool, corrects: bool = False) -> str:
+    if corrects:
+        keys = [(REGION, "regions the policy proposes"), (TRUE, "right"), (LACKING, "missing"), (SURPLUS, "too much")]
+    else:
+        keys = [(TRUE, "true boxes"), (REGION, "regions the policy proposes"),
+                (FOUND, "found by the task model")] if zooms else [(TRUE, "true boxes"), (FOUND, "found")]
     words = "".join(f'<i class=key style="background:rgb{colour}"></i>{text} '
                     for colour, text in keys)
     return f"<p class=note>{words}</p>"

@@ -1,25 +1,29 @@
 """Pictures for people: a rollout drawn into its picture, its crops side by side, saved samples.
 
-Green is true, orange is a region the policy proposed, dashed blue is what the task model found.
+Green is true, orange is a region the policy proposed, dashed blue is what the task model found. Of a mask, green
+is right, red is missing and blue is too much.
 """
 
 import functools
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from activeo3.drafts import Draft
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
-from activeo3.report import counted, printable, strict_json
+from activeo3.metrics import mask_iou
+from activeo3.report import counted, figure, printable, strict_json
 from activeo3.schema import Example, Outcome, Region, Rollout, Score
 
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
 PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
+LACKING, SURPLUS = (255, 45, 85), (64, 100, 255)
 MOST_CROPS = 11
 CASING = (0, 0, 0, 110)  # a dark rim, so that a line shows on a ground of its own colour
 
@@ -125,6 +129,35 @@ def _captioned(view: Image.Image, query: str,
     return sheet
 
 
+NOTHING = Outcome(as_boxes([]), np.zeros(0))
+
+
+def under_mask(example: Example, mask: np.ndarray) -> Example:
+    """The example with its picture tinted by a mask (H, W): right, missing and too much. It has no boxes any more.
+
+    The picture is darkened to grey first, so that the tints are the only colours.
+    """
+    true = Draft.of(example).true
+    pixels = np.asarray(example.image.convert("L").convert("RGB"), dtype=np.float32) * 0.7
+    for part, colour in ((mask & true, TRUE), (true & ~mask, LACKING), (mask & ~true, SURPLUS)):
+        pixels[part] = 0.35 * pixels[part] + 0.65 * np.array(colour, dtype=np.float32)
+    return replace(example, image=Image.fromarray(pixels.astype(np.uint8)), boxes_px=as_boxes([]), crowd=None)
+
+
+def corrected_picture(example: Example, regions: Sequence[Region], mask: np.ndarray, max_side: int = 560) -> Image.Image:
+    """The mask before and after (H, W), with the regions in between drawn over both."""
+    draft, panels = Draft.of(example), []
+    for words, state in (("before", draft.mask), ("after", mask)):
+        tinted = under_mask(example, state)
+        shrink = min(1.0, max_side / max(example.size_px))
+        size = tuple(max(1, round(side * shrink)) for side in example.size_px)
+        view = tinted.image.resize(size, Image.Resampling.LANCZOS)
+        _mark(view, Frame((0, 0, *example.size_px), size), tinted, NOTHING, regions)
+        legend = [(TRUE, "right"), (LACKING, "missing"), (SURPLUS, "too much"), (REGION, counted(len(regions), "region"))]
+        panels.append(_captioned(view, f"{example.query}, {words}: IoU {figure(mask_iou(state, draft.true))}", legend))
+    return contact_sheet(panels, columns=2)
+
+
 def crops_strip(example: Example, regions: Sequence[Region], outcome: Outcome,
                 side: int = 220) -> Image.Image:
     """What the task model got to see: one numbered tile of ``side`` pixels per region, boxes drawn.
@@ -202,10 +235,16 @@ class Shown:
         return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error)
 
     def picture(self) -> Image.Image:
+        if self.outcome.mask is not None:
+            return corrected_picture(self.example, self.regions, self.outcome.mask)
         return annotated_picture(self.example, self.regions, self.outcome)
 
     def crops(self) -> Image.Image | None:
-        return None if self.regions is None else crops_strip(self.example, self.regions, self.outcome)
+        if self.regions is None:
+            return None
+        corrected = self.outcome.mask is not None
+        example = under_mask(self.example, self.outcome.mask) if corrected else self.example
+        return crops_strip(example, self.regions, self.outcome)
 
 
 def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> Path:

@@ -1,15 +1,16 @@
 """Every word that is shown to a model, and how its answer is read.
 
 Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
-Fig. 5 and 7): seven sentences for the sensing role, one for the task role. ``short`` asks the same two
-questions in a few words, for the tiny policy, whose prompts should cost less than its pictures.
+Fig. 5 to 7): seven sentences for the sensing role, as many where it looks for errors of a mask, one
+for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts should cost less than its pictures.
 
 Deviations from the paper:
   1. The sentences are our own; the structure, the tags and the JSON keys are the paper's.
   2. Format asks for the tags once each, think before answer; the paper asks for their presence only,
      which tags in any order and number satisfy.
   3. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action.
-  4. More regions than the prompt allows are a format error, and the surplus is not looked at.
+  4. More regions than the prompt allows are a format error, and the surplus is not looked at. Where it asks
+     for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
 
 An answer that breaks the rules is data, never an exception: ``Action.error`` names what is wrong.
 """
@@ -35,6 +36,19 @@ _SENSING = {
     ),
     "short": "Where could a {object} be?",
 }
+_SEGMENTATION = {
+    "paper": (
+        "A translucent green mask is drawn over this image; it is meant to cover '{object}' exactly. "
+        "Select exactly {regions} in which the mask is wrong. Look for parts of the object that it leaves out "
+        "and for parts of the surroundings that it covers. "
+        "Every region should show an error together with some context around it. "
+        "Give the regions as a JSON list of objects of the form "
+        '{{"bbox_2d": [x1, y1, x2, y2], "label": "{object} segmentation error"}}. '
+        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
+        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+    ),
+    "short": "Where are {regions} with errors of the {object} mask?",
+}
 _TASK = {
     "paper": "Locate every instance of '{object}' in this image and output their bounding boxes as JSON.",
     "short": "Find every {object}.",
@@ -50,6 +64,7 @@ ERRORS = (
     "not_finite",
     "empty",
     "too_many",
+    "too_few",
 )
 """Everything that can be wrong with an answer, in the order in which it is checked."""
 
@@ -58,6 +73,11 @@ def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
     """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
     allowed = f"up to {regions} regions" if regions > 1 else "one region"
     return _SENSING[wording].format(object=query, regions=allowed)
+
+
+def segmentation_prompt(query: str, wording: str, regions: int = 3) -> str:
+    """What the sensing model is asked about a mask drawn over a picture: where is it wrong (paper, Fig. 6)?"""
+    return _SEGMENTATION[wording].format(object=query, regions=f"{regions} regions" if regions > 1 else "one region")
 
 
 def task_prompt(query: str, wording: str) -> str:
@@ -105,13 +125,14 @@ _FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-def read_regions(text: str, finished: bool = True, most: int = 3) -> Action:
+def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1) -> Action:
     """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
 
     Args:
         text: the sampled answer without its end token.
         finished: False when the answer hit the length limit.
         most: how many regions the prompt allowed; further ones are dropped and are an error.
+        least: how many it asked for at least; fewer are an error, but are looked at.
 
     Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
     it still shows where the policy wanted to look.
@@ -129,6 +150,8 @@ def read_regions(text: str, finished: bool = True, most: int = 3) -> Action:
     error = action.error or (None if action.boxes_text else "empty")
     if error is None and len(action.boxes_text) > most:
         error = "too_many"
+    if error is None and len(action.boxes_text) < least:
+        error = "too_few"
     if not layout:
         error = "tags"
     return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")

@@ -21,6 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.drafts import Draft
+from activeo3.metrics import mask_iou
 from activeo3.schema import Outcome, Rollout, Score
 
 MISSING = "–"
@@ -43,9 +45,9 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                                 "high; falling while coverage rises means repeated regions"),
     "reward/area": Metric("0–1", "the regions have a sensible size, neither specks nor everything",
                           "high; 0 means that the policy asks for the whole picture"),
-    "reward/coverage": Metric("0–1", "share of the true boxes that lie inside some region",
+    "reward/coverage": Metric("0–1", "share of true boxes, or of wrong pixels, inside a region",
                               "rises slowly: this is looking in the right place"),
-    "reward/task": Metric("0–2", "AP50 + AR50 of the crops together, or of a direct answer",
+    "reward/task": Metric("0–2", "AP50 + AR50 of crops or answer, or a corrected mask's IoU",
                           "rises with coverage; its ceiling is the task model on perfect regions"),
     "reward_spread": Metric("points", "standard deviation of the reward inside a group, mean",
                             "clearly above 0; at 0 there is nothing to compare and to learn"),
@@ -391,13 +393,18 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
                f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
                for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
     found, true = len(outcome.boxes_px), int(rollout.example.asked_for.sum())
+    result = {"found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"]}
+    if outcome.mask is not None:
+        draft = Draft.of(rollout.example)
+        before, after = (figure(mask_iou(mask, draft.true)) for mask in (draft.mask, outcome.mask))
+        result = {"mask": [f"IoU {before} before, {after} after"]}
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
     query = printable(rollout.example.query, limit=200)
     blocks = {
         "answer": answer,
         "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
         "regions": regions or nowhere,
-        "found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"],
+        **result,
         "reward": [f"{figure(float(score.total))}  ({terms})"],
     }
     lines = [f"example {rollout.example.id} ({width} x {height} px), query: {query}"]

@@ -8,6 +8,11 @@
     coverage    share of the true boxes that a region holds                              (B.4)
     task        AP50 + AR50 of the task model's boxes, 0 to 2                            (4.4, R_detect)
 
+Where a mask is corrected (drafts.py), the last two are
+
+    coverage    share of the mask's wrong pixels that lie in a region
+    task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)
+
 Deviations from the paper, and readings of what it leaves open:
   1. An answer without regions scores 0 on every heuristic term; taken literally, no region overlaps none.
   2. Coverage ``contain``: 90 % of a true box's area inside one region. An IoU between a large region and
@@ -18,6 +23,10 @@ Deviations from the paper, and readings of what it leaves open:
      without scores ranked by their order.
   5. A region's sides are x2 - x1 and y2 - y1, as everywhere here; the paper's area ratio adds a pixel to
      each. Crowds, which are neither asked for nor punished, count for no term.
+  6. Coverage of a mask's errors: 4.4 words it as the share of mask pixels in a region, B.4 a as the share of
+     regions with enough of them, and neither says of which mask. Ours is the first, of the wrong pixels, which
+     is what the prompt asks for and grows with every error that is found; ``purity`` is the second, with
+     ERROR_ENOUGH, because errors are thin.
 """
 
 from typing import Mapping
@@ -25,6 +34,7 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
+from activeo3.drafts import Draft, covered_error, wrong_share
 from activeo3.files import DataError
 from activeo3.schema import Outcome, Rollout, Score
 
@@ -32,6 +42,7 @@ MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
+ERROR_ENOUGH = 0.01
 SENSING_TERMS = ("format", "no_overlap", "area", "coverage", "task")
 RESULT_TERMS = ("format", "task")
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
@@ -39,17 +50,29 @@ _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the ro
 
 def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
     """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
-    example = rollout.example
-    regions = geometry.as_boxes(rollout.regions)
-    precision, recall = metrics.ap_ar_50(example, outcome)
+    precision, recall = metrics.ap_ar_50(rollout.example, outcome)
+    return weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": precision + recall}, weights)
+
+
+def score_mask(
+    rollout: Rollout, draft: Draft, corrected: np.ndarray, weights: Mapping[str, float], coverage: str = "contain"
+) -> Score:
+    """The reward of one rollout whose regions turned the mask of ``draft`` into ``corrected`` (H, W)."""
     terms = {
+        "coverage": covered_mask(rollout, draft.error, coverage),
+        "task": metrics.mask_iou(corrected, draft.true),
+    }
+    return weighted(_form(rollout) | terms, weights)
+
+
+def _form(rollout: Rollout) -> dict[str, float]:
+    """The terms that need no truth."""
+    regions = geometry.as_boxes(rollout.regions)
+    return {
         "format": float(rollout.action.error is None),
         "no_overlap": no_overlap(regions),
-        "area": sensible_area(regions, example.size_px),
-        "coverage": covered(rollout, coverage),
-        "task": precision + recall,
+        "area": sensible_area(regions, rollout.example.size_px),
     }
-    return weighted(terms, weights)
 
 
 def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float]) -> Score:
@@ -103,6 +126,18 @@ def covered(rollout: Rollout, mode: str) -> float:
         case "purity":
             return float(np.mean([share >= PURITY_ENOUGH for share in _purity(rollout)]))
     raise ValueError(f"unknown coverage mode {mode!r}: use contain, iou or purity")
+
+
+def covered_mask(rollout: Rollout, error: np.ndarray, mode: str) -> float:
+    """R_coverage in [0, 1] of the wrong pixels of a mask, ``error`` (H, W), read as ``mode`` says (deviation 6)."""
+    if not rollout.regions:
+        return 0.0
+    match mode:
+        case "contain":
+            return covered_error(error, rollout.regions)
+        case "purity":
+            return float(np.mean([share >= ERROR_ENOUGH for share in wrong_share(error, rollout.regions)]))
+    raise ValueError(f"unknown coverage mode {mode!r} of a mask's errors: use contain or purity")
 
 
 def _purity(rollout: Rollout) -> list[float]:

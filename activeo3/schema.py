@@ -77,7 +77,8 @@ class Outcome:
     ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are raw answers for people to
     read: the task model's, one per region, or the policy's own. What it cost: ``calls``, the crops that were
     looked at, each counted once, and ``tokens``, what the task model wrote about them. A task whose result is
-    of another kind adds a field with a default here.
+    of another kind adds a field with a default here: ``mask`` (H, W) is what a mask has become that was to be
+    corrected.
     """
 
     boxes_px: np.ndarray
@@ -85,6 +86,7 @@ class Outcome:
     texts: tuple[str, ...] = ()
     calls: int = 0
     tokens: int = 0
+    mask: np.ndarray | None = None
 
 
 class Reading(NamedTuple):

@@ -1,20 +1,25 @@
 """Interactive segmentation: zoom into an error of a mask, click, and let a Segment Anything model correct it.
 
 The counterpart of ``taskmodels.act`` for masks (ACTIVE-O3, section 5.4 and E.3): the sensing policy proposes
-regions in which a mask is wrong; each is zoomed into in turn; an oracle clicks (clicks.py); SAM, SAM 2 or the
-tracker of SAM 3 turns the clicks into the mask of the crop, which replaces that part of the picture's mask.
+regions in which a mask is wrong (drafts.py says which mask); each is zoomed into in turn; the mask of the crop
+is corrected and replaces that part of the picture's. Who corrects:
+
+    sam       an oracle clicks (clicks.py), and SAM, SAM 2 or the tracker of SAM 3 turns the clicks into a mask
+    oracle    the true mask inside the region: the ceiling of any other
 
 Deviations from the paper, and readings of what it leaves open:
   1. It names neither SAM variant nor number of clicks; both are arguments.
   2. SAM is told the mask so far, as logits of +-10, unless it is empty in the crop; after a click its own
      logits go back in. Of several masks that it offers, the one that it scores highest counts.
   3. Windows are widened to whole pixels, because a mask has no others.
+  4. A first mask by SAM is its answer to one oracle click on the whole picture, which it sees squeezed to its
+     own size; so thin parts are wrong until they are zoomed into.
 
 The processors of SAM 2 and SAM 3 need torchvision. They only resize and normalise, which is done here, so
 none of this needs it.
 """
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, Sequence
 
 import numpy as np
@@ -27,25 +32,61 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from activeo3 import geometry
 from activeo3.clicks import Click, next_click
+from activeo3.config import _Config
+from activeo3.drafts import Draft, coarse_mask, true_mask, windows, with_mask
 from activeo3.geometry import Frame
 from activeo3.models import ModelError, family_of, part_of
-from activeo3.schema import Region
+from activeo3.schema import Example, Region
 
 FAMILIES = ("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video")
 SURE = 10.0  # logit of a pixel of a mask that came without logits
 
 
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """A picture's mask so far and the true one, both (H, W) booleans."""
+class Corrector:
+    """Whoever corrects masks in crops; a whole copy is on every rank."""
 
-    image: Image.Image
-    true: np.ndarray
-    mask: np.ndarray
+    def correct(self, crops: Sequence["Crop"], clicks: int) -> None:
+        """Correct the mask of every crop in place, with up to ``clicks`` clicks."""
+        raise NotImplementedError
+
+    def gathered(self) -> AbstractContextManager[Self]:
+        """As ``Sharded.gathered`` of the language model; here there is nothing to gather."""
+        return nullcontext(self)
+
+
+class Perfect(Corrector):
+    """The oracle: inside a region the mask becomes the true one, however few the clicks."""
+
+    def correct(self, crops: Sequence["Crop"], clicks: int) -> None:
+        for crop in crops:
+            crop.mask = crop.true.copy()
+
+
+def corrector(name: str, config: _Config, device: torch.device) -> Corrector:
+    """The task model ``name`` of segmentation: sam or oracle."""
+    return Perfect() if name == "oracle" else Sam.load(config.task_checkpoint, device)
+
+
+def prepared(expert: Corrector, examples: Sequence[Example], config: _Config) -> list[Example]:
+    """The examples, each with the first mask that ``config.first_mask`` says; one that has a mask keeps it.
+
+    Raises DataError for an example without a true mask.
+    """
+    return [example if "draft" in example.fields else _prepared(expert, example, config) for example in examples]
+
+
+def _prepared(expert: Corrector, example: Example, config: _Config) -> Example:
+    true = true_mask(example)
+    if config.first_mask == "coarse":
+        return with_mask(example, true, coarse_mask(true, example.id))
+    nothing = Draft(example.image, true, np.zeros_like(true))
+    # One picture at a time, so that its first mask is the same whatever stands beside it in a batch.
+    ((_, mask),) = zoom_and_click(expert, [nothing], [[Region(0.0, 0.0, *map(float, example.size_px))]], clicks=1)
+    return with_mask(example, true, mask)
 
 
 def zoom_and_click(
-    expert: "Sam", drafts: Sequence[Draft], regions: Sequence[Sequence[Region]], clicks: int, batch: int = 16
+    expert: Corrector, drafts: Sequence[Draft], regions: Sequence[Sequence[Region]], clicks: int, batch: int = 16
 ) -> list[list[np.ndarray]]:
     """The masks (H, W) of every draft after 0, 1, 2, ... zooms, one more than it has regions.
 
@@ -74,10 +115,9 @@ class Crop:
     @classmethod
     def of(cls, draft: Draft, mask: np.ndarray, region: Region) -> Self:
         """The part of a draft that a region shows, in whole pixels; empty for a region without area or outside."""
-        low, high = np.floor(region[:2]).astype(int), np.ceil(region[2:]).astype(int)
-        x1, y1 = np.clip(low, 0, draft.image.size).tolist()
-        x2, y2 = np.clip(high, 0, draft.image.size).tolist()
-        return cls(draft.image, (x1, y1, x2, y2), draft.true[y1:y2, x1:x2], mask[y1:y2, x1:x2].copy())
+        ((rows, columns),) = windows([region], mask.shape)
+        window = (columns.start, rows.start, columns.stop, rows.stop)
+        return cls(draft.image, window, draft.true[rows, columns], mask[rows, columns].copy())
 
     def pasted(self, mask: np.ndarray) -> np.ndarray:
         """A copy of the picture's mask (H, W) with this crop's part replaced."""
@@ -87,7 +127,7 @@ class Crop:
         return whole
 
 
-class Sam:
+class Sam(Corrector):
     """A frozen Segment Anything model of transformers, prompted with points, in float32.
 
     ``mean`` and ``std`` (3,) normalise pixels of 0-1. SAM keeps a crop's shape and pads it to a square;

@@ -2,9 +2,11 @@
 
     sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
     direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
+    segment  say where a mask is wrong; it is corrected there (its section 5.4; correction.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
-``look``), how the world answers (``act``), and what that is worth (``score``). A new task is a prompt and
+``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
+its examples first, and to ``load`` task models of its own. A new task is a prompt and
 a parser in prompts.py, a reward in rewards.py with its weight in config.py, and a line in TASKS.
 
 Deviations from the paper, and readings of what it leaves open:
@@ -18,14 +20,24 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import numpy as np
+import torch
 
-from activeo3 import prompts, rewards
-from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3 import correction, prompts, rewards
+from activeo3.config import ConfigError, EvalConfig, TrainConfig, _Config
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, Role
 from activeo3.schema import Example, Outcome, Reading, Region, Rollout, Score
-from activeo3.taskmodels import Look, TaskModel, act, crop_view, mapped_back, merged
+from activeo3.segment import Corrector, corrector, prepared
+from activeo3.taskmodels import Look, TaskModel, act, crop_view, mapped_back, merged, separate
+
+Separate = TaskModel | Corrector
+"""Whoever works on crops and is not the language model."""
+
+
+def as_they_are(expert: Separate | None, examples: Sequence[Example], config: _Config) -> list[Example]:
+    """Examples that need no preparation."""
+    return list(examples)
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,16 @@ class Task(Role):
     ``act(expert, rollouts, config)`` gives one outcome per rollout; ``expert`` is whoever works on crops.
     ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
     config. ``zooms`` is False where the answer is the result and nobody works on crops.
+    ``prepare(expert, examples, config)`` adds what the task needs to know of its examples; ``expert`` is the
+    task model if it is not the language model. ``load(name, config, device)`` makes that task model.
     """
 
-    act: Callable[[VisionLanguageModel | TaskModel, Sequence[Rollout], TrainConfig], list[Outcome]]
+    act: Callable[[VisionLanguageModel | Separate, Sequence[Rollout], TrainConfig], list[Outcome]]
     score: Callable[[Rollout, Outcome, TrainConfig], Score]
     terms: tuple[str, ...]
     zooms: bool = True
+    prepare: Callable[[Separate | None, Sequence[Example], _Config], list[Example]] = as_they_are
+    load: Callable[[str, _Config, torch.device], Separate] = separate
 
 
 # ---------------------------------------------------------------------- sense: where to look
@@ -100,14 +116,25 @@ TASKS: dict[str, Task] = {
         ask_what, read_what, lambda config: config.task_max_new_tokens, as_answered, score_result,
         rewards.RESULT_TERMS, zooms=False,
     ),
+    "segment": Task(
+        correction.ask_wrong, correction.read_wrong, SENSING.longest, correction.correct, correction.score_correction,
+        rewards.SENSING_TERMS, prepare=prepared, load=corrector,
+    ),
 }  # fmt: skip
 
 
-def task_of(config: TrainConfig) -> Task:
-    """The task of a run. Raises ConfigError if there is none of that name, or if it has no use for a flag."""
+def task_of(config: TrainConfig | EvalConfig) -> Task:
+    """The task of a run or an evaluation. Raises ConfigError if there is none of that name, or if it has no
+    use for a flag."""
     task = TASKS.get(config.task)
     if task is None:
         raise ConfigError(f"--task {config.task} is not known; there are: {', '.join(TASKS)}.")
-    if not task.zooms and config.task_model != "mllm":
+    trains = isinstance(config, TrainConfig)
+    task_models = (config.task_model,) if trains else config.task_model
+    if trains and not task.zooms and config.task_model != "mllm":
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
+    if config.task == "segment":
+        correction.check(config, *task_models)
+    elif "sam" in task_models:
+        raise ConfigError(f"--task_model sam corrects masks: it goes with --task segment, not with --task {config.task}.")
     return task

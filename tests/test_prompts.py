@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activeo3 import prompts
-from activeo3.prompts import boxes_answer, read_boxes, read_regions, sensing_answer, sensing_prompt, task_prompt
+from activeo3.prompts import boxes_answer, read_boxes, read_regions, segmentation_prompt, sensing_answer, sensing_prompt, task_prompt
 from activeo3.schema import Action
 
 BOX = '{"bbox_2d": [1, 2, 30, 40]}'
@@ -37,7 +37,8 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 def test_a_prompt_names_what_is_looked_for(wording: str, query: str) -> None:
     assert query in sensing_prompt(query, wording)
     assert query in task_prompt(query, wording)
-    assert sensing_prompt(query, wording) != task_prompt(query, wording)
+    assert query in segmentation_prompt(query, wording)
+    assert len({ask(query, wording) for ask in (sensing_prompt, task_prompt, segmentation_prompt)}) == 3
 
 
 def test_the_paper_wording_asks_for_everything_that_is_scored() -> None:
@@ -49,8 +50,17 @@ def test_the_paper_wording_asks_for_everything_that_is_scored() -> None:
     assert read_regions(shown) == Action(ONE, ("",))
 
 
+@pytest.mark.parametrize("wording", prompts.WORDINGS)
+def test_errors_of_a_mask_are_asked_for_in_an_exact_number(wording: str) -> None:
+    assert "3 regions" in segmentation_prompt("boat", wording) and "up to" not in segmentation_prompt("boat", wording)
+    assert "one region" in segmentation_prompt("boat", wording, regions=1)
+    text = segmentation_prompt("boat", "paper")
+    for wanted in ("exactly 3 regions", "translucent green mask", '{"bbox_2d": [x1, y1, x2, y2], "label": "boat segmentation error"}'):
+        assert wanted in text
+
+
 def test_an_unknown_wording_is_an_error() -> None:
-    for ask in (sensing_prompt, task_prompt):
+    for ask in (sensing_prompt, task_prompt, segmentation_prompt):
         with pytest.raises(KeyError):
             ask("boat", "long")
 
@@ -150,6 +160,15 @@ def test_regions_beyond_the_allowed_number_are_dropped_and_are_an_error() -> Non
     assert read_regions(sensing_answer(boxes[:2], ""), most=1) == Action((boxes[0],), ("",), "too_many")
 
 
+def test_fewer_regions_than_were_asked_for_are_looked_at_and_are_an_error() -> None:
+    boxes = [(i, 0, i + 10, 10) for i in range(4)]
+    for count, error in ((1, "too_few"), (2, "too_few"), (3, None), (4, "too_many")):
+        action = read_regions(sensing_answer(boxes[:count], ""), most=3, least=3)
+        assert (action.boxes_text, action.error) == (tuple(boxes[: min(count, 3)]), error)
+    assert read_regions(sensing_answer([], ""), least=3).error == "empty"
+    assert read_regions(boxes_answer(boxes[:2]), least=3).error == "tags"
+
+
 # ---------------------------------------------------------------------- malformed tags
 
 LAYOUTS = {
@@ -189,7 +208,7 @@ def test_layouts_of_the_sensing_role(text: str, boxes: tuple, error: str | None)
 
 
 def test_every_error_is_reached_and_named() -> None:
-    reached = {error for *_, error in (*LISTS.values(), *LAYOUTS.values())} | {"empty", "too_many", "unfinished"}
+    reached = {error for *_, error in (*LISTS.values(), *LAYOUTS.values())} | {"empty", "too_many", "too_few", "unfinished"}
     assert reached - {None} == set(prompts.ERRORS)
 
 

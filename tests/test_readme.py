@@ -18,6 +18,8 @@ from typing import Callable, Iterator
 import pytest
 from PIL import Image
 from test_engine import rank_environment
+from test_masks import thin_set
+from test_segment import MEAN, STD, sam_1
 
 from activeo3 import checkpoints, engine, report
 from activeo3.config import EvalConfig, TrainConfig
@@ -186,7 +188,7 @@ def policy(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in COCO format with two pictures in each split, and a picture of its own."""
+    """A folder in COCO format with two pictures in each split, a picture of its own, and two thin objects."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "images").mkdir()
     for name in ("1.jpg", "2.jpg", "photo.jpg"):
@@ -198,7 +200,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for split in ("train", "val"):
         (folder / f"instances_{split}.json").write_text(json.dumps(index))
+    thin_set(folder, split="train")
+    lists = folder / "ThinObject5K" / "list"
+    (lists / "test.txt").write_text((lists / "train.txt").read_text())
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_sam(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that put a random SAM in the place of one that is named by its hub id."""
+    folder = tmp_path_factory.mktemp("sam")
+    sam_1().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    return ["--task_checkpoint", str(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -232,23 +246,25 @@ def test_the_first_command_trains(trained: Path) -> None:
     assert [row["step"] for row in report.read_rows(trained.parent / "metrics.jsonl")] == [1]
 
 
-def test_the_other_training_commands_train(here: None, policy: str, photos: Path, tmp_path: Path) -> None:
+def test_the_other_training_commands_train(here: None, policy: str, photos: Path, small_sam: list[str], tmp_path: Path) -> None:
     lines = [words for words in commands(TEXT) if script_of(words) == "train.py"][1:]
     for number, words in enumerate(lines):
         given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]
         folder = tmp_path / str(number)
+        given += small_sam if "segment" in given else []
         config = TrainConfig.from_args([*given, "--model", policy, *SMALL, *ONE_STEP, "--output_dir", str(folder)])
         train.main(config)
         assert [path.name for path in checkpoints.complete(folder)] == ["checkpoint-1"]
 
 
 def test_the_evaluation_commands_evaluate(
-    here: None, trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    here: None, trained: Path, photos: Path, small_sam: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for number, words in enumerate(words for words in commands(TEXT) if script_of(words) == "evaluate.py"):
         stand_in = {"FOLDER": str(photos), "photo.jpg": str(photos / "images" / "photo.jpg")}
         given = [stand_in.get(word, word) for word in words[words.index("evaluate.py") + 1 :]]
         folder = tmp_path / str(number)
+        given += small_sam if "segment" in given else []
         few = ["--limit", "2", "--resamples", "20", "--methods", "cot", "active"]
         config = EvalConfig.from_args([*given, "--checkpoint", str(trained), *SMALL, *few, "--output_dir", str(folder)])
         evaluate.main(config)

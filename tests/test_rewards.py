@@ -11,9 +11,10 @@ from PIL import Image
 
 from activeo3 import geometry, rewards
 from activeo3.config import TrainConfig
+from activeo3.drafts import Draft
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
-from activeo3.rewards import covered, no_overlap, score, sensible_area
+from activeo3.rewards import covered, covered_mask, no_overlap, score, score_mask, sensible_area
 from activeo3.schema import Action, Example, Outcome, Region, Rollout
 
 SIZE = (100, 100)
@@ -232,3 +233,42 @@ def test_every_term_stays_in_its_range(regions: list, found: list) -> None:
     result = score(proposed(regions, [A, B]), detected(found), EQUAL)
     assert all(0 <= result.terms[name] <= (2 if name == "task" else 1) for name in EQUAL)
     assert 0 <= result.total <= 6
+
+
+# ---------------------------------------------------------------------- masks that are corrected
+
+TRUE_MASK, FIRST_MASK, CORRECTED = (np.zeros((100, 100), dtype=bool) for _ in range(3))
+TRUE_MASK[20:40, 20:40] = True  # 400 pixels
+FIRST_MASK[20:40, 30:40] = True  # the left half is missing
+FIRST_MASK[20:30, 40:60] = True  # 200 pixels too many, to the right
+CORRECTED[:, :40], CORRECTED[:, 40:] = TRUE_MASK[:, :40], FIRST_MASK[:, 40:]  # the left half of the errors is right now
+
+MASKS = {
+    # name: regions, mask afterwards, (format, no_overlap, area, coverage, task)
+    "nothing": ([], FIRST_MASK, (1, 0, 0, 0, 200 / 600)),
+    "one kind of error": ([(10, 10, 40, 50)], CORRECTED, (1, 1, 1, 0.5, 400 / 600)),
+    "both": ([(10, 10, 40, 50), (40, 10, 70, 40)], TRUE_MASK, (1, 1, 1, 1, 1)),
+    "twice the same counts once": ([(10, 10, 40, 50)] * 2, CORRECTED, (1, 0, 1, 0.5, 400 / 600)),
+    "elsewhere": ([(60, 60, 90, 90)], FIRST_MASK, (1, 1, 1, 0, 200 / 600)),
+    "the whole picture": ([(0, 0, 100, 100)], TRUE_MASK, (1, 1, 0, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("regions, after, terms", MASKS.values(), ids=MASKS.keys())
+def test_the_golden_table_of_masks(regions: list, after: np.ndarray, terms: tuple) -> None:
+    draft = Draft(Image.new("RGB", SIZE), TRUE_MASK, FIRST_MASK)
+    found = score_mask(proposed(regions, []), draft, after, EQUAL)
+    assert found.terms == pytest.approx(dict(zip(EQUAL, terms))) and list(found.terms) == list(EQUAL)
+    assert found.total == pytest.approx(sum(terms))
+    weighed = score_mask(proposed(regions, [], "too_few"), draft, after, EQUAL | {"task": 3.0, "coverage": 0.0})
+    assert weighed.total == pytest.approx(terms[1] + terms[2] + 3 * terms[4]) and weighed.terms["format"] == 0.0
+
+
+def test_purity_of_a_masks_errors_is_a_share_of_regions() -> None:
+    error = TRUE_MASK ^ FIRST_MASK
+    one_percent = (21, 11, 41, 21)  # 20 x 10 pixels, of which the topmost row of the missing part: 9
+    assert error[11:21, 21:41].sum() / 200 > rewards.ERROR_ENOUGH
+    for regions, wanted in (([one_percent, (60, 60, 90, 90)], 0.5), ([(0, 0, 100, 100)], 1.0), ([], 0.0), ([(5, 5, 5, 9)], 0.0)):
+        assert covered_mask(proposed(regions, []), error, "purity") == wanted
+    with pytest.raises(ValueError, match="unknown coverage mode 'iou'"):
+        covered_mask(proposed([one_percent], []), error, "iou")

@@ -18,10 +18,13 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from transformers.models.sam.processing_sam import SamProcessor
 
 from activeo3.clicks import Click, depth_inside, next_click
+from activeo3.config import TrainConfig
+from activeo3.drafts import Draft, coarse_mask, true_mask
+from activeo3.geometry import mask_to_rle
 from activeo3.metrics import mask_iou
 from activeo3.models import ModelError
-from activeo3.schema import Region
-from activeo3.segment import Crop, Draft, Sam, zoom_and_click
+from activeo3.schema import Example, Region
+from activeo3.segment import Crop, Perfect, Sam, corrector, prepared, zoom_and_click
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -328,3 +331,42 @@ def test_what_is_no_sam_is_named(folder: Path, make_vlm, tmp_path: Path) -> None
         Sam.load(str(tmp_path), CPU)
     loaded = Sam.load(str(folder), CPU)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+
+
+# ---------------------------------------------------------------------- the oracle, and first masks
+
+
+def test_the_oracle_makes_every_region_right_and_leaves_the_rest(picture) -> None:
+    one = draft(picture)
+    regions = [Region(90.3, 55.0, 150.0, 120.9), Region(140.0, 50.0, 260.0, 90.0), Region(0.0, 0.0, 300.0, 200.0)]
+    (steps,) = zoom_and_click(Perfect(), [one], [regions], clicks=1)
+    for k, mask in enumerate(steps):
+        for y in range(0, 200, 3):
+            for x in range(0, 300, 3):
+                inside = any(r.x1 < x + 1 and x < r.x2 and r.y1 < y + 1 and y < r.y2 for r in regions[:k])
+                assert mask[y, x] == (one.true if inside else one.mask)[y, x]
+    assert [mask_iou(mask, one.true) for mask in steps] == sorted(mask_iou(mask, one.true) for mask in steps)
+    assert np.array_equal(steps[3], one.true) and np.array_equal(one.mask, draft(picture).mask)
+
+
+def asked(picture, truth: np.ndarray, name: str = "e") -> Example:
+    fields = {"masks": lambda: [mask_to_rle(truth)]}
+    return Example(name, picture(300, 200, seed=2), "disc", np.array([[0.0, 0.0, 1.0, 1.0]]), fields=fields)
+
+
+def test_a_first_mask_is_made_once_and_by_either_maker(expert: Sam, folder: Path, picture) -> None:
+    examples = [asked(picture, blob((300, 200), (150 + 10 * k, 100), 40), name) for k, name in enumerate("ef")]
+    coarse = prepared(Perfect(), examples, TrainConfig())
+    for one, example in zip(coarse, examples):
+        assert np.array_equal(Draft.of(one).mask, coarse_mask(true_mask(example), example.id))
+    assert all(a is b for a, b in zip(prepared(Perfect(), coarse, TrainConfig()), coarse))
+    config = TrainConfig(first_mask="sam", task_checkpoint=str(folder))
+    together = prepared(expert, examples, config)
+    for one, example in zip(together, examples):
+        (alone,) = prepared(corrector("sam", config, CPU), [example], config)
+        assert one.fields["draft"] == alone.fields["draft"]
+        empty = Draft(example.image, true_mask(example), np.zeros((200, 300), dtype=bool))
+        by_click = whole(empty)
+        expert.correct([by_click], clicks=1)
+        assert np.array_equal(Draft.of(one).mask, by_click.mask) and by_click.mask.any()
+    assert isinstance(corrector("oracle", config, CPU), Perfect)

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scripted import END, Scripted, finds, painted
 
 from activeo3 import report, suites
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.geometry import mask_to_rle
 from activeo3.metrics import ap_ar_50
 from activeo3.models import FAMILIES
 from activeo3.pictures import Shown, save_samples
@@ -40,9 +42,15 @@ def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig =
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) -> None:
     """Whatever the answer, the reward has the terms that the task names, and each has a weight."""
-    task, expert = TASKS[name], Scripted(family, tokenizer, finds)
+    task, expert, example = TASKS[name], Scripted(family, tokenizer, finds), question()
+    if name == "segment":
+        expert = task.load("oracle", CONFIG, torch.device("cpu"))
+        true = np.zeros((320, 480), dtype=bool)
+        true[60:140, 40:120] = True
+        example = replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda: [mask_to_rle(true)]})
+    (example,) = task.prepare(expert, [example], CONFIG)
     for said in ("[]" + END, "nonsense", '<think>a</think><answer>[{"bbox_2d":[1,2,90,80]}]</answer>' + END):
-        rollouts = answers(task, Scripted(family, tokenizer, lambda *_: said), question(), group=2)
+        rollouts = answers(task, Scripted(family, tokenizer, lambda *_: said), example, group=2)
         outcomes = task.act(expert, rollouts, CONFIG)
         for rollout, outcome in zip(rollouts, outcomes, strict=True):
             score = task.score(rollout, outcome, CONFIG)
@@ -52,7 +60,7 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct\.$"):
+    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment\.$"):
         task_of(TrainConfig(task="paint"))
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))
@@ -71,7 +79,7 @@ def test_a_direct_answer_is_what_the_table_calls_direct(shape: str, method: str,
     (rollout,) = answers(task, actor, example, config)
     (outcome,) = task.act(other, [rollout], config)
     assert not other.shown  # nobody else is asked
-    (proposed,), acted = suites.judged(method, [example], other, other, {"mllm": other}, config)
+    (proposed,), acted = suites.judged(method, [example], other, {"mllm": other}, config)
     (expected,) = acted["mllm"].outcomes
     (view, words), (other_view, other_words) = actor.shown[0], other.shown[0]
     assert words == other_words and np.array_equal(np.asarray(view), np.asarray(other_view))

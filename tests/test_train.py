@@ -31,6 +31,7 @@ import train  # noqa: E402
 from activeo3 import checkpoints, engine, grpo, jobs, proposals, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
+from activeo3.geometry import mask_to_rle  # noqa: E402
 from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
 from activeo3.sampler import Role, look  # noqa: E402
@@ -415,6 +416,36 @@ def test_another_task_model_works_on_the_crops(
         assert set(scores) <= {1.0} and {r["method"]: r["metrics"]["AP"] for r in rows}["oracle-regions"] == 1.0
     else:
         assert len(set(scores)) > 3 and all(0 < score < 1 for score in scores)
+
+
+def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--task segment: every group starts from one first mask, and the table at the end is that of masks."""
+
+    def masked(*_: Any) -> list[Example]:
+        examples = []
+        for example in small_pictures():
+            true = np.zeros(example.size_px[::-1], dtype=bool)
+            for x1, y1, x2, y2 in example.boxes_px.astype(int):
+                true[y1:y2, x1:x2] = True
+            examples.append(replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]}))
+        return examples
+
+    monkeypatch.setattr(train, "open_dataset", masked)
+    monkeypatch.setattr(suites, "open_dataset", lambda *_: masked()[:3])
+    monkeypatch.setattr(train, "look", look_somewhere)
+    settings = replace(config, task="segment", task_model="oracle", steps=2, save_every=1, samples_every=2, eval_examples=2)
+    train.main(replace(settings, output_dir=str(tmp_path / "straight")))
+    train.main(replace(settings, output_dir=str(tmp_path / "halves"), steps=1))
+    train.main(replace(settings, output_dir=str(tmp_path / "halves")))
+    assert_same_run(tmp_path / "straight", tmp_path / "halves", 2)
+    for row in rows_of(tmp_path / "straight"):
+        assert 0.3 < row["reward/task"] < 1 and 0 < row["reward/coverage"] < 1 and row["reward_spread"] > 0
+    rows = json.loads((tmp_path / "straight" / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["random", "grid", "cot", "active", "oracle-regions"]
+    assert {row["metrics"]["mIoU@0"] for row in rows} == {rows[0]["metrics"]["mIoU@0"]} and rows[4]["metrics"]["gain"] > 0
+    assert len(list((tmp_path / "straight" / "samples" / "step-000002").glob("*.jpg"))) == 8
 
 
 def test_a_changed_flag_or_another_number_of_processes_is_refused(

@@ -1,0 +1,279 @@
+"""Masks corrected zoom by zoom: mean IoU after 0, 1, 2, ... zooms, one row per way of choosing regions.
+
+The benchmark of --task segment (ACTIVE-O3, section 5.4, its Fig. 3). All rows start from the same first masks,
+and the same task model works in their regions, in the order in which they were proposed:
+
+    random           K random regions of sensible size
+    grid             K uniform tiles that cover the picture
+    cot              the start policy, prompted and untrained
+    active           the checkpoint
+    oracle-regions   K squares around the largest errors of the mask (drafts.error_regions)
+
+Where an answer has fewer regions than the budget, its mask stays as it is. Beside mean IoU stand the gain over
+the first mask, with an interval of its own because the pictures are the same, and how many of the wrong pixels
+the regions hold. With the task model ``oracle`` larger regions are always better, and the tiles of ``grid``,
+which leave nothing out, end at 1; what each of their zooms adds is what a third of the picture is worth.
+"""
+
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from activeo3 import correction, metrics, report, results
+from activeo3.config import METHODS, ConfigError, EvalConfig, TrainConfig, _Config
+from activeo3.drafts import Draft, covered_error, error_regions
+from activeo3.files import Dataset
+from activeo3.floors import RULES
+from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
+from activeo3.jobs import blocks
+from activeo3.ledger import Share, alone
+from activeo3.models import VisionLanguageModel
+from activeo3.page import write_page
+from activeo3.pictures import FAINT, FOUND, INK, LACKING, PAPER, REGION, TRUE, Shown
+from activeo3.rewards import score_mask
+from activeo3.sampler import look
+from activeo3.schema import Action, Example, Outcome, Rollout, Sampling
+from activeo3.segment import Corrector, prepared
+from activeo3.stream import readable
+
+
+ROWS = ("random", "grid", "cot", "active", "oracle-regions")
+COLOURS = (FAINT, FOUND, REGION, TRUE, LACKING)  # of the rows in the plot
+
+
+class Corrected(NamedTuple):
+    """One picture of a row: the answer, the IoU after 0, 1, ... K zooms, and the mask at the end in run lengths."""
+
+    rollout: Rollout
+    ious: tuple[float, ...]
+    mask: dict[str, Any]
+
+
+def run(
+    benchmark: str,
+    methods: Sequence[str],
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    experts: Mapping[str, Corrector],
+    config: _Config,
+    resamples: int = 1000,
+    say: Callable[[str], None] = print,
+    share: Share = alone,
+) -> tuple[list[dict[str, Any]], dict[str, list[Corrected]]]:
+    """Every method with every task model on the examples: (table rows, {label of the row: its pictures}).
+
+    Arguments and rows are those of ``suites.run``, with the columns of ``measured``.
+    """
+    examples = prepared(experts.get("sam") or next(iter(experts.values())), examples, config)
+    rows: list[dict[str, Any]] = []
+    kept: list[list[Corrected]] = []
+    for method in methods:
+        for name, expert in experts.items():
+            began = time.perf_counter()
+            found = corrected(method, examples, actor, start, expert, config, share)
+            seconds = (time.perf_counter() - began) / len(examples)
+            values = measured(found, config.regions, resamples) | {"seconds": seconds}
+            row = {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": name}
+            row |= {"budget": config.regions, "n": len(examples)}
+            rows.append(row | {"metrics": values, "failures": {}})
+            kept.append(found)
+            first, last = (values[f"mIoU@{k}"].value for k in (0, config.regions))
+            say(f"{benchmark} {method} with {name}: mIoU {first:.3f} before, {last:.3f} after {config.regions} zooms")
+    return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
+
+
+def corrected(
+    method: str,
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    expert: Corrector,
+    config: _Config,
+    share: Share = alone,
+) -> list[Corrected]:
+    """What a method proposes for every prepared example, and what becomes of its mask."""
+
+    def work(block: Sequence[Example]) -> list[tuple]:
+        told = []
+        rollouts = proposed(method, block, actor, start, config)
+        for rollout, steps in zip(rollouts, correction.zoomed(expert, rollouts, config), strict=True):
+            true = Draft.of(rollout.example).true
+            ious = [metrics.mask_iou(mask, true) for mask in steps]
+            ious += ious[-1:] * (config.regions + 1 - len(ious))
+            answer = (rollout.token_ids, rollout.text, rollout.finished, rollout.action, rollout.regions)
+            told.append((answer, tuple(ious), mask_to_rle(steps[-1])))
+        return told  # without the pictures, which every rank has
+
+    told = chain(*share(work, blocks(examples)))
+    return [Corrected(Rollout(example, *answer), *rest) for example, (answer, *rest) in zip(examples, told, strict=True)]
+
+
+def proposed(
+    method: str, examples: Sequence[Example], actor: VisionLanguageModel, start: VisionLanguageModel, config: _Config
+) -> list[Rollout]:
+    """Each prepared example's regions, at most K, as the answer that proposed them; a rule says nothing."""
+    if method in ("cot", "active"):
+        policy, greedy = actor if method == "active" else start, Sampling(0.0, config.max_new_tokens)
+        return [answer for (answer,) in look(policy, examples, 1, greedy, config, correction.FINDING_ERRORS)[1]]
+    if method == "oracle-regions":
+        regions = [error_regions(Draft.of(example).error, config.regions) for example in examples]
+    else:
+        regions = [RULES[method](example, config.regions) for example in examples]
+    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
+
+
+def measured(found: Sequence[Corrected], budget: int, resamples: int) -> dict[str, Any]:
+    """Mean IoU by zooms, gain and covered errors with their 95 % intervals over pictures, and regions per answer."""
+    pictures = [one.rollout.example.image_id for one in found]
+    ious = np.array([one.ious for one in found])  # (E, K + 1)
+    held = [covered_error(Draft.of(one.rollout.example).error, one.rollout.regions) for one in found]
+    columns = {f"mIoU@{k}": ious[:, k] for k in range(budget + 1)} | {"gain": ious[:, -1] - ious[:, 0], "covered": held}
+    values: dict[str, Any] = {name: metrics.bootstrap_interval(column, pictures, resamples) for name, column in columns.items()}
+    return values | {"regions": float(np.mean([len(one.rollout.regions) for one in found]))}
+
+
+# ---------------------------------------------------------------------- results for people
+
+
+def table(rows: Sequence[results.Row]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows, columns) as report.table wants them."""
+    several = len({row["task_model"] for row in rows}) > 1
+    cells = [{"method": row["method"], "task_model": row["task_model"], **row["metrics"]} for row in rows]
+    return cells, ["method", *["task_model"] * several, *rows[0]["metrics"]]
+
+
+def plot(rows: Sequence[results.Row], size: tuple[int, int] = (640, 400)) -> Image.Image:
+    """Mean IoU over zooms, a line with its 95 % intervals per row, as the paper's Fig. 3."""
+    curves = {
+        results.label(row, rows): [cell for name, cell in row["metrics"].items() if name.startswith("mIoU@")] for row in rows
+    }
+    numbers = np.array([list(curve) for curve in curves.values()])  # (rows, K + 1, 3)
+    low, high = np.floor(20 * np.nanmin(numbers)) / 20, min(1.0, np.ceil(20 * np.nanmax(numbers)) / 20)
+    low, budget = min(low, high - 0.05), numbers.shape[1] - 1
+    left, right, top, bottom = 60, size[0] - 170, 30, size[1] - 45
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+
+    def place(zooms: int, value: float) -> tuple[float, float]:
+        along, up = zooms / max(1, budget), (value - low) / (high - low)
+        return left + 20 + along * (right - left - 40), bottom - up * (bottom - top)
+
+    for tick in np.arange(low, high + 1e-9, 0.05):
+        y = place(0, tick)[1]
+        pen.line((left, y, right, y), fill=tuple(channel + 24 for channel in PAPER))
+        pen.text((left - 8, y), f"{tick:.2f}", fill=FAINT, anchor="rm")
+    for zooms in range(budget + 1):
+        pen.text((place(zooms, low)[0], bottom + 14), str(zooms), fill=FAINT, anchor="mm")
+    pen.text(((left + right) / 2, bottom + 32), "zooms", fill=FAINT, anchor="mm")
+    pen.text((left, top - 16), "mean IoU", fill=FAINT, anchor="mm")
+    for number, (name, cells) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        aside = 3 * (number - len(curves) / 2)  # so that no interval hides another
+        points = [(x + aside, y) for x, y in (place(k, cell.value) for k, cell in enumerate(cells))]
+        pen.line(points, fill=colour, width=2)
+        for k, (cell, (x, y)) in enumerate(zip(cells, points)):
+            if np.isfinite(cell.low):
+                pen.line((x, place(k, cell.low)[1], x, place(k, cell.high)[1]), fill=colour)
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        y = top + 20 * number + 6
+        pen.line((right + 12, y, right + 32, y), fill=colour, width=3)
+        pen.text((right + 38, y), name, fill=INK, anchor="lm")
+    return sheet
+
+
+def gallery(
+    shown: Mapping[str, Sequence[Corrected]], titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12
+) -> list[tuple[Shown, ...]]:
+    """The same picture in several rows (their labels with a title each), for ``count`` examples."""
+    columns = []
+    for label, title in titles.items():
+        column = []
+        for one in shown[label][:count]:
+            outcome = Outcome(as_boxes([]), np.zeros(0), mask=rle_to_mask(one.mask))
+            score = score_mask(one.rollout, Draft.of(one.rollout.example), outcome.mask, weights)
+            column.append(Shown.of(one.rollout, outcome, score, title))
+        columns.append(column)
+    return list(zip(*columns))
+
+
+def write(folder: Path, rows: Sequence[results.Row]) -> None:
+    """``results.json``, ``results.md``, ``results.tex`` and a plot per benchmark, each replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        own = [row for row in rows if row["benchmark"] == name]
+        parts.append((*table(own), f"{name}, masks of {own[0]['n']} pictures"))
+        plot(own).save(folder / f"{name}-zooms.png")
+    texts = {
+        "results.json": report.strict_json(results.results(rows)),
+        "results.md": "\n\n".join(report.table(*part, digits=3) for part in parts),
+        "results.tex": "\n\n".join(results.latex(*part) for part in parts),
+    }
+    for name, text in texts.items():
+        report.replace_file(folder / name, (text + "\n").encode())
+
+
+# ---------------------------------------------------------------------- for the two scripts
+
+
+def rows_of(config: EvalConfig) -> tuple[str, ...]:
+    """The rows of an evaluation. Raises ConfigError for flags that do not go with --task segment."""
+    correction.check(config, *config.task_model)
+    if config.methods == METHODS:
+        return ROWS
+    unknown = " ".join(name for name in config.methods if name not in ROWS)
+    if unknown:
+        raise ConfigError(f"--methods {unknown} not known with --task segment; there are: {', '.join(ROWS)}.")
+    return config.methods
+
+
+def evaluate(
+    opened: Mapping[str, Dataset],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    experts: Mapping[str, Corrector],
+    config: EvalConfig,
+    folder: Path,
+) -> None:
+    """Every benchmark: a printed table, files in ``folder``, and a page with masks before and after."""
+    rows: list[dict[str, Any]] = []
+    for name, dataset in opened.items():
+        found, shown = run(name, rows_of(config), readable(dataset), actor, start, experts, config, config.resamples)
+        rows += found
+        write(folder, rows)
+        print(report.table(*table(found), f"{name} ({config.split}), masks of {found[0]['n']} pictures", digits=3))
+        titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
+        summary = [f"checkpoint: {config.checkpoint[0]}", f"data: {name} ({config.split})"]
+        pairs = gallery(shown, titles, TrainConfig().weights)
+        write_page(folder / f"{name}.html", f"activeo3: masks of {name}", summary, (), *table(found), pairs)
+    print(f"numbers: {folder / 'results.json'}; plots and pictures lie beside it")
+
+
+def before_and_after(
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    say: Callable[[str], None],
+    share: Share,
+    writes: bool,
+    task_model: Corrector,
+) -> None:
+    """The end of a run, as ``suites.before_and_after``; ``task_model`` corrects the masks."""
+    folder, data = Path(config.output_dir), "+".join(config.data)
+    say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
+    rows, shown = run(data, ROWS, examples, actor, start, {config.task_model: task_model}, config, say=say, share=share)
+    if not writes:
+        return
+    write(folder, rows)
+    summary = [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}", f"seed: {config.seed}"]
+    pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights)
+    curves = report.read_rows(folder / "metrics.jsonl")
+    write_page(folder / "report.html", "activeo3: learning where a mask is wrong", summary, curves, *table(rows), pairs)
+    say(report.table(*table(rows), f"{data}, masks of {len(examples)} pictures", digits=3))
+    say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
