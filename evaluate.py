@@ -77,7 +77,7 @@ def main(config: EvalConfig) -> None:
     ledger.close()
     progress.close()
     pages = ", ".join(str(folder / f"{name}.html") for name in opened)
-    progress.say(f"numbers: {folder / 'results.json'}; pictures: {pages}")
+    progress.say(f"\nnumbers: {folder / 'results.json'}; pictures: {pages}")
     engine.stop()
 
 
@@ -136,7 +136,7 @@ def write(
         results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
     curve_rows = [row for row in every_budget if row["benchmark"] == name]
     for title, cells, columns in results.titled(rows, curve_rows):
-        say(report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1)))
+        say("\n" + report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1)))
     curve = draw_curve(curve_rows, f"{name}, {len(examples)} questions") if curve_rows else None
     if curve:
         curve.save(folder / f"budgets-{name}.png")
