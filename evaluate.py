@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import checkpoints, datasets, engine, files, pictures, report, results, suites
+from activeo3 import checkpoints, datasets, engine, files, pictures, quiz, report, results, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -32,7 +32,8 @@ def main(config: EvalConfig) -> None:
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
+    boxed = [name for name in opened if datasets.READERS[name].answers == "boxes"]
+    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in boxed if "fixed" in config.methods}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
     experts = {name: start if name == "mllm" else separate(name, config, start.model.device) for name in config.task_model}
@@ -42,7 +43,13 @@ def main(config: EvalConfig) -> None:
     rows = []
     for name, dataset in opened.items():
         examples = readable(dataset)
-        training = readable(to_fit[name]) if to_fit else []
+        if name not in boxed:
+            found, given = quiz.run(name, config.methods, examples, actor, start, config, config.resamples, black=config.black)
+            rows += found
+            results.write_results(folder, rows)
+            quiz.show(folder, name, config.split, found, given, config.checkpoint)
+            continue
+        training = readable(to_fit[name]) if name in to_fit else []
         found, shown = suites.run(
             name, config.methods, examples, actor, start, config, training, config.resamples, experts=experts, black=config.black
         )

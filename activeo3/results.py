@@ -31,12 +31,18 @@ def label(row: Row, rows: Sequence[Row]) -> str:
 
 
 def first_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) as report.table wants them: metrics with their intervals."""
-    return _flat(rows, "metrics"), _columns(rows, COLUMNS[1:])
+    """(rows, columns) as report.table wants them: metrics with their intervals.
+
+    Rows of quiz.py bring ``columns`` of their own.
+    """
+    return _flat(rows, "metrics"), _columns(rows, rows[0].get("columns", COLUMNS[1:]))
 
 
 def second_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) as report.table wants them: sensing apart from task, and the control with black crops."""
+    """(rows, columns) as report.table wants them: sensing apart from task, and the control with black crops;
+    for rows with ``columns`` of their own, what went wrong by its name."""
+    if "columns" in rows[0]:
+        return _flat(rows, "failures"), _columns(rows, list(rows[0]["failures"]))
     black = [BLACK] if any(BLACK in row["failures"] for row in rows) else []
     return _flat(rows, "failures"), _columns(rows, [*failures.COLUMNS, *black])
 
@@ -56,7 +62,8 @@ def titled(rows: Sequence[Row]) -> list[tuple[str, list[dict[str, Any]], list[st
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         found.append((f"{name}, {own[0]['n']} questions", *first_table(own)))
-        found.append((f"{name}, sensing apart from task", *second_table(own)))
+        second = "answers that cannot be read" if "columns" in own[0] else "sensing apart from task"
+        found.append((f"{name}, {second}", *second_table(own)))
     return found
 
 
@@ -101,7 +108,7 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
     for row in rows:
         cells = {**row["metrics"], **row["failures"]}
         spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        named = {name: row[name] for name in ("benchmark", "method", "task_model", "n")}
+        named = {name: row[name] for name in ("benchmark", "method", "task_model", "n", "categories") if name in row}
         written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
     return {"rows": written}
 

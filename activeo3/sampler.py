@@ -20,11 +20,17 @@ def look(
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
     """Sample ``group`` answers to "where should one look for this?" for each of P examples.
 
+    An example with a ``question`` among its fields, to be answered in words, is looked at for its answer.
     Returns the P encoded prompts, which the update uses again, and P lists of G rollouts.
     """
     side, most = config.sensing_side, config.max_view_pixels
     views, frames = zip(*(sensing_view(actor, example.image, side, most) for example in examples))
-    asked = [prompts.sensing_prompt(example.query, config.wording, config.regions) for example in examples]
+    asked = [
+        (prompts.looking_prompt if "question" in example.fields else prompts.sensing_prompt)(
+            example.query, config.wording, config.regions
+        )
+        for example in examples
+    ]
     encoded = actor.encode(views, asked)
     answers = actor.generate(encoded, group, sampling)
     rollouts = [

@@ -21,6 +21,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "grpo": (0, {"transformers", "deepspeed"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
+    "answers": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
@@ -50,6 +51,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
     "suites": (3, {"engine", "checkpoints"}),
+    "quiz": (3, {"engine", "checkpoints"}),
 }
 
 OWNERS = {
