@@ -76,7 +76,8 @@ def output_folder(config: EvalConfig) -> Path:
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no picture read yet."""
-    return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
 
 
 def policies(config: EvalConfig) -> tuple[VisionLanguageModel, VisionLanguageModel]:

@@ -123,7 +123,8 @@ def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     ranks = engine.start(Path(config.output_dir))
     saved = checkpoints.resumable(config, ranks)
-    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
     with ranks.quietly():

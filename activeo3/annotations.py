@@ -58,7 +58,7 @@ class BoxDataset:
     """Questions that are answered with boxes, ordered by (image id, category id).
 
     An example keeps both ids of the file, so that predictions can be written as COCO results. Its
-    fields: ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
+    fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
     picture than have boxes (LVIS); for a tile ``window_px`` and ``source_id``, the picture it is from.
     """
 
@@ -83,7 +83,8 @@ class BoxDataset:
         picture = self.index.pictures[question.image_id]
         example_id = f"{question.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
-        fields = {"areas": question.areas, "exhaustive": question.category_id not in picture.partly}
+        fields = {"file_name": picture.path.name, "areas": question.areas}
+        fields |= {"exhaustive": question.category_id not in picture.partly}
         if picture.window:
             image = image.crop(picture.window)
             fields |= {"window_px": picture.window, "source_id": picture.source_id}

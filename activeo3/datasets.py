@@ -136,8 +136,10 @@ def open_dataset(
     limit: int | None = None,
     tile: int = Source.tile,
     tile_overlap: int = Source.tile_overlap,
+    seed: int = Source.seed,
 ) -> Dataset:
     """Opens a data set of ``READERS`` by name, or several as one; ``limit`` keeps the first questions.
+    ``tile``, ``tile_overlap`` and ``seed`` as in ``files.Source``.
 
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     picture is where they say.
@@ -148,7 +150,7 @@ def open_dataset(
         raise DataError(f"there is no data set '{unknown[0]}', choose one of {listed(READERS)}")
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
-    parts = [READERS[name].open(Source(split, data_root, tile, tile_overlap)) for name in names]
+    parts = [READERS[name].open(Source(split, data_root, tile, tile_overlap, seed)) for name in names]
     for part in parts:
         if part.paths and not any(path.is_file() for path in part.paths):
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")

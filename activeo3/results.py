@@ -134,7 +134,11 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def truth(examples: Sequence[Example]) -> dict[str, Any]:
-    """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about."""
+    """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about.
+
+    A tile also says where it is from: ``source_id``, the picture's id in the data set, and its ``window`` x1, y1,
+    x2, y2 in it; boxes are in pixels of the tile.
+    """
     annotations = []
     for example in examples:
         boxes = geometry.as_boxes(example.boxes_px)
@@ -142,13 +146,24 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
         for box, area, asked in zip(xywh(boxes), np.asarray(areas).tolist(), example.asked_for.tolist(), strict=True):
             own = {"id": len(annotations) + 1, "image_id": example.image_id, "category_id": example.category_id}
             annotations.append(own | {"bbox": box, "area": area, "iscrowd": int(not asked)})
-    pictures = {example.image_id: example.size_px for example in examples}
+    pictures = {example.image_id: _picture(example) for example in examples}
     names = {example.category_id: example.query for example in examples}
     return {
-        "images": [{"id": key, "width": width, "height": height} for key, (width, height) in pictures.items()],
+        "images": list(pictures.values()),
         "categories": [{"id": key, "name": name} for key, name in names.items()],
         "annotations": annotations,
     }
+
+
+def _picture(example: Example) -> dict[str, Any]:
+    """An entry of the list of images."""
+    width, height = example.size_px
+    row: dict[str, Any] = {"id": example.image_id, "width": width, "height": height}
+    if "file_name" in example.fields:
+        row["file_name"] = example.fields["file_name"]
+    if "window_px" in example.fields:
+        row |= {"source_id": example.fields["source_id"], "window": list(example.fields["window_px"])}
+    return row
 
 
 def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

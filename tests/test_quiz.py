@@ -1,6 +1,7 @@
 """quiz.py: what is shown and asked, who answers, and every number against counting by hand."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -10,11 +11,13 @@ from PIL import Image
 
 from activeo3 import datasets, quiz, suites
 from activeo3.answers import ERRORS
-from activeo3.config import EvalConfig
+from activeo3.config import EvalConfig, TrainConfig
 from activeo3.datasets import open_dataset
+from activeo3.files import Source
+from activeo3.prompts import sensing_answer
+from activeo3.questions import open_vstar
 from activeo3.schema import Example
 from scripted import END, Scripted, blobs, looks, painted, written
-from activeo3.prompts import sensing_answer
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import questions_on_disk, vstar_set
 
@@ -248,3 +251,17 @@ def test_a_question_is_looked_at_for_its_answer(tokenizer, tmp_path: Path) -> No
         suites.greedy_look(model, [example], EvalConfig(checkpoint="x", wording="paper", sensing_side=64))
     (_, text), = model.shown
     assert "help to answer the question 'What is the material of the glove?'" in text and "region relevant to the question" in text
+
+
+def test_the_selection_seed_reaches_both_scripts(tmp_path: Path) -> None:
+    root = vstar_set(tmp_path)
+    script = runpy.run_path(str(Path(__file__).parent.parent / "evaluate.py"), run_name="evaluate")
+    orders = []
+    for seed in range(4):
+        wanted = [asked.options for asked in open_vstar(Source("test", root, seed=seed)).questions]
+        config = EvalConfig(checkpoint="x", data_root=root, selection_seed=seed)
+        opened = script["opened_split"]("vstar", "test", 0, config)
+        held_out = suites.held_out(TrainConfig(data=("vstar",), data_root=root, eval_split="test", selection_seed=seed))
+        assert [asked.options for asked in opened.questions] == wanted == [example.fields["options"] for example in held_out]
+        orders.append(tuple(wanted))
+    assert len(set(orders)) > 1
