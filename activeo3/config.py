@@ -293,7 +293,8 @@ class EvalConfig(_Config):
     size and shape) and repeat (one region, sampled as often as there are regions)"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start), grounding-dino, oracle (the ground
-    truth inside the regions: the ceiling of any task model)"""
+    truth inside the regions: the ceiling of any task model). Questions in words (mme, mmbench, realworldqa,
+    vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give the task model black crops: what it scores then does not come from looking"""
     split: str = "test"
