@@ -22,7 +22,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, files, floors, pictures, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, files, floors, pictures, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
@@ -86,10 +86,16 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
 
     Raises ConfigError for what only the tables of boxes can do.
     """
-    if config.image or config.task != "segment":
+    in_words = [name for name in benchmarks if name in datasets.READERS and datasets.READERS[name].answers == "words"]
+    if config.image or not (in_words or config.task == "segment"):
         return None
+    what = f"--task {config.task}" if config.task == "segment" else f"--benchmark {' '.join(in_words)}"
     if checkpoints > 1 or world > 1:
-        raise ConfigError(f"--task {config.task} is evaluated with one --checkpoint and by one process.")
+        raise ConfigError(f"{what} is evaluated with one --checkpoint and by one process.")
+    if in_words and (config.task == "segment" or len(in_words) < len(benchmarks)):
+        raise ConfigError(f"--benchmark {' '.join(in_words)} is answered in words: evaluate it apart from boxes and masks.")
+    if in_words:
+        return quiz.evaluate
     budgets.rows_of(config)
     return budgets.evaluate
 
@@ -103,7 +109,8 @@ def output_folder(config: EvalConfig) -> Path:
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no picture read yet."""
-    return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
 
 
 def loader(config: EvalConfig, ranks: Ranks, start: str) -> Callable[[str], VisionLanguageModel]:

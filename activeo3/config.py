@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
 
+from activeo3.files import read_json
 from activeo3.presets import PRESETS
 
 
@@ -50,6 +51,9 @@ class _Config:
     """SODA's large pictures are cut into tiles of tile x tile pixels (its authors: 800); 0: left whole"""
     tile_overlap: int = 150
     """neighbouring tiles share so many pixels (SODA's authors: 150)"""
+    selection_seed: int = 0
+    """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of
+    SODA are trained on, in which order V*Bench's options stand"""
 
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
@@ -117,6 +121,8 @@ class _Config:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
             raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
+        if self.selection_seed < 0:
+            raise ConfigError(f"--selection_seed is {self.selection_seed}; it must be at least 0.")
         for name in ("box_threshold", "text_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
@@ -326,7 +332,8 @@ class EvalConfig(_Config):
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start), grounding-dino, oracle (the ground
-    truth inside the regions: the ceiling of any task model)"""
+    truth inside the regions: the ceiling of any task model). Questions in words (mme, mmbench, realworldqa,
+    vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give the task model black crops: what it scores then does not come from looking"""
     split: str = "test"
@@ -411,18 +418,9 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
     Raises ConfigError for a file that is not there, cannot be read, or holds something else.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist.") from None
-    except OSError as error:
-        raise ConfigError(f"{what} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{what} is not a UTF-8 text file.") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{what} is not valid JSON: line {error.lineno}, {error.msg}.") from None
+    found = read_json(path, what, ConfigError)
     if not isinstance(found, dict):
-        raise ConfigError(f"{what} holds no JSON object: it must begin with {{ and end with }}.")
+        raise ConfigError(f"{what}: this holds no json object, it must begin with {{ and end with }}")
     return found
 
 

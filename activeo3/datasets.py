@@ -47,13 +47,15 @@ def open_scenes(source: Source) -> SceneDataset:
 
 class Reader(NamedTuple):
     """How a data set is opened, how many pictures (or questions, where they are packed together) each of
-    its splits should hold, where it is to be had, and how many pictures all splits together should hold.
+    its splits should hold, where it is to be had, how many pictures all splits together should hold, and
+    what its questions are answered with: ``boxes`` (suites.py) or ``words`` (quiz.py).
     A number of 0 is not known."""
 
     open: Callable[[Source], Dataset]
     expected: Mapping[str, int]
     origin: str
     whole: int = 0
+    answers: str = "boxes"
 
 
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
@@ -68,10 +70,10 @@ READERS: dict[str, Reader] = {
     "soda_d": Reader(soda.open_soda_d, {"train": 0, "val": 0, "test": 0}, SODA, whole=24_828),
     "thinobject5k": Reader(masks.open_thinobject5k, {"train": 4_748, "val": 500, "test": 500},
                            "https://github.com/liewjunhao/thin-object-selection"),
-    "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench"),
-    "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA"),
-    "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME"),
-    "mmbench": Reader(questions.open_mmbench, {"test": 0}, "https://github.com/open-compass/MMBench"),
+    "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench", answers="words"),
+    "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA", answers="words"),
+    "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME", answers="words"),
+    "mmbench": Reader(questions.open_mmbench, {"test": 4_876}, "https://github.com/open-compass/MMBench", answers="words"),
 }  # fmt: skip
 
 
@@ -134,8 +136,10 @@ def open_dataset(
     limit: int | None = None,
     tile: int = Source.tile,
     tile_overlap: int = Source.tile_overlap,
+    seed: int = Source.seed,
 ) -> Dataset:
     """Opens a data set of ``READERS`` by name, or several as one; ``limit`` keeps the first questions.
+    ``tile``, ``tile_overlap`` and ``seed`` as in ``files.Source``.
 
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     picture is where they say.
@@ -146,7 +150,7 @@ def open_dataset(
         raise DataError(f"there is no data set '{unknown[0]}', choose one of {listed(READERS)}")
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
-    parts = [READERS[name].open(Source(split, data_root, tile, tile_overlap)) for name in names]
+    parts = [READERS[name].open(Source(split, data_root, tile, tile_overlap, seed)) for name in names]
     for part in parts:
         if part.paths and not any(path.is_file() for path in part.paths):
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")

@@ -110,25 +110,26 @@ def within(index: int, size: int) -> int:
 # ---------------------------------------------------------------------------- text files
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises DataError if it is not there or not text."""
+def read_text(path: Path, what: str = "", wrong: type[Exception] = DataError) -> str:
+    """A UTF-8 file. Raises ``wrong`` if it is not there or not text; ``what`` names the file, by default its path."""
+    what = what or str(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file, check data root and split") from None
+        raise wrong(f"{what}: there is no such file, check where it should be") from None
     except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror})") from None
+        raise wrong(f"{what}: the file cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: this is not a UTF-8 text file, write it again") from None
+        raise wrong(f"{what}: this is not a UTF-8 text file, write it again") from None
 
 
-def read_json(path: Path) -> Any:
-    """A json file's content. Raises DataError if it is not there or not json."""
+def read_json(path: Path, what: str = "", wrong: type[Exception] = DataError) -> Any:
+    """A json file's content. Raises ``wrong`` if it is not there or not json; arguments as in ``read_text``."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, what, wrong))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(f"{path}: this is not valid json ({where}), write it again") from None
+        raise wrong(f"{what or path}: this is not valid json ({where}), write it again") from None
 
 
 def needed(path: Path, what: str, row: Mapping[str, Any], key: str) -> Any:

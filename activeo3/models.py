@@ -41,7 +41,8 @@ class Prompt:
     """One user turn, encoded once for sampling, reference and update.
 
     ``ids`` (S_i,) has one image token per visual feature; ``pixels`` (patches, patch values) and
-    ``grid`` (3,) = (time, height, width) in patches are the image processor's output for its picture.
+    ``grid`` (3,) = (time, height, width) in patches are the image processor's output for its picture;
+    a prompt with several pictures has one row of ``grid`` (pictures, 3) for each.
     """
 
     ids: Tensor
@@ -129,27 +130,34 @@ class VisionLanguageModel:
         """The coordinate system of boxes in text for a view of (width, height): see FAMILIES."""
         return view if FAMILIES[self.family] == "pixels" else (1000, 1000)
 
-    def encode(self, views: Sequence[Image.Image], texts: Sequence[str]) -> list[Prompt]:
-        """One prompt per (view, text); every view already has a size that ``view_size`` returned."""
-        processed = self.image_processor(images=list(views), do_resize=False, return_tensors="pt")
-        grids: Tensor = processed["image_grid_thw"]  # (prompts, 3)
+    def encode(self, views: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]) -> list[Prompt]:
+        """One prompt per (view, text), or (views, text): several pictures are shown before the text, in order.
+
+        Every view already has a size that ``view_size`` returned.
+        """
+        shown = [[view] if isinstance(view, Image.Image) else list(view) for view in views]
+        flat = [view for of_prompt in shown for view in of_prompt]
+        processed = self.image_processor(images=flat, do_resize=False, return_tensors="pt")
+        grids = processed["image_grid_thw"].split([len(of_prompt) for of_prompt in shown])  # (pictures, 3) each
         merged = self.image_processor.merge_size**2
         prompts, start = [], 0
         for text, grid in zip(texts, grids, strict=True):
-            patches = int(grid.prod())
-            ids = self.tokenizer(self._chat(text, patches // merged), add_special_tokens=False).input_ids
-            pixels = processed["pixel_values"][start : start + patches]
-            prompts.append(Prompt(torch.tensor(ids), pixels, grid))
-            start += patches
+            patches = grid.prod(dim=1)  # (pictures,)
+            ids = self.tokenizer(self._chat(text, (patches // merged).tolist()), add_special_tokens=False).input_ids
+            end = start + int(patches.sum())
+            pixels = processed["pixel_values"][start:end]
+            prompts.append(Prompt(torch.tensor(ids), pixels, grid[0] if len(grid) == 1 else grid))
+            start = end
         return prompts
 
-    def _chat(self, text: str, image_tokens: int) -> str:
-        """The chat template's own words, with the one image placeholder repeated per visual feature."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
+    def _chat(self, text: str, image_tokens: Sequence[int]) -> str:
+        """The chat template's own words, with each image placeholder repeated per visual feature."""
+        content = [{"type": "image"}] * len(image_tokens) + [{"type": "text", "text": text}]
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        return chat.replace("<|image_pad|>", "<|image_pad|>" * image_tokens, 1)
+        before, *after = chat.split("<|image_pad|>", len(image_tokens))
+        return before + "".join("<|image_pad|>" * count + part for count, part in zip(image_tokens, after, strict=True))
 
     # ------------------------------------------------------------------ sampling: one prefill per prompt
 
@@ -294,9 +302,10 @@ class VisionLanguageModel:
 
     def _visual(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
         """The image arguments of a forward pass over ``ids`` (R, S), checked against its image tokens."""
-        grids = torch.stack([prompt.grid for prompt in prompts])
-        is_image = ids == self.image_token
-        features, announced = grids.prod(dim=1) // self.image_processor.merge_size**2, is_image.sum(dim=1).cpu()
+        of_prompt = [prompt.grid.reshape(-1, 3) for prompt in prompts]
+        grids, is_image = torch.cat(of_prompt), ids == self.image_token
+        patches = torch.stack([grid.prod(dim=1).sum() for grid in of_prompt])
+        features, announced = patches // self.image_processor.merge_size**2, is_image.sum(dim=1).cpu()
         if not torch.equal(features, announced):
             raise RuntimeError(f"image tokens {announced.tolist()} do not match visual features {features.tolist()}")
         return {

@@ -2,7 +2,9 @@
 
 Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
 Fig. 5 to 7): seven sentences for the sensing role, as many where it looks for errors of a mask, one
-for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts should cost less than its pictures.
+for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts
+should cost less than its pictures. Questions that are answered in words have one wording, that of their
+files; answers.py reads those answers.
 
 Deviations from the paper:
   1. The sentences are our own; the structure, the tags and the JSON keys are the paper's.
@@ -54,6 +56,19 @@ _TASK = {
     "short": "Find every {object}.",
 }
 
+_LOOKING = {
+    "paper": (
+        "Select {regions} of this image that are most likely to help to answer the question '{question}'. "
+        "If the answer is not clearly visible, still guess the places where it is most likely to be. "
+        "Keep the regions distinct. "
+        "Give the regions as a JSON list of objects of the form "
+        '{{"bbox_2d": [x1, y1, x2, y2], "label": "region relevant to the question"}}. '
+        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
+        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+    ),
+    "short": "Where should one look to answer: {question}",
+}
+
 ERRORS = (
     "unfinished",
     "tags",
@@ -71,8 +86,36 @@ ERRORS = (
 
 def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
     """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
-    allowed = f"up to {regions} regions" if regions > 1 else "one region"
-    return _SENSING[wording].format(object=query, regions=allowed)
+    return _SENSING[wording].format(object=query, regions=_allowed(regions))
+
+
+def _allowed(regions: int) -> str:
+    return f"up to {regions} regions" if regions > 1 else "one region"
+
+
+def looking_prompt(question: str, wording: str, regions: int = 3) -> str:
+    """What the sensing model is asked before a question in words: where is the answer (the authors' V* demo)?"""
+    return _LOOKING[wording].format(question=question, regions=_allowed(regions))
+
+
+def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
+    """A question in words about a picture and ``crops`` enlarged parts of it, which are shown before it.
+
+    With options, the letter is asked for (MMBench's and V*Bench's protocol); without, the question itself says
+    how to answer (MME, RealWorldQA).
+
+    >>> print(question_prompt("Which animal?", ["cat", "dog"]))
+    Which animal?
+    A. cat
+    B. dog
+    Answer with the letter of the right option only.
+    """
+    lines = [f"The first picture is the whole scene, the other {crops} show parts of it enlarged."] if crops > 1 else []
+    lines += ["The first picture is the whole scene, the second shows a part of it enlarged."] if crops == 1 else []
+    lines += [f"Hint: {hint}"] if hint else []
+    lines += [question, *(f"{chr(ord('A') + k)}. {option}" for k, option in enumerate(options))]
+    lines += ["Answer with the letter of the right option only."] if options else []
+    return "\n".join(lines)
 
 
 def segmentation_prompt(query: str, wording: str, regions: int = 3) -> str:

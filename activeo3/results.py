@@ -46,13 +46,19 @@ def label(row: Row, rows: Sequence[Row]) -> str:
 
 
 def first_table(rows: Sequence[Row]) -> Table:
-    """Metrics with their intervals."""
+    """Metrics with their intervals; rows of another kind than boxes bring ``columns`` of their own."""
+    if rows and "columns" in rows[0]:
+        return _flat(rows, "metrics"), _columns(rows, rows[0]["columns"])
     low = all("AP10" in row["metrics"] for row in rows)
     return _flat(rows, "metrics"), _columns(rows, [LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS[1:]])
 
 
 def second_table(rows: Sequence[Row]) -> Table:
-    """Sensing apart from task, and the control with black crops."""
+    """Sensing apart from task, and the control with black crops; for rows with ``columns`` of their own, what
+    went wrong by its name."""
+    if rows and "columns" in rows[0]:
+        wrong = list(rows[0]["failures"])
+        return (_flat(rows, "failures"), _columns(rows, wrong)) if wrong else ([], [])
     black = [BLACK] if any(BLACK in row["failures"] for row in rows) else []
     return _flat(rows, "failures"), _columns(rows, [*failures.COLUMNS, *black])
 
@@ -78,7 +84,8 @@ def titled(rows: Sequence[Row], curves: Sequence[Row] = ()) -> list[tuple[str, l
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == benchmark]
         found.append((f"{benchmark}, {own[0]['n']} questions", *first_table(own)))
-        found.append((f"{benchmark}, sensing apart from task", *second_table(own)))
+        second = "answers that cannot be read" if "columns" in own[0] else "sensing apart from task"
+        found.append((f"{benchmark}, {second}", *second_table(own)))
         found.append((f"{benchmark}, AP by how often a category occurs", *frequency_table(own)))
         of_curve = [row for row in curves if row["benchmark"] == benchmark]
         found.append((f"{benchmark}, what a budget of regions buys", *budget_table(of_curve)))
@@ -139,7 +146,8 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         cells = {**row["metrics"], **row["failures"]}
         spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        named = {key: row[key] for key in ("benchmark", "method", "checkpoint", "task_model", "budget", "n")}
+        names = ("benchmark", "method", "checkpoint", "task_model", "budget", "n", "categories")
+        named = {key: row[key] for key in names if key in row}
         written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
     return written
 
@@ -165,7 +173,11 @@ def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = ())
 
 
 def truth(examples: Sequence[Example]) -> dict[str, Any]:
-    """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about."""
+    """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about.
+
+    A tile also says where it is from: ``source_id``, the picture's id in the data set, and its ``window`` x1, y1,
+    x2, y2 in it; boxes are in pixels of the tile.
+    """
     annotations = []
     for example in examples:
         boxes = geometry.as_boxes(example.boxes_px)
@@ -173,13 +185,24 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
         for box, area, asked in zip(xywh(boxes), np.asarray(areas).tolist(), example.asked_for.tolist(), strict=True):
             own = {"id": len(annotations) + 1, "image_id": example.image_id, "category_id": example.category_id}
             annotations.append(own | {"bbox": box, "area": area, "iscrowd": int(not asked)})
-    pictures = {example.image_id: example.size_px for example in examples}
+    pictures = {example.image_id: _picture(example) for example in examples}
     names = {example.category_id: example.query for example in examples}
     return {
-        "images": [{"id": key, "width": width, "height": height} for key, (width, height) in pictures.items()],
+        "images": list(pictures.values()),
         "categories": [{"id": key, "name": name} for key, name in names.items()],
         "annotations": annotations,
     }
+
+
+def _picture(example: Example) -> dict[str, Any]:
+    """An entry of the list of images."""
+    width, height = example.size_px
+    row: dict[str, Any] = {"id": example.image_id, "width": width, "height": height}
+    if "file_name" in example.fields:
+        row["file_name"] = example.fields["file_name"]
+    if "window_px" in example.fields:
+        row |= {"source_id": example.fields["source_id"], "window": list(example.fields["window_px"])}
+    return row
 
 
 def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -40,9 +40,10 @@ class Role:
 
 
 def ask_where(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
-    """The whole picture, and: where should one look for the query?"""
+    """The whole picture, and: where should one look for the query, or for the answer if it is a question in words?"""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
-    return Question(view, frame, prompts.sensing_prompt(example.query, config.wording, config.regions))
+    words = prompts.looking_prompt if "question" in example.fields else prompts.sensing_prompt
+    return Question(view, frame, words(example.query, config.wording, config.regions))
 
 
 def read_where(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:

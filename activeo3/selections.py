@@ -20,12 +20,13 @@ What the paper leaves open, and how it is read here:
 import json
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3.annotations import BoxDataset, Question, read_coco
+from activeo3.annotations import BoxDataset, Index, Question, read_coco
 from activeo3.files import DataError, Source, read_json
 
 SMALL_PX = 100.0
@@ -62,12 +63,18 @@ def _open(name: str, source: Source) -> BoxDataset:
     # LVIS splits COCO's pictures anew, so that only the url says which of COCO's folders a picture is in.
     coco = folder.parent / "coco"
     images, url_parts = (coco, 2) if coco.is_dir() else (folder / "images", 1)
-    index = read_coco(path, images, url_parts=url_parts)
+    index = _index(path, images, url_parts, (path.stat().st_mtime_ns, path.stat().st_size))
     chosen = selection(path, index.questions, split, source.seed, source.keep)[name]
     by_key = {(question.image_id, question.category_id): question for question in index.questions}
     if not chosen:
         raise DataError(f"{path}: no question of split '{split}' fits the rule of {name}")
     return BoxDataset(name, split, index._replace(questions=tuple(by_key[key] for key in chosen)))
+
+
+@lru_cache(maxsize=2)  # a gigabyte of json, read once for both rules; two splits
+def _index(path: Path, images: Path, url_parts: int, version: tuple[int, int]) -> Index:
+    """The checked annotations of a file, read again when its ``version`` is another one."""
+    return read_coco(path, images, url_parts=url_parts)
 
 
 def annotation_file(folder: Path, split: str) -> Path:

@@ -89,7 +89,7 @@ def act(
     window, as siblings of a group do) is worked on once.
     """
     wanted = [
-        [Look(example, region) for region in of_example if _visible(region)]
+        [Look(example, region) for region in of_example if visible(region)]
         for example, of_example in zip(examples, regions, strict=True)
     ]
     unique = {_key(look): look for looks in wanted for look in looks}
@@ -256,7 +256,8 @@ def merged(found: Sequence[Found], merge: str) -> Outcome:
     return Outcome(boxes[kept], scores[kept], texts, len(calls), sum(calls.values()))
 
 
-def _visible(region: Region) -> bool:
+def visible(region: Region) -> bool:
+    """Whether a region shows anything."""
     return min(region.x2 - region.x1, region.y2 - region.y1) >= SMALLEST_SIDE
 
 

@@ -27,7 +27,7 @@ class Scripted(VisionLanguageModel):
     """Answers a (view, question) with ``says(model, view, question)``: text, END included, or token ids.
 
     ``shown`` lists the (view, question) pairs of every ``encode``, ``batches`` the (number of prompts,
-    group, sampling) of every ``generate``.
+    group, sampling) of every ``generate``. Where several pictures are shown, the view is a list of them.
     """
 
     def __init__(self, family: str, tokenizer, says: Callable[..., str | Sequence[int]]) -> None:
@@ -39,7 +39,8 @@ class Scripted(VisionLanguageModel):
 
     def encode(self, views: Sequence[Image.Image], texts: Sequence[str]) -> list[tuple[Image.Image, str]]:
         encoded = list(zip(views, texts, strict=True))
-        assert all(side % self.factor == 0 for view in views for side in view.size)
+        flat = [view for of_one in views for view in (of_one if isinstance(of_one, list) else [of_one])]
+        assert all(side % self.factor == 0 for view in flat for side in view.size)
         self.shown += encoded
         return encoded
 

@@ -268,5 +268,5 @@ def test_evaluate_names_what_does_not_fit(checkpoint: str, evaluate: Callable) -
     assert complaint == "activeo3: --task segment corrects masks, and mllm makes none: give --task_model sam or oracle."
     _, complaint = evaluate("--checkpoint", checkpoint, "--task_model", "sam", "--task_checkpoint", "x")
     assert complaint == "activeo3: --task_model sam corrects masks: it goes with --task segment, not with --task sense."
-    _, complaint = evaluate("--checkpoint", checkpoint, "data/tiny", "--task", "segment", "--task_model", "oracle")
+    _, complaint = evaluate("--checkpoint", checkpoint, "data/tiny", "--start", "data/tiny", "--task", "segment", "--task_model", "oracle")
     assert complaint == "activeo3: --task segment is evaluated with one --checkpoint and by one process."

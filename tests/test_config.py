@@ -204,6 +204,7 @@ REFUSED = [
     ("--data coco", ("--data coco", "--data_root")),
     ("--data scenes soda_a", ("--data scenes soda_a", "--data_root")),
     ("--data", ("--data", "no data set")),
+    ("--selection_seed -1", ("--selection_seed is -1", "at least 0")),
     ("--tile -1", ("--tile_overlap", "--tile -1")),
     ("--tile 100 --tile_overlap 100", ("--tile_overlap is 100", "--tile 100")),
     ("--tile 0 --tile_overlap -1", ("--tile_overlap is -1",)),
@@ -338,8 +339,8 @@ def test_a_file_that_sets_what_a_flag_owns_is_refused(key: str, tmp_path: Path) 
 
 
 def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--ds_config .*absent.json does not exist"):
+    with pytest.raises(ConfigError, match=r"--ds_config .*absent.json: there is no such file"):
         filled(tmp_path / "absent.json")
     (tmp_path / "torn.json").write_text('{\n  "zero_optimization": {\n')
-    with pytest.raises(ConfigError, match=r"--ds_config .*torn.json is not valid JSON: line \d"):
+    with pytest.raises(ConfigError, match=r"--ds_config .*torn.json: this is not valid json \(line \d"):
         filled(tmp_path / "torn.json")

@@ -138,14 +138,14 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     "text, message",
     [
         ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16, which belongs to train.py's flags"),
-        ('{"zero_optimization": \n {"stage": 3,}}', "is not valid JSON: line 2"),
+        ('{"zero_optimization": \n {"stage": 3,}}', r"not valid json \(line 2"),
         ('{"zero_optimization": {"stage": 2}}', 'must hold "zero_optimization": {"stage": 3'),
         ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', "zero_optimization.overlap_com is not taken by DeepSpeed"),
         ("{}", 'must hold "zero_optimization": {"stage": 3'),
-        ("[3]", "holds no JSON object"),
+        ("[3]", "holds no json object"),
         ("caf\xe9", "is not a UTF-8 text file"),
-        (None, "does not exist"),
-        (Path, "cannot be read: Is a directory"),
+        (None, "there is no such file"),
+        (Path, r"cannot be read \(Is a directory\)"),
     ],
 )
 def test_a_ds_config_that_cannot_be_used_is_refused(
@@ -332,8 +332,8 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"step": 3,', "is not valid JSON"),
-        ("[]", "holds no JSON object"),
+        ('{"step": 3,', "is not valid json"),
+        ("[]", "holds no json object"),
         ('{"step": "3", "world": 1, "config": {}}', "does not say the 'step'"),
         ('{"step": 3, "world": 1}', "does not say the 'config'"),
         ("caf\xe9", "is not a UTF-8 text file"),
@@ -345,7 +345,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
     path = tmp_path / "checkpoint-3" / "activeo3.json"
     path.parent.mkdir()
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match=f"^{path} {message}") as caught:
+    with pytest.raises(ConfigError, match=f"^{path}.* {message}") as caught:
         checkpoints.resumable(replace(config, output_dir=str(tmp_path)), ranks)
     assert "\n" not in str(caught.value)
 

@@ -247,7 +247,7 @@ def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluat
 def test_a_checkpoint_that_says_nothing_of_its_run_is_named(text: str, evaluate, tmp_path: Path) -> None:
     (tmp_path / "activeo3.json").write_text(text, encoding="latin-1")
     _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "grid")
-    assert complaint.startswith(f"activeo3: {tmp_path / 'activeo3.json'} ") and "\n" not in complaint
+    assert complaint.startswith(f"activeo3: {tmp_path / 'activeo3.json'}") and "\n" not in complaint
 
 
 def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(checkpoint: str, evaluate, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "presets": (1, {"torch"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
+    "answers": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "models": (1, {"engine", "sampler", "rewards"}),
@@ -67,6 +68,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "rivals": (3, {"sampler", "rewards"}),
     "contest": (3, set()),
     "suites": (3, {"engine", "checkpoints"}),
+    "quiz": (3, {"engine", "checkpoints"}),
 }
 
 OWNERS = {

@@ -44,7 +44,7 @@ def naive_logits(vlm: VisionLanguageModel, prompt: Prompt, answer: Sequence[int]
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == vlm.image_token).int(),
         pixel_values=prompt.pixels,
-        image_grid_thw=prompt.grid[None],
+        image_grid_thw=prompt.grid.reshape(-1, 3),
         use_cache=False,
     )
     start = len(prompt.ids) - 1
@@ -90,6 +90,30 @@ def test_packed_log_probabilities_are_those_of_separate_rows(vlm: VisionLanguage
                 assert real[p, g].tolist() == [True] * len(answer) + [False] * (7 - len(answer))
                 alone = naive_logps(vlm, prompt, answer, temperature)
                 torch.testing.assert_close(logps[p, g, : len(answer)], alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prompts_with_several_pictures_are_packed_and_sampled_like_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
+    views = [[picture(*size, seed=i) for i, size in enumerate(SIZES)], picture(64, 48, seed=7), [picture(32, 32, seed=8)]]
+    prompts, answers = vlm.encode(views, TEXTS), answers_of(vlm)
+    tokens = [[4 * 3, 5 * 2, 2 * 6], [4 * 3], [2 * 2]]  # a visual token is 16 pixels wide
+    for prompt, counts in zip(prompts, tokens):
+        runs = "".join("x" if token == vlm.image_token else " " for token in prompt.ids.tolist()).split()
+        assert [len(run) for run in runs] == counts
+    assert prompts[0].grid.shape == (3, 3) and prompts[1].grid.shape == prompts[2].grid.shape == (3,)
+    logps, _ = packed_logps(vlm, prompts, answers)
+    for p, prompt in enumerate(prompts):
+        for g, answer in enumerate(answers[p]):
+            torch.testing.assert_close(logps[p, g, : len(answer)], naive_logps(vlm, prompt, answer), rtol=0, atol=1e-5)
+    exchanged = vlm.encode([[views[0][1], views[0][0], views[0][2]]], TEXTS[:1])[0]
+    assert (naive_logps(vlm, exchanged, answers[0][0]) - naive_logps(vlm, prompts[0], answers[0][0])).abs().max() > 0.05
+    for prompt, (ids,) in zip(prompts, vlm.generate(prompts, 1, Sampling(0.0, 4))):
+        chosen: list[int] = []
+        while len(chosen) < len(ids):
+            last = allowed_logps(vlm, naive_logits(vlm, prompt, [*chosen, 0])[-1:], 1.0)[0]
+            last[list(vlm.forbidden)] = -torch.inf
+            chosen.append(int(last.argmax()))
+        assert list(ids) == chosen
 
 
 @torch.no_grad()

@@ -303,3 +303,19 @@ def test_without_pyarrow_the_package_is_named(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "MME" / "data" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"MME/data/test-\*.parquet: there is no such file or nothing in it"):
         open_dataset("mme", "test", str(tmp_path))
+
+
+# ---------------------------------------------------------------------- for other tests
+
+
+def questions_on_disk(root: Path, parquet: bool) -> list[str]:
+    """The public files in small; returns the data sets that were written."""
+    vstar_set(root)
+    rows = [mmbench_row(1, picture(10)), mmbench_row(1_000_001, "1", "A"), mmbench_row(2_000_001, "1", "C"), mmbench_row(2, picture(20), hint="Look.")]
+    mmbench_set(root, rows)
+    if not parquet:
+        return ["mmbench", "vstar"]
+    parquet_set(root, "MME", [[mme_row(f"color/{k // 2}.jpg", k, "No" if k % 2 else "Yes") for k in range(4)]])
+    real = [{"image": {"bytes": picture(k), "path": None}, "question": f"Which?\n\nA. {k}\nB. no", "answer": "B"} for k in range(2)]
+    parquet_set(root, "RealworldQA", [real])
+    return ["mme", "mmbench", "realworldqa", "vstar"]

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from test_engine import rank_environment
 from test_masks import thin_set
+from test_questions import questions_on_disk
 from test_segment import MEAN, STD, sam_1
 
 from activeo3 import checkpoints, engine, report
@@ -260,7 +262,10 @@ def test_the_other_training_commands_train(here: None, policy: str, photos: Path
 def test_the_evaluation_commands_evaluate(
     here: None, trained: Path, photos: Path, small_sam: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    there = questions_on_disk(photos, parquet=find_spec("pyarrow") is not None)
     for number, words in enumerate(words for words in commands(TEXT) if script_of(words) == "evaluate.py"):
+        if "mme" in words and "mme" not in there:
+            continue  # its files are parquet
         stand_in = {"FOLDER": str(photos), "photo.jpg": str(photos / "images" / "photo.jpg")}
         given = [stand_in.get(word, word) for word in words[words.index("evaluate.py") + 1 :]]
         folder = tmp_path / str(number)

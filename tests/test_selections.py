@@ -272,3 +272,31 @@ def test_real_lvis_selection_keeps_the_rules(tmp_path: Path) -> None:
         assert picture.partly == frozenset(partly[image_id])
     marks = Counter(sets[0].index.frequency[category] for category in used)
     assert set(marks) <= {"r", "c", "f"} and len(marks) > 1
+
+
+# ---------------------------------------------------------------------- one file, two rules, any seed
+
+
+def test_both_rules_read_the_annotations_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = lvis_set(tmp_path, lvis_v1())
+    reads: list[Path] = []
+    monkeypatch.setattr(selections, "read_coco", lambda path, *args, **options: reads.append(path) or read_coco(path, *args, **options))
+    small, dense = (open_dataset(name, "val", root) for name in ("lvis_small", "lvis_dense"))
+    assert len(reads) == 1 and len(open_dataset(["lvis_small", "lvis_dense"], "val", root)) == len(small) + len(dense)
+    assert len(reads) == 1
+    content = lvis_v1()
+    content["categories"][0]["name"] = "needle"
+    (tmp_path / "lvis" / "lvis_v1_val.json").write_text(json.dumps(content))
+    again = open_dataset("lvis_small", "val", root)
+    assert len(reads) == 2 and "needle" in {question.query for question in again.index.questions}
+
+
+def test_the_selection_seed_reaches_the_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOTAL, "val", 2)
+    root = lvis_set(tmp_path, lvis_v1())
+    seen = set()
+    for seed in range(6):
+        data = open_dataset(["lvis_small", "lvis_dense"], "val", root, seed=seed)
+        assert (tmp_path / "lvis" / f"queries_lvis_v1_val_seed{seed}.json").is_file() and len(data) == 2
+        seen.add(tuple((q.image_id, q.category_id) for part in data.parts for q in part.index.questions))
+    assert len(seen) > 1

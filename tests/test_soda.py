@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 
-from activeo3 import soda
+from activeo3 import results, soda
 from activeo3.annotations import Index, Picture, Question
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Source
@@ -271,6 +271,21 @@ def test_a_tile_shows_its_part_of_the_picture(tmp_path: Path) -> None:
     assert len({example.image_id for example in data}) == len(data)
 
 
+def test_our_coco_files_say_where_a_tile_is_from(tmp_path: Path) -> None:
+    """The truth file alone leads from a box in a tile back to the annotation of the whole picture."""
+    boxes = [{"category_id": 1, "bbox": [150, 120, 20, 20]}]
+    data = open_dataset("soda_d", "test", driving_set(tmp_path, "test", boxes), tile=100, tile_overlap=50)
+    content = results.truth(list(data))
+    assert len(content["images"]) == len(data) > 1
+    windows = {row["id"]: row["window"] for row in content["images"]}
+    assert {(row["source_id"], row["file_name"]) for row in content["images"]} == {(41, "00041.jpg")}
+    for row in content["annotations"]:
+        (x, y, *sides), (left, top, *_) = row["bbox"], windows[row["image_id"]]
+        assert [x + left, y + top, *sides] == boxes[0]["bbox"]
+    whole = results.truth(list(open_dataset("soda_d", "test", str(tmp_path), tile=0, tile_overlap=0)))
+    assert [sorted(row) for row in whole["images"]] == [["file_name", "height", "id", "width"]]
+
+
 def test_training_pictures_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     square = [0, 0, 9, 0, 9, 9, 0, 9]
     root = aerial_set(tmp_path, "train", {f"{k:03}": aerial([(4, square), (5, square)], (20, 20)) for k in range(12)})
@@ -280,3 +295,5 @@ def test_training_pictures_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest
     assert ids[0] == ids[1] != ids[2] and all(len(of_one) == 5 for of_one in ids)
     assert [len(data) for data in draws] == [10, 10, 10]  # both categories of each
     assert len(draws[0].paths) == 12  # what is there is still counted whole
+    opened = [open_dataset("soda_a", "train", root, seed=seed) for seed in (0, 1)]
+    assert [sorted({question.image_id for question in data.index.questions}) for data in opened] == [ids[0], ids[2]]

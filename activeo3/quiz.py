@@ -1,0 +1,332 @@
+"""Benchmarks whose questions are answered in words: MME, MMBench, RealWorldQA and V*Bench.
+
+They say whether general ability has survived a training (ACTIVE-O3, Table 3), and V*Bench whether looking helps
+to answer. A row is a way of choosing regions and who answers, ``start`` or ``checkpoint``, greedily:
+
+    direct           the whole picture, as large as the sensing model sees it
+    direct-native    the whole picture at its own size (limits: crop_side squared and max_view_pixels)
+    cot, active      the start policy or the checkpoint is asked where to look for the answer (the prompt of the
+                     authors' V* demo); whole picture and crops are then shown in one prompt, with the options
+    oracle-regions   the same with regions around the true targets, where they are known (V*Bench)
+    random, grid, repeat    the same, with regions as in suites.py
+
+What counts, by benchmark. A group is complete or does not count (``--limit`` may cut one):
+    mme          accuracy; accuracy_plus: both questions about a picture right; a category scores 100 times the sum
+                 of the two; perception and cognition are the sums over their categories, total that of all
+                 (arXiv 2306.13394, section 2.2; the 2308 of Table 3 is a total; of 2,800)
+    mmbench      accuracy of all rows; circular: right under every rotation of the options (arXiv 2307.06281,
+                 section 4.1; the 80.1 of Table 3)
+    realworldqa  accuracy (lmms-eval's rule, see answers.py)
+    vstar        accuracy, and that of its two categories
+``unread`` is the share of answers that cannot be read; they are wrong.
+
+Readings of what the paper leaves open:
+  1. It names no prompts: questions are asked as their files have them, options by letter.
+  2. It has no number for V*Bench, and its demo asks each crop by itself, without options, and joins nothing.
+     Here all pictures are in one prompt.
+  3. V*Bench's own script ranks the options by likelihood; here a letter is generated.
+"""
+
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+from PIL import Image
+
+from activeo3 import metrics, prompts, report, results
+from activeo3.answers import ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
+from activeo3.config import EvalConfig, _Config
+from activeo3.files import Dataset
+from activeo3.jobs import blocks
+from activeo3.ledger import Share, alone
+from activeo3.metrics import Metric
+from activeo3.models import VisionLanguageModel
+from activeo3.page import write_page
+from activeo3.proposals import propose
+from activeo3.questions import VSTAR_KINDS
+from activeo3.sampler import sensing_view
+from activeo3.schema import Example, Region, Sampling
+from activeo3.stream import readable
+from activeo3.taskmodels import crop_view, visible
+
+WHOLE = ("direct", "direct-native")
+"""Methods without crops."""
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+"""MME's categories."""
+GROUPS: dict[str, tuple[str, Callable[[Example], int]]] = {
+    "mme": ("accuracy_plus", lambda example: 2),
+    "mmbench": ("circular", lambda example: len(example.fields["options"])),
+}
+"""Where questions count together: the column, and how many belong to the group of an example."""
+SAME_WITH_BLACK_CROPS = "accuracy_black"
+
+Records = dict[str, list[dict[str, Any]]]
+"""Every question with its answer, by the label of the row."""
+
+
+class Answer(NamedTuple):
+    """What a model wrote, and what that says."""
+
+    text: str
+    reading: Reading
+    right: bool
+
+
+def run(
+    benchmark: str,
+    methods: Sequence[str],
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    config: _Config,
+    resamples: int = 1000,
+    say: Callable[[str], None] = print,
+    black: bool = False,
+    share: Share = alone,
+) -> tuple[list[dict[str, Any]], Records]:
+    """Ask every question in every way: (table rows, what was answered).
+
+    ``actor``, ``start``, ``resamples``, ``say`` and ``share`` as in ``suites.run``. With ``black``, questions
+    are asked once more with black crops beside the picture. Rows are those of ``suites.run``; ``task_model``
+    is who answers, ``failures`` counts answers by what kept them from being read, and ``categories`` has the
+    numbers of each category.
+    """
+    models = {"checkpoint": actor} if actor is start else {"start": start, "checkpoint": actor}
+    rows: list[dict[str, Any]] = []
+    kept = []
+    for method in usable(methods, examples, say):
+        regions, proposing, asked = answered(benchmark, method, examples, actor, start, models, config, black, share)
+        for name, (given, seconds, blind) in asked.items():
+            values = scores(benchmark, examples, marks(given), resamples)
+            if method not in WHOLE and any(len(example.boxes_px) for example in examples):
+                recalls = [metrics.region_recall(r, metrics.asked_boxes(e)) for r, e in zip(regions, examples)]
+                values["region_recall"] = metrics.bootstrap_interval(recalls, ids(examples), resamples)
+            if black and method not in WHOLE:
+                values[SAME_WITH_BLACK_CROPS] = metrics.bootstrap_interval(marks(blind), ids(examples), resamples)
+            errors = Counter(answer.reading.error for answer in given)
+            values |= {"unread": 1 - errors[None] / len(given), "regions": float(np.mean([len(r) for r in regions]))}
+            values["seconds"] = (proposing + seconds) / len(examples)
+            row = {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": name, "n": len(examples)}
+            row |= {"budget": 0 if method in WHOLE else config.regions, "metrics": values}
+            rows.append(
+                row
+                | {"failures": {error: errors[error] for error in ERRORS}}
+                | {"categories": by_category(benchmark, examples, marks(given)), "columns": columns(benchmark, examples, black)}
+            )
+            kept.append(records(examples, regions, given))
+            say(f"{benchmark} {method}, answered by {name}: accuracy {values['accuracy'].value:.3f}")
+    return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
+
+
+def usable(methods: Sequence[str], examples: Sequence[Example], say: Callable[[str], None]) -> list[str]:
+    """The methods that these questions allow; says which are left out and why."""
+    reasons = {"fixed": "it is fitted by boxes that a task model finds"}
+    if not all(len(example.boxes_px) for example in examples):
+        reasons["oracle-regions"] = "nobody has boxed what the questions are about"
+    for method in methods:
+        if method in reasons:
+            say(f"no row {method}: {reasons[method]}")
+    return [method for method in methods if method not in reasons]
+
+
+# ---------------------------------------------------------------------- look and answer
+
+
+def answered(
+    benchmark: str,
+    method: str,
+    examples: Sequence[Example],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    models: Mapping[str, VisionLanguageModel],
+    config: _Config,
+    black: bool,
+    share: Share,
+) -> tuple[list[tuple[Region, ...]], float, dict[str, tuple[list[Answer], float, list[Answer]]]]:
+    """What a method looks at: regions, seconds of proposing them; and per model: answers, seconds, answers
+    with black crops (none unless asked for)."""
+
+    def work(block: Sequence[Example]) -> tuple[list, float, dict]:
+        began = time.perf_counter()
+        regions: list[tuple[Region, ...]] = [()] * len(block)
+        if method not in WHOLE:
+            regions = [rollout.regions for rollout in propose(method, block, start if method == "cot" else actor, config)]
+        proposing, native = time.perf_counter() - began, method == "direct-native"
+        of_model = {}
+        for name, model in models.items():
+            began = time.perf_counter()
+            given = ask(benchmark, model, block, regions, config, native)
+            seconds = time.perf_counter() - began
+            blind = ask(benchmark, model, block, regions, config, native, True) if black and method not in WHOLE else []
+            of_model[name] = (given, seconds, blind)
+        return regions, proposing, of_model
+
+    regions, proposing, of_models = zip(*share(work, blocks(examples)))
+    joined = {}
+    for name in models:
+        given, seconds, blind = zip(*(of_model[name] for of_model in of_models))
+        joined[name] = list(chain(*given)), sum(seconds), list(chain(*blind))
+    return list(chain(*regions)), sum(proposing), joined
+
+
+def ask(
+    benchmark: str,
+    model: VisionLanguageModel,
+    examples: Sequence[Example],
+    regions: Sequence[Sequence[Region]],
+    config: _Config,
+    native: bool = False,
+    black: bool = False,
+) -> list[Answer]:
+    """One greedy answer per example, which sees the whole picture and its regions enlarged."""
+    sampling = Sampling(0.0, config.task_max_new_tokens)
+    at_once = max(1, config.task_batch // (1 + config.regions))
+    answers = []
+    for first in range(0, len(examples), at_once):
+        part = examples[first : first + at_once]
+        shown = [views(model, e, r, config, native, black) for e, r in zip(part, regions[first : first + at_once], strict=True)]
+        asked = [
+            prompts.question_prompt(e.query, e.fields["options"], e.fields.get("hint", ""), len(of_one) - 1)
+            for e, of_one in zip(part, shown)
+        ]
+        for example, (token_ids,) in zip(part, model.generate(model.encode(shown, asked), 1, sampling), strict=True):
+            finished = bool(token_ids) and token_ids[-1] == model.end_token
+            text = model.tokenizer.decode(token_ids[:-1] if finished else token_ids, skip_special_tokens=False)
+            answers.append(read(benchmark, example, text, finished))
+    return answers
+
+
+def views(
+    model: VisionLanguageModel, example: Example, regions: Sequence[Region], config: _Config, native: bool, black: bool
+) -> list[Image.Image]:
+    """The whole picture and its crops, in the order in which the prompt speaks of them."""
+    whole, _ = sensing_view(model, example.image, config.sensing_side, config.max_view_pixels)
+    if native:
+        least = min(config.crop_side**2, config.max_view_pixels)
+        whole = example.image.resize(model.view_size(example.size_px, (least, config.max_view_pixels)), Image.Resampling.BICUBIC)
+    source = Image.new("RGB", example.size_px) if black else example.image
+    return [whole, *(crop_view(model, source, region, config)[0] for region in regions if visible(region))]
+
+
+def read(benchmark: str, example: Example, text: str, finished: bool) -> Answer:
+    """What an answer says, by the rules of its benchmark, and whether that is right."""
+    if benchmark == "mme":
+        reading = read_yes_or_no(text, finished)
+    elif example.fields["options"]:
+        reading = read_letter(text, example.fields["options"], finished)
+    else:
+        reading = read_word(text, example.query, finished)
+    return Answer(text, reading, reading.value is not None and plain(reading.value) == plain(example.fields["answer"]))
+
+
+# ---------------------------------------------------------------------- score
+
+
+def marks(answers: Sequence[Answer]) -> np.ndarray:
+    """1 for a right answer and 0 for a wrong one, (E,)."""
+    return np.array([float(answer.right) for answer in answers])
+
+
+def ids(examples: Sequence[Example]) -> list[int]:
+    return [example.image_id for example in examples]
+
+
+def whole_groups(benchmark: str, examples: Sequence[Example]) -> list[list[int]]:
+    """The indices of each group of which every question is there, in order of appearance."""
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault((example.fields["category"], example.fields["group"]), []).append(index)
+    _, wanted = GROUPS[benchmark]
+    return [of_group for of_group in members.values() if len(of_group) >= wanted(examples[of_group[0]])]
+
+
+def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resamples: int) -> dict[str, Any]:
+    """The numbers of a benchmark by column, with intervals over pictures; ``right`` (E,) is 1 or 0."""
+    found: dict[str, Any] = {"accuracy": metrics.bootstrap_interval(right, ids(examples), resamples)}
+    if benchmark == "vstar":
+        for kind in VSTAR_KINDS:
+            own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
+            found[kind] = metrics.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
+    if benchmark in GROUPS:
+        groups = whole_groups(benchmark, examples)
+        pictures = [examples[of_group[0]].image_id for of_group in groups]
+        together = [float(right[of_group].all()) for of_group in groups]
+        found[GROUPS[benchmark][0]] = metrics.bootstrap_interval(together, pictures, resamples)
+    if benchmark == "mme":
+        for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", PERCEPTION + COGNITION)):
+            found[name] = mme_points(examples, right, [g for g in groups if examples[g[0]].fields["category"] in kinds], resamples)
+    return found
+
+
+def mme_points(examples: Sequence[Example], right: np.ndarray, groups: Sequence[Sequence[int]], resamples: int) -> Metric:
+    """The sum over categories of 100 x (accuracy + accuracy_plus), at most 200 each."""
+    points = [100 * (right[of_group].mean() + right[of_group].all()) for of_group in groups]
+    firsts = [examples[of_group[0]] for of_group in groups]
+    return metrics.bootstrap_total(points, ids(firsts), [first.fields["category"] for first in firsts], resamples)
+
+
+def by_category(benchmark: str, examples: Sequence[Example], right: np.ndarray) -> dict[str, dict[str, float]]:
+    """``scores`` of each category alone, without intervals, and how many questions it has."""
+    found = {}
+    for name in sorted({example.fields["category"] for example in examples}):
+        own = [index for index, example in enumerate(examples) if example.fields["category"] == name]
+        values = scores(benchmark, [examples[k] for k in own], right[own], resamples=0)
+        numbers = {column: cell.value for column, cell in values.items() if np.isfinite(cell.value)}
+        found[name] = {"n": len(own)} | numbers
+    return found
+
+
+# ---------------------------------------------------------------------- what is left behind
+
+
+def columns(benchmark: str, examples: Sequence[Example], black: bool) -> list[str]:
+    """The columns of a benchmark's table, beside method and task model."""
+    own = {"mme": ["accuracy_plus", "perception", "cognition", "total"], "mmbench": ["circular"], "vstar": [*VSTAR_KINDS]}
+    boxed = ["region_recall"] if any(len(example.boxes_px) for example in examples) else []
+    blind = [SAME_WITH_BLACK_CROPS] if black else []
+    return ["accuracy", *own.get(benchmark, []), *boxed, *blind, "unread", "regions", "seconds"]
+
+
+def records(
+    examples: Sequence[Example], regions: Sequence[Sequence[Region]], given: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """Every question with its answer, for programs and doubters."""
+    return [
+        {"id": example.id, "category": example.fields["category"], "question": example.query,
+         "options": list(example.fields["options"]), "answer": example.fields["answer"], "text": answer.text,
+         "read": answer.reading.value, "error": answer.reading.error, "right": answer.right,
+         "regions": [list(region) for region in of_one]}
+        for example, of_one, answer in zip(examples, regions, given, strict=True)
+    ]  # fmt: skip
+
+
+def show(folder: Path, benchmark: str, split: str, rows: Sequence[results.Row], answers: Records, checkpoint: str) -> None:
+    """Print both tables, and write the page and ``answers-<benchmark>-<label>.json``."""
+    for label, of_row in answers.items():
+        results.write_coco(folder, f"answers-{benchmark}-{label}", of_row)
+    first = results.first_table(rows)
+    print(report.table(*first, f"{benchmark} ({split}), {rows[0]['n']} questions"))
+    print(report.table(*results.second_table(rows), "answers that cannot be read"))
+    write_page(folder / f"{benchmark}.html", f"activeo3: {benchmark}", [f"checkpoint: {checkpoint}", f"data: {benchmark} ({split})"], (), *first)
+
+
+def evaluate(
+    opened: Mapping[str, Dataset],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    experts: Mapping[str, Any],
+    config: EvalConfig,
+    folder: Path,
+) -> None:
+    """Every benchmark: printed tables, and files in ``folder``; the models answer themselves, not ``experts``."""
+    rows: list[dict[str, Any]] = []
+    for name, dataset in opened.items():
+        found, given = run(name, config.methods, readable(dataset), actor, start, config, config.resamples, black=config.black)
+        rows += found
+        results.write_results(folder, rows)
+        show(folder, name, config.split, found, given, config.checkpoint[0])
+    print(f"numbers: {folder / 'results.json'}; every answer lies beside it")

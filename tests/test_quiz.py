@@ -1,0 +1,268 @@
+"""quiz.py: what is shown and asked, who answers, and every number against counting by hand."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeo3 import datasets, jobs, ledger, proposals, quiz, suites
+from activeo3.answers import ERRORS
+from activeo3.config import EvalConfig, TrainConfig
+from activeo3.datasets import open_dataset
+from activeo3.files import Source
+from activeo3.prompts import sensing_answer
+from activeo3.questions import open_vstar
+from activeo3.schema import Example
+from scripted import END, Scripted, blobs, looks, painted, written
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
+from test_questions import questions_on_disk, vstar_set
+
+CONFIG = EvalConfig(checkpoint=("x",), crop_side=64, sensing_side=128, max_new_tokens=40, task_max_new_tokens=8, task_batch=8)
+SIZE = (400, 320)
+
+
+def question(
+    number: int, answer: str, options: Sequence[str] = (), category: str = "color", group: str = "", boxes: Any = (), **fields: Any
+) -> Example:
+    image = painted(SIZE, [("red", box) for box in np.asarray(boxes, dtype=int).reshape(-1, 4)])
+    fields |= {"question": f"Which, {number}?", "options": tuple(options), "answer": answer, "category": category}
+    fields |= {"group": group} if group else {}
+    return Example(f"q{number}", image, fields["question"], np.asarray(boxes, float).reshape(-1, 4), image_id=number, fields=fields)
+
+
+def saying(tokenizer, answer: Callable[[list[Image.Image], str], str]) -> Scripted:
+    """A model that looks at what is red and answers with ``answer(views, question)``."""
+
+    def says(model: Scripted, view: Any, text: str) -> str:
+        if isinstance(view, list):
+            return answer(view, text) + END
+        return sensing_answer(written(model, view, blobs(view, "red")), "red") + END
+
+    return Scripted("qwen3_vl", tokenizer, says)
+
+
+# ---------------------------------------------------------------------- what is shown and asked
+
+
+def test_the_whole_picture_and_the_crops_are_shown_with_the_options(tokenizer) -> None:
+    model = saying(tokenizer, lambda views, text: "B")
+    examples = [question(1, "B", ["cat", "dog"], boxes=[[40, 40, 120, 100]], hint="Read."), question(2, "A", ["x", "y"], boxes=[[0, 200, 90, 300], [300, 0, 399, 60]])]
+    rows, records = quiz.run("vstar", ("direct", "direct-native", "oracle-regions", "active"), examples, model, model, CONFIG, resamples=0, say=lambda _: None)
+    asked = [(views, text) for views, text in model.shown if isinstance(views, list)]
+    assert [len(views) for views, _ in asked] == [1, 1, 1, 1, 2, 3, 2, 3]
+    whole, native, crop = asked[0][0][0], asked[2][0][0], asked[4][0][1]
+    assert whole.size == (160, 128) and native.size == (384, 320) and crop.size == (64, 64)
+    assert asked[0][1].splitlines() == ["Hint: Read.", "Which, 1?", "A. cat", "B. dog", "Answer with the letter of the right option only."]
+    assert "the second shows a part" in asked[4][1] and "the other 2 show parts" in asked[5][1]
+    assert np.array_equal(np.asarray(asked[4][0][0]), np.asarray(whole))
+    assert (np.asarray(crop).reshape(-1, 3)[:, 0] > 200).mean() > 0.4 > (np.asarray(whole).reshape(-1, 3)[:, 0] > 200).mean()
+    looked = [text for views, text in model.shown if not isinstance(views, list)]
+    assert looked == ["Where should one look to answer: Which, 1?", "Where should one look to answer: Which, 2?"]
+    assert [row["metrics"]["accuracy"].value for row in rows] == [0.5] * 4
+    assert [row["task_model"] for row in rows] == ["checkpoint"] * 4
+    assert rows[2]["metrics"]["region_recall"].value == 1.0 and "region_recall" not in rows[0]["metrics"]
+    assert records["active"][0] | {"regions": []} == {
+        "id": "q1", "category": "color", "question": "Which, 1?", "options": ["cat", "dog"], "answer": "B", "text": "B", "read": "B",
+        "error": None, "right": True, "regions": [],
+    }  # fmt: skip
+    assert len(records["active"][1]["regions"]) == 2 and records["direct"][1]["regions"] == []
+    assert all(sampling.temperature == 0 for _, _, sampling in model.batches)
+
+
+def test_what_only_a_crop_shows_is_answered_with_crops_and_not_with_black_ones(tokenizer) -> None:
+    def answer(views: list[Image.Image], text: str) -> str:
+        return "(A)" if any((np.asarray(view)[..., 0] > 200).mean() > 0.3 for view in views) else "(B)"
+
+    model = saying(tokenizer, answer)
+    examples = [question(k, "A", ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(3)]
+    rows, _ = quiz.run("vstar", ("direct", "active", "oracle-regions"), examples, model, model, CONFIG, 0, lambda _: None, black=True)
+    assert [row["metrics"]["accuracy"].value for row in rows] == [0.0, 1.0, 1.0]
+    assert [row["metrics"].get("accuracy_black", (None,))[0] for row in rows] == [None, 0.0, 0.0]
+
+
+def test_start_and_checkpoint_answer_and_each_looks_in_its_own_row(tokenizer) -> None:
+    start, actor = saying(tokenizer, lambda views, text: "Yes"), saying(tokenizer, lambda views, text: "No way")
+    examples = [question(k, "No" if k else "Yes", category="OCR", group="a") for k in range(3)]
+    rows, records = quiz.run("mme", ("direct", "cot", "active", "fixed", "oracle-regions"), examples, actor, start, CONFIG, 0, (said := []).append)
+    assert [(row["method"], row["task_model"]) for row in rows] == [
+        (method, name) for method in ("direct", "cot", "active") for name in ("start", "checkpoint")
+    ]
+    assert [round(row["metrics"]["accuracy"].value, 3) for row in rows] == [0.333, 0.667] * 3
+    looked = [sum(not isinstance(views, list) for views, _ in model.shown) for model in (start, actor)]
+    assert looked == [3, 3]
+    assert sum("no row fixed" in line or "no row oracle-regions" in line for line in said) == 2
+    assert set(records) == {f"{method}-{name}" for method in ("direct", "cot", "active") for name in ("start", "checkpoint")}
+
+
+def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
+    model = saying(tokenizer, lambda views, text: "no" if "3" in text else "yes")
+
+    def share(work: Callable, parts: Sequence) -> list:
+        found = {k: work(parts[k]) for rank in range(2) for k in range(rank, len(parts), 2)}
+        return [found[k] for k in range(len(parts))]
+
+    examples = [question(k, "Yes" if k % 3 else "No", category="count", group=str(k // 2)) for k in range(2 * jobs.BATCH + 4)]
+    (alone, _), (together, _) = (quiz.run("mme", ("direct",), examples, model, model, CONFIG, 50, lambda _: None, share=s) for s in (ledger.alone, share))
+    for row in (*alone, *together):
+        row["metrics"].pop("seconds")
+    assert repr(alone) == repr(together)
+
+
+def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:
+    texts = iter(["yes", "perhaps", "not", "", "It is yes or no", "no"])
+    model = saying(tokenizer, lambda views, text: next(texts))
+    examples = [question(k, "Yes", category="OCR", group=str(k)) for k in range(6)]
+    (row,), _ = quiz.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
+    assert row["failures"] == dict.fromkeys(ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1, "yes_and_no": 1}
+    assert row["metrics"]["unread"] == pytest.approx(4 / 6) and row["metrics"]["accuracy"].value == pytest.approx(1 / 6)
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def test_mme_is_counted_as_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    kinds = [*quiz.PERCEPTION, *quiz.COGNITION]
+    pairs = [(kind, f"{kind}/{k}.jpg") for kind in kinds for k in range(rng.integers(2, 6))]
+    examples, right = [], []
+    for number, (kind, group) in enumerate(pairs):
+        for _ in range(2):
+            examples.append(question(number, "Yes", category=kind, group=group))
+            right.append(float(rng.random() < 0.7))
+    order = rng.permutation(len(examples))
+    examples, right = [examples[k] for k in order], np.array(right)[order]
+
+    points: dict[str, list[float]] = {}
+    both = []
+    for kind, group in pairs:
+        own = [r for example, r in zip(examples, right) if example.fields["group"] == group]
+        assert len(own) == 2
+        both.append(own == [1.0, 1.0])
+        points.setdefault(kind, []).append(100 * sum(own) / 2 + (100 if own == [1.0, 1.0] else 0))
+    score = {kind: sum(values) / len(values) for kind, values in points.items()}
+
+    found = quiz.scores("mme", examples, right, resamples=200)
+    assert found["accuracy"].value == pytest.approx(sum(right) / len(right))
+    assert found["accuracy_plus"].value == pytest.approx(sum(both) / len(both))
+    assert found["perception"].value == pytest.approx(sum(score[kind] for kind in quiz.PERCEPTION))
+    assert found["cognition"].value == pytest.approx(sum(score[kind] for kind in quiz.COGNITION))
+    assert found["total"].value == pytest.approx(found["perception"].value + found["cognition"].value)
+    assert 0 < found["total"].low < found["total"].value < found["total"].high <= 2800
+    perfect = quiz.scores("mme", examples, np.ones(len(examples)), resamples=10)
+    assert perfect["total"] == (2800, 2800, 2800) and perfect["perception"].value == 2000
+    for kind, values in quiz.by_category("mme", examples, right).items():
+        assert values["total"] == pytest.approx(score[kind]) and values["n"] == 2 * len(points[kind])
+        assert ("perception" in values) == (kind in quiz.PERCEPTION)
+
+    cut = quiz.scores("mme", examples[:-1], right[:-1], resamples=0)  # one question of a pair is missing: the pair is out
+    gone = next(place for place, (_, group) in enumerate(pairs) if group == examples[-1].fields["group"])
+    left = [b for place, b in enumerate(both) if place != gone]
+    assert cut["accuracy_plus"].value == pytest.approx(sum(left) / len(left))
+
+
+def test_mmbench_is_right_under_every_rotation_or_not_at_all() -> None:
+    rng = np.random.default_rng(1)
+    sizes = [2, 3, 4, 4, 3, 2, 4]
+    examples = [question(g, "A", "abcd"[:size], f"kind {g % 2}", str(g)) for turn in range(4) for g, size in enumerate(sizes) if turn < size]
+    right = (rng.random(len(examples)) < 0.8).astype(float)
+    by_hand = []
+    for g in range(len(sizes)):
+        by_hand.append(all(r == 1 for example, r in zip(examples, right) if example.fields["group"] == str(g)))
+    assert 0 < sum(by_hand) < len(sizes)
+    found = quiz.scores("mmbench", examples, right, resamples=100)
+    assert found["circular"].value == pytest.approx(sum(by_hand) / len(sizes))
+    assert found["accuracy"].value == pytest.approx(right.mean()) and "total" not in found
+    assert found["circular"].low <= found["circular"].value <= found["circular"].high
+    of_kinds = quiz.by_category("mmbench", examples, right)
+    assert of_kinds["kind 0"]["circular"] == pytest.approx(np.mean(by_hand[::2]))
+    first_pass = quiz.scores("mmbench", examples[: len(sizes)], right[: len(sizes)], resamples=0)
+    assert np.isnan(first_pass["circular"].value)  # no question is there under every rotation
+
+
+def test_vstar_has_its_two_categories_beside_the_mean() -> None:
+    examples = [question(k, "A", "ab", quiz.VSTAR_KINDS[k > 2]) for k in range(5)]
+    found = quiz.scores("vstar", examples, np.array([1.0, 1, 0, 0, 1]), resamples=0)
+    assert [round(found[name].value, 3) for name in ("accuracy", *quiz.VSTAR_KINDS)] == [0.6, 0.667, 0.5]
+    assert np.isnan(quiz.scores("vstar", examples[:3], np.ones(3), 0)["relative_position"].value)
+
+
+# ---------------------------------------------------------------------- the script
+
+
+def test_every_set_of_questions_in_words_is_known_here() -> None:
+    words = {name for name, reader in datasets.READERS.items() if reader.answers == "words"}
+    assert words == {"mme", "mmbench", "realworldqa", "vstar"} >= set(quiz.GROUPS)
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_evaluate_answers_questions_in_the_official_files(make_vlm, checkpoint: str, evaluate, tmp_path: Path, parquet: bool) -> None:  # noqa: F811
+    names, out = questions_on_disk(tmp_path / "data", parquet), tmp_path / "out"
+    trained = tmp_path / "checkpoint-3"
+    make_vlm("qwen3_vl", seed=1).save(trained)
+    (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": checkpoint}}))
+    printed, complaint = evaluate(
+        "--checkpoint", str(trained), "--data_root", str(tmp_path / "data"), "--benchmark", *names, "--limit", "4",
+        "--methods", "direct", "active", "oracle-regions", "--output_dir", str(out), *SMALL,
+    )  # fmt: skip
+    assert complaint == ""
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    both = [(method, who) for method in ("direct", "active") for who in ("start", "checkpoint")]
+    ceiling = [("oracle-regions", who) for who in ("start", "checkpoint")]
+    assert [(row["benchmark"], row["method"], row["task_model"]) for row in rows] == [
+        *((name, *row) for name in names for row in both + ceiling * (name == "vstar")),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["n"] == {"realworldqa": 2, "vstar": 3}.get(row["benchmark"], 4)
+        given = json.loads((out / f"answers-{row['benchmark']}-{row['method']}-{row['task_model']}.json").read_text())
+        assert row["metrics"]["accuracy"] == pytest.approx(sum(one["right"] for one in given) / row["n"])
+        assert sum(row["failures"].values()) == sum(one["error"] is not None for one in given)
+        assert row["metrics"]["unread"] == pytest.approx(sum(row["failures"].values()) / row["n"])
+        low, high = row["intervals"]["accuracy"]
+        assert low <= row["metrics"]["accuracy"] <= high
+        assert sum(category["n"] for category in row["categories"].values()) == row["n"]
+    by_name = {row["benchmark"]: row for row in rows}
+    assert "circular" in by_name["mmbench"]["metrics"]
+    assert not parquet or {"accuracy_plus", "perception", "cognition", "total"} <= set(by_name["mme"]["metrics"])
+    for name in names:
+        assert f"{name} (test), " in printed and (out / f"{name}.html").is_file() and f"{name}, " in (out / "results.md").read_text()
+    assert "| method " in printed and "circular" in printed and "no row oracle-regions" in printed
+    assert "yes\\_and\\_no" in (out / "results.tex").read_text()
+    _, complaint = evaluate("--checkpoint", checkpoint, "--data_root", str(tmp_path / "data"), "--benchmark", "vstar", "scenes")
+    assert complaint == "activeo3: --benchmark vstar is answered in words: evaluate it apart from boxes and masks."
+
+
+def test_fixed_regions_need_no_training_questions_in_words(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
+    vstar_set(tmp_path)
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--data_root", str(tmp_path), "--benchmark", "vstar", "--methods", "fixed", "direct", *SMALL,
+        "--output_dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert complaint == "" and "no row fixed" in printed
+
+
+def test_a_question_is_looked_at_for_its_answer(tokenizer, tmp_path: Path) -> None:
+    """The policy is asked where the answer is, not where a thing with the name of the question is."""
+    model = Scripted("qwen3_vl", tokenizer, looks)
+    example = open_dataset("vstar", "test", vstar_set(tmp_path))[0]
+    with pytest.raises(StopIteration):  # ``looks`` finds no colour in the question
+        proposals.greedy_look(model, [example], EvalConfig(checkpoint=("x",), wording="paper", sensing_side=64))
+    (_, text), = model.shown
+    assert "help to answer the question 'What is the material of the glove?'" in text and "region relevant to the question" in text
+
+
+def test_the_selection_seed_reaches_both_scripts(tmp_path: Path) -> None:
+    root = vstar_set(tmp_path)
+    script = runpy.run_path(str(Path(__file__).parent.parent / "evaluate.py"), run_name="evaluate")
+    orders = []
+    for seed in range(4):
+        wanted = [asked.options for asked in open_vstar(Source("test", root, seed=seed)).questions]
+        config = EvalConfig(checkpoint=("x",), data_root=root, selection_seed=seed)
+        opened = script["opened_split"]("vstar", "test", 0, config)
+        held_out = suites.held_out(TrainConfig(data=("vstar",), data_root=root, eval_split="test", selection_seed=seed))
+        assert [asked.options for asked in opened.questions] == wanted == [example.fields["options"] for example in held_out]
+        orders.append(tuple(wanted))
+    assert len(set(orders)) > 1
