@@ -20,6 +20,7 @@ from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 from activeo3.models import Prompt  # noqa: E402
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for the cache
 
 
 @pytest.fixture(scope="module")

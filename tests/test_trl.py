@@ -17,6 +17,8 @@ from trl_peer import Trl  # noqa: E402
 
 from activeo3 import grpo  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for words that TRL uses
+
 P, G, T = 3, 4, 6
 POINT = Point(image_tokens=6, prompts=P, group=G, tokens=T, micro=P)
 NAMES = {"response": "grpo", "token": "dapo", "constant": "dr_grpo"}  # our normalisations in TRL's words

@@ -129,7 +129,7 @@ def measure(
             "update_mb": clock.peak_mb,
             "tokens_per_second": point.prompts * point.group * point.tokens / step,
         }
-        print(f"{point}: {contender.name} {step:.2f} s", flush=True)
+        print(f"{point}: {contender.name} {step:.2f} s")
     return results
 
 
@@ -193,6 +193,7 @@ def write(options: argparse.Namespace, device: torch.device, results: Sequence[d
 
 def quiet() -> None:
     """No chatter of the libraries between the lines that are to be read."""
+    sys.stdout.reconfigure(line_buffering=True)  # also into a pipe, so that a long grid shows where it is
     engine.prepare()
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
