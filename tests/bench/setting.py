@@ -121,6 +121,7 @@ class Setting:
     policy: VisionLanguageModel
     reference: VisionLanguageModel
     optimizer: torch.optim.Optimizer
+    checkpointing: bool
 
     @classmethod
     def make(cls, size: str, folder: Path, dtype: torch.dtype, device: torch.device, checkpointing: bool) -> "Setting":
@@ -139,7 +140,7 @@ class Setting:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()  # it has no dropout; in evaluation mode nothing would be recomputed
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=LR, weight_decay=0.0)
-        return cls(folder, policy, reference, optimizer)
+        return cls(folder, policy, reference, optimizer, checkpointing)
 
     def apply(self) -> None:
         """The optimiser's part of an update: clip the gradient, move the weights, forget the gradient."""
@@ -200,7 +201,7 @@ def save_start(size: str, folder: Path, dtype: torch.dtype, device: torch.device
             spatial_merge_size=MERGE,
             temporal_patch_size=2,
             window_size=8 * PATCH,
-            fullatt_block_indexes=list(range(depth // 4 - 1, depth, depth // 4)) if depth >= 4 else [depth - 1],
+            fullatt_block_indexes=list(range(7, depth, 8)) or [depth - 1],  # the others see windows
             initializer_range=vision_hidden**-0.5,
         ),
         image_token_id=ids["<|image_pad|>"],

@@ -40,7 +40,7 @@ from activeo3 import engine  # noqa: E402
 
 PHASES = ("generate", "reward", "reference", "update", "other")
 # What rounding leaves: largest difference of log-probabilities, relative difference of loss and gradients.
-TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.15, 0.15)}
+TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.2, 0.2)}
 
 
 def main(options: argparse.Namespace) -> None:

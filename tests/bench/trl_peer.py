@@ -94,7 +94,7 @@ class Trl:
             use_bias_correction_kl=False,
             max_grad_norm=GRAD_CLIP,
             bf16=False,  # no autocast: the weights have the precision of the comparison themselves
-            gradient_checkpointing=vlm.model.is_gradient_checkpointing,
+            gradient_checkpointing=setting.checkpointing,
             use_cpu=vlm.model.device.type == "cpu",
             report_to="none",
             disable_tqdm=True,
