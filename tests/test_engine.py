@@ -222,6 +222,7 @@ def test_gathered_weights_are_whole_and_exact(policy: Sharded, make_vlm: Make) -
 
 def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_vlm: Make, picture: Picture) -> None:
     """Forward, generate, raise, forward again: the hooks are back, once each, and nothing has changed."""
+    sharded_linear = torch.nn.functional.linear
     plain = make_vlm(policy.vlm.family)
     prompts = plain.encode([picture(64, 48), picture(32, 96)], ["Where?", "Find every star."])
     packed = plain.pack(prompts, [[(20, 21, 22), (23,)], [(24, 25), (26, 27)]])
@@ -235,9 +236,11 @@ def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_
             with pytest.raises(ZeroDivisionError):
                 with policy.gathered() as whole:
                     assert not any(hooks_of(policy)[1:])  # the root keeps DeepSpeed's bookkeeping
+                    assert torch.nn.functional.linear is torch._C._nn.linear is not sharded_linear
                     assert whole.generate(prompts, 2, Sampling(0.0, 6)) == greedy
                     1 / 0
             assert hooks_of(policy) == hooks
+            assert torch.nn.functional.linear is sharded_linear
             assert torch.equal(policy.logits(packed), before)
     loss = policy.logits(packed).square().mean()
     policy.backward(loss)

@@ -85,6 +85,8 @@ def known_flags(words: list[str]) -> set[str]:
     script = script_of(words)
     if script:
         return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
+    if words[0] == "python" and (ROOT / words[1]).is_file():
+        return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
         of_training = known_flags(["train.py"]) if words[2] == "activeo3.planner" else set()  # it takes them all
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | of_training | {"--help", "-m"}

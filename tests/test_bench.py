@@ -1,0 +1,135 @@
+"""The benchmark of one GRPO step runs, proves what it compares, and can tell when that is not the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "bench"))
+
+import step  # noqa: E402
+from contenders import Naive, Ours  # noqa: E402
+from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
+
+from activeo3.models import Prompt  # noqa: E402
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for the cache
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting.make("mini", tmp_path_factory.mktemp("start"), torch.float32, CPU, checkpointing=False)
+
+
+class OtherPicture(Naive):
+    """A peer that looks at its pictures upside down."""
+
+    name = "upside down"
+
+    def rows(self) -> list[Prompt]:
+        return [Prompt(row.ids, row.pixels.flip(0), row.grid) for row in super().rows()]
+
+
+class OtherReference(Naive):
+    """A peer whose policy is its own reference, so that it has no KL."""
+
+    name = "without KL"
+
+    def backward(self, pieces: list, ref_logps: list[torch.Tensor]) -> tuple[list[torch.Tensor], float]:
+        with torch.no_grad():
+            own = [self.logps(self.setting.policy, rows, ids) for rows, ids, _ in pieces]
+        return super().backward(pieces, own)
+
+
+def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    small = "--size mini --image_tokens 4 6 --prompts 2 --micro 1 --group 2 --tokens 3 --repeats 2 --peers naive --cpu"
+    command = [sys.executable, "tests/bench/step.py", *small.split(), "--out", str(out)]
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = [line for line in run.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 * 2 and "| ours |" in rows[2] and "| naive |" in rows[3]
+    assert len({row.count("|") for row in rows}) == 1
+    for result in json.loads(out.read_text())["results"]:
+        assert result["agreement"]["naive"]["gradients"] < 1e-4
+        for found in result["contenders"].values():
+            seconds = found["seconds"]
+            assert {len(values) for values in seconds.values()} == {2}
+            assert all(seconds[phase][0] > 0 for phase in ("generate", "reward", "reference", "update", "cpu"))
+            assert sum(seconds[phase][0] for phase in step.PHASES) == pytest.approx(seconds["step"][0])
+            assert found["update_mb"] > 0 and found["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("other", [OtherPicture, OtherReference])
+def test_it_stops_when_a_peer_computes_something_else(
+    other: type[Naive], setting: Setting, capsys: pytest.CaptureFixture
+) -> None:
+    point = Point(image_tokens=6, prompts=2, group=2, tokens=4, micro=2)
+    honest, wrong = Naive(setting, point), other(setting, point)
+    assert set(step.agreement([Ours(setting, point), honest], (1e-4, 1e-4))) == {"naive"}
+    with pytest.raises(SystemExit, match=f"ours and {wrong.name} do not compute the same thing"):
+        step.agreement([Ours(setting, point), honest, wrong], (1e-4, 1e-4))
+    assert capsys.readouterr().out.count("differ by") == 3
+
+
+def test_agreement_leaves_the_weights_and_a_step_moves_them(setting: Setting) -> None:
+    point = Point(image_tokens=4, prompts=1, group=2, tokens=4, micro=1)
+    for contender in (Ours(setting, point), Naive(setting, point)):
+        before = [p.detach().clone() for p in setting.policy.model.parameters()]
+        step.agreement([Ours(setting, point), contender], (1e-4, 1e-4))
+        assert all(map(torch.equal, before, setting.policy.model.parameters()))
+        contender.step(Stopwatch(CPU))
+        assert not all(map(torch.equal, before, setting.policy.model.parameters()))
+
+
+def test_the_memory_of_an_update_is_that_of_its_tensors() -> None:
+    clock = Stopwatch(CPU, memory=True)
+    with clock("generate"):
+        kept = torch.ones(2**20)
+    with clock("update"):
+        for _ in range(3):
+            del kept
+            kept = torch.ones(2**21)  # 8 MB, one at a time
+        doubled = kept * 2
+    assert 16 <= clock.peak_mb < 17 and doubled.numel() == kept.numel()
+
+
+@pytest.mark.parametrize("image_tokens, size", [(64, (224, 224)), (1300, (1400, 728)), (6, (84, 56)), (7, (196, 28))])
+def test_pictures_have_the_tokens_that_were_asked_for(
+    image_tokens: int, size: tuple[int, int], setting: Setting
+) -> None:
+    views = pictures(2, image_tokens)
+    assert [view.size for view in views] == [size, size] and views[0].tobytes() != views[1].tobytes()
+    (prompt, _) = setting.policy.encode(views, ["Where?", "Where?"])
+    assert int((prompt.ids == setting.policy.image_token).sum()) == image_tokens
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--group", "1"], "--group must be at least 2"),
+        (["--tokens", "0"], "must be at least 1"),
+        (["--prompts", "4", "--micro", "3"], "--micro 3 must divide"),
+    ],
+)
+def test_flags_that_cannot_be_used(words: Sequence[str], says: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        step.parse(words)
+    assert says in capsys.readouterr().err
+
+
+def test_without_trl_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
+    assert step.parse([]).peers == ["naive"]
+    with pytest.raises(SystemExit):
+        step.parse(["--peers", "trl"])
+    assert ".[bench]" in capsys.readouterr().err
