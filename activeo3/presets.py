@@ -36,9 +36,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "task_only": {"w_format": 0.0, "w_no_overlap": 0.0, "w_area": 0.0, "w_coverage": 0.0},
     "heuristic_only": {"w_task": 0.0},
     "direct": {"task": "direct"},
-    # Errors of masks, ACTIVE-O3 section 5.4: perfectly corrected; and on its data, by the SAM that it cites.
+    # Errors of masks, its section 5.4: perfectly corrected; or on its data, by SAM 2.1 (it cites SAM 2).
     "segment": {"task": "segment", "task_model": "oracle"},
-    "thin_objects": {"data": ("thinobject5k",), "task_model": "sam", "task_checkpoint": "facebook/sam2.1-hiera-large"},
+    "thin_objects": {
+        "task": "segment",
+        "data": ("thinobject5k",),
+        "task_model": "sam",
+        "task_checkpoint": "facebook/sam2.1-hiera-large",
+    },
     # How it is trained. Dr. GRPO, arXiv 2503.20783: no division by the spread, a constant length, no KL.
     "dr_grpo": {"divide_by_std": False, "normalise": "constant", "beta": 0.0},
     # DAPO, arXiv 2503.14476: mean over tokens, a higher upper clip, no KL. Its dynamic sampling is left out.

@@ -115,7 +115,7 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
         task_of(EvalConfig(checkpoint=("x",), task="paint"))
     with pytest.raises(ConfigError, match="--task_model sam corrects masks: it goes with --task segment"):
         task_of(EvalConfig(checkpoint=("x",), task_model=("sam",), task_checkpoint="y"))
-    preset = TrainConfig.from_args(["--preset", "paper", "segment", "thin_objects", "--data_root", "d"])
+    preset = TrainConfig.from_args(["--preset", "paper", "thin_objects", "--data_root", "d"])
     assert task_of(preset) is TASKS["segment"] and preset.data == ("thinobject5k",) and preset.task_model == "sam"
     assert task_of(TrainConfig.from_args(["--preset", "tiny", "segment"])) is TASKS["segment"]
     masks = {"checkpoint": ("x",), "task": "segment", "task_model": ("oracle",)}

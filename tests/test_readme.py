@@ -255,7 +255,7 @@ def test_the_other_training_commands_train(here: None, policy: str, photos: Path
     for number, words in enumerate(lines):
         given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]
         folder = tmp_path / str(number)
-        given += small_sam if "segment" in given else []
+        given += small_sam if "thin_objects" in given else []
         config = TrainConfig.from_args([*given, "--model", policy, *SMALL, *ONE_STEP, "--output_dir", str(folder)])
         train.main(config)
         assert [path.name for path in checkpoints.complete(folder)] == ["checkpoint-1"]
@@ -271,7 +271,7 @@ def test_the_evaluation_commands_evaluate(
         stand_in = {"FOLDER": str(photos), "photo.jpg": str(photos / "images" / "photo.jpg")}
         given = [stand_in.get(word, word) for word in words[words.index("evaluate.py") + 1 :]]
         folder = tmp_path / str(number)
-        given += small_sam if "segment" in given else []
+        given += small_sam if "thin_objects" in given else []
         few = ["--limit", "2", "--resamples", "20", "--methods", "cot", "active"]
         config = EvalConfig.from_args([*given, "--checkpoint", str(trained), *SMALL, *few, "--output_dir", str(folder)])
         evaluate.main(config)
