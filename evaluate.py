@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activeo3 import checkpoints, datasets, engine, files, pictures, report, results, suites
+from activeo3 import checkpoints, datasets, engine, files, measures, pictures, report, results, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
 from activeo3.files import DataError, Dataset
 from activeo3.models import ModelError, VisionLanguageModel
@@ -21,6 +21,7 @@ from activeo3.sampler import look
 from activeo3.schema import Example, Sampling
 from activeo3.stream import readable
 from activeo3.taskmodels import act, separate
+from activeo3.tasks import Task, posed, task_of
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
@@ -28,17 +29,19 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.prepare()
-    folder = output_folder(config)
+    folder, task = output_folder(config), task_of(config)
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not task.measured}
     picture = own_picture(config) if config.image else None
     actor, start = policies(config)
     experts = {name: start if name == "mllm" else separate(name, config, start.model.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
         return look_once(picture, actor, next(iter(experts.values())), config, folder)
+    if task.measured:
+        return at_once(task, actor, start, opened, config, folder)
     rows = []
     for name, dataset in opened.items():
         examples = readable(dataset)
@@ -61,6 +64,20 @@ def main(config: EvalConfig) -> None:
     print(f"numbers: {folder / 'results.json'}; pictures: {', '.join(str(folder / f'{name}.html') for name in opened)}")
 
 
+def at_once(
+    task: Task, actor: VisionLanguageModel, start: VisionLanguageModel, opened: dict[str, Dataset], config: EvalConfig, folder: Path
+) -> None:
+    """A task whose answers are the results: start policy and checkpoint in the task's own table."""
+    policies, rows = {"start": start, "trained": actor} if actor is not start else {"start": start}, []
+    for name, dataset in opened.items():
+        examples = readable(posed(dataset, task))
+        found, _ = measures.compare(config.task, task, policies, name, examples, config, suites.alone, config.resamples)
+        rows += found
+        results.write_results(folder, rows)
+        print(report.table(*results.first_table(found), f"{name}, {config.task}, {len(examples)} questions"))
+    print(f"numbers: {folder / 'results.json'}")
+
+
 def output_folder(config: EvalConfig) -> Path:
     """Where results go: never a new folder with the name of a hub id, which would then hide the hub's model."""
     checkpoint = Path(config.checkpoint)
@@ -68,7 +85,9 @@ def output_folder(config: EvalConfig) -> Path:
 
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
-    """The first ``limit`` questions of a split (0: all), no picture read yet."""
+    """The first ``limit`` questions of a split (0: all), no picture read yet; ``name:split`` has a split of its own."""
+    name, _, own = name.partition(":")
+    split = own if own and split == config.split else split
     return datasets.open_dataset(name, split, config.data_root, limit or None, config.tile, config.tile_overlap)
 
 

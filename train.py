@@ -27,7 +27,7 @@ from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
 from activeo3.taskmodels import TaskModel, separate
-from activeo3.tasks import task_of
+from activeo3.tasks import posed, task_of
 from activeo3.watch import Watch
 
 
@@ -126,6 +126,7 @@ def main(config: TrainConfig) -> None:
     ranks = engine.start(Path(config.output_dir))
     saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
+    dataset = posed(dataset, task)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     policy, reference = (start_policy(ranks, config, learns) for learns in (True, False))
     with ranks.quietly():

@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
 
+from activeo3.presets import ONE_SHOT
+
 
 class ConfigError(Exception):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
@@ -29,7 +31,8 @@ class _Config:
     """What both scripts share: which models and how pictures are looked at."""
 
     preset: str = "tiny"
-    """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2)"""
+    """a set of values for one situation: tiny (laptop), paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2), or
+    refcoco, pixmo_count, pageocr, coco_det (a one-shot task each, Perception-R1 section 4.3)"""
 
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
@@ -41,6 +44,11 @@ class _Config:
     tile_overlap: int = 150
     """neighbouring tiles share so many pixels (SODA's authors: 150)"""
 
+    task: str = "sense"
+    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT), or
+    at once, without a zoom: grounding, counting, ocr, detection (Perception-R1)"""
+    thinking: bool = False
+    """those four: think before the answer (Perception-R1 found it to hurt all of them)"""
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
     regions: int = 3
@@ -142,8 +150,6 @@ class _Config:
 class TrainConfig(_Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
-    task: str = "sense"
-    """what the policy learns: sense (say where to look) or direct (say what is there, no zoom: Direct RFT)"""
     model: str = "data/tiny"
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
     task_model: Literal["mllm", "grounding-dino", "oracle"] = "mllm"
@@ -207,6 +213,29 @@ class TrainConfig(_Config):
     coverage: Literal["contain", "iou", "purity"] = "contain"
     """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
     IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a)"""
+
+    w_iou: float = 1.0
+    """grounding: weight of the IoU of the box"""
+    iou_power: Literal[1, 2] = 1
+    """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
+    w_match: float = 1.0
+    """counting: weight of where the things are, under the matching"""
+    w_count: float = 1.0
+    """counting: weight of the right number"""
+    places: Literal["distance", "inside"] = "distance"
+    """counting: a place is worth 1 - its distance (Perception-R1), or 1 if it lies inside the true box"""
+    w_text: float = 1.0
+    """ocr: weight of 1 - edit distance"""
+    w_location: float = 1.0
+    """detection: weight of the IoU of matched boxes"""
+    w_class: float = 1.0
+    """detection: weight of their right names"""
+    w_number: float = 1.0
+    """detection: weight of F1 of the hits"""
+    w_missing: float = 1.0
+    """detection: weight of the penalty for things that no box matches"""
+    matching: Literal["hungarian", "sequential"] = "hungarian"
+    """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
 
     ds_config: str = "ds_config.json"
     """DeepSpeed's own settings"""
@@ -346,6 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_every": 100,
         "eval_examples": 200,
     },
+    **ONE_SHOT,
 }
 """``tiny`` is the defaults. ``paper``: ACTIVE-O3 E.2; 1250 steps x 8 ranks are its 10,000 examples once."""
 

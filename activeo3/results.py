@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: results.json, its tables as Markdown and LaTeX, and COCO files.
 
-Rows come from suites.run. ``predictions-<benchmark>-<method>.json`` is in COCO's results format and
+Rows come from suites.run, or from measures.compare with ``columns`` of their own and no ``failures``. ``predictions-<benchmark>-<method>.json`` is in COCO's results format and
 ``truth-<benchmark>.json`` holds the same questions as a COCO data set, so that pycocotools scores a row
 without us and finds our number.
 """
@@ -32,7 +32,7 @@ def label(row: Row, rows: Sequence[Row]) -> str:
 
 def first_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows, columns) as report.table wants them: metrics with their intervals."""
-    return _flat(rows, "metrics"), _columns(rows, COLUMNS[1:])
+    return _flat(rows, "metrics"), _columns(rows, rows[0].get("columns", COLUMNS[1:]) if rows else COLUMNS[1:])
 
 
 def second_table(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -56,7 +56,8 @@ def titled(rows: Sequence[Row]) -> list[tuple[str, list[dict[str, Any]], list[st
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         found.append((f"{name}, {own[0]['n']} questions", *first_table(own)))
-        found.append((f"{name}, sensing apart from task", *second_table(own)))
+        if any(row["failures"] for row in own):
+            found.append((f"{name}, sensing apart from task", *second_table(own)))
     return found
 
 

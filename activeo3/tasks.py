@@ -2,6 +2,8 @@
 
     sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
     direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
+    grounding, counting, ocr, detection
+             answer at once, each in a form and with rewards of its own (Perception-R1; oneshot.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A new task is a prompt and
@@ -15,12 +17,14 @@ Deviations from the paper, and readings of what it leaves open:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Sequence
 
 import numpy as np
 
-from activeo3 import prompts, rewards
+from activeo3 import matching, oneshot, perception, prompts, rewards
 from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.files import Dataset
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, Role
@@ -34,13 +38,17 @@ class Task(Role):
 
     ``act(expert, rollouts, config)`` gives one outcome per rollout; ``expert`` is whoever works on crops.
     ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
-    config. ``zooms`` is False where the answer is the result and nobody works on crops.
+    config. ``zooms`` is False where the answer is the result and nobody works on crops. ``pose(example)``
+    makes an example of any data set a question of this task, or raises DataError. ``measured`` is True where
+    measures.py has a table of the task's own.
     """
 
     act: Callable[[VisionLanguageModel | TaskModel, Sequence[Rollout], TrainConfig], list[Outcome]]
     score: Callable[[Rollout, Outcome, TrainConfig], Score]
     terms: tuple[str, ...]
     zooms: bool = True
+    pose: Callable[[Example], Example] | None = None
+    measured: bool = False
 
 
 # ---------------------------------------------------------------------- sense: where to look
@@ -100,14 +108,26 @@ TASKS: dict[str, Task] = {
         ask_what, read_what, lambda config: config.task_max_new_tokens, as_answered, score_result,
         rewards.RESULT_TERMS, zooms=False,
     ),
+    **{
+        name: Task(
+            partial(oneshot.ask, name), partial(oneshot.read, name), lambda config: config.max_new_tokens, as_answered,
+            partial(oneshot.score, name), matching.TERMS[name], zooms=False, pose=partial(oneshot.posed, name), measured=True,
+        )
+        for name in perception.TASKS
+    },
 }  # fmt: skip
 
 
-def task_of(config: TrainConfig) -> Task:
+def posed(dataset: Dataset, task: Task) -> Dataset:
+    """The data set as questions of the task; an example that cannot be one is like a picture that cannot be read."""
+    return dataset if task.pose is None else oneshot.Posed(dataset, task.pose)
+
+
+def task_of(config: _Config) -> Task:
     """The task of a run. Raises ConfigError if there is none of that name, or if it has no use for a flag."""
     task = TASKS.get(config.task)
     if task is None:
         raise ConfigError(f"--task {config.task} is not known; there are: {', '.join(TASKS)}.")
-    if not task.zooms and config.task_model != "mllm":
+    if isinstance(config, TrainConfig) and not task.zooms and config.task_model != "mllm":
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
     return task

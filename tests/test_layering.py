@@ -19,6 +19,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "geometry": (0, {"torch"}),
     "clicks": (0, {"torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
+    "presets": (0, {"torch"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
     "perception": (1, {"models", "torch"}),
@@ -55,6 +56,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
+    "oneshot": (2, {"engine", "checkpoints"}),
+    "measures": (2, {"engine", "checkpoints"}),
     "tasks": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),
 }
