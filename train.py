@@ -53,10 +53,10 @@ def train_step(
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
     rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
-    advantage = grpo.group_advantages(rewards, config.divide_by_std).to(policy.ranks.device)  # (P, G)
+    advantage = grpo.advantages(rewards, config.advantage, config.divide_by_std, policy.ranks.totals)  # (P, G)
 
     with clock("learn"):
-        learned = learn(step, prompts, rollouts, advantage, policy, reference, config)
+        learned = learn(step, prompts, rollouts, advantage.to(policy.ranks.device), policy, reference, config)
 
     flat = int(grpo.zero_spread(rewards).sum())
     row = report.step_row(step, answers, scores, config.group, flat, policy.ranks.totals)

@@ -1,18 +1,23 @@
-"""The presets of the one-shot tasks: Perception-R1 (arXiv 2504.07954, section 4.3 and Table 7) on real checkpoints.
+"""Sets of values that belong together, by name: two situations, and variants that go with either.
 
-Learning rate, 8 answers, KL weight, temperature, two questions per rank and step in passes of one, and how many
-questions each task was trained on are the paper's; ``steps`` are these questions once, on 8 ranks.
+    deepspeed train.py --preset tiny gspo              # several are merged in their order
+    deepspeed train.py --preset paper direct --data_root FOLDER
 
-Deviations from the paper:
-  1. The start policy is Qwen2.5-VL-3B for all four. The paper trains grounding, counting and OCR from
-     Qwen2-VL-2B, which writes boxes in special tokens.
-  2. A picture has at most a million pixels, as in the released script, but its shorter side is set: for COCO's
-     pictures near their own size, for pages and pictures from the web at what the million allows.
+What a field means stands in config.py, what an algorithm is in grpo.py. Values are those of its paper where
+it gives them. With one update per rollout the ratio of GSPO and GMPO is 1 and they are GRPO, so their
+presets make two.
+
+The one-shot tasks' presets are Perception-R1's (arXiv 2504.07954, section 4.3): learning rate, answers, KL weight,
+temperature, two questions per rank and step in passes of one, and how many questions each task was trained on;
+``steps`` are these questions once, on 8 ranks. Two things differ. All four start from Qwen2.5-VL-3B, where
+the paper has Qwen2-VL-2B for three of them, which writes boxes in special tokens. A picture has at most a
+million pixels, as in its script, but its shorter side is set: for COCO's pictures near their own size, for
+pages and pictures from the web at what the million allows.
 """
 
 from typing import Any
 
-_PAPER: dict[str, Any] = {
+_ONE_SHOT: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-3B-Instruct",
     "wording": "paper",
     "max_view_pixels": 1_000_000,
@@ -24,21 +29,58 @@ _PAPER: dict[str, Any] = {
     "eval_examples": 200,
 }
 
-ONE_SHOT: dict[str, dict[str, Any]] = {
-    "refcoco": _PAPER | {
-        "task": "grounding", "data": ("refcoco",), "output_dir": "runs/refcoco",
-        "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,
+PRESETS: dict[str, dict[str, Any]] = {
+    # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop.
+    "tiny": {},
+    # ACTIVE-O3, section E.2; 1250 steps x 8 ranks are its 10,000 examples once.
+    "paper": {
+        "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+        "data": ("coco",),
+        "wording": "paper",
+        "sensing_side": 1024,
+        "crop_side": 840,
+        "max_new_tokens": 512,
+        "task_max_new_tokens": 1024,
+        "task_batch": 16,
+        "prompts": 1,
+        "micro_prompts": 1,
+        "lr": 1e-6,
+        "train_only": "",
+        "steps": 1250,
+        "save_every": 100,
+        "eval_examples": 200,
     },
-    "pixmo_count": _PAPER | {
-        "task": "counting", "data": ("pixmo_count",), "output_dir": "runs/pixmo_count",
-        "sensing_side": 768, "max_new_tokens": 1024, "limit": 10_000, "steps": 625,
+    # Perception-R1, a task each.
+    "refcoco": _ONE_SHOT | {
+        "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,
     },
-    "pageocr": _PAPER | {
-        "task": "ocr", "data": ("pageocr",), "output_dir": "runs/pageocr",
-        "sensing_side": 880, "max_new_tokens": 2048, "limit": 5_000, "steps": 312,
+    "pixmo_count": _ONE_SHOT | {
+        "task": "counting", "data": ("pixmo_count",), "sensing_side": 768, "max_new_tokens": 1024, "limit": 10_000, "steps": 625,
     },
-    "coco_det": _PAPER | {
-        "task": "detection", "data": ("coco_det",), "output_dir": "runs/coco_det",
-        "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000, "steps": 6_875,
+    "pageocr": _ONE_SHOT | {
+        "task": "ocr", "data": ("pageocr",), "sensing_side": 880, "max_new_tokens": 2048, "limit": 5_000, "steps": 312,
     },
+    "coco_det": _ONE_SHOT | {
+        "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000, "steps": 6_875,
+    },
+    # What is trained. The data of the paper's headline rows; its reward ablation (Table 15); Direct RFT (Table 6).
+    "paper_data": {"data": ("lvis_small", "lvis_dense", "soda_a", "soda_d")},
+    "task_only": {"w_format": 0.0, "w_no_overlap": 0.0, "w_area": 0.0, "w_coverage": 0.0},
+    "heuristic_only": {"w_task": 0.0},
+    "direct": {"task": "direct"},
+    # How it is trained. Dr. GRPO, arXiv 2503.20783: no division by the spread, a constant length, no KL.
+    "dr_grpo": {"divide_by_std": False, "normalise": "constant", "beta": 0.0},
+    # DAPO, arXiv 2503.14476: mean over tokens, a higher upper clip, no KL. Its dynamic sampling is left out.
+    "dapo": {"normalise": "token", "clip_high": 0.28, "beta": 0.0},
+    # GSPO, arXiv 2507.18071: one ratio per answer, in the narrow clip range of its section 5.1.
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "beta": 0.0, "epochs": 2},
+    # GMPO, arXiv 2507.20673: the geometric mean of ratios clipped to e^-0.4 ... e^0.4.
+    "gmpo": {"ratio": "geometric", "clip_low": 0.3297, "clip_high": 0.4918, "beta": 0.0, "epochs": 2},
+    # GPG, arXiv 2504.02546: log pi A, mean over tokens, groups without spread made up for, no KL.
+    "gpg": {"advantage": "rescaled", "ratio": "none", "normalise": "token", "beta": 0.0},
+    # RLOO, arXiv 2402.14740: log pi A of whole answers, against the mean of the siblings.
+    "rloo": {"advantage": "leave_one_out", "ratio": "none", "normalise": "constant"},
+    # REINFORCE++, arXiv 2501.03262: normalised over the whole step, without and with the group's mean.
+    "reinforce_pp": {"advantage": "batch", "normalise": "token"},
+    "reinforce_pp_baseline": {"advantage": "group_batch", "normalise": "token"},
 }  # fmt: skip

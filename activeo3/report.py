@@ -45,7 +45,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                           "high; 0 means that the policy asks for the whole picture"),
     "reward/coverage": Metric("0–1", "share of the true boxes that lie inside some region",
                               "rises slowly: this is looking in the right place"),
-    "reward/task": Metric("0–2", "AP50 + AR50 of the task model on the crops",
+    "reward/task": Metric("0–2", "AP50 + AR50 of the crops together, or of a direct answer",
                           "rises with coverage; its ceiling is the task model on perfect regions"),
     "reward/iou": Metric("0–1", "grounding: IoU of the box, or its square", "rises; the table's mIoU is its greedy twin"),
     "reward/match": Metric("0–1", "counting: where the things are, under the matching", "rises with the right number of places"),

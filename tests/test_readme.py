@@ -21,6 +21,9 @@ from test_engine import rank_environment
 
 from activeo3 import checkpoints, engine, report
 from activeo3.config import EvalConfig, TrainConfig
+from activeo3.presets import PRESETS
+from activeo3.referring import FAMILIES
+from activeo3.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -152,6 +155,16 @@ def test_the_glossary_is_the_codes() -> None:
     assert report.glossary_table() in TEXT
 
 
+def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
+    situations = {"tiny", "paper", "refcoco", "pixmo_count", "pageocr", "coco_det"}  # have sections of their own
+    assert set(rows) | situations == set(PRESETS)
+    assert all(re.search(rf"\b{name}\b", TEXT) for name in situations)
+    for name, command in rows.items():
+        config = TrainConfig.from_args(shlex.split(command)[2:])
+        assert config.preset[1:] == (name,)
+
+
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     (line,) = [line for line in code_lines(TEXT) if line.endswith("&& pytest")]
     assert line in (ROOT / ".ci" / "run").read_text().splitlines()
@@ -176,7 +189,7 @@ def policy(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in COCO format with two pictures in each split, and a picture of its own."""
+    """A folder in COCO format with two pictures in each split, a picture of its own, and RefCOCO about the two."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "images").mkdir()
     for name in ("1.jpg", "2.jpg", "photo.jpg"):
@@ -188,6 +201,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for split in ("train", "val"):
         (folder / f"instances_{split}.json").write_text(json.dumps(index))
+    phrases = {
+        "images": [image | {"caption": f"cup {image['id']}"} for image in index["images"]], "annotations": index["annotations"]
+    }  # fmt: skip
+    (folder / "mdetr_annotations").mkdir()
+    (folder / "coco").mkdir()
+    (folder / "coco" / "train2014").symlink_to(folder / "images")
+    for family in FAMILIES.values():
+        for split in family.splits:
+            (folder / "mdetr_annotations" / f"finetune_{family.folder}_{split}.json").write_text(json.dumps(phrases))
     return folder
 
 
@@ -245,4 +267,5 @@ def test_the_evaluation_commands_evaluate(
         if config.image:
             assert (folder / "photo.png").exists()
         else:
-            assert "| active" in capsys.readouterr().out and (folder / "results.json").exists()
+            row = "| trained" if task_of(config).measured else "| active"
+            assert row in capsys.readouterr().out and (folder / "results.json").exists()
