@@ -404,7 +404,7 @@ def test_a_changed_flag_or_another_number_of_processes_is_refused(
     """By the script itself: one sentence, no traceback, nothing touched."""
     config, *_ = straight
     before = sorted(Path(config.output_dir).rglob("*"))
-    flags = [f"--{name}={value}" for name, value in vars(config).items() if name != "data"]
+    flags = [f"--{name}={value}" for name, value in vars(config).items() if name not in ("data", "preset")]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--beta=0.5"])
     with pytest.raises(SystemExit, match=r"^activeo3: .*checkpoint-4 belongs to another run: --beta was 0.04 and is now 0.5"):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
