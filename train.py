@@ -26,7 +26,7 @@ from activeo3.report import Clock
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
-from activeo3.tasks import Separate, task_of
+from activeo3.tasks import Separate, posed, task_of
 from activeo3.watch import Watch
 
 
@@ -127,6 +127,7 @@ def main(config: TrainConfig) -> None:
     saved = checkpoints.resumable(config, ranks)
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)
+    dataset = posed(dataset, task)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):
         print(said, flush=True)

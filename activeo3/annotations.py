@@ -1,12 +1,14 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
-Every pair of a picture and a category with a box in it becomes one question. Everything that can be
+Every pair of a picture and a category with a box in it becomes one question, or every picture does, with
+boxes of all categories (detection). Everything that can be
 wrong with the file is found here, with file and id, before a picture is opened.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -45,7 +47,8 @@ class Index(NamedTuple):
     """Checked annotations: pictures by id, questions in order, what was left out.
 
     ``paths`` are the files of all pictures, also of those that nothing is asked about. ``frequency`` says of
-    LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent).
+    LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent). ``names`` are the words for
+    every category of the file, by its id.
     """
 
     pictures: Mapping[int, Picture]
@@ -53,6 +56,7 @@ class Index(NamedTuple):
     dropped: tuple[str, ...]
     paths: tuple[Path, ...]
     frequency: Mapping[int, str] = {}
+    names: Mapping[int, str] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +112,71 @@ class BoxDataset:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class PictureDataset:
+    """Every picture as one question: where is everything, and what is it?
+
+    A picture without boxes is a question as well, whose answer is an empty list. The example's fields:
+    ``labels``, the name of every box; ``categories``, all names of the file; ``areas`` (N,) in square pixels.
+    """
+
+    name: str
+    split: str
+    index: Index
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The ids of all pictures, in order."""
+        return tuple(sorted(self.index.pictures))
+
+    @cached_property
+    def boxes(self) -> Mapping[int, Sequence[Question]]:
+        """The boxes of every picture that has some, category by category."""
+        found: dict[int, list[Question]] = {}
+        for question in self.index.questions:
+            found.setdefault(question.image_id, []).append(question)
+        return found
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.index.paths
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return self.index.dropped
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
+        number = self.numbers[within(index, len(self))]
+        picture, parts = self.index.pictures[number], self.boxes.get(number, ())
+        fields = {
+            "labels": tuple(part.query for part in parts for _ in part.boxes_px),
+            "categories": tuple(self.index.names.values()),
+            "areas": np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
+        }
+        return Example(
+            id=str(number),
+            image=read_picture(picture.path, picture.size, str(number)),
+            query="everything",
+            boxes_px=np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
+            image_id=number,
+            crowd=np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
+            fields=fields,
+        )
+
+
+def open_coco_det(source: Source) -> PictureDataset:
+    """COCO 2017 in the published layout, or else any folder as ``open_coco`` takes it; one question per picture."""
+    root = source.folder("coco_det", "")
+    path, images = root / f"coco/annotations/instances_{source.split}2017.json", root / f"coco/{source.split}2017"
+    if not path.is_file() and (root / f"instances_{source.split}.json").is_file():
+        path, images = root / f"instances_{source.split}.json", root / "images"
+    return PictureDataset("coco_det", source.split, read_coco(path, images, crowds=True))
+
+
 def open_coco(source: Source) -> BoxDataset:
     """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
     folder = source.folder("coco", "")
@@ -116,36 +185,36 @@ def open_coco(source: Source) -> BoxDataset:
 
 
 def read_coco(
-    path: Path, images: Path, names: Mapping[int, str] | None = None, url_parts: int = 0
+    path: Path, images: Path, names: Mapping[int, str] | None = None, url_parts: int = 0, crowds: bool = False
 ) -> Index:
     """Reads and checks a json file in COCO's format; the pictures lie in ``images``.
 
     Boxes are clipped to the picture. ``_`` in a category name becomes a space, as LVIS writes
     ``red_blood_cell``; ``names`` stand in for the file's categories. A picture's file is its
     ``file_name``, or the last part of its ``coco_url``; with ``url_parts`` the last so many parts
-    of the url come first. Raises DataError for the first thing that is wrong.
+    of the url come first. ``crowds`` as in ``group_boxes``. Raises DataError for the first thing that is wrong.
     """
     index = read_json(path)
     for key in ("images", "annotations") if names else ("images", "annotations", "categories"):
         rows = index.get(key) if isinstance(index, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: a COCO file needs a list of objects under the key '{key}'")
-    categories = {} if names else _by_id(path, "category", index["categories"])
+    categories = {} if names else by_id(path, "category", index["categories"])
     names = names or category_names(path, categories)
     frequency = {number: row["frequency"] for number, row in categories.items() if row.get("frequency") in ("r", "c", "f")}
     pictures = {
         number: checked_picture(path, f"image {number}", row, images, url_parts)
-        for number, row in _by_id(path, "image", index["images"]).items()
+        for number, row in by_id(path, "image", index["images"]).items()
     }
-    rows = _by_id(path, "annotation", index["annotations"])
-    questions, dropped = group_boxes(path, rows, pictures, names)
+    rows = by_id(path, "annotation", index["annotations"])
+    questions, dropped = group_boxes(path, rows, pictures, names, crowds)
     if not questions:
         raise DataError(f"{path}: the file holds no usable box, check its 'annotations'")
     paths = tuple(picture.path for picture in pictures.values())
-    return Index(pictures, questions, dropped, paths, frequency)
+    return Index(pictures, questions, dropped, paths, frequency, names)
 
 
-def _by_id(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def by_id(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """The rows by their id, which must be a whole number and unique."""
     found: dict[int, dict[str, Any]] = {}
     for position, row in enumerate(rows):
@@ -193,16 +262,17 @@ def group_boxes(
     rows: Mapping[int, Mapping[str, Any]],
     pictures: Mapping[int, Picture],
     names: Mapping[int, str],
+    crowds: bool = False,
 ) -> tuple[tuple[Question, ...], tuple[str, ...]]:
     """Checks annotations (by id) and groups them by (image, category): questions, what was left out.
 
-    A category with nothing but crowds in a picture is no question. Boxes without any area inside
+    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. Boxes without any area inside
     their picture are left out, each with a sentence: published files have a few of them.
     """
     if not rows:
         return (), ()
     checked = [_checked(path, number, row, pictures, names) for number, row in rows.items()]
-    keys, sides, stored, sizes, crowds = map(np.array, zip(*checked))
+    keys, sides, stored, sizes, marks = map(np.array, zip(*checked))
     raw = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)  # (A, 4) xyxy
     limits = np.array([pictures[image_id].size * 2 for image_id in keys[:, 0]])
     boxes = np.clip(raw, 0, limits)  # one call for all pictures: files have a million boxes
@@ -218,9 +288,9 @@ def group_boxes(
     starts = np.flatnonzero(np.any(np.diff(keys[kept], axis=0) != 0, axis=1)) + 1
     questions = []
     for part in np.split(kept, starts):
-        if len(part) and not crowds[part].all():
+        if len(part) and (crowds or not marks[part].all()):
             image_id, category_id = map(int, keys[part[0]])
-            question = (names[category_id], boxes[part], sizes[part], crowds[part])
+            question = (names[category_id], boxes[part], sizes[part], marks[part])
             questions.append(Question(image_id, category_id, *question))
     return tuple(questions), dropped
 

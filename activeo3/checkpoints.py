@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from activeo3 import adapters
-from activeo3.config import ConfigError, TrainConfig, read_object
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
+from activeo3.flags import read_object
 from activeo3.report import counted
 
 

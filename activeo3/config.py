@@ -7,28 +7,18 @@ and a variant need no preset of their own (``--preset paper gspo``); flags given
 """
 
 import argparse
-import ast
 import dataclasses
 import inspect
 import json
 import math
 import re
-import textwrap
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
 
-from activeo3.files import read_json
+from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
 from activeo3.presets import PRESETS
 
-
 MOST_REGIONS = 10
-
-
-class ConfigError(Exception):
-    """A flag that cannot be used, in one sentence that names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +27,12 @@ class _Config:
 
     preset: tuple[str, ...] = ("tiny",)
     """sets of values, merged in this order: a situation, tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3
-    section E.2), and variants of either: presets.py lists them"""
+    section E.2), a one-shot task (Perception-R1) like refcoco, and variants of them: presets.py lists them"""
 
     task: str = "sense"
-    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT), or
-    segment (say where a mask is wrong)"""
+    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT),
+    segment (say where a mask is wrong), or at once, without a zoom: grounding, counting, ocr, detection
+    (Perception-R1)"""
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
     format), or another that python -m activeo3.datasets lists"""
@@ -55,6 +46,8 @@ class _Config:
     """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of
     SODA are trained on, in which order V*Bench's options stand"""
 
+    thinking: bool = False
+    """those last four: think before the answer (Perception-R1 found it to hurt all of them)"""
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
     regions: int = 3
@@ -148,7 +141,7 @@ class _Config:
         docs = field_docs(cls)
         for field in dataclasses.fields(cls):
             many = {"nargs": "*"} if get_origin(field.type) is tuple else {}
-            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=_help(docs[field.name], field.default), **many)
+            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=flag_help(docs[field.name], field.default), **many)
         parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
         given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
         given.pop("local_rank", None)
@@ -163,7 +156,7 @@ class _Config:
         values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken}
         if cls is TrainConfig:
             values["output_dir"] = f"runs/{'-'.join(presets)}"
-        return cls(**values | {key: _read(key, types[key], value) for key, value in given.items()})
+        return cls(**values | {key: read_flag(key, types[key], value) for key, value in given.items()})
 
 
 @dataclass(frozen=True)
@@ -245,6 +238,29 @@ class TrainConfig(_Config):
     coverage: Literal["contain", "iou", "purity"] = "contain"
     """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
     IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a)"""
+
+    w_iou: float = 1.0
+    """grounding: weight of the IoU of the box"""
+    iou_power: Literal[1, 2] = 1
+    """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
+    w_match: float = 1.0
+    """counting: weight of where the things are, under the matching"""
+    w_count: float = 1.0
+    """counting: weight of the right number"""
+    places: Literal["distance", "inside"] = "distance"
+    """counting: a place is worth 1 - its distance (Perception-R1), or 1 if it lies inside the true box"""
+    w_text: float = 1.0
+    """ocr: weight of 1 - edit distance"""
+    w_location: float = 1.0
+    """detection: weight of the IoU of matched boxes"""
+    w_class: float = 1.0
+    """detection: weight of their right names"""
+    w_number: float = 1.0
+    """detection: weight of F1 of the hits"""
+    w_missing: float = 1.0
+    """detection: weight of the penalty for things that no box matches"""
+    matching: Literal["hungarian", "sequential"] = "hungarian"
+    """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
 
     ds_config: str = "ds_config.json"
     """DeepSpeed's own settings"""
@@ -377,58 +393,3 @@ class EvalConfig(_Config):
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:
             raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")
-
-
-@cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The text under every field of a config dataclass, parents included."""
-    docs: dict[str, str] = {}
-    for owner in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        for statement, text in zip(body, body[1:]):
-            if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr):
-                docs[statement.target.id] = " ".join(text.value.value.split())  # type: ignore[attr-defined]
-    return docs
-
-
-def _help(doc: str, default: Any) -> str:
-    """A field's text and its default value; argparse reads % as a format, so it is doubled."""
-    plain = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{doc} [{plain}]".replace("%", "%%")
-
-
-def _read(name: str, kind: Any, text: Any) -> Any:
-    """A flag's text as its field's type."""
-    if get_origin(kind) is tuple:
-        return tuple(_read(name, get_args(kind)[0], word) for word in text)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"--{name} is {text!r}; it takes true or false.")
-        return text.lower() == "true"
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise ConfigError(f"--{name} is {text!r}; it takes {'a whole number' if kind is int else 'a number'}.") from None
-    return text
-
-
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object of a settings file; ``what`` names the file in a complaint.
-
-    Raises ConfigError for a file that is not there, cannot be read, or holds something else.
-    """
-    found = read_json(path, what, ConfigError)
-    if not isinstance(found, dict):
-        raise ConfigError(f"{what}: this holds no json object, it must begin with {{ and end with }}")
-    return found
-
-
-def writable_folder(path: Path) -> Path:
-    """The folder of --output_dir, made if need be. Raises ConfigError if nothing can be written there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        raise ConfigError(f"--output_dir {path} is no folder that can be written to: {error.strerror}.") from None

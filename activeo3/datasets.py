@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, masks, questions, selections, soda
+from activeo3 import annotations, masks, pageocr, pixmo, questions, referring, selections, soda
 from activeo3.files import DataError, Dataset, Source, listed, within
 from activeo3.schema import Example
 
@@ -61,6 +61,7 @@ class Reader(NamedTuple):
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
 SODA = "https://shaunyuan22.github.io/SODA"
 HUB = "https://huggingface.co/datasets"
+REFER = "https://github.com/lichengunc/refer, pictures https://cocodataset.org (2014 train)"
 READERS: dict[str, Reader] = {
     "scenes": Reader(open_scenes, {"train": 0, "val": 0, "test": 0}, "drawn by activeo3/scenes.py"),
     "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
@@ -74,6 +75,14 @@ READERS: dict[str, Reader] = {
     "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA", answers="words"),
     "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME", answers="words"),
     "mmbench": Reader(questions.open_mmbench, {"test": 4_876}, "https://github.com/open-compass/MMBench", answers="words"),
+    "coco_det": Reader(annotations.open_coco_det, {"train": 118_287, "val": 5_000}, "https://cocodataset.org"),
+    "refcoco": Reader(referring.open_refcoco, {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}, REFER),
+    "refcoco_plus": Reader(referring.open_refcoco_plus, {"train": 16_992, "val": 1_500, "testA": 750, "testB": 750}, REFER),
+    "refcocog": Reader(referring.open_refcocog, {"train": 21_899, "val": 1_300, "test": 2_600}, REFER),
+    "pixmo_count": Reader(pixmo.open_pixmo_count, {"train": 0, "val": 0, "test": 0}, f"{HUB}/allenai/pixmo-count"),
+    "pageocr": Reader(pageocr.open_pageocr, {"train": 0, "val": 0}, "your own pages, see data/README.md"),
+    "fox_en": Reader(pageocr.open_fox_en, {"test": 112}, "https://github.com/ucaslcl/Fox"),
+    "fox_cn": Reader(pageocr.open_fox_cn, {"test": 0}, "https://github.com/ucaslcl/Fox"),
 }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from packaging.version import Version
 from torch import Tensor
 
 from activeo3 import adapters
-from activeo3.config import ConfigError, TrainConfig, read_object, writable_folder
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.flags import read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
 
 # (package, first broken, first good again, what happens): refused by name before any work starts.

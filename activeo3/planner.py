@@ -27,7 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Self, Sequence
 
-from activeo3.config import ConfigError, TrainConfig, read_object
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.flags import read_object
 
 GB = 1e9
 

@@ -6,9 +6,28 @@
 What a field means stands in config.py, what an algorithm is in grpo.py. Values are those of its paper where
 it gives them. With one update per rollout the ratio of GSPO and GMPO is 1 and they are GRPO, so their
 presets make two.
+
+The one-shot tasks' presets are Perception-R1's (arXiv 2504.07954, section 4.3): learning rate, answers, KL weight,
+temperature, two questions per rank and step in passes of one, and how many questions each task was trained on;
+``steps`` are these questions once, on 8 ranks. Two things differ. All four start from Qwen2.5-VL-3B, where
+the paper has Qwen2-VL-2B for three of them, which writes boxes in special tokens. A picture has at most a
+million pixels, as in its script, but its shorter side is set: for COCO's pictures near their own size, for
+pages and pictures from the web at what the million allows.
 """
 
 from typing import Any
+
+_ONE_SHOT: dict[str, Any] = {
+    "model": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "wording": "paper",
+    "max_view_pixels": 1_000_000,
+    "prompts": 2,
+    "micro_prompts": 1,
+    "lr": 1e-6,
+    "train_only": "",
+    "save_every": 100,
+    "eval_examples": 200,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop.
@@ -30,6 +49,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1250,
         "save_every": 100,
         "eval_examples": 200,
+    },
+    # Perception-R1, a task each.
+    "refcoco": _ONE_SHOT | {
+        "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,
+    },
+    "pixmo_count": _ONE_SHOT | {
+        "task": "counting", "data": ("pixmo_count",), "sensing_side": 768, "max_new_tokens": 1024, "limit": 10_000, "steps": 625,
+    },
+    "pageocr": _ONE_SHOT | {
+        "task": "ocr", "data": ("pageocr",), "sensing_side": 880, "max_new_tokens": 2048, "limit": 5_000, "steps": 312,
+    },
+    "coco_det": _ONE_SHOT | {
+        "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000, "steps": 6_875,
     },
     # What is trained. The data of the paper's headline rows; its reward ablation (Table 15); Direct RFT (Table 6).
     "paper_data": {"data": ("lvis_small", "lvis_dense", "soda_a", "soda_d")},
@@ -59,4 +91,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     # REINFORCE++, arXiv 2501.03262: normalised over the whole step, without and with the group's mean.
     "reinforce_pp": {"advantage": "batch", "normalise": "token"},
     "reinforce_pp_baseline": {"advantage": "group_batch", "normalise": "token"},
-}
+}  # fmt: skip

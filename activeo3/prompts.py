@@ -200,46 +200,60 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
     return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
 
 
-def read_boxes(text: str, finished: bool = True) -> Action:
+def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
-    A list that is cut short by the length limit gives up the boxes that are complete.
+    A list that is cut short by the length limit gives up the boxes that are complete. With ``points``
+    an item may be a point_2d instead; a point is a box without sides.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
+    >>> read_boxes('[{"point_2d": [5, 6]}]', points=True).boxes_text
+    ((5.0, 6.0, 5.0, 6.0),)
     """
-    action = _read_list(text)
+    action = _read_list(text, points)
     if action.error != "json":
         return action
-    whole = [_read_list(f"[{item}]") for item in _OBJECT.findall(text)]
+    whole = [_read_list(f"[{item}]", points) for item in _OBJECT.findall(text)]
     kept = [part for part in whole if part.error is None]
     boxes = tuple(box for part in kept for box in part.boxes_text)
     labels = tuple(label for part in kept for label in part.labels)
     return Action(boxes, labels, "json" if finished else "unfinished")
 
 
-def _read_list(text: str) -> Action:
-    """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
+def unfenced(text: str) -> str:
+    """The text inside a Markdown code fence, or the text itself if there is none around it."""
     fence = _FENCE.fullmatch(text.strip())
+    return fence.group(1) if fence else text
+
+
+def _read_list(text: str, points: bool = False) -> Action:
+    """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
     try:
-        items = json.loads(fence.group(1) if fence else text)
+        items = json.loads(unfenced(text))
     except (ValueError, RecursionError):
         return Action((), (), "json")
     if not isinstance(items, list):
         return Action((), (), "not_a_list")
     boxes, labels = [], []
     for item in items:
-        if not isinstance(item, dict) or "bbox_2d" not in item:
+        if not isinstance(item, dict) or not ("bbox_2d" in item or points and "point_2d" in item):
             return Action((), (), "no_bbox_2d")
-        error = _box_error(item["bbox_2d"])
+        box = item["bbox_2d"] if "bbox_2d" in item else _as_box(item["point_2d"])
+        error = box_error(box)
         if error:
             return Action((), (), error)
-        boxes.append(tuple(float(value) for value in item["bbox_2d"]))
+        boxes.append(tuple(float(value) for value in box))
         labels.append(str(item.get("label", "")))
     return Action(tuple(boxes), tuple(labels))
 
 
-def _box_error(box: Any) -> str | None:
+def _as_box(point: Any) -> Any:
+    """A point [x, y] as the box without sides [x, y, x, y]; None for anything else."""
+    return point * 2 if isinstance(point, list) and len(point) == 2 else None
+
+
+def box_error(box: Any) -> str | None:
     """What keeps ``box`` from being four finite numbers, or None."""
     if not isinstance(box, list) or len(box) != 4:
         return "not_four_numbers"

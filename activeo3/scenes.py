@@ -46,6 +46,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES: tuple[str, ...] = ("disc", "ring", "square", "triangle", "star", "cross")
 
+KINDS: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+"""The names of all kinds of thing."""
+
 _WORLD = 1  # part of every seed: raise it when the world changes, so that old numbers are not mixed with new
 _CANVASES = ((896, 896), (1024, 1024), (1152, 896), (896, 1152), (1344, 896))
 _CLUSTER_RADIUS = 105  # px at a shorter side of 896; everything scales with the shorter side
@@ -82,6 +85,11 @@ class Thing:
         rows, columns = np.flatnonzero((coverage >= 0.5).any(1)), np.flatnonzero((coverage >= 0.5).any(0))
         y1, y2, x1, x2 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         return left + int(x1), top + int(y1), coverage[y1:y2, x1:x2]
+
+    @property
+    def name(self) -> str:
+        """Its kind in words."""
+        return f"{self.colour} {self.shape}"
 
     @property
     def box_px(self) -> tuple[float, float, float, float]:
@@ -181,7 +189,10 @@ def example(split: str, index: int) -> Example:
 
     ``fields``: ``count`` of the targets; ``reading`` with ``question``, ``answer`` and evidence
     ``box_px`` of the numbered plate; ``phrase`` that refers to one target with its ``box_px``;
-    ``caption``; ``masks``, a function that returns one RLE per true box.
+    ``caption``; ``masks``, a function that returns one RLE per true box. For the one-shot tasks
+    ``referred``, the ``text`` and ``box_px`` of the only thing of some kind (its field's own draw, which
+    leaves the picture as it is); ``things``, the ``labels`` and ``boxes_px`` of everything in the
+    picture and all ``categories`` there are; ``text``, all that can be read.
     """
     picture = scene(split, index)
     query = f"{picture.colour} {picture.shape}"
@@ -197,6 +208,13 @@ def example(split: str, index: int) -> Example:
         "phrase": {"text": f"the largest {query}", "box_px": largest.box_px},
         "caption": f"{len(targets)} {query}{'s' * (len(targets) > 1)} among {len(picture.things)} small things",
         "masks": lambda: [mask_to_rle(thing.mask(picture.size)) for thing in targets],
+        "referred": _referred(picture, np.random.default_rng([_WORLD, list(SIZES).index(split), index, 1])),
+        "things": {
+            "labels": tuple(thing.name for thing in picture.things),
+            "boxes_px": np.array([thing.box_px for thing in picture.things]),
+            "categories": KINDS,
+        },
+        "text": picture.number,
     }
     return Example(
         id=f"scenes-{split}-{index:06d}",
@@ -207,6 +225,20 @@ def example(split: str, index: int) -> Example:
         category_id=1 + list(COLOURS).index(picture.colour) * len(SHAPES) + SHAPES.index(picture.shape),
         fields=fields,
     )
+
+
+def _referred(picture: Scene, rng: np.random.Generator) -> dict[str, Any]:
+    """A phrase that is true of exactly one thing: the kind of a thing that has no second of its kind.
+
+    In a picture without any such thing the target furthest left is referred to.
+    """
+    names = [thing.name for thing in picture.things]
+    alone = [thing for thing in picture.things if names.count(thing.name) == 1]
+    if alone:
+        only = alone[rng.integers(len(alone))]
+        return {"text": only.name, "box_px": only.box_px}
+    first = min(picture.targets, key=lambda thing: thing.box_px[0])
+    return {"text": f"leftmost {first.name}", "box_px": first.box_px}
 
 
 def _wanted_kinds(rng: np.random.Generator, colour: str, shape: str, with_targets: bool) -> list[tuple[str, str]]:

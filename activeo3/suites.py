@@ -27,7 +27,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3 import metrics, report, results
+from activeo3 import measures, metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
 from activeo3.failures import failures
@@ -45,7 +45,7 @@ from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import Gather, one_rank, readable
 from activeo3.swaps import sensing_metrics
 from activeo3.taskmodels import TaskModel
-from activeo3.tasks import Task, task_of
+from activeo3.tasks import Task, posed, task_of
 
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
 """What was proposed and what was found there, by the label of the row."""
@@ -234,7 +234,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
         return []
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *drawn)
-    return readable(dataset, gather, speaks)
+    return readable(posed(dataset, task_of(config)), gather, speaks)
 
 
 def before_and_after(
@@ -262,7 +262,10 @@ def before_and_after(
     else:
         methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
         experts = {"start": start, "trained": actor}
-    rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, share=share)
+    if task.measured:  # in a table of its own
+        rows, _ = measures.compare(config.task, task, experts, data, examples, config, share, say=say)
+    else:
+        rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, share=share)
     if not writes:
         return
     results.write_results(folder, rows)

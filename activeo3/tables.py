@@ -8,6 +8,7 @@ import binascii
 import csv
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Iterator, Protocol, Sequence
 
 from activeo3.files import DataError
@@ -97,16 +98,35 @@ class _Lines:
             yield line.decode("utf-8")
 
 
+def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """These columns of a parquet file without pictures, row by row. Raises DataError if one is not there."""
+    pyarrow = _pyarrow(path)
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            raise DataError(f"{path}: there is no column '{missing[0]}', download the file again")
+        return file.read(list(columns)).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+
+
+def _pyarrow(path: Path) -> ModuleType:
+    """The package, with its part for parquet. Raises DataError if it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f'{path}: reading parquet needs the package pyarrow: pip install "activeo3[parquet]"') from None
+    return pyarrow
+
+
 class ParquetTable:
     """A parquet file; its picture column holds structs with the ``bytes`` of a picture file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise DataError(f'{path}: reading parquet needs the package pyarrow: pip install "activeo3[parquet]"') from None
+        pyarrow = _pyarrow(path)
         try:
             self.file = pyarrow.parquet.ParquetFile(path)
             columns = self.file.schema_arrow.names

@@ -3,6 +3,8 @@
     sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
     direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
     segment  say where a mask is wrong; it is corrected there (its section 5.4; correction.py)
+    grounding, counting, ocr, detection
+             answer at once, each in a form and with rewards of its own (Perception-R1; oneshot.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
@@ -17,13 +19,15 @@ Deviations from the paper, and readings of what it leaves open:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Sequence
 
 import numpy as np
 import torch
 
-from activeo3 import correction, prompts, rewards
+from activeo3 import correction, matching, oneshot, perception, prompts, rewards
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, _Config
+from activeo3.files import Dataset
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, Role
@@ -48,7 +52,9 @@ class Task(Role):
     ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
     config. ``zooms`` is False where the answer is the result and nobody works on crops.
     ``prepare(expert, examples, config)`` adds what the task needs to know of its examples; ``expert`` is the
-    task model if it is not the language model. ``load(name, config, device)`` makes that task model.
+    task model if it is not the language model. ``load(name, config, device)`` makes that task model. ``pose(example)``
+    makes an example of any data set a question of this task, or raises DataError. ``measured`` is True where
+    measures.py has a table of the task's own.
     """
 
     act: Callable[[VisionLanguageModel | Separate, Sequence[Rollout], TrainConfig], list[Outcome]]
@@ -57,6 +63,8 @@ class Task(Role):
     zooms: bool = True
     prepare: Callable[[Separate | None, Sequence[Example], _Config], list[Example]] = as_they_are
     load: Callable[[str, _Config, torch.device], Separate] = separate
+    pose: Callable[[Example], Example] | None = None
+    measured: bool = False
 
 
 # ---------------------------------------------------------------------- sense: where to look
@@ -120,7 +128,19 @@ TASKS: dict[str, Task] = {
         correction.ask_wrong, correction.read_wrong, SENSING.longest, correction.correct, correction.score_correction,
         rewards.SENSING_TERMS, prepare=prepared, load=corrector,
     ),
+    **{
+        name: Task(
+            partial(oneshot.ask, name), partial(oneshot.read, name), lambda config: config.max_new_tokens, as_answered,
+            partial(oneshot.score, name), matching.TERMS[name], zooms=False, pose=partial(oneshot.posed, name), measured=True,
+        )
+        for name in perception.TASKS
+    },
 }  # fmt: skip
+
+
+def posed(dataset: Dataset, task: Task) -> Dataset:
+    """The data set as questions of the task; an example that cannot be one is like a picture that cannot be read."""
+    return dataset if task.pose is None else oneshot.Posed(dataset, task.pose)
 
 
 def task_of(config: TrainConfig | EvalConfig) -> Task:

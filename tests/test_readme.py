@@ -26,6 +26,8 @@ from test_segment import MEAN, STD, sam_1
 from activeo3 import checkpoints, engine, report
 from activeo3.config import EvalConfig, TrainConfig
 from activeo3.presets import PRESETS
+from activeo3.referring import FAMILIES
+from activeo3.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -162,7 +164,9 @@ def test_the_glossary_is_the_codes() -> None:
 
 def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
-    assert set(rows) | {"tiny", "paper"} == set(PRESETS)
+    situations = {"tiny", "paper", "refcoco", "pixmo_count", "pageocr", "coco_det"}  # have sections of their own
+    assert set(rows) | situations == set(PRESETS)
+    assert all(re.search(rf"\b{name}\b", TEXT) for name in situations)
     for name, command in rows.items():
         config = TrainConfig.from_args(shlex.split(command)[2:])
         assert config.preset[1:] == (name,)
@@ -192,7 +196,7 @@ def policy(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in COCO format with two pictures in each split, a picture of its own, and two thin objects."""
+    """Two pictures in each split of a COCO folder, one of its own, two thin objects, and RefCOCO about the two."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "images").mkdir()
     for name in ("1.jpg", "2.jpg", "photo.jpg"):
@@ -207,6 +211,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     thin_set(folder, split="train")
     lists = folder / "ThinObject5K" / "list"
     (lists / "test.txt").write_text((lists / "train.txt").read_text())
+    phrases = {
+        "images": [image | {"caption": f"cup {image['id']}"} for image in index["images"]], "annotations": index["annotations"]
+    }  # fmt: skip
+    (folder / "mdetr_annotations").mkdir()
+    (folder / "coco").mkdir()
+    (folder / "coco" / "train2014").symlink_to(folder / "images")
+    for family in FAMILIES.values():
+        for split in family.splits:
+            (folder / "mdetr_annotations" / f"finetune_{family.folder}_{split}.json").write_text(json.dumps(phrases))
     return folder
 
 
@@ -278,4 +291,5 @@ def test_the_evaluation_commands_evaluate(
         if config.image:
             assert (folder / "photo.png").exists()
         else:
-            assert "| active" in capsys.readouterr().out and (folder / "results.json").exists()
+            row = "| trained" if task_of(config).measured else "| active"
+            assert row in capsys.readouterr().out and (folder / "results.json").exists()

@@ -16,6 +16,7 @@ from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rewards import covered, covered_mask, no_overlap, score, score_mask, sensible_area
 from activeo3.schema import Action, Example, Outcome, Region, Rollout
+from activeo3.tasks import TASKS
 
 SIZE = (100, 100)
 EQUAL = {"format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0}
@@ -168,7 +169,8 @@ def test_an_unknown_coverage_is_an_error() -> None:
 
 def test_the_config_weighs_every_term_and_no_other() -> None:
     terms = score(proposed([AROUND_A], [A]), detected([A]), EQUAL).terms
-    assert TrainConfig().weights == EQUAL
+    assert {name: TrainConfig().weights[name] for name in EQUAL} == EQUAL
+    assert set(TrainConfig().weights) == {term for task in TASKS.values() for term in task.terms}
     assert list(terms) == list(EQUAL)
 
 

@@ -28,7 +28,9 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def question(size: tuple[int, int] = (480, 320)) -> Example:
-    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float))
+    """Two things, with all that any task may ask of an example."""
+    fields = {"referred": {"text": "the first", "box_px": THINGS[0][1]}, "text": "7", "labels": ("red", "red"), "categories": ("red",)}
+    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float), fields=fields)
 
 
 def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig = CONFIG, group: int = 1) -> list[Rollout]:
@@ -43,6 +45,7 @@ def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig =
 def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) -> None:
     """Whatever the answer, the reward has the terms that the task names, and each has a weight."""
     task, expert, example = TASKS[name], Scripted(family, tokenizer, finds), question()
+    example = task.pose(example) if task.pose else example
     if name == "segment":
         expert = task.load("oracle", CONFIG, torch.device("cpu"))
         true = np.zeros((320, 480), dtype=bool)
@@ -60,7 +63,7 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment\.$"):
+    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment, grounding, counting, ocr, detection\.$"):
         task_of(TrainConfig(task="paint"))
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))

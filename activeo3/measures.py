@@ -1,0 +1,172 @@
+"""The tables of the one-shot tasks: what policies answer at once, greedily, in the numbers of Perception-R1.
+
+    grounding   Acc50, Acc75, Acc95: IoU of at least so much; Avg, their mean; mIoU, the mean IoU
+    counting    exact: the share of right numbers; MAE: how far off they are
+    ocr         edit_distance, precision, recall, F1, BLEU, METEOR (transcripts.py)
+    detection   AP, AP50, AP75, AP_s, AR by pycocotools, over all categories and all pictures
+
+``form`` is the share of answers that fit their form. A wrong form costs nothing else: what can be read of an
+answer counts. Intervals are 95 %, bootstrapped over pictures.
+
+Deviations from the reference's evaluation:
+  1. No picture is left out: its slice for "all" ends before the last one. A picture with nothing in it is
+     there for the false positives.
+  2. Decoding is greedy without a penalty for repetition (the reference: 1.05).
+  3. An answer that says no number counts as the number of the things it lists, as in the reference.
+"""
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+
+from activeo3 import metrics, report, results, transcripts
+from activeo3.config import EvalConfig, _Config
+from activeo3.files import Dataset
+from activeo3.geometry import as_boxes, iou
+from activeo3.jobs import blocks
+from activeo3.ledger import Share, alone
+from activeo3.matching import plain
+from activeo3.metrics import Metric
+from activeo3.models import VisionLanguageModel
+from activeo3.sampler import Role, look
+from activeo3.schema import Example, Outcome, Rollout, Sampling
+from activeo3.stream import readable
+from activeo3.tasks import posed, task_of
+
+ACCURACIES = {"Acc50": 0.5, "Acc75": 0.75, "Acc95": 0.95}
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "grounding": (*ACCURACIES, "Avg", "mIoU", "form"),
+    "counting": ("exact", "MAE", "form"),
+    "ocr": (*transcripts.COLUMNS, "form"),
+    "detection": ("AP", "AP50", "AP75", "AP_s", "AR", "form"),
+}
+"""The columns of each task's table."""
+
+
+def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], resamples: int = 1000) -> dict[str, Metric]:
+    """COLUMNS of the task, from one answer per posed example.
+
+    Raises DataError for ocr without nltk.
+    """
+    pictures = [example.image_id for example in examples]
+    values = _PER_EXAMPLE[task](examples, answers) | {"form": [float(answer.action.error is None) for answer in answers]}
+    found = {name: metrics.bootstrap_interval(of_each, pictures, resamples) for name, of_each in values.items()}
+    if task == "detection":
+        found |= metrics.evaluate_detections(*per_category(examples, answers), resamples=resamples)
+    return {name: found[name] for name in COLUMNS[task]}
+
+
+def _located(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
+    """Per example: IoU of its one box, and whether that is enough."""
+    ious = np.zeros(len(examples))
+    for place, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        boxes = answer.result.boxes_px if answer.result else as_boxes([])
+        ious[place] = iou(boxes[:1], example.boxes_px)[0, 0] if len(boxes) else 0.0
+    enough = {name: (ious >= least).astype(float) for name, least in ACCURACIES.items()}
+    return enough | {"Avg": np.mean(list(enough.values()), axis=0), "mIoU": ious}
+
+
+def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
+    """Per example: whether the number is right, and how far off it is."""
+    pairs = zip(examples, answers, strict=True)
+    off = [abs(answer.action.count - example.fields["count"]) for example, answer in pairs]  # type: ignore[attr-defined]
+    return {"exact": [float(not error) for error in off], "MAE": list(map(float, off))}
+
+
+def _transcribed(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
+    """Per page: transcripts.COLUMNS."""
+    pairs = zip(examples, answers, strict=True)
+    rows = [transcripts.page_metrics(answer.action.text, example.fields["text"]) for example, answer in pairs]  # type: ignore[attr-defined]
+    return {name: [row[name] for row in rows] for name in transcripts.COLUMNS}
+
+
+_PER_EXAMPLE: dict[str, Callable[[Sequence[Example], Sequence[Rollout]], dict[str, Sequence[float]]]] = {
+    "grounding": _located, "counting": _counted, "ocr": _transcribed, "detection": lambda examples, answers: {},
+}  # fmt: skip
+
+
+def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tuple[list[Example], list[Outcome]]:
+    """Detection as questions of metrics.py: each category that is in a picture, or is said to be, is one.
+
+    Categories that are neither there nor said to be change no number of COCO's, so they are not asked. A
+    picture with nothing there or said keeps one question, so that it is among those that are resampled.
+    """
+    questions: list[Example] = []
+    outcomes: list[Outcome] = []
+    for example, answer in zip(examples, answers, strict=True):
+        true = np.array([plain(name) for name in example.fields["labels"]], dtype=object)
+        said = np.array([plain(name) for name in answer.action.labels], dtype=object)
+        boxes = answer.result.boxes_px if answer.result else as_boxes([])
+        areas = example.fields.get("areas")
+        crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else example.crowd
+        for name in sorted({*true, *said}) or [plain(example.fields["categories"][0])]:
+            own, found = true == name, said == name
+            fields = {} if areas is None else {"areas": np.asarray(areas)[own]}
+            questions.append(replace(example, query=name, boxes_px=example.boxes_px[own], crowd=crowd[own], fields=fields))
+            outcomes.append(Outcome(boxes[found], np.ones(int(found.sum()))))
+    return questions, outcomes
+
+
+# ---------------------------------------------------------------------- policies beside each other
+
+
+def compare(
+    task: str,
+    role: Role,
+    policies: Mapping[str, VisionLanguageModel],
+    benchmark: str,
+    examples: Sequence[Example],
+    config: _Config,
+    share: Share,
+    resamples: int = 1000,
+    say: Callable[[str], None] = print,
+) -> tuple[list[dict[str, Any]], dict[str, list[Rollout]]]:
+    """A table row for every policy, as results.py takes it, and its answers; ``share`` as in suites.run."""
+    if task == "ocr":
+        transcripts.need_nltk("the table of --task ocr")
+    rows, kept = [], {}
+    for name, policy in policies.items():
+        kept[name] = answer_all(role, policy, examples, config, share)
+        found = measure(task, examples, kept[name], resamples)
+        rows.append({"benchmark": benchmark, "method": name, "checkpoint": "", "task_model": "", "n": len(examples), "columns": COLUMNS[task],
+                     "metrics": found, "failures": {}})  # fmt: skip
+        first = COLUMNS[task][0]
+        say(f"{benchmark} {task} {name}: {first} {found[first].value:.3f}, form {found['form'].value:.3f}")
+    return rows, kept
+
+
+def answer_all(
+    role: Role, policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, share: Share
+) -> list[Rollout]:
+    """One greedy answer per example; jobs.blocks are worked on in the same way on any number of ranks."""
+
+    def work(block: Sequence[Example]) -> list[tuple]:
+        _, groups = look(policy, block, 1, Sampling(0.0, role.longest(config)), config, role)
+        # Every rank has the pictures, which are large: ranks tell each other the rest.
+        return [(r.token_ids, r.text, r.finished, r.action, r.regions, r.result) for (r,) in groups]
+
+    told = share(work, blocks(examples))
+    return [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
+
+
+def evaluate(
+    opened: Mapping[str, Dataset],
+    actor: VisionLanguageModel,
+    start: VisionLanguageModel,
+    experts: Mapping[str, Any],
+    config: EvalConfig,
+    folder: Path,
+) -> None:
+    """Every benchmark: start policy and checkpoint in the task's own table; they answer themselves, not ``experts``."""
+    task = task_of(config)
+    policies, rows = {"start": start, "trained": actor} if actor is not start else {"start": start}, []
+    for name, dataset in opened.items():
+        examples = readable(posed(dataset, task))
+        found, _ = compare(config.task, task, policies, name, examples, config, alone, config.resamples)
+        rows += found
+        results.write_results(folder, rows)
+        print(report.table(*results.first_table(found), f"{name}, {config.task}, {len(examples)} questions"))
+    print(f"numbers: {folder / 'results.json'}")

@@ -1,0 +1,169 @@
+"""The four one-shot tasks on the interface of tasks.py: what is asked, how it is read, what it is worth.
+
+An example of any data set is first *posed* as a question of the task, so that ``boxes_px`` and the fields are the
+truth of that task, for the reward, the table and the pictures alike:
+
+    grounding   query the phrase, boxes_px (1, 4)
+    counting    query the name, fields count and places_px (N, 4), None where nobody pointed; a point is a box
+                without sides
+    ocr         field text
+    detection   boxes_px (N, 4) of everything, crowds marked, fields labels (N) and categories
+
+The policy sees the whole picture once, at --sensing_side. (Perception-R1, arXiv 2504.07954, section 4.)
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+from activeo3 import matching
+from activeo3.config import TrainConfig, _Config
+from activeo3.files import DataError, Dataset
+from activeo3.geometry import Frame, as_boxes, clipped, ordered
+from activeo3.metrics import asked_boxes
+from activeo3.models import VisionLanguageModel
+from activeo3.perception import Answer, perception_prompt, read_answer
+from activeo3.rewards import weighted
+from activeo3.sampler import Question, sensing_view
+from activeo3.schema import Example, Outcome, Reading, Rollout, Score
+from activeo3.transcripts import text_similarity
+
+# ---------------------------------------------------------------------- posing
+
+
+def posed(task: str, example: Example) -> Example:
+    """The example as a question of the task. Raises DataError, naming it, if it cannot be one."""
+    return _POSES[task](example)
+
+
+def _grounding(example: Example) -> Example:
+    if "referred" in example.fields:
+        query, boxes = example.fields["referred"]["text"], as_boxes([example.fields["referred"]["box_px"]])
+    else:
+        query, boxes = example.query, asked_boxes(example)
+    if len(boxes) != 1:
+        raise _unfit(example, f"has {len(boxes)} boxes of '{query}' and not one", "grounding", "refcoco")
+    return replace(example, query=query, boxes_px=boxes, crowd=None)
+
+
+def _counting(example: Example) -> Example:
+    fields = dict(example.fields)
+    boxes = asked_boxes(example)
+    if not fields.get("exhaustive", True) or not (len(boxes) or "count" in fields):
+        raise _unfit(example, f"does not say how many '{example.query}' there are", "counting", "pixmo_count")
+    if "points_px" in fields:
+        points = np.asarray(fields["points_px"], dtype=np.float64).reshape(-1, 2)
+        places = np.concatenate([points, points], axis=1)
+    else:
+        places = boxes if len(boxes) or not fields["count"] else None
+    fields |= {"count": int(fields.get("count", len(boxes))), "places_px": places}
+    return replace(example, fields=fields)
+
+
+def _ocr(example: Example) -> Example:
+    text = example.fields.get("text") or example.fields.get("reading", {}).get("answer")
+    if not text:
+        raise _unfit(example, "has no text", "ocr", "pageocr")
+    boxes = as_boxes([example.fields["reading"]["box_px"]]) if "reading" in example.fields else np.zeros((0, 4))
+    return replace(example, query="text", boxes_px=boxes, crowd=None, fields={**example.fields, "text": text})
+
+
+def _detection(example: Example) -> Example:
+    if "things" in example.fields:  # of the embedded world
+        things = example.fields["things"]
+        fields = {key: things[key] for key in ("labels", "categories")}
+        return replace(example, query="everything", boxes_px=as_boxes(things["boxes_px"]), crowd=None, fields=fields)
+    if not {"labels", "categories"} <= set(example.fields):
+        raise _unfit(example, "has no boxes of all categories", "detection", "coco_det")
+    return example
+
+
+def _unfit(example: Example, why: str, task: str, data: str) -> DataError:
+    return DataError(f"example {example.id} {why}, which --task {task} needs: use --data {data} or scenes", example.id)
+
+
+_POSES: dict[str, Callable[[Example], Example]] = {
+    "grounding": _grounding, "counting": _counting, "ocr": _ocr, "detection": _detection,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """A data set whose examples are posed when they are read; one that does not fit is passed over like a bad picture."""
+
+    dataset: Dataset
+    pose: Callable[[Example], Example]
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def split(self) -> str:
+        return self.dataset.split
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return self.dataset.paths
+
+    @property
+    def dropped(self) -> Sequence[str]:
+        return self.dataset.dropped
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.pose(self.dataset[index])
+
+
+# ---------------------------------------------------------------------- asking and reading
+
+
+def ask(task: str, actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
+    """The whole picture, and the task's question about it."""
+    view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
+    asked = example.fields["categories"] if task == "detection" else example.query
+    return Question(view, frame, perception_prompt(task, asked, config.wording, config.thinking))
+
+
+def read(task: str, text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
+    """An answer, with its boxes in original pixels, cut off at the picture's border, as its result."""
+    answer = read_answer(task, text, finished, config.thinking)
+    boxes = clipped(ordered(frame.to_px(as_boxes(answer.boxes_text))), example.size_px)
+    return Reading(answer, result=Outcome(boxes, np.ones(len(boxes)), (text,)))
+
+
+# ---------------------------------------------------------------------- worth
+
+
+def score(task: str, rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+    """The task's terms (matching.TERMS) and their weighted sum, for a posed example."""
+    example, answer, matched = rollout.example, rollout.action, config.matching == "hungarian"
+    assert isinstance(answer, Answer), f"example {example.id}: the answer was read by another task"
+    terms = {"format": float(answer.error is None)}
+    match task:
+        case "grounding":
+            terms["iou"] = matching.box_iou(outcome.boxes_px, example.boxes_px, config.iou_power)
+        case "counting":
+            terms["match"] = _places_found(example, answer, outcome, config)
+            terms["count"] = float(answer.count == example.fields["count"])
+        case "ocr":
+            terms["text"] = text_similarity(answer.text, example.fields["text"])
+        case "detection":
+            labels = example.fields["labels"]
+            terms |= matching.detection_terms(
+                outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched
+            )
+    return weighted(terms, config.weights)
+
+
+def _places_found(example: Example, answer: Answer, outcome: Outcome, config: TrainConfig) -> float:
+    """The match term; where nobody pointed, only the number of places can be compared."""
+    places = example.fields["places_px"]
+    if places is None:
+        listed, true = len(outcome.boxes_px), example.fields["count"]
+        return min(listed, true) / max(listed, true)
+    return matching.place_match(outcome.boxes_px, places, example.size_px, config.places, config.matching == "hungarian")

@@ -1,0 +1,92 @@
+"""Pages with the text on them: your own to train on, and Fox's to evaluate on (arXiv 2405.14295).
+
+A json file is a list of pages in the form that the reference and Fox use, or shorter:
+
+    [{"image": "en_1.png", "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "the text"}]},
+     {"image": "a/2.png", "text": "the text"}]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+
+from activeo3.files import DataError, Source, inside, needed, read_json, read_picture, within
+from activeo3.questions import ONE_SPLIT
+from activeo3.schema import Example
+
+
+class Page(NamedTuple):
+    """A picture of a page and its text."""
+
+    picture: Path
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class PageDataset:
+    """Pages in the order of the file; an example's field ``text`` is what stands on it."""
+
+    name: str
+    split: str
+    pages: tuple[Page, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(page.picture for page in self.pages)
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError if the picture is missing or cannot be read."""
+        index = within(index, len(self))
+        page = self.pages[index]
+        example_id = f"{self.name}:{page.picture.stem}"
+        image = read_picture(page.picture, None, example_id)
+        return Example(example_id, image, "page", np.zeros((0, 4)), image_id=index + 1, fields={"text": page.text})
+
+
+def open_pageocr(source: Source) -> PageDataset:
+    """``pageocr/<split>.json`` with the pictures in ``pageocr/images``."""
+    folder = source.folder("pageocr", "pageocr")
+    return _open("pageocr", source.split, folder / f"{source.split}.json", folder / "images")
+
+
+def open_fox_en(source: Source) -> PageDataset:
+    """Fox's 112 English pages."""
+    return _open_fox("fox_en", source, "en")
+
+
+def open_fox_cn(source: Source) -> PageDataset:
+    """Fox's Chinese pages."""
+    return _open_fox("fox_cn", source, "cn")
+
+
+def _open_fox(name: str, source: Source, language: str) -> PageDataset:
+    source.one_of(name, ONE_SPLIT)
+    folder = source.folder(name, "focus_benchmark_test")
+    return _open(name, "test", folder / f"{language}_page_ocr.json", folder / f"{language}_pdf_png")
+
+
+def _open(name: str, split: str, path: Path, images: Path) -> PageDataset:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: the file needs a list of pages, see data/README.md for their form")
+    return PageDataset(name, split, tuple(_page(path, f"page {k}", row, images) for k, row in enumerate(rows)))
+
+
+def _page(path: Path, what: str, row: Mapping[str, Any], images: Path) -> Page:
+    picture = needed(path, what, row, "image")
+    if not isinstance(picture, str) or not picture:
+        raise DataError(f"{path}: {what} has the image {picture!r}, give a file name")
+    text = row.get("text")
+    if "text" not in row:
+        turns = needed(path, what, row, "conversations")
+        said = [turn.get("value") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        text = said[1] if len(said) > 1 else None
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{path}: {what} has no text, add it or remove the entry")
+    return Page(images / inside(path, what, picture), text)

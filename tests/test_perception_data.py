@@ -1,0 +1,380 @@
+"""The readers of the one-shot tasks: RefCOCO in three layouts, PixMo-Count, pages, COCO with all categories."""
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeo3 import referring
+from activeo3.datasets import open_dataset
+from activeo3.files import DataError
+
+
+def complaint(act: Callable[[], Any]) -> str:
+    """The one sentence that something is refused with."""
+    with pytest.raises(DataError) as caught:
+        act()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------- RefCOCO
+
+NAME = "COCO_train2014_000000000042.jpg"
+IMAGE = {"id": 42, "file_name": NAME, "width": 40, "height": 30}
+OBJECTS = {  # annotation id: (bbox, split, phrases)
+    1: ([5, 6, 10, 8], "val", ["red cup", "the cup  on the left"]),
+    2: ([30, 20, 99, 99], "val", ["dog"]),
+    3: ([1, 1, 2, 2], "testA", ["a person"]),
+    4: ([2, 2, 3, 3], "train", ["chair"]),
+}
+WANTED = [("red cup", [5, 6, 15, 14]), ("the cup on the left", [5, 6, 15, 14]), ("dog", [30, 20, 40, 30])]
+HUB = {"val": "validation", "testA": "test", "train": "train", "testB": "testB"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with the one picture."""
+    (tmp_path / "coco" / "train2014").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "coco" / "train2014" / NAME)
+    return tmp_path
+
+
+def as_json(root: Path, objects: dict = OBJECTS, folder: str = "refcoco") -> None:
+    (root / "mdetr_annotations").mkdir(exist_ok=True)
+    for split in ("train", "val", "testA"):
+        images, annotations = [], []
+        for bbox, own, phrases in objects.values():
+            for phrase in phrases if own == split else ():
+                images.append(IMAGE | {"id": len(images), "original_id": 42, "caption": phrase, "dataset_name": folder})
+                annotations.append({"id": len(images), "image_id": images[-1]["id"], "bbox": bbox, "category_id": 1})
+        content = {"images": images, "annotations": annotations, "categories": []}
+        (root / "mdetr_annotations" / f"finetune_{folder}_{split}.json").write_text(json.dumps(content))
+
+
+def as_table(root: Path, objects: dict = OBJECTS, folder: str = "refcoco", **changes: Any) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (root / folder / "data").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "testA"):
+        rows = [
+            {"raw_image_info": json.dumps(IMAGE), "raw_anns": json.dumps({"id": number, "image_id": 42, "bbox": bbox}),
+             "captions": phrases, "split": own, "file_name": f"{NAME[:-4]}_{number}.jpg"} | changes
+            for number, (bbox, own, phrases) in objects.items() if own == split
+        ]  # fmt: skip
+        parquet.write_table(pyarrow.Table.from_pylist(rows), root / folder / "data" / f"{HUB[split]}-00000-of-00001.parquet")
+
+
+def as_pickle(root: Path, objects: dict = OBJECTS, folder: str = "refcoco", partition: str = "unc", protocol: int = 2) -> Path:
+    (root / folder).mkdir(exist_ok=True)
+    refs = [
+        {"ref_id": number, "ann_id": number, "image_id": 42, "split": split, "category_id": 1, "sent_ids": [1],
+         "file_name": f"{NAME[:-4]}_{number}.jpg",
+         "sentences": [{"sent": phrase, "raw": phrase, "sent_id": 1, "tokens": phrase.split()} for phrase in phrases]}
+        for number, (bbox, split, phrases) in objects.items()
+    ]  # fmt: skip
+    path = root / folder / f"refs({partition}).p"
+    path.write_bytes(pickle.dumps(refs, protocol))
+    annotations = [{"id": number, "image_id": 42, "bbox": bbox} for number, (bbox, *_) in objects.items()]
+    (root / folder / "instances.json").write_text(json.dumps({"images": [IMAGE], "annotations": annotations}))
+    return path
+
+
+LAYOUTS = {"json": as_json, "table": as_table, "pickle": as_pickle}
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_phrase_is_a_question_with_one_box(root: Path, write: Callable) -> None:
+    write(root)
+    data = open_dataset("refcoco", "val", str(root))
+    assert [(e.query, e.boxes_px[0].tolist()) for e in data] == WANTED  # clipped at the border, spaces put right
+    assert all(e.boxes_px.shape == (1, 4) and e.image_id == 42 and e.size_px == (40, 30) for e in data)
+    assert len({e.id for e in data}) == 3 and data.paths == (root / "coco" / "train2014" / NAME,)
+    assert [e.query for e in open_dataset("refcoco", "testA", str(root))] == ["a person"]
+
+
+def test_all_eight_splits_and_their_files(root: Path) -> None:
+    eight = [("refcoco", s) for s in ("val", "testA", "testB")] + [("refcoco_plus", s) for s in ("val", "testA", "testB")]
+    eight += [("refcocog", s) for s in ("val", "test")]
+    for name, split in eight:
+        family = referring.FAMILIES[name]
+        as_pickle(root, {1: ([1, 1, 5, 5], split, [f"{name} {split}"])}, family.folder, family.partition)
+        assert [e.query for e in open_dataset(name, split, str(root))] == [f"{name} {split}"]
+    assert {family.partition for family in referring.FAMILIES.values()} == {"unc", "umd"}
+    said = complaint(lambda: open_dataset("refcocog", "testA", str(root)))
+    assert said == "refcocog: there is no split 'testA', choose one of test, train, val"
+
+
+def test_json_comes_before_tables_before_the_pickle(root: Path) -> None:
+    as_pickle(root, {1: ([1, 1, 5, 5], "val", ["from the pickle"])})
+    assert open_dataset("refcoco", "val", str(root))[0].query == "from the pickle"
+    as_table(root, {1: ([1, 1, 5, 5], "val", ["from the table"])})
+    assert open_dataset("refcoco", "val", str(root))[0].query == "from the table"
+    as_json(root, {1: ([1, 1, 5, 5], "val", ["from the json"])})
+    assert open_dataset("refcoco", "val", str(root))[0].query == "from the json"
+
+
+@pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        (([1, 2, 3], "val", ["cup"]), "has the bbox [1, 2, 3], give finite numbers x, y, w, h"),
+        ((["1", 2, 3, 4], "val", ["cup"]), "has the bbox ['1', 2, 3, 4]"),
+        (([1, 2, 3, 4], "val", [" "]), "has an empty phrase, download the file again"),
+        (([50, 2, 3, 4], "val", ["cup"]), "refcoco has no phrase of the split 'val'"),  # its only box lies outside
+    ],
+)
+def test_a_broken_row_is_refused(root: Path, write: Callable, row: tuple, sentence: str) -> None:
+    write(root, {1: row})
+    assert sentence in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+
+
+def test_a_box_outside_is_left_out_and_named(root: Path) -> None:
+    as_pickle(root, OBJECTS | {9: ([50, 2, 3, 4], "val", ["cup"])})
+    data = open_dataset("refcoco", "val", str(root))
+    assert len(data) == 3 and len(data.dropped) == 1 and "reference 4 has a box without area" in data.dropped[0]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+def test_every_kind_of_pickle_is_read(root: Path, protocol: int) -> None:
+    as_pickle(root, protocol=protocol)
+    assert [e.query for e in open_dataset("refcoco", "val", str(root))] == [phrase for phrase, _ in WANTED]
+
+
+class Poison:
+    """What a pickle can do: it names a function, which is called when the file is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_would_run_something_is_refused(root: Path) -> None:
+    path, mark = as_pickle(root), root / "it-ran"
+    for content in (pickle.dumps([Poison(mark)]), pickle.dumps(np.zeros(2)), pickle.dumps({"a": Path("b")})):
+        path.write_bytes(content)
+        said = complaint(lambda: open_dataset("refcoco", "val", str(root)))
+        assert "refs(unc).p: the pickle cannot be read as plain values (it names " in said and "do not trust" in said
+        assert not mark.exists()
+    pickle.loads(pickle.dumps(Poison(mark)))
+    assert mark.exists()  # so the first one would have run
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1] * 99)[:-9], b"\x80\x04."])
+def test_a_pickle_that_is_none(root: Path, content: bytes) -> None:
+    as_pickle(root).write_bytes(content)
+    assert "the pickle cannot be read as plain values" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+
+
+def test_files_that_do_not_fit_together(root: Path) -> None:
+    path = as_pickle(root)
+    for refs, sentence in (
+        ({"a": 1}, "the file holds no list of objects"),
+        ([{"split": "val", "image_id": 7, "ann_id": 1, "sentences": []}], "reference 0 is not in instances.json"),
+        ([{"split": "val", "image_id": 42, "ann_id": 1, "sentences": ["cup"]}], "reference 0 has no sentences"),
+        ([{"image_id": 42}], "reference 0 has no 'split'"),
+    ):
+        path.write_bytes(pickle.dumps(refs))
+        assert sentence in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    (path.parent / "instances.json").write_text("[]")
+    assert "needs lists of objects under 'images'" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    path.unlink()
+    assert "there, see data/README.md" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+
+
+def test_broken_json_and_tables(root: Path) -> None:
+    as_json(root)
+    path = root / "mdetr_annotations" / "finetune_refcoco_val.json"
+    good = json.loads(path.read_text())
+    for change, sentence in (
+        ({"annotations": []}, "image 0 has 0 boxes and not one"),
+        ({"annotations": good["annotations"] * 2}, "image 0 has 2 boxes and not one"),
+        ({"images": "none"}, "needs a list of objects under the key 'images'"),
+        ({"images": [good["images"][0] | {"file_name": "../x.jpg"}]}, "file_name outside of its folder"),
+        ({"images": [good["images"][0] | {"original_id": "42"}]}, "has the id '42'"),
+        ({"images": [{k: v for k, v in good["images"][0].items() if k != "caption"}]}, "image 0 has no 'caption'"),
+    ):
+        path.write_text(json.dumps(good | change))
+        assert sentence in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    path.unlink()
+    as_table(root, raw_image_info="{}")
+    assert "row 0 holds no image and annotation as json" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    as_table(root, captions=None)
+    assert "row 0 has an empty phrase" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+
+
+# ---------------------------------------------------------------------- PixMo-Count
+
+
+def picture(red: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (red, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixmo_row(content: bytes, label: str = "cup", count: int = 2, points: Any = ((1.5, 2.0), (30.0, 20.0))) -> dict:
+    stored = None if points is None else {"x": [x for x, _ in points], "y": [y for _, y in points]}
+    digest = hashlib.sha256(content).hexdigest()
+    return {"image_url": f"https://example.org/{label}", "image_sha256": digest, "count": count, "points": stored, "label": label}
+
+
+def pixmo_set(root: Path, rows: list[dict], split: str = "train", pictures: dict[str, bytes] | None = None) -> str:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (root / "pixmo-count" / "data").mkdir(parents=True, exist_ok=True)
+    (root / "pixmo-count" / "images").mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet")
+    for name, content in (pictures or {}).items():
+        (root / "pixmo-count" / "images" / name).write_bytes(content)
+    return str(root)
+
+
+def test_pixmo_questions(tmp_path: Path) -> None:
+    one, two = picture(10), picture(20)
+    rows = [pixmo_row(one), pixmo_row(two, "traffic  light", 1, [(3.0, 4.0)]), pixmo_row(one, "dog", 1, [(5.0, 5.0)])]
+    names = {f"{hashlib.sha256(one).hexdigest()}.png": one, hashlib.sha256(two).hexdigest(): two}  # with any ending, or none
+    data = open_dataset("pixmo_count", "train", pixmo_set(tmp_path, rows, pictures=names))
+    assert [(e.query, e.fields["count"], e.fields["points_px"].tolist()) for e in data] == [
+        ("cup", 2, [[1.5, 2.0], [30.0, 20.0]]), ("traffic light", 1, [[3.0, 4.0]]), ("dog", 1, [[5.0, 5.0]])
+    ]  # fmt: skip
+    assert [e.image_id for e in data] == [1, 2, 1] and [e.image.getpixel((0, 0))[0] for e in data] == [10, 20, 10]
+    assert len(data.paths) == 2 and all(path.is_file() for path in data.paths)
+    pixmo_set(tmp_path, [pixmo_row(one, points=None)], "validation")
+    (example,) = open_dataset("pixmo_count", "val", str(tmp_path))
+    assert example.fields == {"count": 2}  # nobody pointed in the sets to evaluate on
+
+
+def test_points_as_a_list_of_objects(tmp_path: Path) -> None:
+    content = picture(1)
+    row = pixmo_row(content) | {"points": [{"x": 1.0, "y": 2.0}, {"x": 3.0, "y": 4.0}]}
+    data = open_dataset("pixmo_count", "train", pixmo_set(tmp_path, [row], pictures={row["image_sha256"]: content}))
+    assert data[0].fields["points_px"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_picture_that_is_not_there_or_another(tmp_path: Path) -> None:
+    one, two = pixmo_row(picture(1)), pixmo_row(picture(2))
+    root = pixmo_set(tmp_path, [one, two], pictures={f"{two['image_sha256']}.jpg": picture(3)})
+    data = open_dataset("pixmo_count", "train", root)
+    said = complaint(lambda: data[0])
+    assert f"{one['image_sha256']}.jpg: the picture of example pixmo_count:train:0 is missing, get it from https://" in said
+    assert "this is not the picture that example pixmo_count:train:1 is about, remove it" in complaint(lambda: data[1])
+
+
+def test_rows_whose_points_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    content = picture(1)
+    root = pixmo_set(tmp_path, [pixmo_row(content), pixmo_row(content, count=3)], pictures={pixmo_row(content)["image_sha256"]: content})
+    data = open_dataset("pixmo_count", "train", root)
+    assert len(data) == 1 and "row 1 has 2 points and the count 3, it is left out" in data.dropped[0]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"label": " "}, "row 0 has no label"),
+        ({"image_sha256": "../../passwd"}, "row 0 has the image_sha256 '../../passwd'"),
+        ({"count": -1}, "row 0 has the count -1"),
+        ({"points": {"x": [1.0, float("nan")], "y": [1.0, 2.0]}}, "row 0 has points that are not numbers"),
+    ],
+)
+def test_a_broken_pixmo_row_is_refused(tmp_path: Path, change: dict, sentence: str) -> None:
+    root = pixmo_set(tmp_path, [pixmo_row(picture(1)) | change])
+    assert sentence in complaint(lambda: open_dataset("pixmo_count", "train", root))
+
+
+def test_pixmo_tables_that_hold_something_else(tmp_path: Path) -> None:
+    row = pixmo_row(picture(1))
+    root = pixmo_set(tmp_path, [{key: value for key, value in row.items() if key != "points"}])
+    assert "there is no column 'points', download the file again" in complaint(lambda: open_dataset("pixmo_count", "train", root))
+    assert "there is no table of the split 'val'" in complaint(lambda: open_dataset("pixmo_count", "val", root))
+    (tmp_path / "pixmo-count" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
+    assert "the file cannot be read" in complaint(lambda: open_dataset("pixmo_count", "train", root))
+
+
+# ---------------------------------------------------------------------- pages
+
+
+def page_set(root: Path, rows: Any) -> str:
+    (root / "pageocr" / "images").mkdir(parents=True, exist_ok=True)
+    (root / "pageocr" / "train.json").write_text(json.dumps(rows))
+    Image.new("RGB", (40, 60), "white").save(root / "pageocr" / "images" / "1.png")
+    return str(root)
+
+
+def told(text: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": "<image>\nOCR this image: "}, {"from": "gpt", "value": text}]
+
+
+def test_pages_in_both_forms(tmp_path: Path) -> None:
+    rows = [{"image": "1.png", "len": 2, "conversations": told("Two\nlines")}, {"image": "1.png", "text": "Größe"}]
+    data = open_dataset("pageocr", "train", page_set(tmp_path, rows))
+    assert [e.fields["text"] for e in data] == ["Two\nlines", "Größe"] and data[0].size_px == (40, 60)
+    (tmp_path / "focus_benchmark_test" / "en_pdf_png").mkdir(parents=True)
+    (tmp_path / "focus_benchmark_test" / "en_page_ocr.json").write_text(json.dumps([{"image": "en_1.png", "conversations": told("Act")}]))
+    Image.new("RGB", (40, 60), "white").save(tmp_path / "focus_benchmark_test" / "en_pdf_png" / "en_1.png")
+    (page,) = open_dataset("fox_en", "test", str(tmp_path))
+    assert (page.id, page.fields["text"]) == ("fox_en:en_1", "Act")
+    assert "cn_page_ocr.json: there is no such file" in complaint(lambda: open_dataset("fox_cn", "test", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        ({}, "the file needs a list of pages"),
+        ([], "the file needs a list of pages"),
+        ([{"text": "a"}], "page 0 has no 'image'"),
+        ([{"image": 3, "text": "a"}], "page 0 has the image 3, give a file name"),
+        ([{"image": "../1.png", "text": "a"}], "file_name outside of its folder"),
+        ([{"image": "1.png", "text": "a"}, {"image": "1.png"}], "page 1 has no 'conversations'"),
+        ([{"image": "1.png", "text": " "}], "page 0 has no text"),
+        ([{"image": "1.png", "conversations": told("a")[:1]}], "page 0 has no text"),
+        ([{"image": "1.png", "conversations": "a"}], "page 0 has no text"),
+    ],
+)
+def test_a_broken_page_is_refused(tmp_path: Path, rows: Any, sentence: str) -> None:
+    said = complaint(lambda: open_dataset("pageocr", "train", page_set(tmp_path, rows)))
+    assert sentence in said and "train.json" in said
+
+
+# ---------------------------------------------------------------------- COCO, all categories
+
+COCO = {
+    "images": [{"id": number, "file_name": f"{number}.png", "width": 40, "height": 30} for number in (7, 3, 5)],
+    "categories": [{"id": 2, "name": "cat"}, {"id": 1, "name": "traffic_light"}, {"id": 9, "name": "x"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 10, 5], "area": 33.5},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, 20, 99, 99]},
+        {"id": 3, "image_id": 7, "category_id": 9, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+        {"id": 4, "image_id": 3, "category_id": 2, "bbox": [0.5, 0.5, 4, 4]},
+    ],
+}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_every_picture_is_one_question(tmp_path: Path, own: bool) -> None:
+    index, images = ("instances_val.json", "images") if own else ("coco/annotations/instances_val2017.json", "coco/val2017")
+    (tmp_path / images).mkdir(parents=True)
+    (tmp_path / index).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / index).write_text(json.dumps(COCO))
+    for number in (7, 3, 5):
+        Image.new("RGB", (40, 30)).save(tmp_path / images / f"{number}.png")
+    data = open_dataset("coco_det", "val", str(tmp_path))
+    assert [e.image_id for e in data] == [3, 5, 7]  # the picture without anything is a question too
+    first, empty, last = data
+    assert empty.boxes_px.shape == (0, 4) and empty.fields["labels"] == () and empty.crowd.shape == (0,)
+    assert last.fields["labels"] == ("traffic light", "cat", "x") and last.crowd.tolist() == [False, False, True]
+    assert last.boxes_px.tolist() == [[30, 20, 40, 30], [1, 2, 11, 7], [0, 0, 5, 5]]
+    assert last.fields["areas"].tolist() == [100.0, 33.5, 25.0]
+    assert all(e.fields["categories"] == ("cat", "traffic light", "x") for e in data)
+    assert first.boxes_px.tolist() == [[0.5, 0.5, 4.5, 4.5]]
+
+
+def test_a_folder_without_coco(tmp_path: Path) -> None:
+    said = complaint(lambda: open_dataset("coco_det", "val", str(tmp_path)))
+    assert re.search(r"coco/annotations/instances_val2017\.json: there is no such file", said)
