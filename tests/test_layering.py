@@ -23,6 +23,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "prompts": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
+    "packing": (1, {"transformers", "deepspeed", "rewards"}),
+    "decoding": (1, {"deepspeed", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
@@ -55,7 +57,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "decoding", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

@@ -185,8 +185,8 @@ def test_prompt_ids_are_the_published_format(
             "<|im_start|>assistant\n"
         )
         assert prompt.ids.tolist() == real.tokenizer(written).input_ids
-        assert int((prompt.ids == 151655).sum()) == int(prompt.grid.prod()) // 2**2
-        assert prompt.grid.tolist() == [1, 2 * rows, 2 * columns]
+        assert int((prompt.ids == 151655).sum()) == int(prompt.grids.prod()) // 2**2
+        assert prompt.grids.tolist() == [[1, 2 * rows, 2 * columns]]
 
 
 @torch.no_grad()
@@ -200,7 +200,7 @@ def test_packed_positions_are_those_of_transformers(real: VisionLanguageModel, p
         for b, answer in enumerate(answers[r]):
             ids = torch.cat([prompt.ids, torch.tensor(answer)])[None]
             kinds = (ids == real.image_token).int()
-            expected, _ = real.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grid[None])
+            expected, _ = real.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grids)
             columns = [*range(S - len(prompt.ids), S), *(S + packed.columns[r, b, : len(answer)])]
             assert torch.equal(positions[:, r, columns], expected[:, 0])
     logits = real.forward_packed(packed)
