@@ -23,11 +23,11 @@ from activeo3.files import DataError
 from activeo3.models import ModelError, Packed, Prompt, VisionLanguageModel
 from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
-from activeo3.rewards import score
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Stream
-from activeo3.taskmodels import TaskModel, act, separate
+from activeo3.taskmodels import TaskModel, separate
+from activeo3.tasks import task_of
 from activeo3.watch import Watch
 
 
@@ -40,17 +40,18 @@ def train_step(
     task_model: TaskModel | None = None,
 ) -> tuple[dict[str, float], list[tuple[Rollout, Outcome, Score]]]:
     """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
-    clock, sampling = Clock(), Sampling(config.temperature, config.max_new_tokens)
+    clock, task = Clock(), task_of(config)
+    sampling = Sampling(config.temperature, task.longest(config))
 
     with clock("look"), policy.gathered() as actor:
-        prompts, rollouts = look(actor, examples, config.group, sampling, config)  # P lists of G answers
+        prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
     # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own.
     with clock("act"), (task_model or reference).gathered() as expert:
-        outcomes = act(expert, [a.example for a in answers], [a.regions for a in answers], config)
+        outcomes = task.act(expert, answers, config)
 
-    scores = [score(a, found, config.weights, config.coverage) for a, found in zip(answers, outcomes)]
+    scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
     rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
     advantage = grpo.group_advantages(rewards, config.divide_by_std).to(policy.ranks.device)  # (P, G)
 
@@ -72,14 +73,14 @@ def learn(
     config: TrainConfig,
 ) -> dict[str, float]:
     """Move the policy towards its better answers: clipped loss, KL to the reference, packed rows."""
-    ranks, micro = policy.ranks, config.micro_prompts
+    ranks, micro, longest = policy.ranks, config.micro_prompts, task_of(config).longest(config)
     tokens = ranks.totals({"all": sum(len(a.token_ids) for group in rollouts for a in group)})["all"]
     responses = ranks.world * config.prompts * config.group
     batches = []
     for first in range(0, config.prompts, micro):
         rows = slice(first, first + micro)
         packed = policy.vlm.pack(prompts[rows], [[a.token_ids for a in group] for group in rollouts[rows]])
-        weight = grpo.token_weights(packed.real, config.normalise, responses, int(tokens), config.max_new_tokens)
+        weight = grpo.token_weights(packed.real, config.normalise, responses, int(tokens), longest)
         with torch.no_grad():
             ref_logp = log_probs(reference, packed, config)[0] if config.beta else None  # (P, G, T)
         batches.append((packed, advantage[rows], weight, ref_logp))
@@ -121,6 +122,7 @@ def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
 
 def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
+    task = task_of(config)
     ranks = engine.start(Path(config.output_dir))
     saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, config.tile, config.tile_overlap)
@@ -137,7 +139,7 @@ def main(config: TrainConfig) -> None:
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         half = policy.vlm.model.dtype == torch.bfloat16
-        log.say(report.introduction(config, policy.vlm.parameters, half, ranks.world, len(dataset), first))
+        log.say(report.introduction(config, task.terms, policy.vlm.parameters, half, ranks.world, len(dataset), first))
         watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = stream.at(step - 1)

@@ -142,6 +142,8 @@ class _Config:
 class TrainConfig(_Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
+    task: str = "sense"
+    """what the policy learns: sense (say where to look) or direct (say what is there, no zoom: Direct RFT)"""
     model: str = "data/tiny"
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
     task_model: Literal["mllm", "grounding-dino", "oracle"] = "mllm"

@@ -109,7 +109,8 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
                  "moving mean, the number at its end is where that ends. The few points beyond a "
                  "frame sit on its edge.</p>", f"<div class=charts>{''.join(charts)}</div>"]
     if pairs:
-        body += ["<h2>Held-out pictures</h2>", _legend(), *map(_article, pairs)]
+        zooms = any(item.regions is not None for pair in pairs for item in pair)
+        body += ["<h2>Held-out pictures</h2>", _legend(zooms), *map(_article, pairs)]
     body += ["<h2>What the numbers mean</h2>", _glossary()]
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
             f'{html.escape(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
@@ -345,9 +346,9 @@ def _charts(rows: Sequence[Row]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------ gallery
 
-def _legend() -> str:
+def _legend(zooms: bool) -> str:
     keys = [(TRUE, "true boxes"), (REGION, "regions the policy proposes"),
-            (FOUND, "found by the task model")]
+            (FOUND, "found by the task model")] if zooms else [(TRUE, "true boxes"), (FOUND, "found")]
     words = "".join(f'<i class=key style="background:rgb{colour}"></i>{text} '
                     for colour, text in keys)
     return f"<p class=note>{words}</p>"
@@ -371,7 +372,8 @@ def _column(item: Shown) -> str:
     text = html.escape(printable(item.text.strip(), limit=4000)) or MISSING
     return (f"<section><h4><span>{html.escape(item.title)}</span><b>reward "
             f"{figure(float(item.score.total))}</b></h4>"
-            + _image(item.picture(), item.example.query) + _image(item.crops(), "the crops")
+            + _image(item.picture(), item.example.query)
+            + (_image(crops, "the crops") if (crops := item.crops()) else "")
             + f"<dl>{''.join(terms)}</dl>{error}<pre>{text}</pre></section>")
 
 

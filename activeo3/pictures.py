@@ -88,19 +88,20 @@ def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
         _badge(pen, corner.tolist(), str(number))
 
 
-def annotated_picture(example: Example, regions: Sequence[Region], outcome: Outcome,
+def annotated_picture(example: Example, regions: Sequence[Region] | None, outcome: Outcome,
                       max_side: int = 720) -> Image.Image:
     """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
 
     The strip holds the query and the legend with counts; a very narrow picture is centred above it.
+    ``regions`` is None where there can be none: nothing is said of them.
     """
     width, height = example.size_px
     shrink = min(1.0, max_side / max(width, height))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions)
+    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions or ())
     legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes")),
-              (REGION, counted(len(regions), "region")),
+              *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
               (FOUND, f"{len(outcome.boxes_px)} found")]
     return _captioned(view, example.query, legend)
 
@@ -181,11 +182,14 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote."""
+    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote.
+
+    ``regions`` is None where the answer is itself the result: then there are no crops to see.
+    """
 
     example: Example
     text: str
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...] | None
     outcome: Outcome
     score: Score
     title: str = ""
@@ -194,14 +198,14 @@ class Shown:
     @classmethod
     def of(cls, rollout: Rollout, outcome: Outcome, score: Score, title: str = "") -> "Shown":
         """The same, read off a rollout."""
-        return cls(rollout.example, rollout.text, rollout.regions, outcome, score, title,
-                   rollout.action.error)
+        regions = rollout.regions if rollout.result is None else None
+        return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error)
 
     def picture(self) -> Image.Image:
         return annotated_picture(self.example, self.regions, self.outcome)
 
-    def crops(self) -> Image.Image:
-        return crops_strip(self.example, self.regions, self.outcome)
+    def crops(self) -> Image.Image | None:
+        return None if self.regions is None else crops_strip(self.example, self.regions, self.outcome)
 
 
 def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> Path:
@@ -216,9 +220,10 @@ def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> P
     building.mkdir(parents=True)
     lines = []
     for index, item in enumerate(items):
-        files = {"picture": f"{index:02d}-picture.jpg", "crops": f"{index:02d}-crops.jpg"}
-        save_jpeg(item.picture(), building / files["picture"])
-        save_jpeg(item.crops(), building / files["crops"])
+        drawn = {name: view for name, view in (("picture", item.picture()), ("crops", item.crops())) if view}
+        files = {name: f"{index:02d}-{name}.jpg" for name in drawn}
+        for name, view in drawn.items():
+            save_jpeg(view, building / files[name])
         lines.append(strict_json({
             "id": item.example.id, "title": item.title, "query": item.example.query,
             "text": item.text, "error": item.error, "regions": item.regions,

@@ -267,21 +267,26 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, parameters: int, half: bool, world: int, examples: int,
-                 first: int) -> str:
-    """What a run is about to do, in a few lines; ``half``: weights are bfloat16, not float32."""
+def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, half: bool, world: int,
+                 examples: int, first: int) -> str:
+    """What a run is about to do, in a few lines.
+
+    ``terms`` are those of its reward; ``half``: weights are bfloat16, not float32.
+    """
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     # Per parameter, float32: weight, gradient, two moments, reference (5 x 4 bytes); bfloat16: weight,
     # gradient and reference (3 x 2) beside float32 master weight and moments (3 x 4).
     need = parameters * (18 if half else 20) / 2**30
+    weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",
         f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions",
-        f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers of "
-        f"up to {config.regions} regions; then an update at learning rate {config.lr:g}",
+        f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
+        f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
+        f"then an update at learning rate {config.lr:g}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
         f"{config.output_dir}",
         f"  memory  weights, gradients, optimizer and reference: about {need:.2f} GB over all "
@@ -380,6 +385,8 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
     answer = printable(rollout.text.strip(), limit=400).splitlines() or ["(empty)"]
     if not rollout.finished:
         answer.append("(cut off at the length limit)")
+    # An answer that is itself the result has no regions to speak of.
+    nowhere = ["none"] if rollout.result is None else []
     regions = [f"{i}  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f}), "
                f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
                for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
@@ -389,7 +396,7 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
     blocks = {
         "answer": answer,
         "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
-        "regions": regions or ["none"],
+        "regions": regions or nowhere,
         "found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"],
         "reward": [f"{figure(float(score.total))}  ({terms})"],
     }

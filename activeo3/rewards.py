@@ -32,6 +32,8 @@ MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
+SENSING_TERMS = ("format", "no_overlap", "area", "coverage", "task")
+RESULT_TERMS = ("format", "task")
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
 
 
@@ -47,6 +49,21 @@ def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], cove
         "coverage": covered(rollout, coverage),
         "task": precision + recall,
     }
+    return weighted(terms, weights)
+
+
+def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float]) -> Score:
+    """The reward of an answer that is itself the result: it can be read, and what it found (Direct RFT).
+
+    An answer that was cut off has no format, even if the list in it is whole.
+    """
+    precision, recall = metrics.ap_ar_50(rollout.example, outcome)
+    readable = rollout.finished and rollout.action.error is None
+    return weighted({"format": float(readable), "task": precision + recall}, weights)
+
+
+def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Score:
+    """The terms with their weighted sum; a term without a weight is an error, a weight without a term is not."""
     return Score(terms, sum(weights[name] * value for name, value in terms.items()))
 
 

@@ -71,11 +71,37 @@ class Action:
 
 
 @dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of one answer, in the original picture: found by a task model, or said by the answer itself.
+
+    ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are raw answers for people to
+    read: the task model's, one per region, or the policy's own. A task whose result is of another kind
+    adds a field with a default here.
+    """
+
+    boxes_px: np.ndarray
+    scores: np.ndarray
+    texts: tuple[str, ...] = ()
+
+
+class Reading(NamedTuple):
+    """A sampled answer, read by its task: it either asks to look closer, or is the result itself.
+
+    ``regions`` are where it wants to zoom, in original pixels; ``result`` is what it says is there,
+    None in a task where the answer only says where to look.
+    """
+
+    action: Action
+    regions: tuple[Region, ...] = ()
+    result: Outcome | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """One sampled answer: its tokens are the record, everything else is read off them.
 
     ``token_ids`` are the ids the sampler drew, the end token included when ``finished``; an answer
-    that hit the length limit has ``finished`` False.
+    that hit the length limit has ``finished`` False. ``regions`` and ``result`` as in ``Reading``.
     """
 
     example: Example
@@ -84,19 +110,7 @@ class Rollout:
     finished: bool
     action: Action
     regions: tuple[Region, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What the task model found for one rollout, mapped back to the original picture and merged.
-
-    ``boxes_px`` (M, 4) and ``scores`` (M,) in descending rank. ``texts`` are the task model's raw
-    answers, one per region, for people to read.
-    """
-
-    boxes_px: np.ndarray
-    scores: np.ndarray
-    texts: tuple[str, ...] = ()
+    result: Outcome | None = None
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
 from activeo3.rewards import score
-from activeo3.sampler import look
+from activeo3.sampler import SENSING, Role, look
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
 from activeo3.stream import Gather, one_rank, readable
 from activeo3.taskmodels import Found, TaskModel, act, merged
+from activeo3.tasks import Task, task_of
 
 BATCH = 16  # pictures that are looked at together, and then zoomed into
 
@@ -202,9 +203,11 @@ def propose(
     return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
 
 
-def greedy_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
-    """One greedy sensing answer per example, all in one batch."""
-    _, groups = look(policy, examples, 1, Sampling(0.0, config.max_new_tokens), config)
+def greedy_look(
+    policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, role: Role = SENSING
+) -> list[Rollout]:
+    """One greedy answer per example in a role, by default that of sensing, all in one batch."""
+    _, groups = look(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
     return [rollout for (rollout,) in groups]
 
 
@@ -330,6 +333,18 @@ def gallery(
     return list(zip(*columns))
 
 
+def answered(
+    policies: Mapping[str, VisionLanguageModel], examples: Sequence[Example], task: Task, config: TrainConfig, count: int = 12
+) -> list[tuple[Shown, ...]]:
+    """The same for a task whose answers are the results: what policies (by a title each) say of ``count`` examples."""
+    columns = []
+    for title, policy in policies.items():
+        answers = greedy_look(policy, examples[:count], config, task)
+        outcomes = task.act(policy, answers, config)
+        columns.append([Shown.of(a, found, task.score(a, found, config), title) for a, found in zip(answers, outcomes)])
+    return list(zip(*columns))
+
+
 def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
     """The pictures of the table at the end of a run: the first ones of the held-out split, the same on all ranks.
 
@@ -354,22 +369,30 @@ def before_and_after(
     """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
 
     All ranks come here and share the work; one of them writes. ``task_model`` works on the crops; by
-    default the start policy does.
+    default the start policy does. A policy that has learned to answer without a zoom is put in the place of
+    the task model, beside the start policy: on the whole picture, and on the best crops.
     """
-    folder = Path(config.output_dir)
+    folder, task = Path(config.output_dir), task_of(config)
     data = "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
-    methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    experts = {config.task_model: task_model or start}
+    if task.zooms:
+        methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
+        experts = {config.task_model: task_model or start}
+    else:
+        methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
+        experts = {"start": start, "trained": actor}
     rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, share=share)
     if not writes:
         return
     results.write_results(folder, rows)
     table = results.first_table(rows)
-    pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
+    if task.zooms:
+        pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
+    else:
+        pairs = answered({"before": start, "after": actor}, examples, task, config)
     write_page(
         folder / "report.html",
-        "activeo3: learning where to look",
+        f"activeo3: learning {'where to look' if task.zooms else 'to answer at once'}",
         [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),

@@ -51,6 +51,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
+    "tasks": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),
 }
 

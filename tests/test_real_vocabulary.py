@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from activeo3 import geometry, prompts
+from activeo3.config import TrainConfig
 from activeo3.models import FAMILIES, VisionLanguageModel
 from activeo3.sampler import read_rollout, sensing_view
 from activeo3.schema import Example
@@ -213,7 +214,7 @@ def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     boxes = np.array([[100, 50, 700, 450], [1200, 600, 1900, 990]])
     text = prompts.sensing_answer(frame.to_text(boxes).round().astype(int).tolist(), " two crowded places")
     ids = (*real.tokenizer(text).input_ids, real.end_token)
-    rollout = read_rollout(real, Example("one", image, "cup", boxes), frame, ids, most=3)
+    rollout = read_rollout(real, Example("one", image, "cup", boxes), frame, ids, TrainConfig(regions=3))
     assert rollout.text == text and rollout.finished and rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
     assert np.abs(np.array(rollout.regions) - boxes).max() <= 0.5 * 2000 / min(896, 1000) + 1e-6

@@ -109,7 +109,7 @@ def test_no_sequence_of_tokens_is_an_exception(tokenizer, ids: list[int]) -> Non
     actor = Scripted("qwen3_vl", tokenizer, None)
     example = question((50, 30))
     _, frame = sensing_view(actor, example.image, 32)
-    rollout = read_rollout(actor, example, frame, tuple(ids), most=3)
+    rollout = read_rollout(actor, example, frame, tuple(ids), CONFIG)
     assert rollout.token_ids == tuple(ids)
     assert len(rollout.regions) <= 3
 

@@ -32,8 +32,9 @@ from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
-from activeo3.sampler import look  # noqa: E402
+from activeo3.sampler import Role, look  # noqa: E402
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
+from activeo3.tasks import TASKS  # noqa: E402
 
 Make = Callable[..., VisionLanguageModel]
 
@@ -55,10 +56,10 @@ def small_pictures() -> list[Example]:
 
 
 def look_somewhere(
-    actor: VisionLanguageModel, examples: list[Example], group: int, sampling: Sampling, config: TrainConfig
+    actor: VisionLanguageModel, examples: list[Example], group: int, sampling: Sampling, config: TrainConfig, *role: Role
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
     """sampler.look, with a region that follows from the sampled ids."""
-    prompts, rollouts = look(actor, examples, group, sampling, config)
+    prompts, rollouts = look(actor, examples, group, sampling, config, *role)
 
     def aimed(answer: Rollout) -> Rollout:
         x, y = (float(part % 32) for part in divmod(sum(answer.token_ids), 32))
@@ -67,7 +68,7 @@ def look_somewhere(
     return prompts, [[aimed(answer) for answer in of_one] for of_one in rollouts]
 
 
-def reward_of_ids(answer: Rollout, outcome: Outcome, weights: dict[str, float], coverage: str) -> Score:
+def reward_of_ids(answer: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
     """Something that differs between answers, and depends on what the task model said."""
     terms = {"format": float(sum(answer.token_ids) % 7), "task": float(sum(map(len, outcome.texts)) % 5)}
     return Score(terms, sum(terms.values()))
@@ -76,7 +77,8 @@ def reward_of_ids(answer: Rollout, outcome: Outcome, weights: dict[str, float], 
 def prepare(patch: pytest.MonkeyPatch) -> None:
     """Put the small world in the place of scenes, and keep the process group for the next run."""
     patch.setattr(train, "look", look_somewhere)
-    patch.setattr(train, "score", reward_of_ids)
+    for name in ("sense", "direct"):
+        patch.setitem(TASKS, name, replace(TASKS[name], score=reward_of_ids))
     patch.setattr(train, "open_dataset", lambda *_: small_pictures())
     patch.setattr(suites, "open_dataset", lambda *_: small_pictures()[:2])
     patch.setattr(engine, "stop", lambda: None)
@@ -307,14 +309,14 @@ def dies_in_step_3(config: TrainConfig) -> None:
     """Train, and be killed between the answers and the update of step 3."""
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
-        act = train.act
+        act = TASKS["sense"].act
 
         def act_or_die(*args: Any) -> list[Outcome]:
             if (Path(config.output_dir) / "checkpoint-2").exists():
                 os.kill(os.getpid(), signal.SIGKILL)
             return act(*args)
 
-        patch.setattr(train, "act", act_or_die)
+        patch.setitem(TASKS, "sense", replace(TASKS["sense"], act=act_or_die))
         train.main(config)
 
 

@@ -1,0 +1,113 @@
+"""What a policy is trained to do: one interface from the question to the reward, and the register of tasks.
+
+    sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
+    direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
+
+train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
+``look``), how the world answers (``act``), and what that is worth (``score``). A new task is a prompt and
+a parser in prompts.py, a reward in rewards.py with its weight in config.py, and a line in TASKS.
+
+Deviations from the paper, and readings of what it leaves open:
+  1. Direct RFT shows the whole picture as the task model sees a crop (``--crop_side``, ``--crop_shape``) and
+     asks the task model's own question, so that the trained policy and the ``direct`` row of the table differ
+     in their weights only. The paper names neither view nor prompt.
+  2. Its reward is format + R_detect, the two terms of ACTIVE-O3's that a task without regions has.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+
+from activeo3 import prompts, rewards
+from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.geometry import Frame, as_boxes, ordered
+from activeo3.models import VisionLanguageModel
+from activeo3.sampler import SENSING, Question, Role
+from activeo3.schema import Example, Outcome, Reading, Region, Rollout, Score
+from activeo3.taskmodels import Look, TaskModel, act, crop_view, mapped_back, merged
+
+
+@dataclass(frozen=True)
+class Task(Role):
+    """A role, how the world answers, and what that is worth.
+
+    ``act(expert, rollouts, config)`` gives one outcome per rollout; ``expert`` is whoever works on crops.
+    ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
+    config. ``zooms`` is False where the answer is the result and nobody works on crops.
+    """
+
+    act: Callable[[VisionLanguageModel | TaskModel, Sequence[Rollout], TrainConfig], list[Outcome]]
+    score: Callable[[Rollout, Outcome, TrainConfig], Score]
+    terms: tuple[str, ...]
+    zooms: bool = True
+
+
+# ---------------------------------------------------------------------- sense: where to look
+
+
+def zoom_and_act(
+    expert: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
+) -> list[Outcome]:
+    """The task model on the crops of every answer."""
+    return act(expert, [rollout.example for rollout in rollouts], [rollout.regions for rollout in rollouts], config)
+
+
+def score_regions(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+    """ACTIVE-O3's five terms."""
+    return rewards.score(rollout, outcome, config.weights, config.coverage)
+
+
+# ---------------------------------------------------------------------- direct: what is there
+
+
+def ask_what(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
+    """The whole picture as the task model sees a crop, and the task model's own question (deviation 1)."""
+    view, frame = crop_view(actor, example.image, _whole(example), config)
+    return Question(view, frame, prompts.task_prompt(example.query, config.wording))
+
+
+def read_what(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
+    """The boxes of an answer as its result, read and merged as a task model's answer about one crop is."""
+    action = prompts.read_boxes(text, finished)
+    boxes = ordered(as_boxes(action.boxes_text))
+    found = mapped_back(Look(example, _whole(example)), frame, boxes, np.ones(len(boxes)), text)
+    return Reading(action, result=merged([found], config.merge))
+
+
+def as_answered(
+    expert: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
+) -> list[Outcome]:
+    """Nobody acts: the answers are the results."""
+    return [rollout.result for rollout in rollouts]
+
+
+def score_result(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+    """Format and task only (deviation 2)."""
+    return rewards.score_result(rollout, outcome, config.weights)
+
+
+def _whole(example: Example) -> Region:
+    """The window that shows all of an example's picture."""
+    return Region(0.0, 0.0, *map(float, example.size_px))
+
+
+# ---------------------------------------------------------------------- the register
+
+TASKS: dict[str, Task] = {
+    "sense": Task(SENSING.ask, SENSING.read, SENSING.longest, zoom_and_act, score_regions, rewards.SENSING_TERMS),
+    "direct": Task(
+        ask_what, read_what, lambda config: config.task_max_new_tokens, as_answered, score_result,
+        rewards.RESULT_TERMS, zooms=False,
+    ),
+}  # fmt: skip
+
+
+def task_of(config: TrainConfig) -> Task:
+    """The task of a run. Raises ConfigError if there is none of that name, or if it has no use for a flag."""
+    task = TASKS.get(config.task)
+    if task is None:
+        raise ConfigError(f"--task {config.task} is not known; there are: {', '.join(TASKS)}.")
+    if not task.zooms and config.task_model != "mllm":
+        raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
+    return task

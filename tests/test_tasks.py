@@ -1,0 +1,133 @@
+"""tasks.py: every task answers all four calls, and Direct RFT is the task model's own role on the whole picture."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scripted import END, Scripted, finds, painted
+
+from activeo3 import report, suites
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.metrics import ap_ar_50
+from activeo3.models import FAMILIES
+from activeo3.pictures import Shown, save_samples
+from activeo3.sampler import look
+from activeo3.schema import Example, Rollout, Sampling
+from activeo3.tasks import TASKS, Task, task_of
+
+CONFIG = TrainConfig(crop_side=256)
+THINGS = [("red", (40, 60, 120, 140)), ("red", (300, 200, 360, 260))]
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def question(size: tuple[int, int] = (480, 320)) -> Example:
+    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float))
+
+
+def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig = CONFIG, group: int = 1) -> list[Rollout]:
+    _, (rollouts,) = look(actor, [example], group, Sampling(1.0, task.longest(config)), config, task)
+    return rollouts
+
+
+# ---------------------------------------------------------------------- every task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) -> None:
+    """Whatever the answer, the reward has the terms that the task names, and each has a weight."""
+    task, expert = TASKS[name], Scripted(family, tokenizer, finds)
+    for said in ("[]" + END, "nonsense", '<think>a</think><answer>[{"bbox_2d":[1,2,90,80]}]</answer>' + END):
+        rollouts = answers(task, Scripted(family, tokenizer, lambda *_: said), question(), group=2)
+        outcomes = task.act(expert, rollouts, CONFIG)
+        for rollout, outcome in zip(rollouts, outcomes, strict=True):
+            score = task.score(rollout, outcome, CONFIG)
+            assert tuple(score.terms) == task.terms
+            assert score.total == pytest.approx(sum(CONFIG.weights[term] * score.terms[term] for term in task.terms))
+            assert report.rollout_lines(rollout, outcome, score).startswith("example a")
+
+
+def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct\.$"):
+        task_of(TrainConfig(task="paint"))
+    with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
+        task_of(TrainConfig(task="direct", task_model="oracle"))
+    assert task_of(TrainConfig(task_model="oracle")) is TASKS["sense"]
+
+
+# ---------------------------------------------------------------------- Direct RFT
+
+
+@pytest.mark.parametrize("shape, method", [("square", "direct"), ("aspect", "direct-native")])
+def test_a_direct_answer_is_what_the_table_calls_direct(shape: str, method: str, family: str, tokenizer) -> None:
+    """The same view, the same words, and the same boxes as the task model on the whole picture."""
+    config = replace(CONFIG, crop_shape=shape, task="direct")
+    actor, other, example = Scripted(family, tokenizer, finds), Scripted(family, tokenizer, finds), question()
+    task = task_of(config)
+    (rollout,) = answers(task, actor, example, config)
+    (outcome,) = task.act(other, [rollout], config)
+    assert not other.shown  # nobody else is asked
+    (proposed,), acted = suites.judged(method, [example], other, other, {"mllm": other}, config)
+    (expected,) = acted["mllm"].outcomes
+    (view, words), (other_view, other_words) = actor.shown[0], other.shown[0]
+    assert words == other_words and np.array_equal(np.asarray(view), np.asarray(other_view))
+    assert actor.batches[0][2].max_new_tokens == other.batches[0][2].max_new_tokens
+    assert np.array_equal(outcome.boxes_px, expected.boxes_px) and outcome.texts == expected.texts
+    assert np.abs(outcome.boxes_px - example.boxes_px).max() < 3 and rollout.regions == ()
+
+
+@pytest.mark.parametrize(
+    "said, terms",
+    [
+        ("[]" + END, {"format": 1.0, "task": 0.0}),
+        ("[]", {"format": 0.0, "task": 0.0}),  # cut off
+        ('{"bbox_2d": [0, 0, 5, 5]}' + END, {"format": 0.0, "task": 0.0}),
+        ('[{"bbox_2d": [0, 0, 5]}]' + END, {"format": 0.0, "task": 0.0}),
+        ("<think>there</think><answer>[]</answer>" + END, {"format": 0.0, "task": 0.0}),
+    ],
+)
+def test_the_reward_of_a_direct_answer(said: str, terms: dict[str, float], tokenizer) -> None:
+    task = TASKS["direct"]
+    (rollout,) = answers(task, Scripted("qwen3_vl", tokenizer, lambda *_: said), question())
+    assert task.score(rollout, *task.act(None, [rollout], CONFIG), CONFIG).terms == terms
+
+
+def test_a_direct_answer_earns_what_the_benchmark_measures(tokenizer) -> None:
+    task, example = TASKS["direct"], question()
+    half = '[{"bbox_2d":[83,187,250,437]}]'  # the first of two things, in thousandths
+    for said, points in ((half, sum((51 / 101, 0.5))), (None, 2.0)):
+        says = (lambda *_: said + END) if said else finds
+        (rollout,) = answers(task, Scripted("qwen3_vl", tokenizer, says), example)
+        (outcome,) = task.act(None, [rollout], CONFIG)
+        score = task.score(rollout, outcome, CONFIG)
+        assert score.terms == {"format": 1.0, "task": pytest.approx(points)} and score.total == pytest.approx(1 + points)
+        assert sum(ap_ar_50(example, outcome)) == score.terms["task"]
+        without = task.score(rollout, outcome, replace(CONFIG, w_task=0.0, w_coverage=7.0))
+        assert without.total == 1.0 and without.terms == score.terms
+
+
+def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer) -> None:
+    """Before and after are the start policy and the trained one on the whole picture, and nobody is said to zoom."""
+    nothing = lambda *_: "[]" + END  # noqa: E731
+    trained, start = (Scripted("qwen3_vl", tokenizer, says) for says in (finds, nothing))
+    config, said = TrainConfig(crop_side=256, task="direct", output_dir=str(tmp_path)), []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
+    examples = [replace(question(), image_id=i + 1, id=str(i)) for i in range(3)]
+    suites.before_and_after(trained, start, examples, config, said.append)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    seen = {(row["method"], row["task_model"]): row["metrics"]["AP50"] for row in rows}
+    assert seen["direct", "trained"] == 1.0 and seen["direct", "start"] == 0.0
+    assert {method for method, _ in seen} == {"direct", "oracle-regions"} and len(seen) == 4
+    page = (tmp_path / "report.html").read_text()
+    assert "before" in page and "after" in page and "regions the policy proposes" not in page and 'alt="the crops"' not in page
+    task = task_of(config)
+    (rollout,) = answers(task, trained, examples[0], config)
+    (outcome,) = task.act(None, [rollout], config)
+    score = task.score(rollout, outcome, config)
+    assert "regions" not in report.rollout_lines(rollout, outcome, score)
+    folder = save_samples(tmp_path, 1, [Shown.of(rollout, outcome, score)])
+    assert sorted(path.name for path in folder.iterdir()) == ["00-picture.jpg", "samples.jsonl"]
