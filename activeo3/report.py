@@ -391,13 +391,14 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
                f"{x2 - x1:.0f} x {y2 - y1:.0f} px"
                for i, (x1, y1, x2, y2) in enumerate(rollout.regions, start=1)]
     found, true = len(outcome.boxes_px), int(rollout.example.asked_for.sum())
+    came = f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
     query = printable(rollout.example.query, limit=200)
     blocks = {
         "answer": answer,
         "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
         "regions": regions or nowhere,
-        "found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"],
+        **({"turns": [", ".join(rollout.episode.statuses)]} if rollout.episode else {"found": [came]}),
         "reward": [f"{figure(float(score.total))}  ({terms})"],
     }
     lines = [f"example {rollout.example.id} ({width} x {height} px), query: {query}"]

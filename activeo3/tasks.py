@@ -2,6 +2,7 @@
 
     sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
     direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
+    zoom_qa  zoom, look again, and again, then answer a question in words (episodes.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A new task is a prompt and
@@ -19,7 +20,7 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from activeo3 import prompts, rewards
+from activeo3 import answers, episodes, prompts, rewards
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.models import VisionLanguageModel
@@ -99,6 +100,10 @@ TASKS: dict[str, Task] = {
     "direct": Task(
         ask_what, read_what, lambda config: config.task_max_new_tokens, as_answered, score_result,
         rewards.RESULT_TERMS, zooms=False,
+    ),
+    "zoom_qa": Task(
+        episodes.ask, None, SENSING.longest, episodes.as_told, episodes.score,
+        answers.TERMS, zooms=False, follow=episodes.ZoomDialogue,
     ),
 }  # fmt: skip
 

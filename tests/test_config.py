@@ -10,6 +10,7 @@ import torch
 from activeo3 import engine
 from activeo3.config import _FREE, METHODS, PRESETS, ConfigError, EvalConfig, TrainConfig, field_docs
 from activeo3.engine import Ranks, ds_config
+from activeo3.rewards import SENSING_TERMS
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ["--checkpoint", "somewhere"]
@@ -127,7 +128,7 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     wanted = dict(prompts=1, group=8, lr=1e-6, weight_decay=0.01, beta=0.04, regions=3, sensing_side=1024,
                   crop_side=840, crop_shape="square", wording="paper", temperature=1.0)  # fmt: skip
     assert {name: getattr(config, name) for name in wanted} == wanted
-    assert set(config.weights.values()) == {1.0}
+    assert {config.weights[name] for name in SENSING_TERMS} == {1.0}
 
 
 def test_a_preset_sets_what_both_scripts_share() -> None:
@@ -245,7 +246,7 @@ def test_values_are_checked_wherever_they_come_from(values: dict) -> None:
 
 def test_the_edges_of_what_can_be_used() -> None:
     zero = dict.fromkeys(("beta", "warmup", "keep", "samples_every", "eval_examples", "limit", "weight_decay"), 0)
-    weights = dict.fromkeys(("w_format", "w_no_overlap", "w_area", "w_coverage", "w_task"), 0.0)
+    weights = dict.fromkeys((f"w_{name}" for name in TrainConfig().weights), 0.0)
     config = TrainConfig(group=2, prompts=1, micro_prompts=1, regions=10, steps=1, clip_high=5.0, **zero, **weights)
     assert set(config.weights.values()) == {0.0}
     assert EvalConfig(checkpoint="x", limit=0, resamples=0).limit == 0
@@ -279,7 +280,8 @@ def test_what_an_older_run_did_not_have_is_a_difference() -> None:
 
 
 def test_every_weight_is_a_term() -> None:
-    assert TrainConfig(w_area=0.25).weights == {"format": 1, "no_overlap": 1, "area": 0.25, "coverage": 1, "task": 1}
+    sensing = {"format": 1, "no_overlap": 1, "area": 0.25, "coverage": 1, "task": 1}
+    assert TrainConfig(w_area=0.25).weights == sensing | {"answer": 1, "evidence": 0.35, "calls": 0.05}
     assert not {"weight_decay", "warmup", "wording"} & {f"w_{name}" for name in TrainConfig().weights}
 
 

@@ -26,7 +26,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def question(size: tuple[int, int] = (480, 320)) -> Example:
-    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float))
+    reading = {"question": "What colour is it?", "answer": "red", "box_px": THINGS[0][1]}
+    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float), fields={"reading": reading})
 
 
 def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig = CONFIG, group: int = 1) -> list[Rollout]:
@@ -52,7 +53,7 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct\.$"):
+    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, zoom_qa\.$"):
         task_of(TrainConfig(task="paint"))
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))
