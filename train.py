@@ -52,14 +52,13 @@ def train_step(
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
-    rewards = torch.tensor([s.total for s in scores])  # (P*G,)
-    if config.mask_truncated:  # what was cut off is no answer to compare: NaN is left out of its group
-        rewards[[not a.finished for a in answers]] = torch.nan
-    rewards = rewards.view(len(examples), config.group)  # (P, G)
-    advantage = grpo.group_advantages(rewards, config.divide_by_std).to(policy.ranks.device)  # (P, G)
+    # What was cut off may be no answer to compare (--mask_truncated): a reward that is NaN is left out of its group.
+    worth = [torch.nan if config.mask_truncated and not a.finished else s.total for a, s in zip(answers, scores)]
+    rewards = torch.tensor(worth).view(len(examples), config.group)  # (P, G)
+    advantage = grpo.advantages(rewards, config.advantage, config.divide_by_std, policy.ranks.totals)  # (P, G)
 
     with clock("learn"):
-        learned = learn(step, prompts, rollouts, advantage, policy, reference, config)
+        learned = learn(step, prompts, rollouts, advantage.to(policy.ranks.device), policy, reference, config)
 
     flat = int(grpo.zero_spread(rewards).sum())
     row = report.step_row(step, answers, scores, config.group, flat, policy.ranks.totals)

@@ -2,7 +2,8 @@
 
 ``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The
 command line is the dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its
-help. A preset is a set of values that belong together; flags given beside it win.
+help. A preset is a set of values that belong together. Several are merged in their order, so a situation
+and a variant need no preset of their own (``--preset paper gspo``); flags given beside them win.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
 
+from activeo3.presets import PRESETS
+
 
 class ConfigError(Exception):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
@@ -28,8 +31,9 @@ class ConfigError(Exception):
 class _Config:
     """What both scripts share: which models and how pictures are looked at."""
 
-    preset: str = "tiny"
-    """a set of values for one situation: tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3 section E.2)"""
+    preset: tuple[str, ...] = ("tiny",)
+    """sets of values, merged in this order: a situation, tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3
+    section E.2), and variants of either: presets.py lists them"""
 
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
@@ -142,13 +146,17 @@ class _Config:
         parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
         given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
         given.pop("local_rank", None)
-        preset = given.get("preset", "tiny")
-        if preset not in PRESETS:
-            raise ConfigError(f"--preset {preset} is not known; there are: {', '.join(PRESETS)}.")
+        presets = given.get("preset", cls.preset)
+        unknown = " ".join(name for name in presets if name not in PRESETS)
+        if unknown or not presets:
+            what = f"{unknown} is not known" if unknown else "names none"
+            raise ConfigError(f"--preset {what}; there are: {', '.join(PRESETS)}.")
         types = {field.name: field.type for field in dataclasses.fields(cls)}
         # A preset describes a training run; an evaluation takes from it what both scripts share.
         taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else _Config)}
-        values = {key: value for key, value in PRESETS[preset].items() if key in taken}
+        values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken}
+        if cls is TrainConfig:
+            values["output_dir"] = f"runs/{'-'.join(presets)}"
         return cls(**values | {key: _read(key, types[key], value) for key, value in given.items()})
 
 
@@ -168,7 +176,8 @@ class TrainConfig(_Config):
     limit: int = 0
     """use only the first N examples of the split; 0: all"""
     output_dir: str = "runs/tiny"
-    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued"""
+    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued.
+    By default it is named after the presets"""
 
     steps: int = 160
     """policy updates' worth of rollouts"""
@@ -203,10 +212,15 @@ class TrainConfig(_Config):
     """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
-    ratio: Literal["token", "sequence"] = "token"
-    """the policy ratio per token (GRPO) or per answer (GSPO)"""
+    ratio: Literal["token", "sequence", "geometric", "none"] = "token"
+    """the policy ratio per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or no ratio
+    and no clip (REINFORCE, RLOO, GPG); with one update per rollout all have the same gradient"""
+    advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
+    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and
+    spread of all answers of the step (REINFORCE++), the group's mean and the step's spread (the same with
+    baseline), or the group's mean, scaled up for groups without spread (GPG)"""
     divide_by_std: bool = True
-    """divide advantages by their group's spread (GRPO); false: only subtract the mean (Dr. GRPO)"""
+    """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
 
     w_format: float = 1.0
     """weight of the format reward; a weight of 0 is an ablation (paper: all weights 1)"""
@@ -272,6 +286,8 @@ class TrainConfig(_Config):
             re.compile(self.train_only)
         except re.error as error:
             raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
+        if self.advantage != "group" and not self.divide_by_std:
+            raise ConfigError(f"--divide_by_std false belongs to --advantage group, and --advantage is {self.advantage}.")
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
             raise ConfigError("--clip_low must lie between 0 and 1, --clip_high above 0.")
 
@@ -292,7 +308,7 @@ class TrainConfig(_Config):
 
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps"}
 
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
@@ -351,30 +367,6 @@ class EvalConfig(_Config):
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:
             raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "paper": {
-        "model": "Qwen/Qwen2.5-VL-7B-Instruct",
-        "output_dir": "runs/paper",
-        "data": ("coco",),
-        "wording": "paper",
-        "sensing_side": 1024,
-        "crop_side": 840,
-        "max_new_tokens": 512,
-        "task_max_new_tokens": 1024,
-        "task_batch": 16,
-        "prompts": 1,
-        "micro_prompts": 1,
-        "lr": 1e-6,
-        "train_only": "",
-        "steps": 1250,
-        "save_every": 100,
-        "eval_examples": 200,
-    },
-}
-"""``tiny`` is the defaults. ``paper``: ACTIVE-O3 E.2; 1250 steps x 8 ranks are its 10,000 examples once."""
 
 
 @cache

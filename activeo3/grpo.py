@@ -6,6 +6,8 @@
     KL_t  = pi_ref/pi - log(pi_ref/pi) - 1                         >= 0, the "k3" estimator
 
 Sources: GRPO, DeepSeekMath (arXiv 2402.03300, eq. 3-4); ACTIVE-O3 (arXiv 2505.21457v2, section 4.3).
+Relatives that differ in one line (ACTIVE-O3's Table 5 has some) are arguments: another A_i in ``advantages``,
+another w_t in ``policy_loss``, another mean in ``token_weights``. config.PRESETS puts them together.
 
 Deviations, and readings of what the papers leave open:
   1. A group whose rewards are all equal has no spread to divide by: its advantages are 0.
@@ -16,17 +18,73 @@ Deviations, and readings of what the papers leave open:
      the length-normalised answer ratio of GSPO (arXiv 2507.18071, eq. 7).
   5. k3 is an unbiased estimate of the reverse KL's *value*; the gradient of its sample mean is that of
      the forward KL's (Schulman, "Approximating KL divergence"). GRPO uses it so, and so do we.
+  6. The relatives keep the KL where GRPO has it, in the loss. REINFORCE++ and RLOO subtract it from the
+     reward; without that, REINFORCE++'s advantage is one number per answer, and its mean and spread are
+     those of answers, not of tokens.
+  7. Left out, since it is more than a line: DAPO samples groups without spread again, and GPG waits until
+     enough groups have one (both cost further rollouts); DAPO also softens the length limit.
 
 Every function leaves its inputs as they were. Shapes: see the glossary in schema.py.
 """
 
-from typing import Literal, Sequence
+from typing import Callable, Literal, Sequence
 
 import torch
 from torch import Tensor
 
+Advantage = Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"]
 Normalisation = Literal["response", "token", "constant"]
-Ratio = Literal["token", "sequence"]
+Ratio = Literal["token", "sequence", "geometric", "none"]
+Totals = Callable[[dict[str, float]], dict[str, float]]  # sums over all ranks
+
+
+def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict) -> Tensor:
+    """How good each answer is, by a baseline that needs no critic: (P, G) rewards -> (P, G) advantages.
+
+    With group mean m and R = all rewards of the step, those of all ranks:
+
+        group          (r - m) / std(group)       GRPO, or r - m without ``divide_by_std``: Dr. GRPO
+        leave_one_out  r - mean of the siblings    RLOO (arXiv 2402.14740)
+        batch          (r - mean(R)) / std(R)      REINFORCE++ (arXiv 2501.03262)
+        group_batch    (r - m) / std(R - m)        REINFORCE++ with baseline (the same paper)
+        rescaled       (r - m) B / (B - M)         GPG (arXiv 2504.02546), F_norm = 1: M of the B groups have
+                                                  no spread, and the others make up for them
+
+    A reward that is NaN gets advantage 0 and is left out of every mean.
+
+    Args:
+        rewards: (P, G), one row per prompt.
+        totals: sums named numbers over ranks; every rank calls it equally often.
+
+    >>> advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), "rescaled").tolist()
+    [[-2.0, 2.0], [0.0, 0.0]]
+    """
+    if kind == "group":
+        return group_advantages(rewards, divide_by_std)
+    scored, centred = ~rewards.isnan(), group_advantages(rewards, divide_by_std=False)  # (P, G) both
+    match kind:
+        case "leave_one_out":
+            count = scored.sum(dim=1, keepdim=True)  # (P, 1)
+            return centred * (count / (count - 1).clamp(min=1))  # r - m counts r itself among its siblings
+        case "batch":
+            return _normalised(rewards, scored, totals)
+        case "group_batch":
+            return _normalised(centred, scored, totals)
+        case "rescaled":
+            seen = totals({"groups": len(rewards), "flat": int(zero_spread(rewards).sum())})
+            return centred * (seen["groups"] / max(1, seen["groups"] - seen["flat"]))
+    raise ValueError(f"unknown advantage {kind!r}: use group, leave_one_out, batch, group_batch or rescaled")
+
+
+def _normalised(values: Tensor, scored: Tensor, totals: Totals) -> Tensor:
+    """Values (P, G) with mean 0 and standard deviation 1 over the scored ones of all ranks; 0 if all are equal."""
+    exact = torch.where(scored, values.double(), 0.0)  # (P, G)
+    seen = totals({"count": int(scored.sum()), "sum": float(exact.sum())})
+    mean = seen["sum"] / max(1, seen["count"])
+    centred = torch.where(scored, exact - mean, 0.0)  # (P, G)
+    std = (totals({"squares": float(centred.square().sum())})["squares"] / max(1, seen["count"])) ** 0.5
+    # Equal values leave a spread of rounding errors, which is none.
+    return (centred / std if std > 1e-9 * max(1.0, abs(mean)) else torch.zeros_like(centred)).to(values.dtype)
 
 
 def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
@@ -139,6 +197,12 @@ def kl_to_reference(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
+def _answer_mean(values: Tensor, sampled: Tensor) -> Tensor:
+    """(P, G, T) values, 0 where not ``sampled``, as the mean of their answer at each of its tokens."""
+    lengths = sampled.sum(dim=-1, keepdim=True).clamp(min=1)  # (P, G, 1)
+    return (values.sum(dim=-1, keepdim=True) / lengths).expand_as(values)
+
+
 def policy_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -159,7 +223,9 @@ def policy_loss(
         weight: (P, G, T) from ``token_weights``; 0 wherever a token was not sampled.
         clip_low, clip_high: w_t is clipped to [1 - clip_low, 1 + clip_high].
         beta: weight of the KL penalty.
-        ratio_of: ``"token"`` or ``"sequence"`` (deviation 4).
+        ratio_of: what w_t is: ``"token"``; ``"sequence"``, the answer's (deviation 4); ``"geometric"``, the
+            answer's after each token's was clipped (GMPO, arXiv 2507.20673); ``"none"``: there is no ratio and
+            no clip, the surrogate is log pi A (REINFORCE, RLOO, GPG).
 
     Returns:
         loss: scalar to minimise.
@@ -168,13 +234,19 @@ def policy_loss(
     sampled = weight > 0  # (P, G, T)
     log_ratio = torch.where(sampled, logp - old_logp, 0.0)  # (P, G, T)
     if ratio_of == "sequence":
-        lengths = sampled.sum(dim=-1, keepdim=True).clamp(min=1)  # (P, G, 1)
-        log_ratio = (log_ratio.sum(dim=-1, keepdim=True) / lengths).expand_as(logp)  # (P, G, T)
+        log_ratio = _answer_mean(log_ratio, sampled)  # (P, G, T)
     ratio = log_ratio.clamp(-20, 20).exp()  # (P, G, T)
     advantage = advantage[..., None]  # (P, G, 1)
     unclipped = ratio * advantage  # (P, G, T)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage  # (P, G, T)
-    loss = -torch.minimum(unclipped, clipped)  # (P, G, T)
+    surrogate = torch.minimum(unclipped, clipped)  # (P, G, T)
+    if ratio_of == "geometric":
+        # The minimum keeps a token's ratio or its clipped one; the product of an answer's, to the power 1/|o|.
+        kept = torch.where(clipped < unclipped, ratio.clamp(1 - clip_low, 1 + clip_high), ratio)  # (P, G, T)
+        surrogate = _answer_mean(kept.log(), sampled).exp() * advantage  # (P, G, T)
+    elif ratio_of == "none":
+        clipped, surrogate = unclipped, torch.where(sampled, logp, 0.0) * advantage  # (P, G, T)
+    loss = -surrogate
     kl = torch.zeros_like(loss)
     if beta:
         kl = torch.where(sampled, kl_to_reference(logp, ref_logp), 0.0)  # (P, G, T)

@@ -45,7 +45,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                           "high; 0 means that the policy asks for the whole picture"),
     "reward/coverage": Metric("0–1", "share of the true boxes that lie inside some region",
                               "rises slowly: this is looking in the right place"),
-    "reward/task": Metric("0–2", "AP50 + AR50 of the task model on the crops",
+    "reward/task": Metric("0–2", "AP50 + AR50 of the crops together, or of a direct answer",
                           "rises with coverage; its ceiling is the task model on perfect regions"),
     "reward_spread": Metric("points", "standard deviation of the reward inside a group, mean",
                             "clearly above 0; at 0 there is nothing to compare and to learn"),

@@ -111,15 +111,32 @@ def test_an_unknown_flag_is_named(argv: list[str], capsys) -> None:
 
 def test_presets_hold_fields_and_values_that_can_be_used() -> None:
     for name, values in PRESETS.items():
-        assert set(values) <= set(names(TrainConfig)), name
+        assert set(values) <= set(names(TrainConfig)) - {"preset", "output_dir"}, name
         config = TrainConfig.from_args(["--preset", name, "--data_root", "folder"])
-        assert config == TrainConfig(preset=name, data_root="folder", **values)
+        assert config == TrainConfig(preset=(name,), data_root="folder", output_dir=f"runs/{name}", **values)
+
+
+@pytest.mark.parametrize("situation", ["tiny", "paper"])
+def test_every_variant_goes_with_every_situation(situation: str) -> None:
+    for name, values in PRESETS.items():
+        config = TrainConfig.from_args(["--preset", situation, name, "--data_root", "d"])
+        assert {key: getattr(config, key) for key in values} == values
+        rest = {key: value for key, value in PRESETS[situation].items() if key not in values}
+        assert {key: getattr(config, key) for key in rest} == rest
+        assert config.output_dir == f"runs/{situation}-{name}" and config.preset == (situation, name)
+
+
+def test_presets_are_merged_in_their_order_and_flags_win() -> None:
+    both = TrainConfig.from_args("--preset dapo gspo --beta 0.5 --output_dir here".split())
+    assert (both.normalise, both.ratio, both.clip_high, both.beta) == ("token", "sequence", 4e-4, 0.5)
+    assert TrainConfig.from_args("--preset gspo dapo".split()).clip_high == 0.28
+    assert both.output_dir == "here"
 
 
 @pytest.mark.parametrize("argv", ["--preset paper --data_root d --lr 5e-7", "--lr 5e-7 --data_root d --preset paper"])
 def test_a_flag_beside_a_preset_wins(argv: str) -> None:
     config = TrainConfig.from_args(argv.split())
-    assert config.lr == 5e-7 and config.sensing_side == 1024 and config.preset == "paper"
+    assert config.lr == 5e-7 and config.sensing_side == 1024 and config.preset == ("paper",)
 
 
 def test_the_paper_preset_has_the_papers_numbers() -> None:
@@ -134,7 +151,7 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
 def test_a_preset_sets_what_both_scripts_share() -> None:
     config = EvalConfig.from_args([*CHECKPOINT, "--preset", "paper", "--data_root", "d"])
     train = TrainConfig.from_args(["--preset", "paper", "--data_root", "d"])
-    shared = (set(names(EvalConfig)) & set(PRESETS["paper"])) - {"output_dir"}
+    shared = set(names(EvalConfig)) & set(PRESETS["paper"])
     assert {"wording", "sensing_side", "crop_side", "data"} <= shared
     assert all(getattr(config, name) == getattr(train, name) for name in shared)
 
@@ -147,7 +164,11 @@ def test_an_evaluation_does_not_write_into_the_presets_run() -> None:
 
 REFUSED = [
     # command line, what the sentence must name
-    ("--preset huge", ("--preset", "huge", "tiny", "paper")),
+    ("--preset huge", ("--preset huge is not known", "tiny, paper")),
+    ("--preset tiny huge vast gspo", ("--preset huge vast is not known", "tiny, paper")),
+    ("--preset", ("--preset names none", "tiny, paper")),
+    ("--advantage best", ("--advantage", "group, leave_one_out, batch")),
+    ("--preset dr_grpo gpg", ("--divide_by_std false", "--advantage group", "rescaled")),
     ("--group abc", ("--group", "'abc'", "whole number")),
     ("--group 1.5", ("--group", "'1.5'", "whole number")),
     ("--group 1", ("--group", "1")),

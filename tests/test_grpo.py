@@ -1,8 +1,10 @@
 """grpo.py by second opinion: loops written out in Python, hand-computed cases and analytic gradients."""
 
+import dataclasses
 import doctest
 import math
-from typing import Any, Callable
+import statistics
+from typing import Any, Callable, get_args
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from activeo3 import grpo
-from activeo3.grpo import answer_logps, group_advantages, kl_to_reference, policy_loss, token_weights
+from activeo3.config import TrainConfig
+from activeo3.grpo import advantages, answer_logps, group_advantages, kl_to_reference, policy_loss, token_weights
+from activeo3.presets import PRESETS
 
 NORMALISATIONS = ("response", "token", "constant")
+RATIOS = get_args(grpo.Ratio)
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -51,10 +56,18 @@ def loop_loss(
             if ratio_of == "sequence":
                 ratios = [math.prod(ratios) ** (1 / len(ratios))] * len(ratios)
             total, advantage = 0.0, float(batch["advantage"][p, g])
+            if ratio_of == "geometric":  # GMPO's objective: one-sided clips by the sign, product, root, times A
+                one_sided = [min(ratio, 1.2) if advantage > 0 else max(ratio, 0.8) for ratio in ratios]
+                mean = math.prod(one_sided) ** (1 / len(one_sided))
             for t, ratio in zip(tokens, ratios):
                 clipped = 0.8 if ratio < 0.8 else 1.2 if ratio > 1.2 else ratio
                 difference = float(batch["ref_logp"][p, g, t] - batch["logp"][p, g, t])
-                total -= min(ratio * advantage, clipped * advantage)
+                if ratio_of == "geometric":
+                    total -= mean * advantage
+                elif ratio_of == "none":
+                    total -= float(batch["logp"][p, g, t]) * advantage
+                else:
+                    total -= min(ratio * advantage, clipped * advantage)
                 total += beta * (math.exp(difference) - difference - 1)
             answers.append((total, len(tokens)))
     match normalise:
@@ -169,6 +182,105 @@ def test_advantages_follow_permutations_of_answers_and_of_groups() -> None:
     assert not torch.allclose(group_advantages(rewards.T.reshape(4, 5)), advantages)
 
 
+# ---------------------------------------------------------------------- compare: the relatives
+
+RELATIVES = get_args(grpo.Advantage)
+
+
+def written_out(rewards: list[list[float]], kind: str) -> list[list[float]]:
+    """Every relative's advantages as its paper writes them; a NaN is left out of all of them and gets 0."""
+    groups = [[r for r in group if not math.isnan(r)] for group in rewards]
+    everything = [r for group in groups for r in group]
+    centred = [r - statistics.fmean(group) for group in groups for r in group]
+    flat = [max(group, default=0) == min(group, default=0) for group in groups]
+
+    def one(r: float, group: list[float]) -> float:
+        if math.isnan(r):
+            return 0.0
+        siblings = list(group)
+        siblings.remove(r)
+        difference = r - statistics.fmean(group)
+        match kind:
+            case "group":
+                return difference / statistics.pstdev(group) if difference else 0.0
+            case "leave_one_out":
+                return r - statistics.fmean(siblings) if siblings else 0.0
+            case "batch":
+                return (r - statistics.fmean(everything)) / statistics.pstdev(everything)
+            case "group_batch":
+                return (difference - statistics.fmean(centred)) / statistics.pstdev(centred)
+            case "rescaled":
+                return difference * len(groups) / (len(groups) - sum(flat))
+        raise AssertionError(kind)
+
+    return [[one(r, group) for r in whole] for whole, group in zip(rewards, groups)]
+
+
+REWARDS = [[1.0, 3.0, 3.5, 0.25], [2.0] * 4, [-1.0, 5.0, 0.0, 0.0], [4.0, math.nan, 1.0, 2.0], [math.nan, 7.0, math.nan, math.nan]]
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_the_relatives_are_what_their_papers_write(kind: str) -> None:
+    rewards = torch.tensor(REWARDS)
+    before = rewards.clone()
+    torch.testing.assert_close(advantages(rewards, kind), torch.tensor(written_out(REWARDS, kind)), atol=1e-6, rtol=1e-5)
+    assert torch.equal(rewards.nan_to_num(), before.nan_to_num())
+    assert torch.equal(advantages(rewards), group_advantages(rewards))
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_ranks_that_share_a_step_find_the_advantages_of_one(kind: str) -> None:
+    """Rank by rank, with sums that are known from all ranks; test_train.py has it with two real ones."""
+    parts, asked = torch.tensor(REWARDS).split([2, 3]), []
+    whole = advantages(torch.tensor(REWARDS), kind, totals=lambda sums: asked.append(sums) or sums)
+    for part, rows in zip(parts, (slice(0, 2), slice(2, 5))):
+        answers = iter(asked)
+        torch.testing.assert_close(advantages(part, kind, totals=lambda sums: next(answers)), whole[rows])
+        assert next(answers, None) is None  # every rank asks equally often
+    assert bool(asked) == (kind in ("batch", "group_batch", "rescaled"))
+
+
+@pytest.mark.parametrize("kind", RELATIVES)
+def test_a_step_without_any_spread_teaches_nothing(kind: str) -> None:
+    for reward in (0.1, 0.7, 1 / 3, 1e-40, 1e30, math.nan):
+        assert advantages(torch.full((3, 7), reward), kind).abs().max() == 0
+
+
+def test_only_the_whole_step_tells_good_groups_from_bad_ones() -> None:
+    """REINFORCE++ without baseline: a group without spread still learns, from the other groups."""
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert advantages(rewards, "batch").tolist() == [[1.0, 1.0], [-1.0, -1.0]]
+    assert advantages(rewards, "group_batch").abs().max() == 0
+
+
+def test_an_unknown_advantage_is_refused() -> None:
+    with pytest.raises(ValueError, match="'best': use group, leave_one_out, batch"):
+        advantages(rand(2, 2), "best")
+
+
+def test_the_config_knows_the_relatives() -> None:
+    kinds = {field.name: get_args(field.type) for field in dataclasses.fields(TrainConfig)}
+    assert kinds["advantage"] == RELATIVES and kinds["ratio"] == RATIOS
+    assert kinds["normalise"] == get_args(grpo.Normalisation)
+
+
+def test_gmpo_clips_from_e_to_the_minus_0_4_to_e_to_the_0_4() -> None:
+    """Tokens far out on the side that the sign of A clips, at the preset's range."""
+    clip = {name: PRESETS["gmpo"][name] for name in ("clip_low", "clip_high")}
+    for advantage in (2.0, -2.0):
+        outside = torch.tensor([[[2.0, 2.0, 0.1]]]) * (1 if advantage > 0 else -1)  # log-ratios
+        logp = outside.clone().requires_grad_(True)
+        weight = torch.full((1, 1, 3), 1 / 3)
+        loss, seen = policy_loss(
+            logp, torch.zeros(1, 1, 3), None, torch.tensor([[advantage]]), weight, **clip, beta=0, ratio_of="geometric"
+        )
+        loss.backward()
+        mean = math.exp((0.4 + 0.4 + 0.1) / 3 * (1 if advantage > 0 else -1))
+        assert loss.item() == pytest.approx(-advantage * mean, rel=1e-4)
+        assert logp.grad.flatten().tolist() == pytest.approx([0, 0, -advantage * mean / 3], rel=1e-4)
+        assert seen["clip_fraction"].item() == pytest.approx(2 / 3)
+
+
 # ---------------------------------------------------------------------- log-probabilities
 
 
@@ -267,7 +379,7 @@ def test_nothing_is_clipped_and_nothing_drifted_on_the_first_update() -> None:
 
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
-@pytest.mark.parametrize("ratio_of", ["token", "sequence"])
+@pytest.mark.parametrize("ratio_of", RATIOS)
 def test_the_first_gradient_is_that_of_reinforce(normalise: str, ratio_of: str) -> None:
     P, G, T, V = 2, 3, 4, 9
     lengths = [[4, 2, 1], [3, 3, 4]]
@@ -384,7 +496,7 @@ def test_descending_the_kl_term_alone_brings_the_policy_to_the_reference() -> No
 
 
 @pytest.mark.parametrize("drift", [50.0, -50.0, 1000.0, -1000.0])
-@pytest.mark.parametrize("ratio_of", ["token", "sequence"])
+@pytest.mark.parametrize("ratio_of", RATIOS)
 def test_a_token_that_drifted_far_stays_finite_forward_and_backward(drift: float, ratio_of: str) -> None:
     for advantage in (1.0, -1.0):
         logp = torch.tensor([[[-3.0, -3.0]]], requires_grad=True)
@@ -401,7 +513,7 @@ def test_a_token_that_drifted_far_stays_finite_forward_and_backward(drift: float
 
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
-@pytest.mark.parametrize("ratio_of", ["token", "sequence"])
+@pytest.mark.parametrize("ratio_of", RATIOS)
 def test_a_step_cut_into_pieces_is_the_step_written_out(normalise: str, ratio_of: str) -> None:
     batch = step()
     expected = loop_loss(batch, normalise, longest=10, ratio_of=ratio_of)
@@ -440,7 +552,7 @@ def test_the_weights_of_a_step_add_up_to_a_mean() -> None:
 
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
-@pytest.mark.parametrize("ratio_of", ["token", "sequence"])
+@pytest.mark.parametrize("ratio_of", RATIOS)
 def test_padding_changes_nothing(normalise: str, ratio_of: str) -> None:
     batch = step(P=2)
     wide = {name: torch.nn.functional.pad(batch[name], (0, 3)) for name in batch if name != "advantage"}
@@ -459,7 +571,7 @@ def test_padding_changes_nothing(normalise: str, ratio_of: str) -> None:
 
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
-@pytest.mark.parametrize("ratio_of", ["token", "sequence"])
+@pytest.mark.parametrize("ratio_of", RATIOS)
 def test_a_piece_without_any_token_costs_nothing_and_can_be_differentiated(normalise: str, ratio_of: str) -> None:
     batch = step(P=1)
     batch["sampled"] = torch.zeros_like(batch["sampled"])

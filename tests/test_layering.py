@@ -19,6 +19,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "geometry": (0, {"torch"}),
     "clicks": (0, {"torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
+    "presets": (1, {"torch"}),
     "config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
     "zooms": (1, {"models", "torch"}),

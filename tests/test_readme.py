@@ -21,6 +21,7 @@ from test_engine import rank_environment
 
 from activeo3 import checkpoints, engine, report
 from activeo3.config import EvalConfig, TrainConfig
+from activeo3.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -150,6 +151,14 @@ def test_every_file_that_is_named_exists() -> None:
 
 def test_the_glossary_is_the_codes() -> None:
     assert report.glossary_table() in TEXT
+
+
+def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
+    assert set(rows) | {"tiny", "paper"} == set(PRESETS)
+    for name, command in rows.items():
+        config = TrainConfig.from_args(shlex.split(command)[2:])
+        assert config.preset[1:] == (name,)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import checkpoints, engine, episodes, suites  # noqa: E402
+from activeo3 import checkpoints, engine, episodes, grpo, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.models import FAMILIES, VisionLanguageModel  # noqa: E402
@@ -196,9 +196,11 @@ def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]
     return prompts, rollouts, torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
 
 
+KINDS = get_args(grpo.Advantage)
+REWARDS = torch.tensor([[1.0, 2.5, 4.0], [3.0, 3.0, 3.0], [0.5, 0.0, 7.0], [2.0, 2.0, 2.5]])
 SETTINGS = [
     dict(normalise="response", ratio="token", epochs=1),
-    dict(normalise="token", ratio="token", epochs=1),
+    dict(normalise="token", ratio="geometric", epochs=2),
     dict(normalise="constant", ratio="sequence", epochs=2),
 ]
 LR = 0.02
@@ -408,7 +410,7 @@ def test_a_changed_flag_or_another_number_of_processes_is_refused(
     """By the script itself: one sentence, no traceback, nothing touched."""
     config, *_ = straight
     before = sorted(Path(config.output_dir).rglob("*"))
-    flags = [f"--{name}={value}" for name, value in vars(config).items() if name != "data"]
+    flags = [f"--{name}={value}" for name, value in vars(config).items() if name not in ("data", "preset")]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--beta=0.5"])
     with pytest.raises(SystemExit, match=r"^activeo3: .*checkpoint-4 belongs to another run: --beta was 0.04 and is now 0.5"):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
@@ -446,6 +448,7 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
         return {
             "totals": ranks.totals({"rank": ranks.rank, "one": 1.0}),
             "gather": ranks.gather(f"rank {ranks.rank}"),
+            "advantages": [grpo.advantages(REWARDS[ranks.rank :: 2], kind, totals=ranks.totals) for kind in KINDS],
             "share": [ranks.share(lambda part: (part, ranks.rank), "abcde"[:count]) for count in (5, 1, 0)],
             "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
@@ -522,7 +525,7 @@ def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(episodes, "read_turn", lambda text: looks)  # weights at random say nothing that could be read
         patch.setattr(policy.vlm.model.lm_head, "forward", biased_head(policy.vlm, 8.0))
-        patch.setattr(train.grpo, "group_advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
+        patch.setattr(train.grpo, "advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
         group = torch.distributed.group.WORLD
         before = group._get_sequence_number_for_group()
         row, judged = train.train_step(1, [example], policy, reference, config)
@@ -574,6 +577,13 @@ def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
         assert result["totals"] == {"rank": 1.0, "one": 2.0}
         assert result["gather"] == ["rank 0", "rank 1"]
         assert result["share"] == [[("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)], [("a", 0)], []]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_compare_answers_as_one_does(kind: str, two_ranks: tuple[list[dict], Path]) -> None:
+    whole = grpo.advantages(REWARDS, kind)
+    for rank, result in enumerate(two_ranks[0]):
+        torch.testing.assert_close(result["advantages"][KINDS.index(kind)], whole[rank::2])
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))
