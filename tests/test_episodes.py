@@ -12,6 +12,7 @@ from PIL import Image
 
 from activeo3 import prompts
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.exams import exam
 from activeo3.files import DataError
 from activeo3.models import FAMILIES
 from activeo3.prompts import final_answer, zoom_call
@@ -209,6 +210,27 @@ def test_limits_that_cannot_be_are_one_sentence() -> None:
         TrainConfig(least_zoom=0.7)
     with pytest.raises(ConfigError, match="--max_zooms is -1 and --max_turns 5; at least 0 and 1"):
         TrainConfig(max_zooms=-1)
+
+
+# ---------------------------------------------------------------------- the table at the end
+
+
+def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> None:
+    """One policy looks first, one guesses right and one guesses wrong, about three examples in two blocks."""
+
+    def looks(model, view, words):
+        return ANSWER if words == prompts.shown("zoom_executed", "short") else IN
+
+    said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
+    policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
+    share = lambda work, parts: [work(part) for part in parts]  # noqa: E731
+    rows, columns = exam(policies, [[question()] * 2, [question()]], TASK, CONFIG, share)
+    assert columns == ["policy", "reward", "answer", "evidence", "calls", "zoom_executed", "answered", "answered_without_zoom"]
+    first, second, third = rows
+    assert [row["policy"] for row in rows] == list(policies)
+    assert (first["answer"], first["calls"], first["zoom_executed"], first["answered"]) == (1, -1, 0.5, 0.5)
+    assert (second["answer"], second["evidence"], second["answered_without_zoom"]) == (1, 0, 1)
+    assert first["reward"] > second["reward"] > third["reward"] == 0
 
 
 # ---------------------------------------------------------------------- in words

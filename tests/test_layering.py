@@ -56,6 +56,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
     "tasks": (3, {"engine", "checkpoints"}),
+    "exams": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),
 }
 

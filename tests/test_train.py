@@ -436,6 +436,28 @@ def test_a_run_that_only_skips_ends_with_one_sentence(
     assert capsys.readouterr().out.count("update skipped; examples: mosaic/") == 2
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_answers_that_were_cut_off_may_teach_nothing(
+    masked: bool, config: TrainConfig, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advantages that reach the update: with and without the answer that hit the length limit."""
+    config = replace(config, mask_truncated=masked, group=4, prompts=1, micro_prompts=1)
+    policy, looked, given, worth = train.start_policy(alone, config, learns=True), train.look, [], iter((5.0, 1.0, 2.0, 6.0))
+
+    def look_cut(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
+        prompts, (answers,) = looked(*args)
+        return prompts, [[replace(answer, finished=g != 0) for g, answer in enumerate(answers)]]
+
+    task = replace(train.task_of(config), score=lambda *_: Score({}, next(worth)))
+    monkeypatch.setattr(train, "task_of", lambda config: task)
+    monkeypatch.setattr(train, "look", look_cut)
+    monkeypatch.setattr(train, "learn", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
+    train.train_step(1, small_pictures()[:1], policy, policy, config)
+    rewards = torch.tensor([[torch.nan if masked else 5.0, 1.0, 2.0, 6.0]])
+    assert torch.equal(given[0], grpo.group_advantages(rewards))
+    assert (given[0][0, 0] == 0) == masked
+
+
 # ---------------------------------------------------------------------- two ranks
 
 
