@@ -79,7 +79,8 @@ def main(config: EvalConfig) -> None:
     progress.close()
     pages = ", ".join(str(folder / f"{name}.html") for name in opened)
     progress.say(f"\nnumbers: {folder / 'results.json'}; pictures: {pages}")
-    engine.stop()
+    if ranks.world > 1:
+        engine.stop()
 
 
 def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, world: int) -> Callable[..., None] | None:

@@ -52,7 +52,9 @@ def train_step(
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
-    rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
+    # What was cut off may be no answer to compare (--mask_truncated): a reward that is NaN is left out of its group.
+    worth = [torch.nan if config.mask_truncated and not a.finished else s.total for a, s in zip(answers, scores)]
+    rewards = torch.tensor(worth).view(len(examples), config.group)  # (P, G)
     advantage = grpo.advantages(rewards, config.advantage, config.divide_by_std, policy.ranks.totals)  # (P, G)
 
     with clock("learn"):
@@ -79,7 +81,7 @@ def learn(
     batches = []
     for first in range(0, config.prompts, micro):
         rows = slice(first, first + micro)
-        packed = policy.vlm.pack(prompts[rows], [[a.token_ids for a in group] for group in rollouts[rows]])
+        packed = policy.vlm.pack(prompts[rows], [[a.branch or a.token_ids for a in group] for group in rollouts[rows]])
         weight = grpo.token_weights(packed.real, config.normalise, responses, int(tokens), longest)
         with torch.no_grad():
             ref_logp = log_probs(reference, packed, config)[0] if config.beta else None  # (P, G, T)
@@ -109,8 +111,8 @@ def learn(
 
 def log_probs(model: Sharded, packed: Packed, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled."""
-    logits = model.logits(packed)  # (P, 1 + W, V)
-    return grpo.answer_logps(logits, packed.tokens, packed.columns, config.temperature, model.vlm.forbidden)
+    logits = model.logits(packed)  # (P, 1 + W, V), or the columns that are needed of an episode
+    return grpo.answer_logps(logits, packed.tokens, packed.columns, config.temperature, model.vlm.forbidden, packed.kept)
 
 
 def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:

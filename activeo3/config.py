@@ -66,7 +66,17 @@ class _Config:
     merge: Literal["nms", "concat"] = "nms"
     """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
     max_new_tokens: int = 96
-    """longest sensing answer, in tokens"""
+    """longest sensing answer, in tokens; in an episode, the longest turn"""
+    max_zooms: int = 3
+    """how many times an episode may look closer; a refused zoom counts"""
+    max_turns: int = 5
+    """how many turns of the policy an episode has at most; 1: it must answer at once"""
+    episode_tokens: int = 1024
+    """longest episode behind its prompt, in tokens, with all that is shown; before what does not fit, it ends"""
+    least_zoom: float = 0.02
+    """smallest region that an episode is shown, as a share of the area of the view it is in"""
+    most_zoom: float = 0.65
+    """largest region that an episode is shown, likewise"""
     task_max_new_tokens: int = 128
     """longest task-model answer per crop, in tokens"""
     task_batch: int = 128
@@ -105,6 +115,10 @@ class _Config:
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.max_zooms < 0 or self.max_turns < 1:
+            raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
+        if not 0 <= self.least_zoom < self.most_zoom <= 1:
+            raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
         if self.max_view_pixels < self.sensing_side**2:
             raise ConfigError(
                 f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
@@ -235,6 +249,19 @@ class TrainConfig(_Config):
     """weight of the reward for regions that hold true boxes"""
     w_task: float = 1.0
     """weight of what the task model achieves on the crops, AP50 + AR50"""
+    w_answer: float = 1.0
+    """weight of a right answer in words"""
+    w_evidence: float = 0.35
+    """weight of having looked where the evidence is (Active-Perception-R1: 0.35)"""
+    w_calls: float = 0.05
+    """what each zoom costs"""
+    evidence_gate: bool = True
+    """evidence counts as far as the answer is right; false: also for a wrong answer"""
+    evidence: Literal["union", "per_call"] = "union"
+    """how evidence is counted: every place once, and less for large regions (ours); or per call, as
+    Active-Perception-R1 does, where repeated zooms earn again and calls cost nothing"""
+    mask_truncated: bool = False
+    """episodes that the length limit cut off teach nothing, instead of counting as wrong (Mini-o3)"""
     coverage: Literal["contain", "iou", "purity"] = "contain"
     """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
     IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a)"""

@@ -49,6 +49,19 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
+def union_area(boxes: np.ndarray) -> float:
+    """Area that boxes (N, 4) cover together, what several cover counted once; 0 for none.
+
+    >>> union_area(as_boxes([[0, 0, 2, 2], [1, 0, 3, 2], [0, 0, 2, 2]]))
+    6.0
+    """
+    xs, ys = np.unique(boxes[:, 0::2]), np.unique(boxes[:, 1::2])  # the edges cut the plane into cells
+    covered = np.zeros((max(0, len(ys) - 1), max(0, len(xs) - 1)), dtype=bool)
+    for x1, y1, x2, y2 in boxes:
+        covered[(ys[:-1] >= y1)[:, None] & (ys[1:] <= y2)[:, None] & (xs[:-1] >= x1) & (xs[1:] <= x2)] = True
+    return float(np.diff(ys) @ covered @ np.diff(xs)) if covered.size else 0.0
+
+
 def containment(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """Share (I, O) of each inner box's area that lies inside each outer box, 0 for an empty inner box.
 

@@ -129,12 +129,18 @@ def zero_spread(rewards: Tensor) -> Tensor:
 
 
 def answer_logps(
-    logits: Tensor, tokens: Tensor, columns: Tensor, temperature: float = 1.0, forbidden: Sequence[int] = ()
+    logits: Tensor,
+    tokens: Tensor,
+    columns: Tensor,
+    temperature: float = 1.0,
+    forbidden: Sequence[int] = (),
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every answer token under the distribution that was sampled, and its entropy.
 
     The one-token shift between logits and ids lives here and nowhere else: the prompt's last column
-    predicts the first token of all G answers, the column of an answer's token predicts the next one.
+    predicts the first token of all G answers, the column before any other token predicts that token (it
+    holds the token before it or, in an episode, the end of what was shown in between).
 
     Args:
         logits: (P, 1 + W, V), of the prompt's last column and of the W columns that hold answers.
@@ -142,11 +148,14 @@ def answer_logps(
         columns: (P, G, T) which of the W columns holds a token.
         temperature: the one they were sampled at; 0 (greedy) is scored at 1.
         forbidden: ids that the sampler could never draw.
+        kept: (K,) if ``logits`` (P, K, V) are of these columns only, ascending, 0 being the prompt's last.
 
     Returns:
         logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.
     """
-    predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., :-1] + 1], dim=-1)  # (P, G, T)
+    predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., 1:]], dim=-1)  # (P, G, T)
+    if kept is not None:
+        predictor = torch.searchsorted(kept, predictor)  # (P, G, T)
     prompt = torch.arange(len(tokens), device=logits.device)[:, None, None]  # (P, 1, 1)
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
     banned[list(forbidden)] = True

@@ -5,13 +5,15 @@ and decodes all P x G answers as one batch. **Scoring** lays a prompt and its G 
 row, ``prefix | branch 1 | ... | branch G``, in which a branch sees the prefix and itself but not its
 siblings, and in which positions restart after the prefix. The result is that of G separate rows.
 
+An answer may be an episode of several turns with observations in between (packing.py). One turn is the
+special case: rows that are shown something go on with their cache, in the same batch and the same loop.
+
 Qwen2.5-VL writes boxes in pixels of the view it saw, Qwen3-VL in thousandths of the view's sides; that
 is a property of the loaded model (``text_scale``), and this file is where it is known.
 """
 
 import ctypes
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Self, Sequence
 
@@ -22,49 +24,34 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.cache_utils import DynamicCache
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from activeo3.decoding import Observe, Rows, until
 from activeo3.geometry import fitted
+from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, left_padded
 from activeo3.schema import Sampling
 
 FAMILIES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
 """The architectures that are supported, and the unit in which each writes coordinates."""
 
 
-PREFIX, PADDING = -1, -2  # owners of columns that belong to no branch
+PICTURE = {"type": "image"}
+NO_PICTURES = {"image_grid_thw": torch.zeros((0, 3), dtype=torch.long), "pixel_values": torch.zeros(0, 0)}
+
+Shown = Image.Image | Sequence[Image.Image]
+"""A picture, or several that are shown one after the other."""
+
+
+def _pictures(shown: Shown | None) -> list[Image.Image]:
+    """What is shown, as a list."""
+    return [] if shown is None else [shown] if isinstance(shown, Image.Image) else list(shown)
+
+
+def _words(text: str) -> dict[str, str]:
+    """A text as part of a turn."""
+    return {"type": "text", "text": text}
 
 
 class ModelError(Exception):
     """A checkpoint that cannot be used, in one sentence that says what to do."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """One user turn, encoded once for sampling, reference and update.
-
-    ``ids`` (S_i,) has one image token per visual feature; ``pixels`` (patches, patch values) and
-    ``grid`` (3,) = (time, height, width) in patches are the image processor's output for its picture;
-    a prompt with several pictures has one row of ``grid`` (pictures, 3) for each.
-    """
-
-    ids: Tensor
-    pixels: Tensor
-    grid: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Rows of ``prefix | branches`` as one forward pass wants them, and where the branches are.
-
-    ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
-    (left-padded, so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the branches' ids,
-    ``real`` (R, B, T) is True where a token is one and False where it is padding, and ``columns``
-    (R, B, T) says which of the W columns behind the prefix holds the token.
-    """
-
-    inputs: dict[str, Tensor]
-    prefix: int
-    tokens: Tensor
-    real: Tensor
-    columns: Tensor
 
 
 class VisionLanguageModel:
@@ -130,149 +117,215 @@ class VisionLanguageModel:
         """The coordinate system of boxes in text for a view of (width, height): see FAMILIES."""
         return view if FAMILIES[self.family] == "pixels" else (1000, 1000)
 
-    def encode(self, views: Sequence[Image.Image | Sequence[Image.Image]], texts: Sequence[str]) -> list[Prompt]:
+    def encode(
+        self, views: Sequence[Shown], texts: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Prompt]:
         """One prompt per (view, text), or (views, text): several pictures are shown before the text, in order.
 
-        Every view already has a size that ``view_size`` returned.
+        Every view already has a size that ``view_size`` returned. ``names`` are the examples' ids, to be named
+        if something is wrong with a prompt.
         """
-        shown = [[view] if isinstance(view, Image.Image) else list(view) for view in views]
-        flat = [view for of_prompt in shown for view in of_prompt]
-        processed = self.image_processor(images=flat, do_resize=False, return_tensors="pt")
-        grids = processed["image_grid_thw"].split([len(of_prompt) for of_prompt in shown])  # (pictures, 3) each
-        merged = self.image_processor.merge_size**2
-        prompts, start = [], 0
-        for text, grid in zip(texts, grids, strict=True):
-            patches = grid.prod(dim=1)  # (pictures,)
-            ids = self.tokenizer(self._chat(text, (patches // merged).tolist()), add_special_tokens=False).input_ids
-            end = start + int(patches.sum())
-            pixels = processed["pixel_values"][start:end]
-            prompts.append(Prompt(torch.tensor(ids), pixels, grid[0] if len(grid) == 1 else grid))
-            start = end
+        shown = [_pictures(view) for view in views]
+        chats = [self._chat([PICTURE] * len(of_one) + [_words(text)]) for of_one, text in zip(shown, texts, strict=True)]
+        return self._encoded(shown, chats, names)
+
+    def encode_next(
+        self, views: Sequence[Shown | None], texts: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Prompt]:
+        """What a policy is shown after a turn of its own, in a user turn: words, and a picture unless None.
+
+        Such a prompt begins behind the end token that the policy sampled. The role is the user's because the
+        chat templates of Qwen leave out pictures of a tool.
+        """
+        shown = [_pictures(view) for view in views]
+        contents = [[PICTURE] * len(of_one) + [_words(text)] for of_one, text in zip(shown, texts, strict=True)]
+        said = "before"  # by the policy: what the template writes behind it is the same whatever it said
+        chats = [self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]) for content in contents]
+        return self._encoded(shown, [chat.partition(f"{said}<|im_end|>")[2] for chat in chats], names)
+
+    def _encoded(
+        self, shown: Sequence[Sequence[Image.Image]], chats: Sequence[str], names: Sequence[str] | None
+    ) -> list[Prompt]:
+        """Prompts from texts that have one image placeholder for each of their pictures."""
+        flat = [view for of_one in shown for view in of_one]
+        processed = self.image_processor(images=flat, do_resize=False, return_tensors="pt") if flat else NO_PICTURES
+        grids = processed["image_grid_thw"].split([len(of_one) for of_one in shown])  # (pictures, 3) each
+        merged, start, prompts = self.image_processor.merge_size**2, 0, []
+        for chat, of_one, name in zip(chats, grids, names or [""] * len(chats), strict=True):
+            patches = of_one.prod(dim=1).tolist()  # of each picture
+            before, *after = chat.split("<|image_pad|>", len(patches))
+            text = before + "".join("<|image_pad|>" * (n // merged) + part for n, part in zip(patches, after, strict=True))
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            pixels = processed["pixel_values"][start : start + sum(patches)]
+            prompts.append(Prompt(torch.tensor(ids), pixels, of_one, name))
+            start += sum(patches)
         return prompts
 
-    def _chat(self, text: str, image_tokens: Sequence[int]) -> str:
-        """The chat template's own words, with each image placeholder repeated per visual feature."""
-        content = [{"type": "image"}] * len(image_tokens) + [{"type": "text", "text": text}]
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        before, *after = chat.split("<|image_pad|>", len(image_tokens))
-        return before + "".join("<|image_pad|>" * count + part for count, part in zip(image_tokens, after, strict=True))
+    def _chat(self, content: list[dict[str, str]], before: Sequence[dict[str, str]] = ()) -> str:
+        """The chat template's own words around a user turn, up to where the model speaks."""
+        turns = [*before, {"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     # ------------------------------------------------------------------ sampling: one prefill per prompt
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], group: int, sampling: Sampling) -> list[list[tuple[int, ...]]]:
-        """Sample ``group`` answers to every prompt; each answer's ids end with the end token unless cut off.
+        """Sample ``group`` answers of one turn to every prompt (see ``converse``)."""
+        return [[branch.answer for branch in row] for row in self.converse(prompts, group, sampling)]
+
+    @torch.no_grad()
+    def converse(
+        self, prompts: Sequence[Prompt], group: int, sampling: Sampling, observe: Observe | None = None
+    ) -> list[list[Branch]]:
+        """Sample ``group`` answers to every prompt; a turn's ids end with the end token unless cut off.
 
         All prompts are prefilled together up to their last token, the cache is repeated ``group`` times,
-        and P x G rows decode as one batch, from which rows that have ended are dropped. Weights must be
-        whole on this rank (engine.gathered).
+        and P x G rows decode as one batch, from which rows that have ended their turn are dropped. With
+        ``observe``, those that it shows something wait until all have ended, read what they are shown, and
+        decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off is the
+        last. Weights must be whole on this rank (engine.gathered).
         """
-        ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (P, S)
-        cache = DynamicCache(config=self.model.config.get_text_config())
         with self._evaluating():
-            self.model(
-                input_ids=ids[:, :-1],
-                attention_mask=attended[:, :-1],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **self._visual(prompts, ids[:, :-1]),
-            )
-            cache.batch_repeat_interleave(group)
-            inner = self.model.model
-            inner.rope_deltas = inner.rope_deltas.repeat_interleave(group, dim=0)  # (P*G, 1)
-            ids, attended = (x.repeat_interleave(group, dim=0) for x in (ids, attended))  # (P*G, S)
-            answers: list[tuple[int, ...]] = [()] * len(ids)
-            unfinished, written = list(range(len(ids))), 0
-            while unfinished and written < sampling.max_new_tokens:
+            rows = self._prefilled(prompts, group)
+            turns: list[list[tuple[int, ...]]] = [[()] for _ in rows.which]
+            shown: list[list[Prompt]] = [[] for _ in rows.which]
+            waiting: list[Rows] = []
+            written = 0
+            while rows.which:
                 # In stretches that double, so that answers which have ended do not wait for the longest.
                 stretch = min(max(4, written), 32, sampling.max_new_tokens - written)
-                out = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=attended,
-                    past_key_values=cache,
-                    max_new_tokens=stretch,
-                    do_sample=sampling.temperature > 0,
-                    temperature=sampling.temperature or None,
-                    top_k=0 if sampling.temperature > 0 else None,
-                    top_p=1.0 if sampling.temperature > 0 else None,
-                    repetition_penalty=1.0,
-                    suppress_tokens=list(self.forbidden),
-                    eos_token_id=self.end_token,
-                    pad_token_id=self.end_token,
-                )
-                fresh = [_until(row, self.end_token) for row in out[:, ids.shape[1] :].tolist()]
-                for row, tokens in zip(unfinished, fresh):
-                    answers[row] += tokens
+                fresh = self._decode(rows, stretch, sampling)
                 written += stretch
-                going = [i for i, tokens in enumerate(fresh) if tokens[-1] != self.end_token]
-                unfinished = [unfinished[i] for i in going]
-                rows = torch.tensor(going, dtype=torch.long, device=out.device)
-                ids, inner.rope_deltas = out[rows], inner.rope_deltas[rows]
-                attended = torch.nn.functional.pad(attended[rows], (0, out.shape[1] - attended.shape[1]), value=1)
-                if len(going) < len(fresh):  # selecting copies, and with large models the cache is large
-                    cache.batch_select_indices(rows)
-        return [answers[i : i + group] for i in range(0, len(answers), group)]
+                for row, tokens in zip(rows.which, fresh):
+                    turns[row][-1] += tokens
+                ended = [i for i, tokens in enumerate(fresh) if tokens[-1] == self.end_token]
+                if observe and ended:
+                    seen = observe([(rows.which[i], turns[rows.which[i]][-1]) for i in ended])
+                    going_on = [i for i, observation in zip(ended, seen, strict=True) if observation]
+                    for i, observation in zip(going_on, filter(None, seen)):
+                        shown[rows.which[i]].append(observation)
+                    if going_on:
+                        waiting.append(rows.copy(going_on))
+                over = written >= sampling.max_new_tokens
+                rows.keep([] if over else [i for i in range(len(fresh)) if i not in ended])
+                if not rows.which and waiting:
+                    rows, waiting, written = Rows.joined(waiting), [], 0
+                    self._show(rows, [shown[row][-1] for row in rows.which])
+                    for row in rows.which:
+                        turns[row].append(())
+        branches = [Branch(tuple(said), tuple(seen)) for said, seen in zip(turns, shown)]
+        return [branches[i : i + group] for i in range(0, len(branches), group)]
+
+    def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
+        """P x G rows that have read their prompt: each prompt is paid for once and its cache repeated."""
+        ids, attended = self._left_padded(prompts)  # (P, S)
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        self.model(
+            input_ids=ids[:, :-1],
+            attention_mask=attended[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self._visual([[prompt] for prompt in prompts], ids[:, :-1]),
+        )
+        cache.batch_repeat_interleave(group)
+        ids, attended, deltas = (
+            x.repeat_interleave(group, dim=0) for x in (ids, attended, self.model.model.rope_deltas)
+        )
+        return Rows(list(range(len(ids))), ids, attended, deltas, cache)
+
+    def _decode(self, rows: Rows, stretch: int, sampling: Sampling) -> list[tuple[int, ...]]:
+        """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token."""
+        self.model.model.rope_deltas = rows.deltas
+        out = self.model.generate(
+            input_ids=rows.ids,
+            attention_mask=rows.attended,
+            past_key_values=rows.cache,
+            max_new_tokens=stretch,
+            do_sample=sampling.temperature > 0,
+            temperature=sampling.temperature or None,
+            top_k=0 if sampling.temperature > 0 else None,
+            top_p=1.0 if sampling.temperature > 0 else None,
+            repetition_penalty=1.0,
+            suppress_tokens=list(self.forbidden),
+            eos_token_id=self.end_token,
+            pad_token_id=self.end_token,
+        )
+        new = out[:, rows.ids.shape[1] :]  # (rows, up to stretch)
+        fresh = [until(ids, self.end_token) for ids in new.tolist()]
+        lengths = torch.tensor([[len(tokens)] for tokens in fresh], device=new.device)
+        rows.extend(new, torch.arange(new.shape[1], device=new.device) < lengths)
+        return fresh
+
+    def _show(self, rows: Rows, observations: Sequence[Prompt]) -> None:
+        """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
+        ids, attended = self._left_padded(observations)  # (rows, O)
+        visual = self._visual([[observation] for observation in observations], ids[:, :-1])
+        positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
+        first = rows.attended.sum(dim=1, keepdim=True) + rows.deltas  # (rows, 1) the position after the turn
+        pending = rows.ids[:, -1:]  # the turn's last token is not in the cache yet
+        rows.extend(ids, attended)
+        self.model(
+            input_ids=torch.cat([pending, ids[:, :-1]], dim=1),
+            position_ids=torch.cat([(first - 1).expand(3, -1, 1), (first + positions)[:, :, :-1]], dim=2),
+            attention_mask=rows.attended[:, :-1],
+            past_key_values=rows.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            pixel_values=visual["pixel_values"],
+            image_grid_thw=visual["image_grid_thw"],
+        )
+        rows.deltas = rows.deltas + deltas
 
     # ------------------------------------------------------------------ scoring: one packed row per prompt
 
-    def pack(self, prompts: Sequence[Prompt], branches: Sequence[Sequence[Sequence[int]]]) -> Packed:
+    def pack(self, prompts: Sequence[Prompt], branches: Sequence[Sequence[Branch | Sequence[int]]]) -> Packed:
         """Lay out R prompts with their branches as one row each (see ``Packed``).
 
-        Branches of a row stand close together, so unequal lengths cost nothing inside a row; rows are
-        padded on the right to the longest. Every row needs the same number B of branches.
+        A plain sequence of ids is a branch of one turn. Branches of a row stand close together, so unequal
+        lengths cost nothing inside a row; rows are padded on the right to the longest. Every row needs the
+        same number B of branches.
 
         Raises ModelError unless the text tower's attention takes a mask of this kind (``_mask_for``).
         """
-        ids, attended = self._left_padded([prompt.ids for prompt in prompts])  # (R, S)
-        rows, B, T = len(prompts), len(branches[0]), max(len(branch) for row in branches for branch in row)
-        width = max(sum(map(len, row)) for row in branches)  # W, columns that hold branches
-        tokens = torch.full((rows, B, T), self.end_token)
-        columns = torch.zeros((rows, B, T), dtype=torch.long)
-        laid = torch.full((rows, width), self.end_token)
-        owner = torch.full((rows, width), PADDING)  # which branch a column belongs to
-        depth = torch.zeros((rows, width), dtype=torch.long)  # how far into its branch it is
-        for r, row in enumerate(branches):
-            begin = 0
-            for b, branch in enumerate(row):
-                end = begin + len(branch)
-                tokens[r, b, : len(branch)] = laid[r, begin:end] = torch.tensor(branch)
-                columns[r, b, : len(branch)] = torch.arange(begin, end)
-                owner[r, begin:end] = b
-                depth[r, begin:end] = torch.arange(len(branch))
-                begin = end
-        lengths = torch.tensor([[len(branch) for branch in row] for row in branches])  # (R, B)
-        real = torch.arange(T) < lengths[..., None]  # (R, B, T)
-        tokens, columns, real, laid, owner, depth = (x.to(ids.device) for x in (tokens, columns, real, laid, owner, depth))
-        visual = self._visual(prompts, ids)
-        positions, _ = self.model.model.get_rope_index(
-            ids,
-            mm_token_type_ids=visual["mm_token_type_ids"],
-            image_grid_thw=visual["image_grid_thw"],
-            attention_mask=attended,
-        )  # (3, R, S)
-        after = positions.amax(dim=(0, 2))[:, None] + 1 + depth  # (R, W)
+        rows = [[Branch.of(branch) for branch in row] for row in branches]
+        ids, attended = self._left_padded(prompts)  # (R, S)
+        laid = lay_out(rows, self.end_token, ids.device)
+        everything = torch.cat([ids, laid.ids], dim=1)  # (R, S + W)
+        given = [[prompt, *(seen for branch in row for seen in branch.shown)] for prompt, row in zip(prompts, rows)]
+        visual = self._visual(given, everything)
+        positions, _ = self._rope_index(ids, attended, prompts)  # (3, R, S)
+        after = positions.amax(dim=(0, 2))[:, None] + 1 + self._depth(rows, laid)  # (3, R, W)
         inputs = {
-            "input_ids": torch.cat([ids, laid], dim=1),  # (R, S + W)
-            "position_ids": torch.cat([positions, after.expand(3, rows, width)], dim=2),  # (3, R, S + W)
-            "attention_mask": self._mask_for(_branching_mask(attended.bool(), owner)),  # (R, 1, S + W, S + W)
+            "input_ids": everything,
+            "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
+            "attention_mask": self._mask_for(branching_mask(attended.bool(), laid.owner)),  # (R, 1, S + W, S + W)
             "pixel_values": visual["pixel_values"],
             "image_grid_thw": visual["image_grid_thw"],
         }
-        return Packed(inputs, ids.shape[1], tokens, real, columns)
+        return Packed(inputs, ids.shape[1], laid.tokens, laid.real, laid.columns, laid.kept)
+
+    def _depth(self, rows: Sequence[Sequence[Branch]], laid: Layout) -> Tensor:
+        """Positions (3, R, W) inside the branches, counted from 0: a picture spans rows and columns."""
+        depth = laid.depth.expand(3, -1, -1).clone()
+        for r, row in enumerate(rows):
+            for b, branch in enumerate(row):
+                if any(len(seen.grids) for seen in branch.shown):
+                    ids = torch.tensor([branch.ids], device=depth.device)
+                    inside, _ = self._rope_index(ids, torch.ones_like(ids), branch.shown)  # (3, 1, length)
+                    depth[:, r, laid.owner[r] == b] = inside[:, 0]
+        return depth
 
     def forward_packed(self, packed: Packed, module: nn.Module | None = None) -> Tensor:
-        """Logits (R, 1 + W, V) of the prefix's last column and of the W branch columns.
+        """Logits (R, 1 + W, V) of the prefix's last column and of the W branch columns, or (R, K, V) of those
+        of them that are ``kept``.
 
         The head runs on these columns alone: the prefix is most of the row and needs no logits.
         ``module`` is the model as the engine wraps it; by default the bare model.
         """
-        columns = torch.arange(packed.prefix - 1, packed.inputs["input_ids"].shape[1])
-        out = (module or self.model)(
-            **packed.inputs, logits_to_keep=columns.to(packed.tokens.device), use_cache=False
-        )
+        kept = packed.kept
+        if kept is None:
+            kept = torch.arange(packed.inputs["input_ids"].shape[1] - packed.prefix + 1, device=packed.tokens.device)
+        out = (module or self.model)(**packed.inputs, logits_to_keep=packed.prefix - 1 + kept, use_cache=False)
         return out.logits
 
     # ------------------------------------------------------------------ helpers
@@ -290,29 +343,37 @@ class VisionLanguageModel:
             return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
         raise ModelError(f"packed rows need attention 'sdpa' or 'eager', but the model was loaded with {attention!r}")
 
-    def _left_padded(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Ids (R, S) padded on the left and the mask (R, S) that is 1 on real tokens."""
-        length, device = max(len(row) for row in rows), self.model.device
-        ids = torch.full((len(rows), length), self.end_token)
-        attended = torch.zeros((len(rows), length), dtype=torch.long)
-        for r, row in enumerate(rows):
-            ids[r, length - len(row) :] = row
-            attended[r, length - len(row) :] = 1
-        return ids.to(device), attended.to(device)
+    def _left_padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Ids (R, S) of prompts, padded on the left, and the mask (R, S) that is 1 on real tokens."""
+        return left_padded([prompt.ids for prompt in prompts], self.end_token, self.model.device)
 
-    def _visual(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Tensor]:
-        """The image arguments of a forward pass over ``ids`` (R, S), checked against its image tokens."""
-        of_prompt = [prompt.grid.reshape(-1, 3) for prompt in prompts]
-        grids, is_image = torch.cat(of_prompt), ids == self.image_token
-        patches = torch.stack([grid.prod(dim=1).sum() for grid in of_prompt])
-        features, announced = patches // self.image_processor.merge_size**2, is_image.sum(dim=1).cpu()
-        if not torch.equal(features, announced):
-            raise RuntimeError(f"image tokens {announced.tolist()} do not match visual features {features.tolist()}")
+    def _visual(self, given: Sequence[Sequence[Prompt]], ids: Tensor) -> dict[str, Tensor | None]:
+        """The image arguments of a forward pass over ``ids`` (R, S): the pictures of all that each row was given.
+
+        Raises RuntimeError, naming the rows, unless each has as many image tokens as visual features.
+        """
+        is_image = ids == self.image_token
+        announced = is_image.sum(dim=1).tolist()
+        merged = self.image_processor.merge_size**2
+        features = [sum(int(turn.grids.prod(dim=1).sum()) // merged for turn in row) for row in given]
+        if features != announced:
+            wrong = [row[0].name or f"row {r}" for r, row in enumerate(given) if features[r] != announced[r]]
+            raise RuntimeError(
+                f"image tokens {announced} do not match visual features {features}, see {', '.join(wrong)}"
+            )
+        turns = [turn for row in given for turn in row if len(turn.grids)]
         return {
-            "pixel_values": torch.cat([prompt.pixels for prompt in prompts]).to(ids.device, self.model.dtype),
-            "image_grid_thw": grids.to(ids.device),
+            "pixel_values": torch.cat([t.pixels for t in turns]).to(ids.device, self.model.dtype) if turns else None,
+            "image_grid_thw": torch.cat([t.grids for t in turns]).to(ids.device) if turns else None,
             "mm_token_type_ids": is_image.long(),
         }
+
+    def _rope_index(self, ids: Tensor, attended: Tensor, given: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """transformers' own positions (3, R, S) of texts with the pictures of ``given``, and by how much (R, 1)
+        the position after a text differs from its number of tokens."""
+        grids = torch.cat([turn.grids for turn in given]).to(ids.device)
+        kinds = (ids == self.image_token).long()
+        return self.model.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=attended)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -376,26 +437,3 @@ def vision_attention(wanted: str) -> str:
         if is_flash_attn_2_available():
             return "flash_attention_2"
     return "sdpa"
-
-
-def _until(ids: list[int], end: int) -> tuple[int, ...]:
-    """The ids up to and with the first end token, or all of them: what follows an end is padding."""
-    return tuple(ids[: ids.index(end) + 1]) if end in ids else tuple(ids)
-
-
-def _branching_mask(attended: Tensor, owner: Tensor) -> Tensor:
-    """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
-
-    ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
-    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
-    mask must not be empty, or its softmax would be NaN).
-    """
-    rows, prefix = attended.shape
-    branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
-    total = branch.shape[1]
-    causal = torch.ones(total, total, dtype=torch.bool, device=owner.device).tril()  # (query, key)
-    key, query = branch[:, None, :], branch[:, :, None]
-    family = (key == PREFIX) | (key == query)  # (R, query, key)
-    visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
-    itself = torch.eye(total, dtype=torch.bool, device=owner.device)
-    return ((causal & family & visible) | itself)[:, None]

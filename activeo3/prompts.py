@@ -68,6 +68,32 @@ _LOOKING = {
     ),
     "short": "Where should one look to answer: {question}",
 }
+_EPISODE = {
+    "paper": (
+        "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
+        'that you were shown last, write {{"bbox_2d": [x1, y1, x2, y2]}} with its corners in that view, and wait. '
+        "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
+    ),
+    "short": "{question}",
+}
+_SHOWN = {
+    "paper": {
+        "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
+        "malformed_zoom": "That region could not be read. Write its corners as four numbers, or give the final answer.",
+        "invalid_zoom": "That region does not lie inside the view. Choose one that does, or give the final answer.",
+        "too_small": "That region is too small. Choose a larger one, or give the final answer.",
+        "too_large": "That region is nearly the whole view. Choose a smaller one, or give the final answer.",
+        "zoom_limit": "No zoom is left. Give the final answer inside <answer> </answer> tags.",
+    },
+    "short": {
+        "zoom_executed": "Closer.",
+        "malformed_zoom": "No region.",
+        "invalid_zoom": "Not inside.",
+        "too_small": "Too small.",
+        "too_large": "Too large.",
+        "zoom_limit": "Answer.",
+    },
+}
 
 ERRORS = (
     "unfinished",
@@ -126,6 +152,39 @@ def segmentation_prompt(query: str, wording: str, regions: int = 3) -> str:
 def task_prompt(query: str, wording: str) -> str:
     """What the task model M_A is asked about one crop: find every ``query`` (paper, Fig. 7)."""
     return _TASK[wording].format(object=query)
+
+
+def episode_prompt(question: str, wording: str, zooms: int, options: Sequence[str] = ()) -> str:
+    """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
+
+    >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
+    'Which is it?\\nA. red\\nB. blue'
+    """
+    lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+    return _EPISODE[wording].format(question=question + lettered, zooms=zooms)
+
+
+def shown(status: str, wording: str) -> str:
+    """What a policy is told after a zoom, by what came of it (zooms.STATUSES).
+
+    The words follow from the policy's own action and from nothing else: Active-Perception-R1 adds here
+    which true region was hit and how much of it, and so tells the policy what it is to find.
+    """
+    return _SHOWN[wording][status]
+
+
+def zoom_call(box_text: Sequence[float]) -> str:
+    """A well-formed zoom, in the notation that the prompt asks for.
+
+    >>> zoom_call([10, 20, 300, 400])
+    '{"bbox_2d":[10,20,300,400]}'
+    """
+    return json.dumps({"bbox_2d": list(box_text)}, separators=(",", ":"))
+
+
+def final_answer(words: str, thought: str = "") -> str:
+    """A well-formed final answer in words."""
+    return f"<think>{thought}</think><answer>{words}</answer>"
 
 
 def pointing_prompt(colour: str) -> str:

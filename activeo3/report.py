@@ -58,6 +58,11 @@ METRIC_GLOSSARY: dict[str, Metric] = {
     "reward/number": Metric("0–1", "detection: F1 of the hits", "rises slowly: this is what AP measures"),
     "reward/missing": Metric("-1–0", "detection: minus the share of true things that no box matches",
                              "rises towards 0 while number does not fall"),
+    "reward/answer": Metric("0–1", "the episode's answer in words is right", "rises: with the looks, if it must look"),
+    "reward/evidence": Metric("0–1", "the evidence was looked at, and little else, for a right answer",
+                              "rises after the answers do; high answers without it are guesses"),
+    "reward/calls": Metric("zooms", "minus the number of zooms that were asked for",
+                           "settles where a look still pays for itself"),
     "reward_spread": Metric("points", "standard deviation of the reward inside a group, mean",
                             "clearly above 0; at 0 there is nothing to compare and to learn"),
     "zero_spread": Metric("0–1", "share of groups with no spread: all rewards equal, advantage 0",
@@ -407,6 +412,8 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
         draft = Draft.of(rollout.example)
         before, after = (figure(mask_iou(mask, draft.true)) for mask in (draft.mask, outcome.mask))
         result = {"mask": [f"IoU {before} before, {after} after"]}
+    if rollout.episode:
+        result = {"turns": [", ".join(rollout.episode.statuses)]}
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
     query = printable(rollout.example.query, limit=200)
     blocks = {

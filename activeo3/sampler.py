@@ -3,17 +3,22 @@
 What it is shown and asked, and how its answer is read, is its role. The sensing role lives here: the whole
 picture at sensing size, "where should one look for this?", regions. tasks.py has the others. The sampled
 ids are the record and travel untouched to the loss; everything else is read off them here, once.
+
+Every answer is a dialogue. Most are over after one turn; in some roles the policy is shown something then,
+and goes on (episodes.py).
 """
 
-from dataclasses import dataclass
-from typing import Callable, NamedTuple, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Callable, NamedTuple, Protocol, Sequence
 
 from PIL import Image
 
 from activeo3 import geometry, prompts
 from activeo3.config import _Config
 from activeo3.geometry import Frame
-from activeo3.models import Prompt, VisionLanguageModel
+from activeo3.models import VisionLanguageModel
+from activeo3.packing import Branch, Prompt
 from activeo3.schema import Action, Example, Reading, Region, Rollout, Sampling
 
 
@@ -25,18 +30,67 @@ class Question(NamedTuple):
     words: str
 
 
+class Shown(NamedTuple):
+    """What a policy is shown after a turn: words, and a view unless None."""
+
+    view: Image.Image | None
+    words: str
+
+
+class Dialogue(Protocol):
+    """One answer in the making, turn by turn."""
+
+    def hear(self, text: str, finished: bool) -> Shown | None:
+        """Take in a turn, without its end token; what to show next, or None if the answer is complete."""
+
+    def cut(self) -> None:
+        """Take note that what ``hear`` wanted to show did not fit in: there is no next turn."""
+
+    def reading(self) -> Reading:
+        """What the turns come to."""
+
+
 @dataclass(frozen=True)
 class Role:
     """What a policy is shown and asked about an example, and how its answer is read.
 
     ``ask(actor, example, config)`` makes the question. ``read(text, finished, frame, example, config)`` reads
     an answer without its end token; ``finished`` is False when it hit the length limit. A bad answer is a
-    value, ``Action.error``. ``longest(config)`` is the length limit in tokens.
+    value, ``Action.error``. ``longest(config)`` is the length limit of a turn in tokens.
+
+    A role that goes on over several turns has ``follow(actor, example, question, config)`` in the place of
+    ``read``: it begins the dialogue of one answer.
     """
 
     ask: Callable[[VisionLanguageModel, Example, _Config], Question]
-    read: Callable[[str, bool, Frame, Example, _Config], Reading]
+    read: Callable[[str, bool, Frame, Example, _Config], Reading] | None
     longest: Callable[[_Config], int]
+    follow: Callable[[VisionLanguageModel, Example, Question, _Config], Dialogue] | None = field(default=None, kw_only=True)
+
+    def begin(self, actor: VisionLanguageModel, example: Example, question: Question, config: _Config) -> Dialogue:
+        """The dialogue of one answer to a question."""
+        return (self.follow or partial(OneTurn, self.read))(actor, example, question, config)
+
+
+@dataclass
+class OneTurn:
+    """The dialogue of an answer that is complete after its first turn."""
+
+    read: Callable[[str, bool, Frame, Example, _Config], Reading]
+    actor: VisionLanguageModel
+    example: Example
+    question: Question
+    config: _Config
+    said: tuple[str, bool] = ("", False)
+
+    def hear(self, text: str, finished: bool) -> None:
+        self.said = text, finished
+
+    def cut(self) -> None:
+        raise RuntimeError("an answer of one turn has nothing to show")
+
+    def reading(self) -> Reading:
+        return self.read(*self.said, self.question.frame, self.example, self.config)
 
 
 def ask_where(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
@@ -68,13 +122,60 @@ def look(
     Returns the P encoded prompts, which the update uses again, and P lists of G rollouts.
     """
     questions = [role.ask(actor, example, config) for example in examples]
-    encoded = actor.encode([asked.view for asked in questions], [asked.words for asked in questions])
-    answers = actor.generate(encoded, group, sampling)
-    rollouts = [
-        [read_rollout(actor, example, asked.frame, ids, config, role) for ids in of_example]
-        for example, asked, of_example in zip(examples, questions, answers, strict=True)
+    names = [example.id for example in examples]
+    encoded = actor.encode([asked.view for asked in questions], [asked.words for asked in questions], names)
+    dialogues = [
+        role.begin(actor, example, asked, config) for example, asked in zip(examples, questions) for _ in range(group)
     ]
-    return encoded, rollouts
+    written = [0] * len(dialogues)  # tokens behind the prompt
+    cut: set[int] = set()
+
+    def observe(ended: Sequence[tuple[int, tuple[int, ...]]]) -> list[Prompt | None]:
+        """What rows are shown after the turns that they have ended: what their dialogues say, if it fits in."""
+        shown = [dialogues[row].hear(words_of(actor, ids), True) for row, ids in ended]
+        going_on = [(row, ids, new) for (row, ids), new in zip(ended, shown) if new]
+        observations = actor.encode_next(
+            [new.view for _, _, new in going_on], [new.words for _, _, new in going_on],
+            [names[row // group] for row, _, _ in going_on],
+        )  # fmt: skip
+        given: dict[int, Prompt] = {}
+        for (row, ids, _), observation in zip(going_on, observations):
+            written[row] += len(ids) + len(observation.ids)
+            if written[row] + sampling.max_new_tokens <= config.episode_tokens:
+                given[row] = observation
+            else:  # words and picture go together, so that every image token has its features
+                dialogues[row].cut()
+                cut.add(row)
+        return [given.get(row) for row, _ in ended]
+
+    branches = [branch for of_one in actor.converse(encoded, group, sampling, observe) for branch in of_one]
+    rollouts = []
+    for row, (branch, dialogue) in enumerate(zip(branches, dialogues, strict=True)):
+        ended = ends(actor, branch.turns[-1])
+        if not ended:
+            dialogue.hear(words_of(actor, branch.turns[-1]), False)
+        example, text, finished = examples[row // group], told(actor, branch), ended and row not in cut
+        rollouts.append(Rollout(example, branch.answer, text, finished, *dialogue.reading(), branch=branch))
+    return encoded, [rollouts[first : first + group] for first in range(0, len(rollouts), group)]
+
+
+def ends(actor: VisionLanguageModel, turn: Sequence[int]) -> bool:
+    """Did a turn end by itself, and not by the length limit?"""
+    return bool(turn) and turn[-1] == actor.end_token
+
+
+def words_of(actor: VisionLanguageModel, turn: Sequence[int]) -> str:
+    """A turn as text, without its end token."""
+    return actor.tokenizer.decode(turn[:-1] if ends(actor, turn) else turn, skip_special_tokens=False)
+
+
+def told(actor: VisionLanguageModel, branch: Branch) -> str:
+    """An answer as text for people: its turns, and between them the words that were shown."""
+    said = [words_of(actor, turn) for turn in branch.turns]
+    for i, prompt in enumerate(branch.shown):
+        words = actor.tokenizer.decode([token for token in prompt.ids.tolist() if token != actor.image_token])
+        said[i] += f"\n[{' '.join(words.split())}]\n"
+    return "".join(said)
 
 
 def sensing_view(
@@ -87,20 +188,6 @@ def sensing_view(
     size = actor.view_size(geometry.with_shorter_side(image.size, side), pixels=(1, most))
     window = (0.0, 0.0, float(image.width), float(image.height))
     return geometry.crop(image, window, size), Frame(window, actor.text_scale(size))
-
-
-def read_rollout(
-    actor: VisionLanguageModel,
-    example: Example,
-    frame: Frame,
-    ids: tuple[int, ...],
-    config: _Config,
-    role: Role = SENSING,
-) -> Rollout:
-    """What one sampled answer says, in pixels of the original picture."""
-    finished = bool(ids) and ids[-1] == actor.end_token
-    text = actor.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-    return Rollout(example, ids, text, finished, *role.read(text, finished, frame, example, config))
 
 
 def regions_of(action: Action, frame: Frame, size: tuple[int, int]) -> tuple[Region, ...]:

@@ -89,24 +89,54 @@ class Outcome:
     mask: np.ndarray | None = None
 
 
+class Zoom(NamedTuple):
+    """A request to look closer, and what came of it: ``status`` is one of zooms.STATUSES.
+
+    ``window_px`` is the region in the original picture, None if there is none in the view; ``share`` is its
+    part of the area of the view that it was chosen in. Only a region that was executed was shown.
+    """
+
+    status: str
+    window_px: Region | None = None
+    share: float = 0.0
+
+
+class Episode(NamedTuple):
+    """What a policy did in several turns: the ``statuses`` of the turns, its zooms in order (those that came
+    to nothing included), and its answer in words, None if it gave none."""
+
+    statuses: tuple[str, ...]
+    zooms: tuple[Zoom, ...]
+    answer: str | None
+
+    @property
+    def looked_at(self) -> tuple[Region, ...]:
+        """The regions that it was shown."""
+        return tuple(zoom.window_px for zoom in self.zooms if zoom.status == "zoom_executed" and zoom.window_px)
+
+
 class Reading(NamedTuple):
     """A sampled answer, read by its task: it either asks to look closer, or is the result itself.
 
     ``regions`` are where it wants to zoom, in original pixels; ``result`` is what it says is there,
-    None in a task where the answer only says where to look.
+    None in a task where the answer only says where to look. ``episode`` is what happened in a task
+    that goes on over several turns.
     """
 
     action: Action
     regions: tuple[Region, ...] = ()
     result: Outcome | None = None
+    episode: Episode | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One sampled answer: its tokens are the record, everything else is read off them.
 
-    ``token_ids`` are the ids the sampler drew, the end token included when ``finished``; an answer
-    that hit the length limit has ``finished`` False. ``regions`` and ``result`` as in ``Reading``.
+    ``token_ids`` are the ids the sampler drew, of all turns, the end token included when ``finished``; an
+    answer that hit the length limit has ``finished`` False. ``regions``, ``result`` and ``episode`` as in
+    ``Reading``. ``branch`` is what the update lays behind the prompt, a packing.Branch with all that was
+    shown between the turns; None is an answer of one turn, its ids alone.
     """
 
     example: Example
@@ -116,6 +146,8 @@ class Rollout:
     action: Action
     regions: tuple[Region, ...]
     result: Outcome | None = None
+    episode: Episode | None = None
+    branch: Any = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import numpy as np
 from activeo3 import measures, metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
+from activeo3.exams import exam
 from activeo3.failures import failures
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
@@ -256,6 +257,14 @@ def before_and_after(
     folder, task = Path(config.output_dir), task_of(config)
     data = "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
+    policies = {"before": start, "after": actor}
+    if task.follow:
+        table = exam(policies, blocks(examples), task, config, share)
+        if not writes:
+            return
+        report.replace_file(folder / "results.json", (report.strict_json({"rows": table[0]}) + "\n").encode())
+        _finish(folder, config, say, "to zoom, look again and answer", table, answered(policies, examples, task, config), len(examples))
+        return
     if task.zooms:
         methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
         experts = {config.task_model: task_model or start}
@@ -273,15 +282,24 @@ def before_and_after(
     if task.zooms:
         pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
     else:
-        pairs = answered({"before": start, "after": actor}, examples, task, config)
+        pairs = answered(policies, examples, task, config)
+    _finish(folder, config, say, "where to look" if task.zooms else "to answer at once", table, pairs, len(examples))
+
+
+def _finish(
+    folder: Path, config: TrainConfig, say: Callable[[str], None], learned: str,
+    table: tuple[list[dict[str, Any]], list[str]], pairs: Sequence[tuple[Shown, ...]], pictures: int,
+) -> None:  # fmt: skip
+    """The page of a run and its last words."""
+    data = "+".join(config.data)
     write_page(
         folder / "report.html",
-        f"activeo3: learning {'where to look' if task.zooms else 'to answer at once'}",
+        f"activeo3: learning {learned}",
         [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
          f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
         report.read_rows(folder / "metrics.jsonl"),
         *table,
         pairs,
     )  # fmt: skip
-    say(report.table(*table, f"{data}, {len(examples)} pictures"))
+    say(report.table(*table, f"{data}, {pictures} pictures"))
     say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")

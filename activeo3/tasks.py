@@ -5,6 +5,7 @@
     segment  say where a mask is wrong; it is corrected there (its section 5.4; correction.py)
     grounding, counting, ocr, detection
              answer at once, each in a form and with rewards of its own (Perception-R1; oneshot.py)
+    zoom_qa  zoom, look again, and again, then answer a question in words (episodes.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
@@ -25,7 +26,7 @@ from typing import Callable, Sequence
 import numpy as np
 import torch
 
-from activeo3 import correction, matching, oneshot, perception, prompts, rewards
+from activeo3 import correction, episodes, evidence, matching, oneshot, perception, prompts, rewards
 from activeo3.config import ConfigError, EvalConfig, TrainConfig, _Config
 from activeo3.files import Dataset
 from activeo3.geometry import Frame, as_boxes, ordered
@@ -135,6 +136,10 @@ TASKS: dict[str, Task] = {
         )
         for name in perception.TASKS
     },
+    "zoom_qa": Task(
+        episodes.ask, None, SENSING.longest, episodes.as_told, episodes.score,
+        evidence.TERMS, zooms=False, follow=episodes.ZoomDialogue,
+    ),
 }  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def _gaze_loss(attentions: Sequence[Tensor], targets: GazeTargets) -> Tensor:
 def picture_prefix(vlm: VisionLanguageModel, prompt: Prompt) -> Prompt:
     """The part of a prompt that every question about its picture shares: all up to the picture's end."""
     end = int((prompt.ids == vlm.image_token).nonzero()[-1]) + 2
-    return Prompt(prompt.ids[:end], prompt.pixels, prompt.grid)
+    return Prompt(prompt.ids[:end], prompt.pixels, prompt.grids)
 
 
 def step_loss(
@@ -274,7 +274,7 @@ def step_loss(
     # (name, lessons, weight of seeing, weight of speaking): the task role is the harder of the two.
     for name, batch, see, speak in (("crop", crops, 1.0, 4.0), ("view", views, 0.3, 4.0 if stage == "settle" else 1.0)):
         encoded = vlm.encode([lesson.view for lesson in batch], [""] * len(batch))
-        pixels, grids = torch.cat([p.pixels for p in encoded]), torch.stack([p.grid for p in encoded])
+        pixels, grids = torch.cat([p.pixels for p in encoded]), torch.cat([p.grids for p in encoded])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
             seen = vlm.model.model.get_image_features(pixels.to(device), grids.to(device), return_dict=True)
             if stage != "settle":

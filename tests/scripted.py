@@ -4,13 +4,16 @@ Only the network is missing: tokens, view sizes and coordinate systems are those
 that what is tested is everything between a model's ids and boxes in original pixels.
 """
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Callable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from activeo3.models import VisionLanguageModel
+from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
 from activeo3.schema import Sampling
 
@@ -23,30 +26,54 @@ BACKGROUND = (20, 20, 90)
 Box = Sequence[float]
 
 
+@dataclass(frozen=True, eq=False)
+class Seen(Prompt):
+    """A user turn of which a scripted model sees picture and words themselves."""
+
+    view: Image.Image | None = None
+    words: str = ""
+
+
 class Scripted(VisionLanguageModel):
     """Answers a (view, question) with ``says(model, view, question)``: text, END included, or token ids.
 
     ``shown`` lists the (view, question) pairs of every ``encode``, ``batches`` the (number of prompts,
-    group, sampling) of every ``generate``. Where several pictures are shown, the view is a list of them.
+    group, sampling) of every ``generate``. After an observation it is asked again, with what it is shown.
+    Where several pictures are shown, the view is a list of them.
     """
 
     def __init__(self, family: str, tokenizer, says: Callable[..., str | Sequence[int]]) -> None:
         self.family, self.tokenizer, self.says = family, tokenizer, says
         self.image_processor = SimpleNamespace(patch_size=PATCH[family], merge_size=2)
-        self.end_token = tokenizer.convert_tokens_to_ids(END)
+        self.end_token, self.image_token = tokenizer.convert_tokens_to_ids([END, "<|image_pad|>"])
         self.shown: list[tuple[Image.Image, str]] = []
         self.batches: list[tuple[int, int, Sampling]] = []
 
-    def encode(self, views: Sequence[Image.Image], texts: Sequence[str]) -> list[tuple[Image.Image, str]]:
-        encoded = list(zip(views, texts, strict=True))
+    def encode(self, views: Sequence[Image.Image], texts: Sequence[str], names=None) -> list[Seen]:
         flat = [view for of_one in views for view in (of_one if isinstance(of_one, list) else [of_one])]
         assert all(side % self.factor == 0 for view in flat for side in view.size)
-        self.shown += encoded
-        return encoded
+        self.shown += zip(views, texts, strict=True)
+        return self.encode_next(views, texts, names)
 
-    def generate(self, prompts, group: int, sampling: Sampling) -> list[list[tuple[int, ...]]]:
+    def encode_next(self, views: Sequence[Image.Image | None], texts: Sequence[str], names=None) -> list[Seen]:
+        seen = []
+        for view, words in zip(views, texts, strict=True):
+            pictures = view if isinstance(view, list) else [view] if view else []
+            features = sum(one.width * one.height for one in pictures) // self.factor**2
+            ids = torch.tensor([*self.ids(words), *[self.image_token] * features], dtype=torch.long)
+            seen.append(Seen(ids, torch.zeros(0, 0), torch.zeros((0, 3), dtype=torch.long), view=view, words=words))
+        return seen
+
+    def converse(self, prompts: Sequence[Seen], group: int, sampling: Sampling, observe=None) -> list[list[Branch]]:
         self.batches.append((len(prompts), group, sampling))
-        return [[self.ids(self.says(self, *prompt)) for _ in range(group)] for prompt in prompts]
+        branches = []
+        for row, prompt in enumerate([prompt for prompt in prompts for _ in range(group)]):
+            turns, shown = [self.ids(self.says(self, prompt.view, prompt.words))], []
+            while observe and turns[-1][-1:] == (self.end_token,) and (seen := observe([(row, turns[-1])])[0]):
+                shown.append(seen)
+                turns.append(self.ids(self.says(self, seen.view, seen.words)))
+            branches.append(Branch(tuple(turns), tuple(shown)))
+        return [branches[i : i + group] for i in range(0, len(branches), group)]
 
     def ids(self, answer: str | Sequence[int]) -> tuple[int, ...]:
         tokens = self.tokenizer(answer, add_special_tokens=False).input_ids if isinstance(answer, str) else answer

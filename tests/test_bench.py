@@ -34,7 +34,7 @@ class OtherPicture(Naive):
     name = "upside down"
 
     def rows(self) -> list[Prompt]:
-        return [Prompt(row.ids, row.pixels.flip(0), row.grid) for row in super().rows()]
+        return [Prompt(row.ids, row.pixels.flip(0), row.grids) for row in super().rows()]
 
 
 class OtherReference(Naive):

@@ -11,6 +11,7 @@ from activeo3 import engine
 from activeo3.config import _FREE, METHODS, PRESETS, ConfigError, EvalConfig, TrainConfig
 from activeo3.flags import field_docs
 from activeo3.engine import Ranks, ds_config
+from activeo3.rewards import SENSING_TERMS
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ["--checkpoint", "somewhere"]
@@ -145,7 +146,7 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     wanted = dict(prompts=1, group=8, lr=1e-6, weight_decay=0.01, beta=0.04, regions=3, sensing_side=1024,
                   crop_side=840, crop_shape="square", wording="paper", temperature=1.0)  # fmt: skip
     assert {name: getattr(config, name) for name in wanted} == wanted
-    assert set(config.weights.values()) == {1.0}
+    assert {config.weights[name] for name in SENSING_TERMS} == {1.0}
 
 
 def test_a_preset_sets_what_both_scripts_share() -> None:
@@ -303,7 +304,8 @@ def test_what_an_older_run_did_not_have_is_a_difference() -> None:
 
 def test_every_weight_is_a_term() -> None:
     weights = TrainConfig(w_area=0.25).weights
-    assert weights["area"] == 0.25 and set(weights.values()) == {0.25, 1.0} and {"format", "no_overlap", "coverage", "task"} < set(weights)
+    assert {name: weights[name] for name in SENSING_TERMS} == {"format": 1, "no_overlap": 1, "area": 0.25, "coverage": 1, "task": 1}
+    assert {name: weights[name] for name in ("answer", "evidence", "calls")} == {"answer": 1, "evidence": 0.35, "calls": 0.05}
     assert not {"weight_decay", "warmup", "wording"} & {f"w_{name}" for name in TrainConfig().weights}
 
 

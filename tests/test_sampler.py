@@ -14,7 +14,7 @@ from activeo3 import prompts
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
 from activeo3.models import FAMILIES
-from activeo3.sampler import look, read_rollout, regions_of, sensing_view
+from activeo3.sampler import look, regions_of, sensing_view
 from activeo3.schema import Action, Example, Rollout, Sampling
 from scripted import END, PATCH, Scripted, blobs, painted
 
@@ -106,10 +106,7 @@ def test_answers_of_every_kind(family: str, tokenizer, answer: str, finished: bo
 @settings(deadline=None, max_examples=200)
 @given(ids=st.lists(st.integers(0, 511), max_size=40))
 def test_no_sequence_of_tokens_is_an_exception(tokenizer, ids: list[int]) -> None:
-    actor = Scripted("qwen3_vl", tokenizer, None)
-    example = question((50, 30))
-    _, frame = sensing_view(actor, example.image, 32)
-    rollout = read_rollout(actor, example, frame, tuple(ids), CONFIG)
+    rollout = one_rollout("qwen3_vl", tokenizer, ids, (50, 30))
     assert rollout.token_ids == tuple(ids)
     assert len(rollout.regions) <= 3
 
@@ -222,14 +219,14 @@ def test_every_example_gets_its_own_group_in_order(family: str, tokenizer) -> No
     actor = Scripted(family, tokenizer, lambda *_: tagged([WRITTEN[family]], f"thought {next(count)}") + END)
     examples = [question(name="a"), question((640, 480), "b", "blue ring"), question((480, 640), "c", "boat")]
     encoded, rollouts = look(actor, examples, 4, SAMPLING, CONFIG)
-    assert encoded == actor.shown and actor.batches == [(3, 4, SAMPLING)]
+    assert [(seen.view, seen.words) for seen in encoded] == actor.shown and actor.batches == [(3, 4, SAMPLING)]
     assert [len(group) for group in rollouts] == [4, 4, 4]
     for p, (example, group) in enumerate(zip(examples, rollouts)):
         for g, rollout in enumerate(group):
             assert rollout.example is example
             assert f"thought {4 * p + g}<" in rollout.text
     asked = [prompts.sensing_prompt(example.query, "short") for example in examples]
-    assert [text for _, text in encoded] == asked
+    assert [seen.words for seen in encoded] == asked
 
 
 def test_two_identical_prompts_stay_two_groups(family: str, tokenizer) -> None:

@@ -30,6 +30,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def question(size: tuple[int, int] = (480, 320)) -> Example:
     """Two things, with all that any task may ask of an example."""
     fields = {"referred": {"text": "the first", "box_px": THINGS[0][1]}, "text": "7", "labels": ("red", "red"), "categories": ("red",)}
+    fields |= {"reading": {"question": "What colour is it?", "answer": "red", "box_px": THINGS[0][1]}}
     return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float), fields=fields)
 
 
@@ -63,7 +64,7 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment, grounding, counting, ocr, detection\.$"):
+    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment, grounding, counting, ocr, detection, zoom_qa\.$"):
         task_of(TrainConfig(task="paint"))
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))

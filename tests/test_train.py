@@ -28,15 +28,17 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import checkpoints, engine, grpo, jobs, proposals, suites  # noqa: E402
+from activeo3 import checkpoints, engine, episodes, grpo, jobs, proposals, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
-from activeo3.models import FAMILIES, Prompt, VisionLanguageModel  # noqa: E402
+from activeo3.models import FAMILIES, VisionLanguageModel  # noqa: E402
+from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
 from activeo3.sampler import Role, look  # noqa: E402
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
 from activeo3.tasks import TASKS  # noqa: E402
+from activeo3.zooms import Call, Said  # noqa: E402
 
 Make = Callable[..., VisionLanguageModel]
 
@@ -183,12 +185,16 @@ def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], c
 
 
 def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]], Tensor]:
-    """Two prompts with fixed answers of unequal lengths, and their advantages."""
+    """Two prompts with fixed answers of unequal lengths, one of two turns, and their advantages."""
     examples = small_pictures()[:2]
     prompts = vlm.encode([example.image for example in examples], ["Where?", "Find every star, please."])
     lengths, generator = ((9, 2), (4, 12)), torch.Generator().manual_seed(3)
     ids = [[tuple(torch.randint(10, 500, (length,), generator=generator).tolist()) for length in row] for row in lengths]
     rollouts = [[Rollout(example, answer, "", False, Action(()), ()) for answer in row] for example, row in zip(examples, ids)]
+    # The last answer is an episode: after five tokens it is shown a crop. So of two ranks, one has no crops.
+    (crop,) = vlm.encode_next([examples[1].image.crop((0, 0, 32, 48))], ["Closer."])
+    turns = ids[1][1][:5], ids[1][1][5:]
+    rollouts[1][1] = replace(rollouts[1][1], branch=Branch(turns, (crop,)))
     return prompts, rollouts, torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
 
 
@@ -480,6 +486,28 @@ def test_a_run_that_only_skips_ends_with_one_sentence(
     assert capsys.readouterr().out.count("update skipped; examples: mosaic/") == 2
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_answers_that_were_cut_off_may_teach_nothing(
+    masked: bool, config: TrainConfig, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advantages that reach the update: with and without the answer that hit the length limit."""
+    config = replace(config, mask_truncated=masked, group=4, prompts=1, micro_prompts=1)
+    policy, looked, given, worth = train.start_policy(alone, config, learns=True), train.look, [], iter((5.0, 1.0, 2.0, 6.0))
+
+    def look_cut(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
+        prompts, (answers,) = looked(*args)
+        return prompts, [[replace(answer, finished=g != 0) for g, answer in enumerate(answers)]]
+
+    task = replace(train.task_of(config), score=lambda *_: Score({}, next(worth)))
+    monkeypatch.setattr(train, "task_of", lambda config: task)
+    monkeypatch.setattr(train, "look", look_cut)
+    monkeypatch.setattr(train, "learn", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
+    train.train_step(1, small_pictures()[:1], policy, policy, config)
+    rewards = torch.tensor([[torch.nan if masked else 5.0, 1.0, 2.0, 6.0]])
+    assert torch.equal(given[0], grpo.group_advantages(rewards))
+    assert (given[0][0, 0] == 0) == masked
+
+
 # ---------------------------------------------------------------------- two ranks
 
 
@@ -497,6 +525,7 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
             "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
             "ragged": ragged_step(one, ranks),
+            "episodes": ragged_episodes(one, ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
             "resumed": [
                 run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=2), ranks),
@@ -537,10 +566,10 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
 def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     """One step in which rank 0 writes two tokens and has no crop, rank 1 writes twelve and has three."""
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
-    generate, look_once = VisionLanguageModel.generate, train.look
+    converse, look_once = VisionLanguageModel.converse, train.look
 
-    def ragged_generate(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling) -> Any:
-        return generate(self, prompts, group, replace(sampling, max_new_tokens=12 if ranks.rank else 2))
+    def ragged(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling, observe: Any = None) -> Any:
+        return converse(self, prompts, group, replace(sampling, max_new_tokens=12 if ranks.rank else 2), observe)
 
     def ragged_look(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         prompts, rollouts = look_once(*args)
@@ -548,7 +577,7 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
         return prompts, [[replace(answer, regions=regions) for answer in of_one] for of_one in rollouts]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VisionLanguageModel, "generate", ragged_generate)
+        patch.setattr(VisionLanguageModel, "converse", ragged)
         patch.setattr(train, "look", ragged_look)
         patch.setattr(policy.vlm.model.lm_head, "forward", never_ending(policy.vlm))
         group = torch.distributed.group.WORLD
@@ -558,10 +587,34 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     return {"lengths": [len(answer.token_ids) for answer, *_ in judged], "collectives": collectives, "row": row}
 
 
+def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are over."""
+    config = replace(config, task="zoom_qa", max_turns=4)
+    policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
+    looks = Said(call=Call((0.2, 0.2, 0.8, 0.9), shares=True)) if ranks.rank else Said(answer="7")
+    picture = small_pictures()[ranks.rank]
+    example = replace(picture, fields={"reading": {"question": "What is it?", "answer": "7", "box_px": (8, 8, 24, 24)}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(episodes, "read_turn", lambda text: looks)  # weights at random say nothing that could be read
+        patch.setattr(policy.vlm.model.lm_head, "forward", biased_head(policy.vlm, 8.0))
+        patch.setattr(train.grpo, "advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
+        group = torch.distributed.group.WORLD
+        before = group._get_sequence_number_for_group()
+        row, judged = train.train_step(1, [example], policy, reference, config)
+        collectives = group._get_sequence_number_for_group() - before
+    turns = [[len(turn) for turn in answer.branch.turns] for answer, *_ in judged]
+    return {"turns": turns, "collectives": collectives, "row": row, "weights": whole_weights(policy)}
+
+
 def never_ending(vlm: VisionLanguageModel) -> Callable[[Tensor], Tensor]:
     """The head, without a chance for the end token: every answer reaches its limit."""
+    return biased_head(vlm, -1e4)
+
+
+def biased_head(vlm: VisionLanguageModel, amount: float) -> Callable[[Tensor], Tensor]:
+    """The head, with another chance for the end token."""
     head = vlm.model.lm_head
-    offset = torch.zeros(vlm.model.config.text_config.vocab_size).index_fill(0, torch.tensor([vlm.end_token]), -1e4)
+    offset = torch.zeros(vlm.model.config.text_config.vocab_size).index_fill(0, torch.tensor([vlm.end_token]), amount)
     forward = head.forward
     return lambda hidden: forward(hidden) + offset
 
@@ -620,6 +673,15 @@ def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(two
     assert (first["lengths"], second["lengths"]) == ([2, 2], [12, 12])
     assert first["collectives"] == second["collectives"] > 0
     assert first["row"]["tokens/mean"] == second["row"]["tokens/mean"] == 7.0
+
+
+def test_ranks_whose_episodes_differ_in_turns_and_crops_do_not_wait_for_ever(two_ranks: tuple[list[dict], Path]) -> None:
+    first, second = (result["episodes"] for result in two_ranks[0])
+    assert [len(turns) for turns in first["turns"]] == [1, 1]
+    assert max(len(turns) for turns in second["turns"]) == 4
+    assert first["collectives"] == second["collectives"] > 0
+    assert first["row"]["grad_norm"] == second["row"]["grad_norm"] > 0 and first["row"]["ratio_max"] == 1.0
+    assert same(first["weights"], second["weights"])
 
 
 def test_an_infinite_loss_on_one_rank_is_skipped_on_all(two_ranks: tuple[list[dict], Path]) -> None:

@@ -133,7 +133,7 @@ def test_packed_questions_are_as_good_as_asked_one_by_one(policy: VisionLanguage
     part[1] = replace(part[1], dialogue=part[1].dialogue[:2])  # fewer questions than its neighbour
     encoded = policy.encode([lesson.view for lesson in part], [""] * len(part))
     prefixes = [warmstart.picture_prefix(policy, prompt) for prompt in encoded]
-    pixels, grids = torch.cat([p.pixels for p in encoded]), torch.stack([p.grid for p in encoded])
+    pixels, grids = torch.cat([p.pixels for p in encoded]), torch.cat([p.grids for p in encoded])
     with torch.no_grad():
         seen = policy.model.model.get_image_features(pixels, grids, return_dict=True)
         packed, _ = warmstart.speak_loss(policy, part, prefixes, seen)
@@ -144,7 +144,7 @@ def test_packed_questions_are_as_good_as_asked_one_by_one(policy: VisionLanguage
                 answer = policy.tokenizer(f"{turn.answer}<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids[0]
                 ids = torch.cat([prompt.ids, answer])[None]
                 policy.model.model.rope_deltas = None
-                logits = policy.model(input_ids=ids, **policy._visual([prompt], ids)).logits[0, len(prompt.ids) - 1 : -1]
+                logits = policy.model(input_ids=ids, **policy._visual([[prompt]], ids)).logits[0, len(prompt.ids) - 1 : -1]
                 losses += torch.nn.functional.cross_entropy(logits, answer, reduction="none").tolist()
     assert abs(float(packed) - np.mean(losses)) < 1e-5
 

@@ -164,5 +164,5 @@ class Naive:
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == self.setting.policy.image_token).long(),
             "pixel_values": torch.cat([row.pixels for row in rows]).to(model.device, model.dtype),
-            "image_grid_thw": torch.stack([row.grid for row in rows]).to(model.device),
+            "image_grid_thw": torch.cat([row.grids for row in rows]).to(model.device),
         }

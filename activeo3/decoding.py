@@ -1,0 +1,86 @@
+"""Rows that decode side by side, with the key-value cache of what each has read and written so far.
+
+A batch of rows is rectangular, episodes are not: some rows end their turn early, look at something and go on.
+So rows can be left behind, set aside and put together again; what does not belong to a row (padding on the
+left, and what a batch wrote behind its end) stays as columns that are never attended to. Positions count
+the attended columns alone, so such holes change nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Self, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache
+
+from activeo3.packing import Prompt
+
+Observe = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Sequence[Prompt | None]]
+"""What rows are shown after the turns they have just ended, given as (row, ids of the turn); None: nothing
+more, the row is done. Rows are numbered prompt by prompt, the first answer to the first prompt being 0."""
+
+
+@dataclass(eq=False)
+class Rows:
+    """Rows of one batch, L columns wide.
+
+    ``which`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far,
+    ``attended`` (rows, L) is 1 on the columns that belong to the row; ``cache`` holds all columns but the
+    last, whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number
+    of its attended columns plus this (a picture has fewer positions than tokens).
+    """
+
+    which: list[int]
+    ids: Tensor
+    attended: Tensor
+    deltas: Tensor
+    cache: DynamicCache
+
+    def extend(self, ids: Tensor, attended: Tensor) -> None:
+        """Write columns (rows, n) behind the others; they are not in the cache yet."""
+        self.ids = torch.cat([self.ids, ids], dim=1)
+        self.attended = torch.cat([self.attended, attended.to(self.attended)], dim=1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leave all but some rows behind."""
+        if len(rows) == len(self.which):
+            return  # selecting copies, and with large models the cache is large
+        at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
+        self.which = [self.which[row] for row in rows]
+        self.ids, self.attended, self.deltas = self.ids[at], self.attended[at], self.deltas[at]
+        self.cache.batch_select_indices(at)
+
+    def copy(self, rows: Sequence[int]) -> Self:
+        """Some rows as a batch of their own, which the others do not touch."""
+        at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[at], layer.values[at], number)
+        which = [self.which[row] for row in rows]
+        return type(self)(which, self.ids[at], self.attended[at], self.deltas[at], cache)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Batches of different lengths as one, padded on the left."""
+        longest = max(part.ids.shape[1] for part in parts)
+        missing = [longest - part.ids.shape[1] for part in parts]
+        ids, attended = (
+            torch.cat([pad(getattr(part, name), (few, 0)) for part, few in zip(parts, missing)])
+            for name in ("ids", "attended")
+        )
+        cache = DynamicCache()
+        for number in range(len(parts[0].cache.layers)):
+            layers = [part.cache.layers[number] for part in parts]
+            keys, values = (
+                torch.cat([pad(getattr(layer, name), (0, 0, few, 0)) for layer, few in zip(layers, missing)])
+                for name in ("keys", "values")
+            )
+            cache.update(keys, values, number)
+        which = [row for part in parts for row in part.which]
+        return cls(which, ids, attended, torch.cat([part.deltas for part in parts]), cache)
+
+
+def until(ids: Sequence[int], end: int) -> tuple[int, ...]:
+    """The ids up to and with the first end token, or all of them: what follows an end is padding."""
+    return tuple(ids[: list(ids).index(end) + 1]) if end in ids else tuple(ids)

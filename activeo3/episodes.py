@@ -1,0 +1,113 @@
+"""Zoom, look again, answer: a policy that may look closer several times before it says what it sees.
+
+    question + whole picture | zoom | crop | zoom inside the crop | closer crop | answer
+
+A turn asks for one look or gives the answer (zooms.py reads it; a turn that does both asks for a look). Views
+nest: coordinates refer to the view that was shown last. Every crop is cut from the original picture at the
+task model's crop size, so a look at a look is sharper, not blurrier. After a look that came to nothing the
+policy is told why, and sees what it saw before.
+
+Differences from Active-Perception-R1 (commit 14f2841), beside those of zooms.py and evidence.py:
+  1. What a policy is told follows from its own action alone. There it learned which true region it had hit.
+  2. A look is asked for in vain if no turn is left to use it: ``zoom_limit``, as is one too many.
+  3. Only what stands in ``<answer>`` is an answer; there, a last line was one too.
+"""
+
+from dataclasses import dataclass, field
+from typing import Sequence
+
+import numpy as np
+
+from activeo3 import evidence, prompts, rewards
+from activeo3.config import TrainConfig, _Config
+from activeo3.geometry import as_boxes
+from activeo3.models import VisionLanguageModel
+from activeo3.sampler import Question, Shown, sensing_view
+from activeo3.schema import Action, Episode, Example, Outcome, Reading, Rollout, Score, Zoom
+from activeo3.taskmodels import TaskModel, crop_view
+from activeo3.zooms import Call, Limits, judged, read_turn
+
+
+def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
+    """The whole picture, and the question that it answers. Raises DataError if the example has none."""
+    view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
+    asked = evidence.asked_of(example)
+    words = prompts.episode_prompt(asked.question, config.wording, config.max_zooms, asked.options)
+    return Question(view, frame, words)
+
+
+@dataclass
+class ZoomDialogue:
+    """One episode: ``question.frame`` is that of the first view, ``frame`` of the last."""
+
+    actor: VisionLanguageModel
+    example: Example
+    question: Question
+    config: _Config
+    statuses: list[str] = field(default_factory=list)
+    zooms: list[Zoom] = field(default_factory=list)
+    answer: str | None = None
+
+    def __post_init__(self) -> None:
+        self.frame = self.question.frame
+
+    def hear(self, text: str, finished: bool) -> Shown | None:
+        """Take in a turn: a look if it asks for one and may have it, a reason if it may not, else the end."""
+        said, last = read_turn(text), len(self.statuses) + 1 == self.config.max_turns
+        if not finished:
+            self.statuses.append("truncated")
+        elif said.zooms:
+            return self._look(self._judged(said.call, last), last)
+        elif said.answer is not None:
+            self.answer = said.answer
+            looked = any(zoom.status == "zoom_executed" for zoom in self.zooms)
+            self.statuses.append("answered" if looked else "answered_without_zoom")
+        else:
+            self.statuses.append("missing_zoom")
+        return None
+
+    def _judged(self, call: Call | None, last: bool) -> Zoom:
+        """What comes of a look that is asked for, in the last turn or not."""
+        limits = Limits(self.config.least_zoom, self.config.most_zoom)
+        zoom = Zoom("malformed_zoom") if call is None else judged(call, self.frame, limits)
+        none_left = last or len(self.zooms) >= self.config.max_zooms
+        return zoom._replace(status="zoom_limit") if none_left else zoom
+
+    def _look(self, zoom: Zoom, last: bool) -> Shown | None:
+        """The view and the words that follow a zoom; None after the last turn."""
+        self.zooms.append(zoom)
+        self.statuses.append(zoom.status)
+        if last:
+            return None
+        view = None
+        if zoom.status == "zoom_executed":
+            view, self.frame = crop_view(self.actor, self.example.image, zoom.window_px, self.config)
+        return Shown(view, prompts.shown(zoom.status, self.config.wording))
+
+    def cut(self) -> None:
+        """The look that was to come did not fit in."""
+        if self.zooms[-1].status == "zoom_executed":
+            self.zooms[-1] = self.zooms[-1]._replace(status="truncated")
+        self.statuses[-1] = "truncated"
+
+    def reading(self) -> Reading:
+        """The episode, its looks as regions; without an answer, the last status is what is wrong."""
+        episode = Episode(tuple(self.statuses), tuple(self.zooms), self.answer)
+        error = None if self.answer is not None else self.statuses[-1]
+        return Reading(Action((), error=error), episode.looked_at, episode=episode)
+
+
+def as_told(
+    expert: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
+) -> list[Outcome]:
+    """Nobody acts on the crops but the policy itself: the outcomes are its answers, in words."""
+    return [Outcome(as_boxes([]), np.zeros(0), (rollout.episode.answer or "",)) for rollout in rollouts]
+
+
+def score(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+    """The reward of an episode (evidence.py)."""
+    episode, asked = rollout.episode, evidence.asked_of(rollout.example)
+    terms = evidence.terms(
+        episode.answer, episode.zooms, asked, rollout.example.size_px, config.evidence_gate, config.evidence == "per_call"
+    )
+    return rewards.weighted(terms, config.weights)

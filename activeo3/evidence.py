@@ -1,0 +1,229 @@
+"""What an episode is worth: is its answer right, and did it look where the evidence is?
+
+    R = w_answer answer + w_evidence evidence - w_calls calls
+
+    answer     0 to 1, by the kind of question: exact, number, anls (DocVQA), choice
+    evidence   answer x |U and E| / |E| x (1 - |U| / |picture|)
+               E: where the evidence is; U: all regions that were looked at, together
+    calls      how many zooms were asked for, executed or not
+
+Active-Perception-R1's process reward pays for every call anew, counts recall alone and does not ask whether
+the answer is right: three zooms at one place with a wrong answer earn more there than a right answer without
+a zoom, and so does the whole picture three times. Here a place counts once (U is a union), what was not
+narrowed down is subtracted (the whole picture earns 0), evidence for a wrong answer earns nothing (unless
+``gated`` is False), and every call costs. Its own formula stays selectable, to compare: ``per_call``.
+
+Readings of what that system leaves open:
+  1. There, a region above 65 % of the view was shown at a discount. Where ours refuses it, ``per_call``
+     still values the request as it would have.
+  2. A call beyond the third costs there 0.10; we take it that it earns nothing besides.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any, Sequence
+
+import numpy as np
+
+from activeo3 import geometry
+from activeo3.files import DataError
+from activeo3.schema import Example, Zoom
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+KINDS = ("exact", "number", "anls", "choice")
+ANLS_LEAST = 0.5  # tau of DocVQA (arXiv 2007.00398): an answer less alike than this is wrong
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question about a picture, with all that its answer is judged by.
+
+    ``answers`` are the right answer and its aliases (of a ``choice``: the letter); ``evidence_px`` (E, 4)
+    are the places that show it, maybe none. ``tolerance`` is a number's, relative to the right one.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    kind: str = "exact"
+    options: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    evidence_px: np.ndarray = field(default_factory=lambda: geometry.as_boxes([]))
+
+
+def asked_of(example: Example) -> Asked:
+    """The question that an example asks: its reading task if it has one, else the question it is made of.
+
+    Raises DataError for an example without a question and an answer.
+    """
+    fields: dict[str, Any] = dict(example.fields.get("reading") or example.fields)
+    if "question" not in fields or "answer" not in fields:
+        raise DataError(f"example {example.id} asks nothing that is answered in words.", example.id)
+    options = tuple(fields.get("options", ()))
+    evidence = [fields["box_px"]] if "box_px" in fields else fields.get("target_boxes_px", [])
+    answers = (str(fields["answer"]), *map(str, fields.get("aliases", ())))
+    kind = fields.get("kind", "choice" if options else "exact")
+    if kind not in KINDS:
+        raise DataError(f"example {example.id} has an answer of kind {kind!r}; known are {', '.join(KINDS)}.", example.id)
+    tolerance = float(fields.get("tolerance", 0.0))
+    return Asked(fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence))
+
+
+# ---------------------------------------------------------------------- is the answer right?
+
+
+def rightness(said: str | None, asked: Asked) -> float:
+    """How right an answer is, 0 to 1; none at all is 0.
+
+    >>> rightness('"Forty-two". ', Asked("?", ("42", "forty-two")))
+    1.0
+    """
+    if said is None:
+        return 0.0
+    match asked.kind:
+        case "exact":
+            return float(normal(said) in map(normal, asked.answers))
+        case "number":
+            return float(any(same_number(said, right, asked.tolerance) for right in asked.answers))
+        case "anls":
+            return max(likeness(said, right) for right in asked.answers)
+        case "choice":
+            return float(chosen(said, asked.options) in asked.answers)
+    raise ValueError(f"unknown kind of answer {asked.kind!r}")
+
+
+def normal(text: str) -> str:
+    """A text without what says nothing: case, extra space, quotation marks around it, a full stop at its end."""
+    text = " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    return text.strip("\"'`“”‘’ ").removesuffix(".").strip("\"'`“”‘’ ")
+
+
+_QUANTITY = re.compile(r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)")
+
+
+def quantity(text: str) -> tuple[float, str] | None:
+    """(value, unit) of a number with thousands marked or not, and a currency before or a % behind it.
+
+    >>> quantity("$1,284.50"), quantity("-12 %"), quantity("12 apples")
+    ((1284.5, '$'), (-12.0, '%'), None)
+    """
+    match = _QUANTITY.fullmatch(normal(text))
+    if not match:
+        return None
+    before, sign, between, digits, percent = match.groups()
+    return float(sign + digits.replace(",", "")), before or between or percent
+
+
+def same_number(said: str, right: str, tolerance: float) -> bool:
+    """Are both numbers, of one unit where both name one, and as far apart as the tolerance allows or less?"""
+    a, b = quantity(said), quantity(right)
+    if a is None or b is None or (a[1] and b[1] and a[1] != b[1]):
+        return False
+    return abs(a[0] - b[0]) <= tolerance * abs(b[0]) + 1e-9
+
+
+def likeness(said: str, right: str) -> float:
+    """DocVQA's normalised Levenshtein similarity of two answers, 0 below ANLS_LEAST.
+
+    >>> likeness("Paris", "paris"), likeness("Pariss", "Paris"), likeness("Rome", "Paris")
+    (1.0, 0.8333333333333334, 0.0)
+    """
+    a, b = (" ".join(text.split()).lower() for text in (said, right))
+    alike = 1.0 - edits(a, b) / max(len(a), len(b), 1)
+    return alike if alike >= ANLS_LEAST else 0.0
+
+
+def edits(a: str, b: str) -> int:
+    """Fewest insertions, deletions and replacements of letters that make one text the other."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        above, row = row, [i]
+        for j, other in enumerate(b, start=1):
+            row.append(min(row[-1] + 1, above[j] + 1, above[j - 1] + (letter != other)))
+    return row[-1]
+
+
+_LETTER = re.compile(r"\(?([A-Z])\)?(?:\s*[-–.):,]|\s|\Z)\s*(.*)", re.DOTALL)
+
+
+def chosen(said: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that an answer names: by letter, with or without the option's text, or by
+    the text alone. None if it names none, more than one, or a letter beside the text of another.
+
+    >>> [chosen(said, ("red", "blue")) for said in ("B", "(b)", "B. blue", "Blue.", "A: blue", "both")]
+    ['B', 'B', 'B', 'B', None, None]
+    """
+    texts = [normal(option) for option in options]
+    if texts.count(normal(said)) == 1:
+        return LETTERS[texts.index(normal(said))]
+    match = _LETTER.fullmatch(said.strip().upper())
+    if not match or match.group(1) not in LETTERS[: len(options)]:
+        return None
+    letter, rest = match.groups()
+    return letter if not rest or normal(rest) == texts[LETTERS.index(letter)] else None
+
+
+# ---------------------------------------------------------------------- did it look where the evidence is?
+
+
+TERMS = ("answer", "evidence", "calls")
+
+
+def terms(
+    said: str | None,
+    zooms: Sequence[Zoom],
+    asked: Asked,
+    size: tuple[int, int],
+    gated: bool = True,
+    per_call: bool = False,
+) -> dict[str, float]:
+    """The terms of the reward: ``answer``, ``evidence`` and ``calls`` (a count, negative).
+
+    ``size`` is that of the picture. With ``per_call``, ``evidence`` is Active-Perception-R1's process reward
+    and calls cost nothing, so that weights 1, 0.35 and any give that system's own score.
+    """
+    right = rightness(said, asked)
+    if per_call:
+        return {"answer": right, "evidence": process_per_call(zooms, asked.evidence_px), "calls": 0.0}
+    looked_at = geometry.as_boxes([zoom.window_px for zoom in zooms if zoom.status == "zoom_executed"])
+    found = evidence(looked_at, asked.evidence_px, size)
+    return {"answer": right, "evidence": found * (right if gated else 1.0), "calls": 0.0 - len(zooms)}
+
+
+def evidence(regions_px: np.ndarray, evidence_px: np.ndarray, size: tuple[int, int]) -> float:
+    """How much of the evidence the regions show together, times how much of the picture they leave out.
+
+    Both in 0 to 1. Order, number and overlap of the regions change nothing; a region that shows no new
+    evidence can only lower the value; the whole picture is worth 0, and so is a question without evidence.
+
+    >>> box = geometry.as_boxes([[10, 10, 20, 20]])
+    >>> evidence(geometry.as_boxes([[10, 10, 20, 15], [10, 10, 20, 15]]), box, (100, 100))
+    0.4975
+    """
+    truth, seen = geometry.union_area(evidence_px), geometry.union_area(regions_px)
+    if truth == 0 or seen == 0:
+        return 0.0
+    shared = truth + seen - geometry.union_area(np.concatenate([evidence_px, regions_px]))
+    return max(0.0, shared / truth) * max(0.0, 1.0 - seen / (size[0] * size[1]))
+
+
+MOST_CALLS = 3
+_PER_CALL = {"malformed_zoom": -0.20, "invalid_zoom": -0.20, "too_small": -0.10, "zoom_limit": -0.10}
+_VALID, _LARGE, _ABOVE, _NO_VALID = 0.10, -0.08, 0.65, -0.15
+
+
+def process_per_call(zooms: Sequence[Zoom], evidence_px: np.ndarray) -> float:
+    """The process reward of Active-Perception-R1 (reward file at commit 14f2841), which can be farmed.
+
+    Every valid zoom earns 0.10 and the largest share of an evidence box that it shows, again and again.
+    """
+    total, valid = 0.0, 0
+    for number, zoom in enumerate(zooms, start=1):
+        status = "zoom_limit" if number > MOST_CALLS else zoom.status
+        if status in _PER_CALL:
+            total += _PER_CALL[status]
+            continue
+        shown = geometry.containment(evidence_px, geometry.as_boxes([zoom.window_px]))  # (E, 1)
+        total += _VALID + _LARGE * (zoom.share > _ABOVE) + float(shown.max(initial=0.0))
+        valid += 1
+    return total + _NO_VALID * (valid == 0 and len(evidence_px) > 0)

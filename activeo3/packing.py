@@ -1,0 +1,176 @@
+"""What is said and what is shown, in tensors: prompts, branches, and the packed rows that models.py makes of them.
+
+A row of a forward pass is ``prompt | branch 1 | ... | branch B``. A branch is one answer, or an episode of
+several: turns that the policy sampled, and between two of them an observation that it was shown.
+
+    turn 1 (sampled) | observation (given: words, perhaps a picture) | turn 2 (sampled) | ...
+
+Observations are attended to like everything before them, but they are nobody's choice: ``Packed.tokens``
+holds the sampled ids alone, so no loss that is made of it can train an observation.
+"""
+
+from dataclasses import dataclass
+from typing import Self, Sequence
+
+import torch
+from torch import Tensor
+
+PREFIX, PADDING = -1, -2  # owners of columns that belong to no branch
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A user turn: the words and pictures that are given to the model, encoded once for all uses.
+
+    ``ids`` (S_i,) has one image token per visual feature. ``pixels`` (patches, patch values) are those of
+    all its pictures one after the other, ``grids`` (N, 3) = (time, height, width) in patches of each; a turn
+    without a picture has none of either. ``name`` is what a complaint calls it: the example's id.
+    """
+
+    ids: Tensor
+    pixels: Tensor
+    grids: Tensor
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """What follows a prompt: the turns that were sampled, and what was shown between them.
+
+    ``turns`` (one or more) are sampled ids, the end token included unless the turn was cut off;
+    ``shown[i]`` stands between turn i and turn i + 1.
+
+    >>> Branch(((5, 6), (7,)), (Prompt(torch.tensor([1, 2, 3]), torch.zeros(0, 4), torch.zeros(0, 3)),)).ids
+    (5, 6, 1, 2, 3, 7)
+    """
+
+    turns: tuple[tuple[int, ...], ...]
+    shown: tuple[Prompt, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.turns) != len(self.shown) + 1:
+            raise ValueError(f"{len(self.shown)} observations do not stand between {len(self.turns)} turns")
+
+    @classmethod
+    def of(cls, said: "Branch | Sequence[int]") -> Self:
+        """A branch as it is, or a plain answer as the branch of one turn."""
+        return said if isinstance(said, cls) else cls((tuple(said),))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All tokens in order, those of observations included."""
+        ids = self.turns[0]
+        for observation, turn in zip(self.shown, self.turns[1:]):
+            ids += tuple(observation.ids.tolist()) + turn
+        return ids
+
+    @property
+    def sampled(self) -> tuple[bool, ...]:
+        """For each of ``ids``: did the policy choose it?"""
+        flags = [True] * len(self.turns[0])
+        for observation, turn in zip(self.shown, self.turns[1:]):
+            flags += [False] * len(observation.ids) + [True] * len(turn)
+        return tuple(flags)
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The sampled ids of all turns, without what was shown."""
+        return sum(self.turns, ())
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of ``prefix | branches`` as one forward pass wants them, and where the sampled tokens are.
+
+    ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
+    (left-padded, so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the ids that were
+    sampled, branch by branch, ``real`` (R, B, T) is True where there is one and False on padding, and
+    ``columns`` (R, B, T) says which of the W columns behind the prefix holds the token.
+
+    ``kept`` (K,) are the columns whose logits are needed, in ascending order: 0 is the prefix's last one,
+    w + 1 is column w. Those inside an observation predict nothing that was sampled; None keeps all.
+    """
+
+    inputs: dict[str, Tensor]
+    prefix: int
+    tokens: Tensor
+    real: Tensor
+    columns: Tensor
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """R rows of branches, side by side: where everything stands in the W columns behind the prefix.
+
+    ``tokens``, ``real``, ``columns`` and ``kept`` are those of ``Packed``; ``ids`` (R, W) is what stands
+    there, ``owner`` (R, W) the branch that a column belongs to, ``depth`` (R, W) how far into it.
+    """
+
+    tokens: Tensor
+    real: Tensor
+    columns: Tensor
+    kept: Tensor | None
+    ids: Tensor
+    owner: Tensor
+    depth: Tensor
+
+
+def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) -> Layout:
+    """Lay the branches of every row close together; rows are padded on the right with ``pad``.
+
+    Every row needs the same number B of branches.
+    """
+    R, B = len(rows), len(rows[0])
+    T = max(len(branch.answer) for row in rows for branch in row)
+    W = max(sum(len(branch.ids) for branch in row) for row in rows)
+    tokens, columns = torch.full((R, B, T), pad), torch.zeros((R, B, T), dtype=torch.long)
+    ids, owner, depth = torch.full((R, W), pad), torch.full((R, W), PADDING), torch.zeros((R, W), dtype=torch.long)
+    needed = torch.zeros(1 + W, dtype=torch.bool)  # which logits some row needs: of the prefix's last column, of each column
+    needed[0] = True
+    for r, row in enumerate(rows):
+        begin = 0
+        for b, branch in enumerate(row):
+            sampled = torch.tensor(branch.sampled, dtype=torch.bool)
+            end, count = begin + len(sampled), int(sampled.sum())
+            ids[r, begin:end] = torch.tensor(branch.ids)
+            tokens[r, b, :count] = torch.tensor(branch.answer)
+            columns[r, b, :count] = held = torch.arange(begin, end)[sampled]
+            needed[held[1:]] = True  # the column before a token predicts it; the first is predicted by the prefix
+            owner[r, begin:end] = b
+            depth[r, begin:end] = torch.arange(len(sampled))
+            begin = end
+    lengths = torch.tensor([[len(branch.answer) for branch in row] for row in rows])  # (R, B)
+    real = torch.arange(T) < lengths[..., None]  # (R, B, T)
+    kept = needed.nonzero()[:, 0] if any(branch.shown for row in rows for branch in row) else None
+    parts = (tokens, real, columns, kept, ids, owner, depth)
+    return Layout(*(part if part is None else part.to(device) for part in parts))
+
+
+def left_padded(rows: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (R, S) padded on the left and the mask (R, S) that is 1 on real tokens."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad)
+    attended = torch.zeros((len(rows), length), dtype=torch.long)
+    for r, row in enumerate(rows):
+        ids[r, length - len(row) :] = row
+        attended[r, length - len(row) :] = 1
+    return ids.to(device), attended.to(device)
+
+
+def branching_mask(attended: Tensor, owner: Tensor) -> Tensor:
+    """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
+
+    ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
+    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
+    mask must not be empty, or its softmax would be NaN).
+    """
+    rows, prefix = attended.shape
+    branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
+    total = branch.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=owner.device).tril()  # (query, key)
+    key, query = branch[:, None, :], branch[:, :, None]
+    family = (key == PREFIX) | (key == query)  # (R, query, key)
+    visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
+    itself = torch.eye(total, dtype=torch.bool, device=owner.device)
+    return ((causal & family & visible) | itself)[:, None]

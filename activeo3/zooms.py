@@ -1,0 +1,192 @@
+"""How a policy asks to look closer, and what becomes of it: one reader for every notation.
+
+    <zoom_roi x0="0.2" y0="0.1" x1="0.5" y1="0.4" />      or x, y, w, h; shares of the view, or its coordinates
+    {"bbox_2d": [20, 10, 50, 40]}                         bare, in a list, or in the arguments of a tool call
+
+Coordinates refer to the view that the model has just seen, so zooms nest; the crop itself is always cut from
+the original picture, whatever its depth. A turn is read into at most one call, the first, and at most one
+answer, the last; a call that comes to nothing has a name for the reason (``STATUSES``), never an exception.
+
+The tag and the names are those of Active-Perception-R1 (commit 14f2841), with these differences:
+  1. A tag counts wherever it stands, except inside ``<answer>``; there, the first think block alone was
+     read. A JSON box counts outside of ``<think>`` only: a box that is merely thought about is no action.
+  2. Without ``normalized``, numbers are shares of the view if none is above 2, not 1: a slip like x1="1.2"
+     is then outside of the view rather than a region of one pixel. No real region has two pixels.
+  3. Regions are bounded by the view in either unit; there, pixel boxes were not.
+  4. A region that is too large is refused, not shown at a discount.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from activeo3 import geometry
+from activeo3.geometry import Frame
+from activeo3.schema import Region, Zoom
+
+Status = Literal[
+    "zoom_executed", "malformed_zoom", "invalid_zoom", "too_small", "too_large", "zoom_limit",
+    "answered", "answered_without_zoom", "missing_zoom", "truncated",
+]  # fmt: skip
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""What a turn came to.
+
+    zoom_executed          the region was shown
+    malformed_zoom         a zoom that cannot be read: no four numbers, broken JSON, an open tag
+    invalid_zoom           corners out of order, or outside of the view
+    too_small, too_large   its share of the view's area is not allowed
+    zoom_limit             a zoom although none, or no turn to look at it, was left
+    answered               an answer, after a look
+    answered_without_zoom  an answer without a look
+    missing_zoom           neither a zoom nor an answer
+    truncated              cut off by the length limit
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A region that was asked for: ``box`` (x1, y1, x2, y2) in shares of the view if ``shares``, else in its
+    coordinate system (pixels for Qwen2.5-VL, thousandths for Qwen3-VL)."""
+
+    box: tuple[float, float, float, float]
+    shares: bool
+
+
+@dataclass(frozen=True)
+class Said:
+    """A turn, read: a zoom (``call``, or None if it is ``malformed``), an answer, both or neither."""
+
+    call: Call | None = None
+    malformed: bool = False
+    answer: str | None = None
+
+    @property
+    def zooms(self) -> bool:
+        """Does it ask for a look, in whatever form?"""
+        return self.malformed or self.call is not None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which regions are shown: their ``least`` and ``most`` share of the area of the view they are in."""
+
+    least: float = 0.02
+    most: float = 0.65
+
+
+# ---------------------------------------------------------------------- reading
+
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE)
+_ATTRIBUTES = re.compile(r"""(?:\s+[a-z_]\w*\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?\s*""", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"""([a-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
+_CORNERS, _SIDES = ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
+_OPENING, _DECODER = re.compile(r"[\[{]"), json.JSONDecoder()
+_SHARES_UP_TO = 2.0  # difference 2
+_ROUNDING = 1e-9
+
+
+def read_turn(text: str) -> Said:
+    """What a turn says; the text is without its end token.
+
+    >>> read_turn('<think>top <zoom_roi x0="0" y0="0" x1="0.5" y1="0.4"/></think>').call
+    Call(box=(0.0, 0.0, 0.5, 0.4), shares=True)
+    >>> read_turn('<answer>42</answer>').answer
+    '42'
+    """
+    answers = _ANSWER.findall(text)
+    answer = answers[-1].strip() if answers else None
+    outside = _blanked(_ANSWER, text)
+    tag = _TAG.search(outside)
+    # Up to the first tag: of two notations the one that comes first is the call.
+    found, shown = _json_box(_blanked(_THINK, outside[: tag.start()] if tag else outside))
+    if shown:
+        call = _call_of(found)
+    elif tag:
+        call = _call_in_tag(tag)
+    else:
+        return Said(answer=answer)
+    return Said(call, call is None, answer)
+
+
+def _blanked(pattern: re.Pattern[str], text: str) -> str:
+    """The text with every match replaced by as many spaces."""
+    return pattern.sub(lambda match: " " * len(match.group()), text)
+
+
+def _call_in_tag(tag: re.Match[str]) -> Call | None:
+    """The call of a ``zoom_roi`` tag; None if it is open, or its attributes are no region."""
+    inside = tag.group(1)
+    if not tag.group().endswith(">") or not _ATTRIBUTES.fullmatch(inside):
+        return None
+    values = {name.lower(): double or single for name, double, single in _ATTRIBUTE.findall(inside)}
+    names = _CORNERS if set(_CORNERS) <= values.keys() else _SIDES
+    if not all(_NUMBER.fullmatch(values.get(name, "")) for name in names):
+        return None
+    a, b, c, d = (float(values[name]) for name in names)
+    box = [a, b, c, d] if names == _CORNERS else [a, b, a + c, b + d]
+    if "normalized" not in values:
+        return _call_of(box)
+    return _call_of(box, shares=values["normalized"].strip().lower() not in ("0", "false", "no"))
+
+
+def _call_of(box: Any, shares: bool | None = None) -> Call | None:
+    """Four finite numbers as a call; ``shares`` None: judged by their size."""
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
+        return None
+    if not all(abs(value) < 1e9 for value in box):  # no coordinate of any picture; False for NaN as well
+        return None
+    x1, y1, x2, y2 = map(float, box)
+    return Call((x1, y1, x2, y2), max(box) <= _SHARES_UP_TO if shares is None else shares)
+
+
+def _json_box(text: str) -> tuple[Any, bool]:
+    """(the first ``bbox_2d`` of a JSON value in the text, whether the text has that word at all)."""
+    word = text.find('"bbox_2d"')
+    for opening in _OPENING.finditer(text, 0, max(word, 0)):  # the outermost value that can be read
+        try:
+            found, there = _inside(_DECODER.raw_decode(text, opening.start())[0])
+        except (ValueError, RecursionError):
+            continue
+        if there:
+            return found, True
+    return None, word >= 0
+
+
+def _inside(value: Any) -> tuple[Any, bool]:
+    """(the first ``bbox_2d`` inside a JSON value, whether there is one)."""
+    if isinstance(value, dict) and "bbox_2d" in value:
+        return value["bbox_2d"], True
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((hit for hit in map(_inside, parts) if hit[1]), (None, False))
+
+
+# ---------------------------------------------------------------------- judging
+
+
+def judged(call: Call, frame: Frame, limits: Limits = Limits()) -> Zoom:
+    """What comes of a call on the view that ``frame`` describes.
+
+    The edges of the view and both limits are allowed; rounding is forgiven.
+
+    >>> frame = Frame((100, 100, 300, 200), (1000, 1000))
+    >>> judged(Call((0.5, 0.0, 1.0, 0.5), shares=True), frame).window_px
+    Region(x1=200.0, y1=100.0, x2=300.0, y2=150.0)
+    """
+    scale = np.array(frame.scale * 2, dtype=np.float64)
+    part = np.array(call.box) / (1.0 if call.shares else scale)  # shares of the view's sides
+    if not (part[0] < part[2] and part[1] < part[3]) or part.min() < -_ROUNDING or part.max() > 1 + _ROUNDING:
+        return Zoom("invalid_zoom")
+    part = part.clip(0, 1)
+    share = float((part[2] - part[0]) * (part[3] - part[1]))
+    window = Region(*frame.to_px(geometry.as_boxes(part * scale))[0].tolist())
+    if share < limits.least - _ROUNDING or not (window.x1 < window.x2 and window.y1 < window.y2):
+        return Zoom("too_small", window, share)
+    return Zoom("too_large" if share > limits.most + _ROUNDING else "zoom_executed", window, share)

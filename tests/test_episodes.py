@@ -1,0 +1,250 @@
+"""episodes.py under a scripted policy: every way an episode can go, what it is shown, and what that depends on."""
+
+import json
+from dataclasses import replace
+from typing import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from activeo3 import prompts
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.exams import exam
+from activeo3.files import DataError
+from activeo3.models import FAMILIES
+from activeo3.prompts import final_answer, zoom_call
+from activeo3.sampler import look
+from activeo3.schema import Example, Rollout, Sampling
+from activeo3.tasks import TASKS
+from activeo3.zooms import STATUSES
+from scripted import END, Scripted, painted
+
+CONFIG = TrainConfig(task="zoom_qa", crop_side=256, episode_tokens=4000)
+SIZE = (1344, 896)
+PLATE = (700.0, 200.0, 760.0, 244.0)
+TASK = TASKS["zoom_qa"]
+IN = '<zoom_roi x0="0.5" y0="0.125" x1="0.75" y1="0.375"/>' + END  # (672, 112) to (1008, 336) of the whole picture
+ANSWER = final_answer("42") + END
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def question(answer: str = "42", box: Sequence[float] = PLATE, size: tuple[int, int] = SIZE) -> Example:
+    image = painted(size, [("red", (700, 200, 760, 244))])
+    reading = {"question": "What number is on the plate?", "answer": answer, "box_px": box}
+    return Example("a", image, "red star", np.array([box]), fields={"reading": reading})
+
+
+def script(turns: Sequence[str]) -> Callable[..., str]:
+    """A policy that says one thing after the other, whatever it is shown."""
+    left = list(turns)
+    return lambda *_: left.pop(0)
+
+
+def episode(family: str, tokenizer, turns: Sequence[str], config: TrainConfig = CONFIG, example: Example | None = None) -> Rollout:
+    actor = Scripted(family, tokenizer, script(turns))
+    sampling = Sampling(1.0, TASK.longest(config))
+    _, ((rollout,),) = look(actor, [example or question()], 1, sampling, config, TASK)
+    return rollout
+
+
+def worth(rollout: Rollout, config: TrainConfig = CONFIG) -> dict[str, float]:
+    (outcome,) = TASK.act(None, [rollout], config)
+    score = TASK.score(rollout, outcome, config)
+    return dict(score.terms) | {"total": score.total}
+
+
+# ---------------------------------------------------------------------- every way an episode can go
+
+SMALL = '<zoom_roi x0="0" y0="0" x1="0.1" y1="0.1"/>' + END
+LARGE = '<zoom_roi x0="0" y0="0" x1="1" y1="0.9"/>' + END
+OUTSIDE = '<zoom_roi x0="0.5" y0="0.5" x1="1.5" y1="0.9"/>' + END
+BROKEN = '<zoom_roi x0="0.5"/>' + END
+WAYS: dict[str, tuple[list[str], list[str], str | None]] = {
+    # name: (the turns, their statuses, the answer)
+    "at once": ([ANSWER], ["answered_without_zoom"], "42"),
+    "one look": ([IN, ANSWER], ["zoom_executed", "answered"], "42"),
+    "three looks": ([IN, IN, IN, ANSWER], ["zoom_executed"] * 3 + ["answered"], "42"),
+    "one too many": ([IN, IN, IN, IN, ANSWER], ["zoom_executed"] * 3 + ["zoom_limit", "answered"], "42"),
+    "no turn left": ([BROKEN, IN, SMALL, IN, IN], ["malformed_zoom", "zoom_executed", "too_small", "zoom_limit", "zoom_limit"], None),
+    "refused": ([LARGE, OUTSIDE, BROKEN, ANSWER], ["too_large", "invalid_zoom", "malformed_zoom", "answered_without_zoom"], "42"),
+    "neither": (["I see nothing." + END], ["missing_zoom"], None),
+    "neither, after a look": ([IN, "I see it." + END], ["zoom_executed", "missing_zoom"], None),
+    "both": ([IN.removesuffix(END) + ANSWER, final_answer("7") + END], ["zoom_executed", "answered"], "7"),
+    "cut off": (["<think>so"], ["truncated"], None),
+    "cut off after a look": ([IN, "<answer>42</answer>"], ["zoom_executed", "truncated"], None),
+    "nothing at all": ([""], ["truncated"], None),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_an_episode_can_go(name: str, family: str, tokenizer) -> None:
+    turns, statuses, answer = WAYS[name]
+    rollout = episode(family, tokenizer, turns)
+    told = rollout.episode
+    assert told.statuses == tuple(statuses) and set(statuses) <= set(STATUSES)
+    assert told.answer == answer
+    assert rollout.action.error == (None if answer is not None else statuses[-1])
+    assert rollout.finished == (statuses[-1] != "truncated")
+    assert len(told.zooms) == sum(status not in ("answered", "answered_without_zoom", "missing_zoom", "truncated") for status in statuses)
+    assert len(rollout.regions) == statuses.count("zoom_executed")
+    # The ids are the record: what was sampled, turn by turn, with an observation between two turns.
+    ids = [tuple(tokenizer(turn, add_special_tokens=False).input_ids) for turn in turns]
+    assert rollout.branch.turns == tuple(ids) and rollout.token_ids == sum(ids, ())
+    assert [seen.view is not None for seen in rollout.branch.shown] == [s == "zoom_executed" for s in statuses[: len(turns) - 1]]
+
+
+def test_a_policy_that_may_not_zoom_answers_at_once(family: str, tokenizer) -> None:
+    config = replace(CONFIG, max_turns=1)
+    assert episode(family, tokenizer, [IN], config).episode.statuses == ("zoom_limit",)
+    assert episode(family, tokenizer, [ANSWER], config).episode.answer == "42"
+    none = replace(CONFIG, max_zooms=0)
+    assert episode(family, tokenizer, [IN, ANSWER], none).episode.statuses == ("zoom_limit", "answered_without_zoom")
+
+
+# ---------------------------------------------------------------------- views nest, and come from the original
+
+
+def test_a_look_inside_a_look_is_cut_from_the_original_picture(family: str, tokenizer) -> None:
+    """The second look is in coordinates of the first crop, written as its family writes them."""
+    actor = Scripted(family, tokenizer, None)
+    scale = actor.text_scale((252, 252) if family == "qwen2_5_vl" else (256, 256))
+    inner = [round(0.25 * scale[0]), 0, round(0.75 * scale[0]), scale[1]]
+    rollout = episode(family, tokenizer, [IN, zoom_call(inner) + END, ANSWER])
+    first, second = rollout.regions
+    assert first == pytest.approx((672, 112, 1008, 336))
+    assert second == pytest.approx((672 + inner[0] / scale[0] * 336, 112, 672 + inner[2] / scale[0] * 336, 336))
+    one, two = (seen.view for seen in rollout.branch.shown)
+    assert one.size == two.size
+    direct = question().image.resize(two.size, Image.Resampling.LANCZOS, box=second)
+    assert np.array_equal(np.asarray(two), np.asarray(direct))
+
+
+def test_a_refused_look_leaves_the_view_as_it_was(family: str, tokenizer) -> None:
+    """After a look that came to nothing, coordinates still refer to the view before it."""
+    plain = episode(family, tokenizer, [IN, IN, ANSWER])
+    between = episode(family, tokenizer, [IN, SMALL, IN, ANSWER])
+    assert plain.regions == between.regions
+
+
+# ---------------------------------------------------------------------- no truth in what is shown
+
+
+@given(
+    st.lists(st.sampled_from([IN, SMALL, LARGE, OUTSIDE, BROKEN, zoom_call([0, 0, 100, 100]) + END]), max_size=4),
+    st.sampled_from(["7", "forty-two", "<answer>"]),
+    st.tuples(*[st.integers(0, 400)] * 4).map(lambda b: (b[0], b[1], b[0] + b[2] + 1, b[1] + b[3] + 1)),
+)
+def test_what_is_shown_follows_from_the_picture_and_the_policys_own_actions(tokenizer, turns, answer, box) -> None:
+    """Two examples with the same picture and question and another truth: to the last token the same episode."""
+    one, other = (
+        episode("qwen3_vl", tokenizer, [*turns, ANSWER], example=example) for example in (question(), question(answer, box))
+    )
+    assert one.branch.ids == other.branch.ids and one.text == other.text
+    for a, b in zip(one.branch.shown, other.branch.shown, strict=True):
+        assert a.words == b.words and (a.view is None) == (b.view is None)
+        assert a.view is None or np.array_equal(np.asarray(a.view), np.asarray(b.view))
+
+
+def test_the_words_after_a_zoom_are_a_function_of_its_status_alone() -> None:
+    for wording in prompts.WORDINGS:
+        told = {status: prompts.shown(status, wording) for status in STATUSES[:6]}
+        assert len(set(told.values())) == 6
+        assert not any(char.isdigit() for words in told.values() for char in words)
+        assert not any("<answer>" in words and "</answer>" in words.split("<answer>")[1][:1] for words in told.values())
+
+
+# ---------------------------------------------------------------------- what it is worth
+
+
+def test_an_episode_is_worth_what_answers_say(family: str, tokenizer) -> None:
+    share = 336 * 224 / (SIZE[0] * SIZE[1])
+    good = worth(episode(family, tokenizer, [IN, ANSWER]))
+    assert good == pytest.approx({"answer": 1, "evidence": 1 - share, "calls": -1, "total": 1 + 0.35 * (1 - share) - 0.05})
+    assert worth(episode(family, tokenizer, [ANSWER])) == {"answer": 1, "evidence": 0, "calls": 0, "total": 1}
+    wrong = [IN, IN, IN, final_answer("41") + END]
+    assert worth(episode(family, tokenizer, wrong))["total"] == pytest.approx(-0.15)
+    open_gate = replace(CONFIG, evidence_gate=False)
+    assert worth(episode(family, tokenizer, [IN, final_answer("41") + END]), open_gate)["evidence"] == pytest.approx(1 - share)
+    theirs = replace(CONFIG, evidence="per_call")
+    assert worth(episode(family, tokenizer, [ANSWER]), theirs)["total"] == pytest.approx(0.9475)
+    assert worth(episode(family, tokenizer, [IN, ANSWER]), theirs)["total"] == pytest.approx(1.385)
+
+
+def test_an_example_without_a_question_is_one_sentence(family: str, tokenizer) -> None:
+    mute = Example("a", painted((200, 200), []), "red star", np.zeros((0, 4)))
+    with pytest.raises(DataError, match="^example a asks nothing"):
+        episode(family, tokenizer, [ANSWER], example=mute)
+
+
+# ---------------------------------------------------------------------- the length of an episode
+
+
+def test_an_observation_that_does_not_fit_goes_with_its_picture(family: str, tokenizer) -> None:
+    """One token too few, and neither words nor picture are there; what was not shown was not looked at."""
+    whole = episode(family, tokenizer, [IN, ANSWER])
+    fits = len(whole.branch.turns[0]) + len(whole.branch.shown[0].ids) + TASK.longest(CONFIG)
+    assert episode(family, tokenizer, [IN, ANSWER], replace(CONFIG, episode_tokens=fits)).branch.ids == whole.branch.ids
+    cut = episode(family, tokenizer, [IN, ANSWER], replace(CONFIG, episode_tokens=fits - 1))
+    assert cut.branch.turns == whole.branch.turns[:1] and cut.branch.shown == ()
+    assert cut.episode.statuses == ("truncated",) and cut.regions == () and not cut.finished
+    assert worth(cut) == {"answer": 0, "evidence": 0, "calls": -1, "total": pytest.approx(-0.05)}
+
+
+def test_no_episode_is_longer_than_its_limit(tokenizer) -> None:
+    turns = [IN, LARGE, IN, BROKEN, IN]
+    for limit in range(100, 700, 20):
+        config = replace(CONFIG, max_new_tokens=60, episode_tokens=limit)
+        rollout = episode("qwen3_vl", tokenizer, turns, config)
+        assert len(rollout.branch.ids) <= max(limit, len(rollout.branch.turns[0]))
+
+
+def test_limits_that_cannot_be_are_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="--least_zoom 0.7 must lie below --most_zoom 0.65"):
+        TrainConfig(least_zoom=0.7)
+    with pytest.raises(ConfigError, match="--max_zooms is -1 and --max_turns 5; at least 0 and 1"):
+        TrainConfig(max_zooms=-1)
+
+
+# ---------------------------------------------------------------------- the table at the end
+
+
+def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> None:
+    """One policy looks first, one guesses right and one guesses wrong, about three examples in two blocks."""
+
+    def looks(model, view, words):
+        return ANSWER if words == prompts.shown("zoom_executed", "short") else IN
+
+    said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
+    policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
+    share = lambda work, parts: [work(part) for part in parts]  # noqa: E731
+    rows, columns = exam(policies, [[question()] * 2, [question()]], TASK, CONFIG, share)
+    assert columns == ["policy", "reward", "answer", "evidence", "calls", "zoom_executed", "answered", "answered_without_zoom"]
+    first, second, third = rows
+    assert [row["policy"] for row in rows] == list(policies)
+    assert (first["answer"], first["calls"], first["zoom_executed"], first["answered"]) == (1, -1, 0.5, 0.5)
+    assert (second["answer"], second["evidence"], second["answered_without_zoom"]) == (1, 0, 1)
+    assert first["reward"] > second["reward"] > third["reward"] == 0
+
+
+# ---------------------------------------------------------------------- in words
+
+
+def test_what_prompts_write_is_what_zooms_read(family: str, tokenizer) -> None:
+    actor = Scripted(family, tokenizer, script([ANSWER] * 2))
+    for wording in prompts.WORDINGS:
+        look(actor, [question()], 1, Sampling(1.0, 64), replace(CONFIG, wording=wording), TASK)
+    (_, long), (_, short) = actor.shown
+    assert short == "What number is on the plate?" and short in long
+    asked = prompts.episode_prompt("What number is on the plate?", "paper", 3)
+    assert "What number is on the plate?" in asked and "up to 3 times" in asked and '{"bbox_2d": [x1, y1, x2, y2]}' in asked
+    # Copying the prompt's own example is no zoom.
+    rollout = episode(family, tokenizer, [asked + END, ANSWER])
+    assert rollout.episode.statuses[0] == "malformed_zoom"
+    assert json.loads(zoom_call([1, 2, 3, 4])) == {"bbox_2d": [1, 2, 3, 4]}
