@@ -30,6 +30,7 @@ def main(config: EvalConfig) -> None:
     """Load both policies, run every method on every benchmark, print and write the tables."""
     engine.prepare()
     folder, task = output_folder(config), task_of(config)
+    measures.ready(config.task)
     benchmarks = config.benchmark or config.data
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
