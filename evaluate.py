@@ -100,6 +100,7 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
         raise ConfigError(f"--benchmark {' '.join(in_words)} is answered in words: evaluate it apart from boxes and masks.")
     if config.task == "segment":
         budgets.rows_of(config)
+    measures.ready(config.task)
     return by_task or quiz.evaluate
 
 

@@ -46,6 +46,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """The columns of each task's table."""
 
 
+def ready(task: str) -> None:
+    """Raise DataError if the table of a task needs a package that is not there: to be called before long work."""
+    if task == "ocr":
+        transcripts.need_nltk("the table of --task ocr")
+
+
 def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], resamples: int = 1000) -> dict[str, Metric]:
     """COLUMNS of the task, from one answer per posed example.
 
@@ -125,8 +131,6 @@ def compare(
     say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], dict[str, list[Rollout]]]:
     """A table row for every policy, as results.py takes it, and its answers; ``share`` as in suites.run."""
-    if task == "ocr":
-        transcripts.need_nltk("the table of --task ocr")
     rows, kept = [], {}
     for name, policy in policies.items():
         kept[name] = answer_all(role, policy, examples, config, share)

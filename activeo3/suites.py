@@ -233,6 +233,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     """
     if not config.eval_examples:
         return []
+    measures.ready(config.task)
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *drawn)
     return readable(posed(dataset, task_of(config)), gather, speaks)

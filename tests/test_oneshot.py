@@ -384,6 +384,16 @@ def test_a_preset_for_every_task(preset: str, task: str, tokens: int) -> None:
     assert (evaluated.task, evaluated.data) == (task, (preset,))
 
 
+def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    config = TrainConfig(task="ocr", eval_examples=1)
+    with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
+        suites.held_out(config)
+    with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
+        evaluate.main(EvalConfig(task="ocr", checkpoint="nowhere"))
+    assert suites.held_out(replace(config, eval_examples=0)) == []
+
+
 def test_a_posed_data_set_is_one() -> None:
     data = Posed([RIGHT["counting"]], TASKS["counting"].pose)  # type: ignore[arg-type]
     assert len(data) == 1 and "places_px" in data[0].fields
