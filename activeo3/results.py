@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: results.json, its tables as Markdown and LaTeX, and COCO files.
 
-Rows come from suites.run. ``predictions-<benchmark>-<method>.json`` is in COCO's results format and
+Rows come from suites.lines. ``predictions-<benchmark>-<row>.json`` is in COCO's results format and
 ``truth-<benchmark>.json`` holds the same questions as a COCO data set, so that pycocotools scores a row
 without us and finds our number.
 """
