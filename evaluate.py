@@ -91,6 +91,8 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     readers = [datasets.READERS.get(name.partition(":")[0]) for name in benchmarks]
     in_words = [name for name, reader in zip(benchmarks, readers) if reader and reader.answers == "words"]
     by_task = budgets.evaluate if config.task == "segment" else measures.evaluate if task_of(config).measured else None
+    if task_of(config).follow:
+        raise ConfigError(f"--task {config.task} has its table at the end of a training run, and none here yet.")
     if config.image or not (in_words or by_task):
         return None
     what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"

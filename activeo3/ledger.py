@@ -28,7 +28,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.progress import Progress
 from activeo3.report import replace_file
 from activeo3.schema import Example
-from activeo3.taskmodels import GroundingDino, TaskModel
+from activeo3.taskmodels import Oracle, TaskModel
 
 
 class Job(NamedTuple):
@@ -141,7 +141,7 @@ def _of_example(example: Example) -> str:
 def _of_model(model: VisionLanguageModel | TaskModel) -> str:
     """Weights, and how words and pictures become their input; with the program that runs them."""
     parts: list[str | bytes] = [type(model).__name__, program()]
-    if isinstance(model, (VisionLanguageModel, GroundingDino)):
+    if not isinstance(model, Oracle):  # which has neither weights nor words
         words = sorted(model.tokenizer.get_vocab().items())
         parts += [model.model.config.to_json_string(), repr(words), str(model.tokenizer.chat_template)]
         parts += [model.image_processor.to_json_string(), str(model.model.device.type)]

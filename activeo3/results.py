@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: results.json, its tables as Markdown and LaTeX, and COCO files.
 
-Rows come from suites.run, or from measures.compare with ``columns`` of their own and no ``failures``. ``predictions-<benchmark>-<method>.json`` is in COCO's results format and
+Rows come from suites.lines; those of other tables (quiz.py, measures.py) have ``columns`` of their own.
+``predictions-<benchmark>-<row>.json`` is in COCO's results format and
 ``truth-<benchmark>.json`` holds the same questions as a COCO data set, so that pycocotools scores a row
 without us and finds our number.
 """
