@@ -7,7 +7,7 @@ import textwrap
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from activeo3.files import read_json
 
@@ -38,6 +38,8 @@ def read_flag(name: str, kind: Any, text: Any) -> Any:
     """A flag's text as its field's type."""
     if get_origin(kind) is tuple:
         return tuple(read_flag(name, get_args(kind)[0], word) for word in text)
+    if get_origin(kind) is Literal:  # of words or of numbers; what is none of them is complained about by the config
+        return next((choice for choice in get_args(kind) if str(choice) == text), text)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"--{name} is {text!r}; it takes true or false.")

@@ -348,3 +348,9 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.json").write_text('{\n  "zero_optimization": {\n')
     with pytest.raises(ConfigError, match=r"--ds_config .*torn.json: this is not valid json \(line \d"):
         filled(tmp_path / "torn.json")
+
+
+def test_a_choice_of_numbers_is_read_as_one() -> None:
+    assert TrainConfig.from_args(["--iou_power", "2"]).iou_power == 2
+    with pytest.raises(ConfigError, match="--iou_power is '3'; it can be one of: 1, 2"):
+        TrainConfig.from_args(["--iou_power", "3"])

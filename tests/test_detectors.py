@@ -242,10 +242,10 @@ def test_the_better_score_comes_first_and_stays(merge: str) -> None:
 
 
 def test_a_task_model_of_its_own_needs_its_checkpoint() -> None:
-    for make in (lambda: TrainConfig(task_model="grounding-dino"), lambda: EvalConfig(checkpoint="x", task_model=("mllm", "grounding-dino"))):
+    for make in (lambda: TrainConfig(task_model="grounding-dino"), lambda: EvalConfig(checkpoint=("x",), task_model=("mllm", "grounding-dino"))):
         with pytest.raises(ConfigError, match="--task_checkpoint"):
             make()
     with pytest.raises(ConfigError, match="--task_model psychic not known"):
-        EvalConfig(checkpoint="x", task_model=("psychic",))
+        EvalConfig(checkpoint=("x",), task_model=("psychic",))
     with pytest.raises(ConfigError, match="--box_threshold"):
         replace(CONFIG, box_threshold=1.5)

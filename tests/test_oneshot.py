@@ -390,7 +390,7 @@ def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pyte
     with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
         suites.held_out(config)
     with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
-        evaluate.main(EvalConfig(task="ocr", checkpoint="nowhere"))
+        evaluate.main(EvalConfig(task="ocr", checkpoint=("nowhere",)))
     assert suites.held_out(replace(config, eval_examples=0)) == []
 
 

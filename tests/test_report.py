@@ -204,7 +204,8 @@ def test_every_logged_metric_of_the_design_is_explained() -> None:
         loss clip_fraction entropy ratio_max tokens/mean tokens/truncated zero_spread reward_spread
         grad_norm lr skipped_steps time/look time/act time/learn time/step memory_gb
         reward/iou reward/match reward/count reward/text
-        reward/location reward/class reward/number reward/missing""".split()
+        reward/location reward/class reward/number reward/missing
+        reward/answer reward/evidence reward/calls""".split()
     assert set(names) == set(METRIC_GLOSSARY)
     assert all(all(metric) for metric in METRIC_GLOSSARY.values())
     assert len({len(line) for line in report.glossary_table().splitlines()}) == 1

@@ -354,7 +354,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
     on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
 
-    def half_a_model(self: VisionLanguageModel, folder: Path) -> None:
+    def half_a_model(self: VisionLanguageModel, folder: Path, weights: None) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise Killed
 
@@ -404,9 +404,9 @@ def test_another_task_model_works_on_the_crops(
     """In training and in the table at its end; the start policy is then asked for nothing but its regions."""
     asked, encode = [], VisionLanguageModel.encode
 
-    def listen(self: VisionLanguageModel, views: Any, texts: list[str]) -> Any:
+    def listen(self: VisionLanguageModel, views: Any, texts: list[str], *names: Any) -> Any:
         asked.extend(texts)
-        return encode(self, views, texts)
+        return encode(self, views, texts, *names)
 
     monkeypatch.setattr(VisionLanguageModel, "encode", listen)
     detector = {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
