@@ -29,6 +29,7 @@ import numpy as np
 from activeo3 import geometry
 from activeo3.files import DataError
 from activeo3.schema import Example, Zoom
+from activeo3.transcripts import edit_distance
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KINDS = ("exact", "number", "anls", "choice")
@@ -128,19 +129,8 @@ def likeness(said: str, right: str) -> float:
     >>> likeness("Paris", "paris"), likeness("Pariss", "Paris"), likeness("Rome", "Paris")
     (1.0, 0.8333333333333334, 0.0)
     """
-    a, b = (" ".join(text.split()).lower() for text in (said, right))
-    alike = 1.0 - edits(a, b) / max(len(a), len(b), 1)
+    alike = 1.0 - edit_distance(said.lower(), right.lower())
     return alike if alike >= ANLS_LEAST else 0.0
-
-
-def edits(a: str, b: str) -> int:
-    """Fewest insertions, deletions and replacements of letters that make one text the other."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, start=1):
-        above, row = row, [i]
-        for j, other in enumerate(b, start=1):
-            row.append(min(row[-1] + 1, above[j] + 1, above[j - 1] + (letter != other)))
-    return row[-1]
 
 
 _LETTER = re.compile(r"\(?([A-Z])\)?(?:\s*[-–.):,]|\s|\Z)\s*(.*)", re.DOTALL)
