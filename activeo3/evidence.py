@@ -27,11 +27,11 @@ from typing import Any, Sequence
 import numpy as np
 
 from activeo3 import geometry
+from activeo3.answers import read_letter
 from activeo3.files import DataError
 from activeo3.schema import Example, Zoom
 from activeo3.transcripts import edit_distance
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KINDS = ("exact", "number", "anls", "choice")
 ANLS_LEAST = 0.5  # tau of DocVQA (arXiv 2007.00398): an answer less alike than this is wrong
 
@@ -89,7 +89,7 @@ def rightness(said: str | None, asked: Asked) -> float:
         case "anls":
             return max(likeness(said, right) for right in asked.answers)
         case "choice":
-            return float(chosen(said, asked.options) in asked.answers)
+            return float(read_letter(said, asked.options).value in asked.answers)
     raise ValueError(f"unknown kind of answer {asked.kind!r}")
 
 
@@ -131,26 +131,6 @@ def likeness(said: str, right: str) -> float:
     """
     alike = 1.0 - edit_distance(said.lower(), right.lower())
     return alike if alike >= ANLS_LEAST else 0.0
-
-
-_LETTER = re.compile(r"\(?([A-Z])\)?(?:\s*[-–.):,]|\s|\Z)\s*(.*)", re.DOTALL)
-
-
-def chosen(said: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names: by letter, with or without the option's text, or by
-    the text alone. None if it names none, more than one, or a letter beside the text of another.
-
-    >>> [chosen(said, ("red", "blue")) for said in ("B", "(b)", "B. blue", "Blue.", "A: blue", "both")]
-    ['B', 'B', 'B', 'B', None, None]
-    """
-    texts = [normal(option) for option in options]
-    if texts.count(normal(said)) == 1:
-        return LETTERS[texts.index(normal(said))]
-    match = _LETTER.fullmatch(said.strip().upper())
-    if not match or match.group(1) not in LETTERS[: len(options)]:
-        return None
-    letter, rest = match.groups()
-    return letter if not rest or normal(rest) == texts[LETTERS.index(letter)] else None
 
 
 # ---------------------------------------------------------------------- did it look where the evidence is?

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from activeo3 import evidence as room
 from activeo3 import geometry
-from activeo3.evidence import Asked, asked_of, chosen, evidence, likeness, quantity, rightness, terms
+from activeo3.evidence import Asked, asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.config import TrainConfig
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes
@@ -84,14 +84,10 @@ def test_anls_as_docvqa_defines_it() -> None:
     assert rightness("abcde", Asked("?", ("x", "abcdx", "abcd"), "anls")) == pytest.approx(0.8)  # the best of the aliases
 
 
-def test_choices_by_letter_and_by_text() -> None:
-    options = ("The dog is red.", "blue", "a", "dark blue")
-    assert [chosen(text, options) for text in ("b", "(B)", "B.", "B) blue", "b: Blue", "B - blue", "BLUE", "dark blue")] == [*"BBBBBBBD"]
-    assert chosen("a", options) == "C"  # the text of an option before the letter of another
-    for nothing in ("", "E", "B dark blue", "AB", "red", "blue or dark blue", "(", "B. blue or D"):
-        assert chosen(nothing, options) is None
-    assert chosen("same", ("same", "same")) is None
-    assert rightness("(b) blue", Asked("?", ("B",), "choice", options)) == 1.0
+def test_a_choice_is_read_as_the_benchmarks_read_it() -> None:
+    asked = Asked("?", ("B",), "choice", ("The dog is red.", "blue", "green", "dark blue"))
+    assert [rightness(text, asked) for text in ("b", "(B)", "B) blue", "B - blue", "BLUE", "The answer is B.")] == [1.0] * 6
+    assert [rightness(text, asked) for text in ("", "E", "red", "dark blue", "A or B", "green")] == [0.0] * 6
 
 
 @given(st.text(max_size=30), st.sampled_from(room.KINDS))
