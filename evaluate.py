@@ -22,7 +22,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, files, floors, measures, pictures, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, pictures, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
@@ -90,9 +90,9 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     """
     readers = [datasets.READERS.get(name.partition(":")[0]) for name in benchmarks]
     in_words = [name for name, reader in zip(benchmarks, readers) if reader and reader.answers == "words"]
-    by_task = budgets.evaluate if config.task == "segment" else measures.evaluate if task_of(config).measured else None
-    if task_of(config).follow:
-        raise ConfigError(f"--task {config.task} has its table at the end of a training run, and none here yet.")
+    task = task_of(config)
+    by_task = exams.evaluate if task.follow else measures.evaluate if task.measured else None
+    by_task = budgets.evaluate if config.task == "segment" else by_task
     if config.image or not (in_words or by_task):
         return None
     what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"

@@ -260,7 +260,7 @@ def before_and_after(
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     policies = {"before": start, "after": actor}
     if task.follow:
-        table = exam(policies, blocks(examples), task, config, share)
+        table = exam(policies, blocks(examples), task, config, share, config)
         if not writes:
             return
         report.replace_file(folder / "results.json", (report.strict_json({"rows": table[0]}) + "\n").encode())

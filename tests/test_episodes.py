@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from activeo3.schema import Example, Rollout, Sampling
 from activeo3.tasks import TASKS
 from activeo3.zooms import STATUSES
 from scripted import END, Scripted, painted
+from test_evaluate import checkpoint, evaluate  # noqa: F401
 
 CONFIG = TrainConfig(task="zoom_qa", crop_side=256, episode_tokens=4000)
 SIZE = (1344, 896)
@@ -224,7 +226,7 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
     said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
     policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
     share = lambda work, parts: [work(part) for part in parts]  # noqa: E731
-    rows, columns = exam(policies, [[question()] * 2, [question()]], TASK, CONFIG, share)
+    rows, columns = exam(policies, [[question()] * 2, [question()]], TASK, CONFIG, share, CONFIG)
     assert columns == ["policy", "reward", "answer", "evidence", "calls", "zoom_executed", "answered", "answered_without_zoom"]
     first, second, third = rows
     assert [row["policy"] for row in rows] == list(policies)
@@ -248,3 +250,16 @@ def test_what_prompts_write_is_what_zooms_read(family: str, tokenizer) -> None:
     rollout = episode(family, tokenizer, [asked + END, ANSWER])
     assert rollout.episode.statuses[0] == "malformed_zoom"
     assert json.loads(zoom_call([1, 2, 3, 4])) == {"bbox_2d": [1, 2, 3, 4]}
+
+
+def test_evaluate_prints_the_table_of_episodes(checkpoint: str, evaluate: Callable, tmp_path: Path) -> None:  # noqa: F811
+    small = ("--max_new_tokens", "6", "--sensing_side", "32", "--max_turns", "2", "--limit", "3")
+    printed, complaint = evaluate("--checkpoint", checkpoint, "--task", "zoom_qa", "--output_dir", str(tmp_path), *small)
+    assert complaint == "" and "scenes (test), 3 questions" in printed and "| start " in printed
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    statuses = [row[name] for name in STATUSES]
+    assert row["benchmark"] == "scenes" and row["n"] == 3 and sum(statuses) == pytest.approx(1.0)
+    assert row["truncated"] == 1.0 and row["answer"] == 0.0  # six random tokens are no answer
+    assert "| start " in (tmp_path / "results.md").read_text()
+    _, complaint = evaluate("--checkpoint", checkpoint, "data/tiny", "--start", "data/tiny", "--task", "zoom_qa")
+    assert complaint == "activeo3: --task zoom_qa is evaluated with one --checkpoint and by one process."

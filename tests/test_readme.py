@@ -291,5 +291,6 @@ def test_the_evaluation_commands_evaluate(
         if config.image:
             assert (folder / "photo.png").exists()
         else:
-            row = "| trained" if task_of(config).measured else "| active"
+            apart = task_of(config).measured or task_of(config).follow
+            row = "| trained" if apart else "| active"
             assert row in capsys.readouterr().out and (folder / "results.json").exists()
