@@ -35,7 +35,7 @@ from activeo3.failures import failures
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
 from activeo3.headlines import headlines
-from activeo3.jobs import Expert, found, proposed
+from activeo3.jobs import Expert, blocks, found, proposed
 from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import prompts
+from activeo3 import prompts, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
@@ -233,6 +233,18 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
     assert (first["answer"], first["calls"], first["zoom_executed"], first["answered"]) == (1, -1, 0.5, 0.5)
     assert (second["answer"], second["evidence"], second["answered_without_zoom"]) == (1, 0, 1)
     assert first["reward"] > second["reward"] > third["reward"] == 0
+
+
+def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokenizer, tmp_path: Path) -> None:
+    start = Scripted(family, tokenizer, lambda *_: final_answer("7") + END)
+    trained = Scripted(family, tokenizer, lambda *_: ANSWER)
+    told: list[str] = []
+    (tmp_path / "metrics.jsonl").touch()
+    suites.before_and_after(trained, start, [question()] * 2, replace(CONFIG, output_dir=str(tmp_path)), told.append)
+    before, after = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert (before["policy"], before["answer"], after["policy"], after["answer"]) == ("before", 0, "after", 1)
+    assert any("| before " in text and "| after " in text for text in told)
+    assert "activeo3: learning to zoom, look again and answer" in (tmp_path / "report.html").read_text()
 
 
 # ---------------------------------------------------------------------- in words
