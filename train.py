@@ -8,6 +8,7 @@ One step: look -> zoom -> act -> score -> compare -> learn. The same command aga
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -47,8 +48,9 @@ def train_step(
         prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
-    # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own.
-    with clock("act"), (task_model or reference).gathered() as expert:
+    # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own. Where the
+    # answer is the result nobody acts, and no weights are gathered.
+    with clock("act"), (task_model or reference).gathered() if task.zooms else nullcontext() as expert:
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from activeo3 import annotations, masks, pageocr, pixmo, questions, referring, selections, soda
-from activeo3.files import DataError, Dataset, Source, listed, within
+from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
 
@@ -87,27 +87,10 @@ READERS: dict[str, Reader] = {
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Derived):
     """The first ``size`` questions of a data set."""
 
-    dataset: Dataset
     size: int
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def split(self) -> str:
-        return self.dataset.split
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        return self.dataset.paths
-
-    @property
-    def dropped(self) -> Sequence[str]:
-        return self.dataset.dropped
 
     def __len__(self) -> int:
         return self.size

@@ -60,6 +60,32 @@ class Dataset(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A data set made of another one: what is not defined anew is that of ``dataset``."""
+
+    dataset: Dataset
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def split(self) -> str:
+        return self.dataset.split
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return self.dataset.paths
+
+    @property
+    def dropped(self) -> Sequence[str]:
+        return self.dataset.dropped
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
 @dataclass(frozen=True)
 class Source:
     """What a reader is asked for: a split below a data root.

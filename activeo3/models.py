@@ -276,6 +276,14 @@ class VisionLanguageModel:
         )
         rows.deltas = rows.deltas + deltas
 
+    def ends(self, turn: Sequence[int]) -> bool:
+        """Did a turn end by itself, and not by the length limit?"""
+        return bool(turn) and turn[-1] == self.end_token
+
+    def words_of(self, turn: Sequence[int]) -> str:
+        """A turn as text, without its end token."""
+        return self.tokenizer.decode(turn[:-1] if self.ends(turn) else turn, skip_special_tokens=False)
+
     # ------------------------------------------------------------------ scoring: one packed row per prompt
 
     def pack(self, prompts: Sequence[Prompt], branches: Sequence[Sequence[Branch | Sequence[int]]]) -> Packed:

@@ -13,14 +13,13 @@ The policy sees the whole picture once, at --sensing_side. (Perception-R1, arXiv
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable
 
 import numpy as np
 
 from activeo3 import matching
 from activeo3.config import TrainConfig, _Config
-from activeo3.files import DataError, Dataset
+from activeo3.files import DataError, Derived
 from activeo3.geometry import Frame, as_boxes, clipped, ordered
 from activeo3.metrics import asked_boxes
 from activeo3.models import VisionLanguageModel
@@ -90,30 +89,10 @@ _POSES: dict[str, Callable[[Example], Example]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Posed:
+class Posed(Derived):
     """A data set whose examples are posed when they are read; one that does not fit is passed over like a bad picture."""
 
-    dataset: Dataset
     pose: Callable[[Example], Example]
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def split(self) -> str:
-        return self.dataset.split
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        return self.dataset.paths
-
-    @property
-    def dropped(self) -> Sequence[str]:
-        return self.dataset.dropped
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Example:
         return self.pose(self.dataset[index])

@@ -194,9 +194,7 @@ def ask(
             for e, of_one in zip(part, shown)
         ]
         for example, (token_ids,) in zip(part, model.generate(model.encode(shown, asked), 1, sampling), strict=True):
-            finished = bool(token_ids) and token_ids[-1] == model.end_token
-            text = model.tokenizer.decode(token_ids[:-1] if finished else token_ids, skip_special_tokens=False)
-            answers.append(read(benchmark, example, text, finished))
+            answers.append(read(benchmark, example, model.words_of(token_ids), model.ends(token_ids)))
     return answers
 
 

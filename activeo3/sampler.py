@@ -132,7 +132,7 @@ def look(
 
     def observe(ended: Sequence[tuple[int, tuple[int, ...]]]) -> list[Prompt | None]:
         """What rows are shown after the turns that they have ended: what their dialogues say, if it fits in."""
-        shown = [dialogues[row].hear(words_of(actor, ids), True) for row, ids in ended]
+        shown = [dialogues[row].hear(actor.words_of(ids), True) for row, ids in ended]
         going_on = [(row, ids, new) for (row, ids), new in zip(ended, shown) if new]
         observations = actor.encode_next(
             [new.view for _, _, new in going_on], [new.words for _, _, new in going_on],
@@ -151,27 +151,17 @@ def look(
     branches = [branch for of_one in actor.converse(encoded, group, sampling, observe) for branch in of_one]
     rollouts = []
     for row, (branch, dialogue) in enumerate(zip(branches, dialogues, strict=True)):
-        ended = ends(actor, branch.turns[-1])
+        ended = actor.ends(branch.turns[-1])
         if not ended:
-            dialogue.hear(words_of(actor, branch.turns[-1]), False)
+            dialogue.hear(actor.words_of(branch.turns[-1]), False)
         example, text, finished = examples[row // group], told(actor, branch), ended and row not in cut
         rollouts.append(Rollout(example, branch.answer, text, finished, *dialogue.reading(), branch=branch))
     return encoded, [rollouts[first : first + group] for first in range(0, len(rollouts), group)]
 
 
-def ends(actor: VisionLanguageModel, turn: Sequence[int]) -> bool:
-    """Did a turn end by itself, and not by the length limit?"""
-    return bool(turn) and turn[-1] == actor.end_token
-
-
-def words_of(actor: VisionLanguageModel, turn: Sequence[int]) -> str:
-    """A turn as text, without its end token."""
-    return actor.tokenizer.decode(turn[:-1] if ends(actor, turn) else turn, skip_special_tokens=False)
-
-
 def told(actor: VisionLanguageModel, branch: Branch) -> str:
     """An answer as text for people: its turns, and between them the words that were shown."""
-    said = [words_of(actor, turn) for turn in branch.turns]
+    said = [actor.words_of(turn) for turn in branch.turns]
     for i, prompt in enumerate(branch.shown):
         words = actor.tokenizer.decode([token for token in prompt.ids.tolist() if token != actor.image_token])
         said[i] += f"\n[{' '.join(words.split())}]\n"

@@ -112,9 +112,8 @@ def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> 
         asked = [prompts.task_prompt(look.example.query, config.wording) for look in part]
         answers = expert.generate(expert.encode(views, asked), 1, sampling)
         for look, frame, (ids,) in zip(part, frames, answers, strict=True):
-            finished = bool(ids) and ids[-1] == expert.end_token
-            text = expert.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-            boxes = geometry.as_boxes(prompts.read_boxes(text, finished).boxes_text)
+            text = expert.words_of(ids)
+            boxes = geometry.as_boxes(prompts.read_boxes(text, expert.ends(ids)).boxes_text)
             one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
             found.append(one._replace(tokens=len(ids)))
     return found

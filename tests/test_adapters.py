@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_engine import finely_sharded, rank_environment
-from test_train import prepare, rows_of, small_pictures  # noqa: F401
+from test_train import prepare, rows_of
 
 from activeo3 import adapters, engine
 from activeo3.config import ConfigError, TrainConfig

