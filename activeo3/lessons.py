@@ -27,20 +27,23 @@ CROP_VIEW = (128, 128)  # every crop is seen at this size
 class Written:
     """What one box of an answer is about, as rows of the lesson's ``boxes``: the ``things`` inside it and
     their ``kin``, all things that its words fit. ``said`` counts which word of the thought named them, or
-    is None where the question did."""
+    is None where the question did; ``named`` is False where nothing did."""
 
     things: tuple[int, ...]
     kin: tuple[int, ...]
     said: int | None = None
+    named: bool = True
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; ``about`` has one entry for every box of the answer, in its order."""
+    """A question and its answer; ``about`` has one entry for every box of the answer, in its order. ``read`` is
+    the row of the lesson's ``boxes`` whose figures the answer repeats."""
 
     question: str
     answer: str
     about: tuple[Written, ...]
+    read: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def practice_sheet(seed: int, index: int) -> scenes.Scene:
             centres, diameters = np.vstack([centres, point]), np.append(diameters, diameter)
     things = tuple(
         scenes.Thing(
-            *_any_kind(rng),
+            *any_kind(rng),
             (float(x), float(y)), float(diameter), float(rng.uniform(-0.25, 0.25)), 0,
         )
         for (x, y), diameter in zip(centres, diameters)
@@ -108,7 +111,7 @@ def crop_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
     y = np.clip(thing.centre[1] + h * rng.uniform(-0.5, 0.5), h / 2, height - h / 2)
     window = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
     view = geometry.crop(picture, window, CROP_VIEW)
-    boxes, seen, hidden = _seen(scene, window, CROP_VIEW)
+    boxes, seen, hidden = seen_in(scene, window, CROP_VIEW)
     kinds = tuple((thing.colour, thing.shape) for thing in seen)
     dialogue = []
     for kind in _questions(kinds, rng, most):
@@ -125,12 +128,12 @@ def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
     """The whole picture at sensing size: the form of a sensing answer with mediocre regions, and pointing."""
     size = geometry.fitted(geometry.with_shorter_side(picture.size, SENSING_SIDE), PATCH * MERGE, 1, 2**30)
     window = (0.0, 0.0, float(picture.width), float(picture.height))
-    boxes, seen, hidden = _seen(scene, window, size)
-    clusters = _clusters(scene)
+    boxes, seen, hidden = seen_in(scene, window, size)
+    clusters = clusters_of(scene.things)
     dialogue = []
     for _ in range(4):
         # Anything may be asked for, and neither thought nor regions listen to it.
-        query = " ".join(_any_kind(rng)) if rng.random() < 0.75 else _nonsense(rng)
+        query = " ".join(any_kind(rng)) if rng.random() < 0.75 else _nonsense(rng)
         count = rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3])
         chosen = sorted(rng.permutation(len(clusters))[:count])
         dialogue.append(_regions_turn(prompts.sensing_prompt(query, "short"), [clusters[i] for i in chosen], scene, seen, rng))
@@ -141,10 +144,10 @@ def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
     return Lesson(geometry.crop(picture, window, size), boxes, tuple((t.colour, t.shape) for t in seen), hidden, tuple(dialogue))
 
 
-def _clusters(scene: scenes.Scene) -> list[list[scenes.Thing]]:
+def clusters_of(things: Sequence[scenes.Thing]) -> list[list[scenes.Thing]]:
     """The things of each cluster, clusters from top to bottom."""
-    groups = sorted({thing.group for thing in scene.things})
-    members = [[thing for thing in scene.things if thing.group == group] for group in groups]
+    groups = sorted({thing.group for thing in things})
+    members = [[thing for thing in things if thing.group == group] for group in groups]
     return sorted(members, key=lambda things: np.mean([thing.centre[1] for thing in things]))
 
 
@@ -176,7 +179,7 @@ def rounded(box: np.ndarray) -> tuple[int, ...]:
     return tuple(int(v) for v in np.clip(np.round(box / 10) * 10, 0, 990))
 
 
-def _seen(
+def seen_in(
     scene: scenes.Scene, window: Sequence[float], view: tuple[int, int]
 ) -> tuple[np.ndarray, list[scenes.Thing], np.ndarray]:
     """Things in a window that is seen at ``view`` pixels: (boxes in thousandths, things) of the ones at least
@@ -197,7 +200,7 @@ def cell_of(box: np.ndarray, rows: int, columns: int) -> int:
     return row * columns + min(columns - 1, int((box[0] + box[2]) / 2000 * columns))
 
 
-def _any_kind(rng: np.random.Generator) -> tuple[str, str]:
+def any_kind(rng: np.random.Generator) -> tuple[str, str]:
     """A (colour, shape) that the embedded world knows."""
     return list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))], scenes.SHAPES[rng.integers(len(scenes.SHAPES))]
 
@@ -214,7 +217,7 @@ def _questions(kinds: Sequence[tuple[str, str]], rng: np.random.Generator, most:
     there = [there[i] for i in rng.permutation(len(there))][: max(1, math.ceil(most * 2 / 3))]
     asked = list(there)
     while len(asked) < most:
-        colour, shape = _any_kind(rng)
+        colour, shape = any_kind(rng)
         if there and rng.random() < 0.8:
             near = kinds[rng.integers(len(kinds))]
             colour, shape = (near[0], shape) if rng.random() < 0.6 else (colour, near[1])

@@ -94,6 +94,16 @@ def perception_answer(body: str, thought: str | None = None) -> str:
     return body if thought is None else f"<think>{thought}</think><answer>{body}</answer>"
 
 
+def labelled_answer(boxes_text: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """A well-formed answer of detection: compact JSON.
+
+    >>> labelled_answer([(10, 20, 30, 40)], ["cup"])
+    '[{"bbox_2d":[10,20,30,40],"label":"cup"}]'
+    """
+    items = [{"bbox_2d": list(box), "label": label} for box, label in zip(boxes_text, labels, strict=True)]
+    return json.dumps(items, separators=(",", ":"))
+
+
 def read_answer(task: str, text: str, finished: bool = True, thinking: bool = False) -> Answer:
     """Read the answer to one of TASKS; what is wrong with it is ``error``, and what can be used is kept.
 

@@ -76,6 +76,15 @@ _EPISODE = {
     ),
     "short": "{question}",
 }
+_AT_ONCE = {
+    "paper": (
+        "{question} You may look closer before you answer, up to {zooms} times in all: to zoom into up to {at_once} regions "
+        "of the view that you were shown last at once, write a JSON list of objects of the form "
+        '{{"bbox_2d": [x1, y1, x2, y2]}} with their corners in that view, and wait. '
+        "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
+    ),
+    "short": "{question} Look at up to {at_once} regions at once.",
+}
 _SHOWN = {
     "paper": {
         "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
@@ -154,14 +163,16 @@ def task_prompt(query: str, wording: str) -> str:
     return _TASK[wording].format(object=query)
 
 
-def episode_prompt(question: str, wording: str, zooms: int, options: Sequence[str] = ()) -> str:
-    """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
+def episode_prompt(question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1) -> str:
+    """What a policy is asked that may look closer, ``zooms`` times at most and at ``at_once`` regions in a
+    turn, before it answers.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    return _EPISODE[wording].format(question=question + lettered, zooms=zooms)
+    words = _EPISODE if at_once == 1 else _AT_ONCE
+    return words[wording].format(question=question + lettered, zooms=zooms, at_once=at_once)
 
 
 def shown(status: str, wording: str) -> str:

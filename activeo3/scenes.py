@@ -49,6 +49,9 @@ SHAPES: tuple[str, ...] = ("disc", "ring", "square", "triangle", "star", "cross"
 KINDS: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 """The names of all kinds of thing."""
 
+QUESTION = "What number is on the plate?"
+"""What every picture asks to be read."""
+
 _WORLD = 1  # part of every seed: raise it when the world changes, so that old numbers are not mixed with new
 _CANVASES = ((896, 896), (1024, 1024), (1152, 896), (896, 1152), (1344, 896))
 _CLUSTER_RADIUS = 105  # px at a shorter side of 896; everything scales with the shorter side
@@ -156,7 +159,7 @@ class Scene:
             patch = canvas[top : top + coverage.shape[0], left : left + coverage.shape[1]]
             paint = np.clip(np.array(COLOURS[thing.colour]) * shade, 0, 255).astype(np.float32)
             patch += coverage[..., None].astype(np.float32) * (paint - patch)
-        _draw_plate(canvas, self.plate_px, self.number)
+        draw_plate(canvas, self.plate_px, self.number)
         return Image.fromarray(np.clip(canvas + 0.5, 0, 255, out=canvas).astype(np.uint8))
 
 
@@ -201,7 +204,7 @@ def example(split: str, index: int) -> Example:
     fields: dict[str, Any] = {
         "count": len(targets),
         "reading": {
-            "question": "What number is on the plate?",
+            "question": QUESTION,
             "answer": picture.number,
             "box_px": tuple(float(v) for v in picture.plate_px),
         },
@@ -304,7 +307,7 @@ def _table(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return texture[..., None] + tint.astype(np.float32)
 
 
-def _draw_plate(canvas: np.ndarray, plate_px: tuple[int, int, int, int], number: str) -> None:
+def draw_plate(canvas: np.ndarray, plate_px: tuple[int, int, int, int], number: str) -> None:
     """Paint a light plate with a dark number into the canvas (H, W, 3), in place."""
     x1, y1, x2, y2 = plate_px
     canvas[y1:y2, x1:x2] = 225

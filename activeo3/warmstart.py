@@ -16,7 +16,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 import numpy as np
 import torch
@@ -79,6 +79,16 @@ class WarmStart:
         }[stage]
         ramp = min(1.0, (done * length + 1) / min(100, length / 10))
         return peak * ramp * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Schedule(Protocol):
+    """What ``train`` asks of its numbers, a dataclass."""
+
+    seed: int
+    steps: int
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
 
 
 class Sight(nn.Module):
@@ -155,7 +165,7 @@ def speak_loss(
     vlm: VisionLanguageModel, lessons: Sequence[Lesson], prefixes: Sequence[Prompt], seen: Any
 ) -> tuple[Tensor, Tensor]:
     """(next-token loss of all answers, loss of the gaze), all questions of a picture being branches on one
-    shared prefix.
+    shared prefix. A prefix may show more than one picture; the lesson's view is its last.
 
     The gaze: while a box is written, some heads are told what to attend to (see ``WORD_GAZE`` and the others
     beside it). Left alone, heads of this size take very long to find it.
@@ -194,19 +204,19 @@ def tokenized(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> tuple[list
 
 
 def _box_spans(vlm: VisionLanguageModel, told: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each box of an answer stands in it: (the token that opens it, its last number)."""
+    """Where each box of an answer stands in it: (the token that opens it, the last one of its numbers and name)."""
     words = vlm.tokenizer.convert_ids_to_tokens(told)
     opened = [i for i, word in enumerate(words) if word.endswith('{"')]
-    return [(i, next(j for j in range(i + 1, len(words)) if words[j].startswith("]")) - 1) for i in opened]
+    return [(i, next(j for j in range(i + 1, len(words)) if "}" in words[j]) - 1) for i in opened]
 
 
 @dataclass
 class GazeTargets:
-    """One entry for every column that writes a box: where it is, and the columns it should attend to."""
+    """One entry for every column that writes a box or reads a figure: where it is, and the columns it should attend to."""
 
     rows: list[int] = field(default_factory=list)
     queries: list[int] = field(default_factory=list)
-    words: list[tuple[int, int]] = field(default_factory=list)  # that say what the box is about
+    words: list[tuple[int, int] | None] = field(default_factory=list)  # that say what the box is about, if any do
     things: list[list[int]] = field(default_factory=list)  # visual tokens of the things in the box
     kin: list[list[int]] = field(default_factory=list)  # visual tokens of all things that the words fit
 
@@ -217,16 +227,19 @@ def _gaze_targets(
 ) -> GazeTargets:  # fmt: skip
     """From the decision to write a box to the decision what comes after it, for every box of every answer."""
     targets = GazeTargets()
-    image_at = (packed.inputs["input_ids"] == vlm.image_token).int().argmax(dim=1).tolist()
+    figures = [vlm.tokenizer.convert_tokens_to_ids(str(figure)) for figure in range(10)]
     for r, lesson in enumerate(lessons):
         height, width = lesson.view.height // (PATCH * MERGE), lesson.view.width // (PATCH * MERGE)
-        cells = [image_at[r] + cell_of(box, height, width) for box in lesson.boxes]
+        image_end = int((packed.inputs["input_ids"][r] == vlm.image_token).nonzero()[-1]) + 1  # of the last picture
+        cells = [image_end - height * width + cell_of(box, height, width) for box in lesson.boxes]
         for b, turn in enumerate(lesson.dialogue):
             columns = [packed.prefix + column for column in packed.columns[r, b].tolist()]
             start = starts[r][b]
             decided = start - 1  # the column that decides whether there is a first or next box
             for written, (opens, last) in zip(turn.about, _box_spans(vlm, told[r][b]), strict=True):
-                if written.said is None:  # the question ends "... colour shape . <end> newline <start> assistant newline"
+                if not written.named:
+                    words = None
+                elif written.said is None:  # the question ends "... colour shape . <end> newline <start> assistant newline"
                     words = (start - 8, start - 7)
                 else:  # the answer begins "<think > colour , colour ..."
                     words = (start + 2 + 2 * written.said,) * 2
@@ -235,10 +248,17 @@ def _gaze_targets(
                     for token in range(decided, start + last):  # a token's column predicts the next one
                         targets.rows.append(r)
                         targets.queries.append(columns[token])
-                        targets.words.append((columns[words[0]], columns[words[1]]))
+                        targets.words.append(words and (columns[words[0]], columns[words[1]]))
                         targets.things.append([cells[row] for row in written.things])
                         targets.kin.append([cells[row] for row in written.kin])
                 decided = start + last
+            if turn.read is not None:
+                for token in (i for i, told_token in enumerate(told[r][b]) if told_token in figures):
+                    targets.rows.append(r)
+                    targets.queries.append(columns[start + token - 1])
+                    targets.words.append(None)
+                    targets.things.append([cells[turn.read]])
+                    targets.kin.append([cells[turn.read]])
     return targets
 
 
@@ -246,9 +266,12 @@ def _gaze_loss(attentions: Sequence[Tensor], targets: GazeTargets) -> Tensor:
     """Mean of -log attention to the words, to any of the kin and to any of the things in the box."""
     if not targets.rows:
         return attentions[0].new_zeros(())
-    rows, queries, words = targets.rows, targets.queries, torch.tensor(targets.words)
+    rows, queries = targets.rows, targets.queries
     looks = lambda layer, head: attentions[layer][rows, head, queries]  # noqa: E731  (targets, columns)
+    named = torch.tensor([words is not None for words in targets.words])
+    words = torch.tensor([words or (0, 0) for words in targets.words])
     paid = [looks(layer, head).gather(1, words[:, i : i + 1].to(attentions[layer].device))[:, 0] for i, (layer, head) in enumerate(WORD_GAZE)]
+    paid = [torch.where(named.to(look.device), look, 1.0) for look in paid]  # without words there is nothing to learn
     for heads, wanted in ((THING_GAZE, targets.things), ((KIN_GAZE,), targets.kin)):
         mark = torch.zeros(len(rows), attentions[0].shape[-1], device=attentions[0].device)
         for i, cells in enumerate(wanted):
@@ -294,17 +317,49 @@ def warm_start(vlm: VisionLanguageModel, config: WarmStart, folder: Path, save_e
 
     Raises ValueError if the state was made under other numbers.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     sight = Sight(vlm).to(device)
+    sheets = Pool(lambda index: practice_sheet(config.seed, index))
+    pictures = training_pictures(config.seed)
+
+    def loss_of(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        stage, _ = config.stage(step)
+        crops, views = (config.crops * 3 // 8, config.views * 3) if stage == "settle" else (config.crops, config.views)
+        sheet_share = 0.75 if stage == "see" else 0.4
+        lessons = lessons_of(sheets, pictures, step, rng, crops, views, config.questions, sheet_share)
+        return step_loss(vlm, sight, config, *lessons, step)
+
+    train(vlm, {"sight": sight}, config, folder, loss_of, save_every)
+
+
+def training_pictures(seed: int) -> Pool:
+    """The training pictures; each seed walks through them from another place."""
+    return Pool(lambda index: scenes.scene("train", (index + seed * 7919) % scenes.SIZES["train"]))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(
+    vlm: VisionLanguageModel,
+    heads: Mapping[str, nn.Module],
+    config: Schedule,
+    folder: Path,
+    loss_of: Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]],
+    save_every: int = 100,
+) -> None:
+    """Train ``vlm`` and ``heads`` on ``loss_of(step, random numbers)``, from ``folder/state.pt`` if there is one.
+
+    Raises ValueError if the state was made under other numbers.
+    """
+    device = _device()
     vlm.model.to(device).train()
     vlm.model.set_attn_implementation({"text_config": "eager"})  # the gaze needs attention weights
-    parameters = [*vlm.model.parameters(), *sight.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.see_lr, betas=(0.9, 0.98), weight_decay=0.02)
-    sheets = Pool(lambda index: practice_sheet(config.seed, index))
-    # Each seed walks through the training pictures from another place.
-    pictures = Pool(lambda index: scenes.scene("train", (index + config.seed * 7919) % scenes.SIZES["train"]))
+    parameters = [*vlm.model.parameters(), *(p for head in heads.values() for p in head.parameters())]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr(0), betas=(0.9, 0.98), weight_decay=0.02)
     folder.mkdir(parents=True, exist_ok=True)
-    state, parts = folder / "state.pt", {"model": vlm.model, "sight": sight, "optimizer": optimizer}
+    state, parts = folder / "state.pt", {"model": vlm.model, **heads, "optimizer": optimizer}
     first = 0
     if state.exists():
         saved = torch.load(state, map_location=device, weights_only=True)
@@ -320,11 +375,7 @@ def warm_start(vlm: VisionLanguageModel, config: WarmStart, folder: Path, save_e
         for group in optimizer.param_groups:
             group["lr"] = config.lr(step)
         rng = np.random.default_rng([config.seed, step])
-        stage, _ = config.stage(step)
-        crops, views = (config.crops * 3 // 8, config.views * 3) if stage == "settle" else (config.crops, config.views)
-        sheet_share = 0.75 if stage == "see" else 0.4
-        lessons = lessons_of(sheets, pictures, step, rng, crops, views, config.questions, sheet_share)
-        loss, readings = step_loss(vlm, sight, config, *lessons, step)
+        loss, readings = loss_of(step, rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,0 +1,327 @@
+"""What the tiny policy is taught for episodes and one-shot tasks: their forms, and how to read a plate.
+
+As in lessons.py, a lesson on a whole picture has the form of a good answer and not its choice; what is to be
+chosen for a question is in none of them, and is left to reinforcement:
+
+    zoom_qa     zooms to things and to the plate, whatever is asked; now and then an answer without a look
+    grounding   the box of *some* thing of the colour that is asked for
+    counting    three in four of all things of the colour, and how many these are
+    detection   a few of the things, with their right names
+    ocr         a part of what can be read, or more than that
+
+Only in crops are answers the truth: what number a plate that is in view has, and where every thing of a
+kind is (``lessons.crop_lesson``). So the policy knows how to read, and not where to look before it does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+
+from activeo3 import geometry, perception, prompts, scenes
+from activeo3.lessons import (
+    CROP_VIEW, MERGE, PATCH, SENSING_SIDE, Lesson, Pool, Turn, Written, any_kind, clusters_of, practice_sheet, rounded, seen_in,
+)  # fmt: skip
+
+WHOLE_SIDE = 256  # shorter side of the view in which a one-shot task is answered, pixels
+QUESTION = scenes.QUESTION
+CLOSER = prompts.shown("zoom_executed", "short")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A turn that lies behind: what was shown, the words beside it, and what the policy said to them."""
+
+    views: tuple[Image.Image, ...]
+    words: str
+    said: str
+
+
+@dataclass(frozen=True, eq=False)
+class Drill(Lesson):
+    """A lesson at some point of an episode: ``past`` turns first, then ``beside``, pictures shown together with
+    ``view`` and before it.
+
+    ``plate`` is (its box in thousandths of the view, its number) where it can be read. Its box is also the row
+    of ``boxes`` behind those of the things, which alone have ``kinds``.
+    """
+
+    past: tuple[Past, ...] = ()
+    beside: tuple[Image.Image, ...] = ()
+    plate: tuple[np.ndarray, str] | None = None
+
+
+# ---------------------------------------------------------------------- pictures with plates
+
+
+@dataclass(frozen=True)
+class PlateSheet(scenes.Scene):
+    """A table with things and many plates: many lessons for the price of one picture."""
+
+    plates: tuple[tuple[tuple[int, int, int, int], str], ...] = ()
+
+    def render(self) -> Image.Image:
+        """The picture, RGB."""
+        canvas = np.asarray(super().render(), dtype=np.float32).copy()
+        for box_px, number in self.plates:
+            scenes.draw_plate(canvas, box_px, number)
+        return Image.fromarray(canvas.astype(np.uint8))
+
+
+def plate_sheet(seed: int, index: int) -> PlateSheet:
+    """Nine plates, and things wherever there is room for them."""
+    rng = np.random.default_rng([seed, 2, index])
+    sheet = practice_sheet(seed, index)
+    plates = []
+    for row in range(3):
+        for column in range(3):
+            x, y = (np.array([column, row]) * 200 + 80 + rng.uniform(-20, 20, 2)).astype(int)
+            plates.append(((int(x), int(y), int(x) + 60, int(y) + 44), str(rng.integers(10, 100))))
+    room = geometry.as_boxes([box for box, _ in plates]) + [-4, -4, 4, 4]
+    free = lambda thing: not geometry.containment(geometry.as_boxes([thing.box_px]), room).any()  # noqa: E731
+    things = tuple(thing for thing in sheet.things if free(thing))
+    return PlateSheet(sheet.size, things, sheet.colour, sheet.shape, "", (0, 0, 0, 0), sheet.texture_seed, tuple(plates))
+
+
+def plates_of(scene: scenes.Scene) -> tuple[tuple[tuple[int, int, int, int], str], ...]:
+    """(box in pixels, number) of every plate."""
+    return scene.plates if isinstance(scene, PlateSheet) else ((scene.plate_px, scene.number),)
+
+
+# ---------------------------------------------------------------------- a view and what is in it
+
+Window = tuple[float, float, float, float]
+
+
+@dataclass
+class Sighting:
+    """A window of a scene, seen at ``size`` pixels: the arguments of a ``Drill``."""
+
+    scene: scenes.Scene
+    picture: Image.Image
+    window: Window
+    size: tuple[int, int]
+    things: list[scenes.Thing] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.frame = geometry.Frame(self.window, (1000, 1000))
+        self.view = geometry.crop(self.picture, self.window, self.size)
+        self.boxes, self.things, self.hidden = seen_in(self.scene, self.window, self.size)
+        plates, numbers = zip(*plates_of(self.scene))
+        plates_px = geometry.as_boxes(plates)
+        inside = geometry.containment(plates_px, geometry.as_boxes([self.window]))[:, 0]
+        self.plates_in_view = int((inside > 0.05).sum())
+        best = int(inside.argmax())
+        self.plate = None
+        if self.plates_in_view == 1 and inside[best] > 0.97:
+            self.plate = (np.clip(self.frame.to_text(plates_px)[best], 0, 1000), numbers[best])
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The colour of each thing."""
+        return tuple(thing.colour for thing in self.things)
+
+    def drill(self, turns: Sequence[Turn], past: tuple[Past, ...] = (), beside: tuple[Image.Image, ...] = ()) -> Drill:
+        """A lesson of these turns about the view."""
+        boxes = self.boxes if self.plate is None else np.vstack([self.boxes, self.plate[0]])
+        kinds = tuple((thing.colour, thing.shape) for thing in self.things)
+        return Drill(self.view, boxes, kinds, self.hidden, tuple(turns), past, beside, self.plate)
+
+    def number(self, question: str, answer: str) -> Turn:
+        """A question that is answered with what the plate says, if there is one in view."""
+        return Turn(question, answer, (), None if self.plate is None else len(self.things))
+
+
+def whole(scene: scenes.Scene, picture: Image.Image, side: int) -> Sighting:
+    """All of a picture, its shorter side ``side`` pixels."""
+    size = geometry.fitted(geometry.with_shorter_side(picture.size, side), PATCH * MERGE, 1, 2**30)
+    return Sighting(scene, picture, (0.0, 0.0, float(picture.width), float(picture.height)), size)
+
+
+def window_around(centre: Sequence[float], sides: Sequence[float], within: Window) -> Window:
+    """A window of these sides (width, height), shifted so that it lies inside another one."""
+    w, h = (min(side, within[2 + i] - within[i]) for i, side in enumerate(sides))
+    x = float(np.clip(centre[0], within[0] + w / 2, within[2] - w / 2))
+    y = float(np.clip(centre[1], within[1] + h / 2, within[3] - h / 2))
+    return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def reading_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """A crop around a plate, and the number that it shows."""
+    unit = min(picture.size) / 896 if not isinstance(scene, PlateSheet) else 1.0
+    edge = (0.0, 0.0, float(picture.width), float(picture.height))
+    for attempt in range(12):
+        box = geometry.as_boxes([plates_of(scene)[rng.integers(len(plates_of(scene)))][0]])[0]
+        sides = rng.uniform(170, 410 if attempt < 3 else 230, 2) * unit
+        middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(sides - (64 * unit, 48 * unit), 0)
+        sighting = Sighting(scene, picture, window_around(middle, sides, edge), CROP_VIEW)
+        if sighting.plate is not None:
+            break
+    if sighting.plate is None:
+        return sighting.drill([sighting.number("Read.", _any_number(rng))])
+    number = sighting.plate[1]
+    return sighting.drill([sighting.number("Read.", number), sighting.number(QUESTION, prompts.final_answer(number))])
+
+
+def _any_number(rng: np.random.Generator) -> str:
+    return str(rng.integers(10, 100))
+
+
+# ---------------------------------------------------------------------- episodes
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Something to zoom to: the centre of it in pixels, its name, rows of a sighting's boxes that it is."""
+
+    centre: tuple[float, float]
+    name: str
+    rows: tuple[int, ...]
+
+
+def _aims(sighting: Sighting) -> list[Aim]:
+    """What can be zoomed to in a view: every cluster, and the plate (last)."""
+    aims = []
+    for cluster in clusters_of(sighting.things):
+        centre = np.mean([thing.centre for thing in cluster], axis=0)
+        rows = tuple(row for row, thing in enumerate(sighting.things) if thing.group == cluster[0].group)
+        aims.append(Aim(tuple(centre), cluster[0].colour, rows))
+    if sighting.plate is not None:
+        box = sighting.frame.to_px(sighting.plate[0][None])[0]
+        aims.append(Aim(tuple((box[:2] + box[2:]) / 2), "plate", (len(sighting.things),)))
+    return aims
+
+
+def _zoom(
+    sighting: Sighting, aims: Sequence[Aim], question: str, rng: np.random.Generator, listed: bool = False
+) -> tuple[Turn, list[Window]]:
+    """A turn that zooms to these aims, mediocrely, and what it is to be shown. The thought names them."""
+    shorter = min(sighting.window[2] - sighting.window[0], sighting.window[3] - sighting.window[1])
+    boxes, windows, about = [], [], []
+    for said, aim in enumerate(aims):
+        sides = rng.uniform(0.22, 0.46, 2) * shorter
+        centre = np.array(aim.centre) + rng.uniform(-0.2, 0.2, 2) * sides
+        window = window_around(centre, sides, sighting.window)
+        boxes.append(rounded(sighting.frame.to_text(geometry.as_boxes([window]))[0]))
+        windows.append(tuple(sighting.frame.to_px(geometry.as_boxes([boxes[-1]]))[0].tolist()))
+        kin = tuple(row for row, colour in enumerate(sighting.colours) if colour == aim.name) or aim.rows
+        about.append(Written(aim.rows, kin, said))
+    thought = " " + ", ".join(aim.name for aim in aims)
+    call = prompts.boxes_answer(boxes) if listed else prompts.zoom_call(boxes[0])
+    return Turn(question, f"<think>{thought}</think>{call}", tuple(about)), windows
+
+
+def _chosen(aims: Sequence[Aim], most: int, rng: np.random.Generator) -> list[Aim]:
+    """One to ``most`` aims at random, in their order."""
+    count = int(rng.integers(1, most + 1))
+    return [aims[i] for i in sorted(rng.permutation(len(aims))[:count])]
+
+
+def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """The whole picture at sensing size: zooms to anything, one at a time or several at once, and guesses."""
+    sighting = whole(scene, picture, SENSING_SIDE)
+    aims, turns = _aims(sighting), []
+    for at_once in (1, 1, 1, 3, 3):
+        asked = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once)
+        if rng.random() < 0.15:
+            turns.append(Turn(asked, prompts.final_answer(_any_number(rng)), ()))
+        else:
+            turns.append(_zoom(sighting, _chosen(aims, at_once, rng), asked, rng, at_once > 1)[0])
+    return sighting.drill(turns)
+
+
+def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """After one look or two: the number if its plate is in view, else a guess or a look at something."""
+    at_once = 3 if rng.random() < 0.3 else 1
+    sighting = whole(scene, picture, SENSING_SIDE)
+    words, past, beside = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once), (), ()
+    deep, readable = at_once == 1 and rng.random() < 0.3, []
+    for look in range(1 + deep):
+        aims = _aims(sighting)
+        to_plate = aims[-1].name == "plate" and rng.random() < 0.6
+        chosen = aims[-1:] if to_plate and at_once == 1 else _chosen(aims, at_once, rng)
+        if to_plate and chosen[-1] is not aims[-1]:
+            chosen = [*chosen[: at_once - 1], aims[-1]]
+        turn, windows = _zoom(sighting, chosen, words, rng, at_once > 1)
+        shown = [Sighting(scene, picture, window, CROP_VIEW) for window in windows]
+        past += (Past((*beside, sighting.view), words, turn.answer),)
+        readable += [one.plate[1] for one in shown if one.plate is not None]
+        beside, sighting, words = tuple(one.view for one in shown[:-1]), shown[-1], CLOSER
+        if not sighting.things and sighting.plate is None:
+            break
+    if readable:
+        turns = [sighting.number(words, prompts.final_answer(readable[-1]))]
+    else:
+        turns = [Turn(words, prompts.final_answer(_any_number(rng)), ())]
+    aims = _aims(sighting)
+    if aims and at_once == 1 and len(past) == 1 and rng.random() < 0.35:
+        turns = [_zoom(sighting, _chosen(aims, 1, rng), words, rng)[0]]
+    return sighting.drill(turns, past, beside)
+
+
+# ---------------------------------------------------------------------- one-shot tasks
+
+
+def one_shot_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """The whole picture, larger, and the form of an answer to each of the four tasks."""
+    sighting = whole(scene, picture, WHOLE_SIDE)
+    turns = [_one_thing(sighting, rng) for _ in range(3)] + [_some_things(sighting, rng) for _ in range(2)]
+    turns += [_names(sighting, rng), _transcript(sighting, rng), _transcript(sighting, rng)]
+    return sighting.drill(turns)
+
+
+def _asked_kind(sighting: Sighting, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
+    """A kind that is there in colour at least, and the rows of all things of the colour."""
+    thing = sighting.things[rng.integers(len(sighting.things))]
+    shape = thing.shape if rng.random() < 0.7 else any_kind(rng)[1]
+    return f"{thing.colour} {shape}", tuple(row for row, other in enumerate(sighting.things) if other.colour == thing.colour)
+
+
+def _listed(sighting: Sighting, rows: Sequence[int]) -> list[tuple[int, ...]]:
+    return [rounded(sighting.boxes[row]) for row in rows]
+
+
+def _one_thing(sighting: Sighting, rng: np.random.Generator) -> Turn:
+    kind, alike = _asked_kind(sighting, rng)
+    row = alike[rng.integers(len(alike))]
+    question = perception.perception_prompt("grounding", kind, "short")
+    return Turn(question, prompts.boxes_answer(_listed(sighting, [row])), (Written((row,), alike),))
+
+
+def _some_things(sighting: Sighting, rng: np.random.Generator) -> Turn:
+    kind, alike = _asked_kind(sighting, rng)
+    rows = [row for row in alike if rng.random() < 0.75][:5] or [alike[0]]
+    question = perception.perception_prompt("counting", kind, "short")
+    return Turn(question, f"{prompts.boxes_answer(_listed(sighting, rows))} {len(rows)}", tuple(Written((row,), alike) for row in rows))
+
+
+def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
+    rows = sorted(rng.permutation(len(sighting.things))[: rng.integers(2, 6)])
+    question = perception.perception_prompt("detection", scenes.KINDS, "short")
+    answer = perception.labelled_answer(_listed(sighting, rows), [sighting.things[row].name for row in rows])
+    return Turn(question, answer, tuple(Written((int(row),), (int(row),), named=False) for row in rows))
+
+
+def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
+    number, extra = sighting.scene.number, _any_number(rng)
+    forms = (number[0], number, number + extra[0], number + extra)
+    return sighting.number(
+        perception.perception_prompt("ocr", "text", "short"), forms[rng.choice(4, p=[0.55, 0.2, 0.15, 0.1])]
+    )
+
+
+def drills_of(
+    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, reading: int, turns: int, wholes: int
+) -> list[list[Drill]]:
+    """The lessons of a step: (in crops with a plate, on whole pictures before a look, after a look, one-shot)."""
+    pairs = sheets.draw(step, reading - reading // 3, rng) + pictures.draw(step, reading // 3, rng)
+    return [
+        [reading_drill(*pair, rng) for pair in pairs],
+        [first_turn_drill(*pair, rng) for pair in pictures.draw(step, turns // 2, rng)],
+        [next_turn_drill(*pair, rng) for pair in pictures.draw(step, turns, rng)],
+        [one_shot_drill(*pair, rng) for pair in pictures.draw(step, wholes, rng)],
+    ]
