@@ -43,13 +43,15 @@ class Drill(Lesson):
     """A lesson at some point of an episode: ``past`` turns first, then ``beside``, pictures shown together with
     ``view`` and before it.
 
-    ``plate`` is (its box in thousandths of the view, its number) where it can be read. Its box is also the row
-    of ``boxes`` behind those of the things, which alone have ``kinds``.
+    ``plates`` are all that can be read: (boxes (3, 4) in thousandths of the view, of the plate and of its two
+    figures, and the number). ``plate`` is the only one that is in view, if there is just one. Its boxes are also
+    rows of ``boxes``, behind those of the things, which alone have ``kinds``.
     """
 
     past: tuple[Past, ...] = ()
     beside: tuple[Image.Image, ...] = ()
     plate: tuple[np.ndarray, str] | None = None
+    plates: tuple[tuple[np.ndarray, str], ...] = ()
 
 
 # ---------------------------------------------------------------------- pictures with plates
@@ -70,13 +72,13 @@ class PlateSheet(scenes.Scene):
 
 
 def plate_sheet(seed: int, index: int) -> PlateSheet:
-    """Nine plates, and things wherever there is room for them."""
+    """Twenty plates, and things wherever there is room for them."""
     rng = np.random.default_rng([seed, 2, index])
     sheet = practice_sheet(seed, index)
     plates = []
-    for row in range(3):
-        for column in range(3):
-            x, y = (np.array([column, row]) * 200 + 80 + rng.uniform(-20, 20, 2)).astype(int)
+    for row in range(5):
+        for column in range(4):
+            x, y = (np.array([column * 160 + 50, row * 128 + 42]) + rng.uniform(-40, 40, 2)).astype(int)
             plates.append(((int(x), int(y), int(x) + 60, int(y) + 44), str(rng.integers(10, 100))))
     room = geometry.as_boxes([box for box, _ in plates]) + [-4, -4, 4, 4]
     free = lambda thing: not geometry.containment(geometry.as_boxes([thing.box_px]), room).any()  # noqa: E731
@@ -111,11 +113,13 @@ class Sighting:
         plates, numbers = zip(*plates_of(self.scene))
         plates_px = geometry.as_boxes(plates)
         inside = geometry.containment(plates_px, geometry.as_boxes([self.window]))[:, 0]
-        self.plates_in_view = int((inside > 0.05).sum())
-        best = int(inside.argmax())
-        self.plate = None
-        if self.plates_in_view == 1 and inside[best] > 0.97:
-            self.plate = (np.clip(self.frame.to_text(plates_px)[best], 0, 1000), numbers[best])
+        self.plates = tuple((self._places(plates[i], numbers[i]), numbers[i]) for i in np.flatnonzero(inside > 0.97))
+        self.plate = self.plates[0] if self.plates and (inside > 0.05).sum() == 1 else None
+
+    def _places(self, plate_px: tuple[int, int, int, int], number: str) -> np.ndarray:
+        """Boxes (3, 4) of a plate and of its figures, in thousandths of the view."""
+        boxes = geometry.as_boxes([plate_px, *scenes.figure_boxes(plate_px, number)])
+        return np.clip(self.frame.to_text(boxes), 0, 1000)
 
     @property
     def colours(self) -> tuple[str, ...]:
@@ -126,11 +130,11 @@ class Sighting:
         """A lesson of these turns about the view."""
         boxes = self.boxes if self.plate is None else np.vstack([self.boxes, self.plate[0]])
         kinds = tuple((thing.colour, thing.shape) for thing in self.things)
-        return Drill(self.view, boxes, kinds, self.hidden, tuple(turns), past, beside, self.plate)
+        return Drill(self.view, boxes, kinds, self.hidden, tuple(turns), past, beside, self.plate, self.plates)
 
     def number(self, question: str, answer: str) -> Turn:
         """A question that is answered with what the plate says, if there is one in view."""
-        return Turn(question, answer, (), None if self.plate is None else len(self.things))
+        return Turn(question, answer, (), None if self.plate is None else len(self.things) + 1)
 
 
 def whole(scene: scenes.Scene, picture: Image.Image, side: int) -> Sighting:
@@ -151,20 +155,28 @@ def window_around(centre: Sequence[float], sides: Sequence[float], within: Windo
 
 
 def reading_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """A crop around a plate, and the number that it shows."""
-    unit = min(picture.size) / 896 if not isinstance(scene, PlateSheet) else 1.0
+    """A crop around the plate, and the number that it shows."""
+    unit = min(picture.size) / 896
     edge = (0.0, 0.0, float(picture.width), float(picture.height))
-    for attempt in range(12):
-        box = geometry.as_boxes([plates_of(scene)[rng.integers(len(plates_of(scene)))][0]])[0]
-        sides = rng.uniform(170, 410 if attempt < 3 else 230, 2) * unit
-        middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(sides - (64 * unit, 48 * unit), 0)
-        sighting = Sighting(scene, picture, window_around(middle, sides, edge), CROP_VIEW)
-        if sighting.plate is not None:
-            break
-    if sighting.plate is None:
-        return sighting.drill([sighting.number("Read.", _any_number(rng))])
-    number = sighting.plate[1]
-    return sighting.drill([sighting.number("Read.", number), sighting.number(QUESTION, prompts.final_answer(number))])
+    box = geometry.as_boxes([scene.plate_px])[0]
+    sides = _nearly_square(rng, 110, 230) * unit
+    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(sides - np.array([64, 48]) * unit, 0)
+    sighting = Sighting(scene, picture, window_around(middle, sides, edge), CROP_VIEW)
+    answers = (scene.number, prompts.final_answer(scene.number))
+    return sighting.drill([sighting.number(question, answer) for question, answer in zip(("Read.", QUESTION), answers)])
+
+
+def sheet_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """Many plates at the sizes that they have in a crop, for the eye alone: nothing is asked."""
+    side = rng.uniform(240, 420)
+    edge = (0.0, 0.0, float(picture.width), float(picture.height))
+    window = window_around(rng.uniform(0, 640, 2), (side, side), edge)
+    return Sighting(scene, picture, window, (int(rng.integers(12, 17)) * PATCH * MERGE,) * 2).drill(())
+
+
+def _nearly_square(rng: np.random.Generator, least: float, most: float) -> np.ndarray:
+    """(width, height), as a policy's regions are: between two sizes, and a little longer one way or the other."""
+    return rng.uniform(least, most) * rng.uniform(0.88, 1.12, 2)
 
 
 def _any_number(rng: np.random.Generator) -> str:
@@ -191,7 +203,7 @@ def _aims(sighting: Sighting) -> list[Aim]:
         rows = tuple(row for row, thing in enumerate(sighting.things) if thing.group == cluster[0].group)
         aims.append(Aim(tuple(centre), cluster[0].colour, rows))
     if sighting.plate is not None:
-        box = sighting.frame.to_px(sighting.plate[0][None])[0]
+        box = sighting.frame.to_px(sighting.plate[0][:1])[0]
         aims.append(Aim(tuple((box[:2] + box[2:]) / 2), "plate", (len(sighting.things),)))
     return aims
 
@@ -203,7 +215,7 @@ def _zoom(
     shorter = min(sighting.window[2] - sighting.window[0], sighting.window[3] - sighting.window[1])
     boxes, windows, about = [], [], []
     for said, aim in enumerate(aims):
-        sides = rng.uniform(0.22, 0.46, 2) * shorter
+        sides = _nearly_square(rng, 0.14, 0.26) * shorter
         centre = np.array(aim.centre) + rng.uniform(-0.2, 0.2, 2) * sides
         window = window_around(centre, sides, sighting.window)
         boxes.append(rounded(sighting.frame.to_text(geometry.as_boxes([window]))[0]))
@@ -267,10 +279,10 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
 
 
 def one_shot_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """The whole picture, larger, and the form of an answer to each of the four tasks."""
+    """The whole picture, larger, and the form of an answer to each task that is about things."""
     sighting = whole(scene, picture, WHOLE_SIDE)
     turns = [_one_thing(sighting, rng) for _ in range(3)] + [_some_things(sighting, rng) for _ in range(2)]
-    turns += [_names(sighting, rng), _transcript(sighting, rng), _transcript(sighting, rng)]
+    turns += [_names(sighting, rng)]
     return sighting.drill(turns)
 
 
@@ -306,6 +318,17 @@ def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
     return Turn(question, answer, tuple(Written((int(row),), (int(row),), named=False) for row in rows))
 
 
+def page_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """A large part of a picture, with its plate at a size that can be read, and the form of a transcript."""
+    unit = min(picture.size) / 896
+    edge = (0.0, 0.0, float(picture.width), float(picture.height))
+    box = geometry.as_boxes([scene.plate_px])[0]
+    sides = _nearly_square(rng, 400, 540) * unit
+    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * (sides - np.array([64, 48]) * unit)
+    sighting = Sighting(scene, picture, window_around(middle, sides, edge), (2 * CROP_VIEW[0], 2 * CROP_VIEW[1]))
+    return sighting.drill([_transcript(sighting, rng) for _ in range(3)])
+
+
 def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
     number, extra = sighting.scene.number, _any_number(rng)
     forms = (number[0], number, number + extra[0], number + extra)
@@ -315,13 +338,14 @@ def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
 
 
 def drills_of(
-    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, reading: int, turns: int, wholes: int
+    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, wholes: int
 ) -> list[list[Drill]]:
-    """The lessons of a step: (in crops with a plate, on whole pictures before a look, after a look, one-shot)."""
-    pairs = sheets.draw(step, reading - reading // 3, rng) + pictures.draw(step, reading // 3, rng)
+    """The lessons of a step: (many plates, crops with one, whole pictures before a look, after a look, one-shot, a page)."""
     return [
-        [reading_drill(*pair, rng) for pair in pairs],
+        [sheet_drill(*pair, rng) for pair in sheets.draw(step, dense, rng)],
+        [reading_drill(*pair, rng) for pair in pictures.draw(step, reading, rng)],
         [first_turn_drill(*pair, rng) for pair in pictures.draw(step, turns // 2, rng)],
         [next_turn_drill(*pair, rng) for pair in pictures.draw(step, turns, rng)],
         [one_shot_drill(*pair, rng) for pair in pictures.draw(step, wholes, rng)],
+        [page_drill(*pair, rng) for pair in pictures.draw(step, wholes // 2, rng)],
     ]

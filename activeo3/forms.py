@@ -11,7 +11,7 @@ much: data/tiny stays as good at its two roles as it was.
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
 
@@ -33,22 +33,33 @@ class Forms:
     """What decides the result; an interrupted run goes on only under the same numbers."""
 
     seed: int = 0
-    steps: int = 900
+    see_steps: int = 400
+    speak_steps: int = 350
     crops: int = 2  # lessons of the task role, which keep the eye for things
+    dense: int = 6  # sheets with many plates; one of them when speaking
     reading: int = 6
     turns: int = 6
     wholes: int = 2
-    peak: float = 7e-4
+    see_lr: float = 1.0e-3
+    speak_lr: float = 7e-4
     bf16: bool = True
 
+    @property
+    def steps(self) -> int:
+        """Steps of both stages together: first to see plates, then to speak."""
+        return self.see_steps + self.speak_steps
+
     def lr(self, step: int) -> float:
-        """A linear warm-up over 50 steps, then a cosine to 2 % of the peak."""
-        done = step / self.steps
-        return self.peak * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        """A linear warm-up over 50 steps, then a line down to where speaking begins; from there a cosine to 2 %."""
+        if step < self.see_steps:
+            seen = step / self.see_steps
+            return min(1.0, (step + 1) / 50) * (self.see_lr + (self.speak_lr - self.see_lr) * seen)
+        spoken = (step - self.see_steps) / self.speak_steps
+        return self.speak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spoken)))
 
 
 class PlateSight(nn.Module):
-    """Linear readings of a visual token: does it hold a plate's centre, and which two figures are on it?
+    """Linear readings of a visual token: does it hold a plate's centre, and which first or second figure?
 
     As in ``Sight``, logits of figures are dot products with word embeddings; dropped after the warm start.
     """
@@ -57,7 +68,7 @@ class PlateSight(nn.Module):
         super().__init__()
         hidden = vlm.model.config.text_config.hidden_size
         self.there = nn.Linear(hidden, 1)
-        self.digit = nn.Linear(hidden, 2 * hidden, bias=False)
+        self.first, self.second = (nn.Linear(hidden, hidden, bias=False) for _ in range(2))
         self.figures = [vlm.tokenizer(str(figure), add_special_tokens=False).input_ids[0] for figure in range(10)]
 
     def loss(
@@ -66,22 +77,25 @@ class PlateSight(nn.Module):
         """Dense supervision of the visual tokens (N_tokens, hidden) of the drills' views, one after the other;
         figures only where the view is large enough to be ``legible``."""
         logit, present = self.there(features)[:, 0], torch.zeros(len(features), device=features.device)
-        cells, numbers, start = [], [], 0
+        centres, cells, numbers, start = [], [], [], 0
         for drill, (_, patch_rows, patch_columns) in zip(drills, grids.tolist(), strict=True):
             rows, columns = patch_rows // MERGE, patch_columns // MERGE
-            if drill.plate is not None:
-                cells.append(start + cell_of(drill.plate[0], rows, columns))
-                numbers.append([int(figure) for figure in drill.plate[1]])
+            for boxes, number in drill.plates:
+                centre, *figures = (start + cell_of(box, rows, columns) for box in boxes)
+                centres.append(centre)
+                cells.append(figures)
+                numbers.append([int(figure) for figure in number])
             start += rows * columns
-        present[cells] = 1.0
+        present[torch.tensor(centres, dtype=torch.long)] = 1.0
         weight = 1.0 + 20.0 * present  # a plate is one token of hundreds
         objectness = F.binary_cross_entropy_with_logits(logit, present, weight=weight)
         if not (cells and legible):
             return objectness, {"plate": float(objectness.detach())}
-        digits = self.digit(features[cells]).view(len(cells), 2, -1) @ (4 * F.normalize(words, dim=-1))[self.figures].T
+        first, second = (head(features[[pair[i] for pair in cells]]) for i, head in enumerate((self.first, self.second)))
+        digits = torch.stack([first, second], dim=1) @ (4 * F.normalize(words, dim=-1))[self.figures].T  # (plates, 2, 10)
         truth = torch.tensor(numbers, device=features.device)
         read = (digits.argmax(-1) == truth).float().mean()
-        return objectness + F.cross_entropy(digits.flatten(0, 1), truth.flatten()), {
+        return objectness + 2 * F.cross_entropy(digits.flatten(0, 1), truth.flatten()), {
             "plate": float(objectness.detach()), "figures": float(read),
         }  # fmt: skip
 
@@ -107,14 +121,19 @@ def prefixes_of(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> list[Pro
 def step_loss(
     vlm: VisionLanguageModel, sight: Sight, plates: PlateSight, config: Forms, batches: Sequence[Sequence[Lesson]]
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss and readings of one step over (task role, reading, first turns, next turns, one-shot) lessons."""
+    """Loss and readings of one step over (task role, many plates, reading, first turns, next turns, one-shot, page) lessons.
+
+    Lessons without a question are for the eye alone; an empty list is left out.
+    """
     device = vlm.model.device
     total, readings = torch.zeros((), device=device), {}
     words = vlm.model.get_input_embeddings().weight
     # (name, weight of seeing things, weight of speaking)
     for (name, see, speak), batch in zip(
-        (("task", 0.3, 2.0), ("read", 0.3, 2.0), ("first", 0.1, 1.0), ("next", 0.0, 2.0), ("whole", 0.5, 2.0)), batches, strict=True
+        (("task", 0.3, 2.0), ("sheet", 0.3, 0.0), ("read", 0.3, 2.0), ("first", 0.1, 1.0), ("next", 0.0, 2.0), ("whole", 0.5, 2.0), ("page", 0.1, 1.0)), batches, strict=True
     ):  # fmt: skip
+        if not batch:
+            continue
         prefixes = prefixes_of(vlm, batch)
         pixels, grids = torch.cat([p.pixels for p in prefixes]), torch.cat([p.grids for p in prefixes])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16):
@@ -124,12 +143,13 @@ def step_loss(
                 loss, seeing = sight.loss(features, batch, grids, words)
                 total = total + see * loss
                 if name != "task":
-                    loss, reading = plates.loss(features, batch, grids, words, legible=name != "first")
+                    loss, reading = plates.loss(features, batch, grids, words, legible=name not in ("first", "whole"))
                     total, seeing = total + loss, seeing | reading
                 readings |= {f"{name}/{key}": seeing[key] for key in ("shape", "hundreds", "plate", "figures") if key in seeing}
-            spoken, gaze = speak_loss(vlm, batch, prefixes, seen)
-            total = total + speak * spoken + gaze
-            readings |= {f"{name}/loss": float(spoken.detach()), f"{name}/gaze": float(gaze.detach())}
+            if all(lesson.dialogue for lesson in batch):
+                spoken, gaze = speak_loss(vlm, batch, prefixes, seen)
+                total = total + speak * spoken + gaze
+                readings |= {f"{name}/loss": float(spoken.detach()), f"{name}/gaze": float(gaze.detach())}
     return total, readings
 
 
@@ -143,7 +163,11 @@ def teach(vlm: VisionLanguageModel, config: Forms, folder: Path) -> None:
     def loss_of(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         pairs = things.draw(step, config.crops // 2, rng) + pictures.draw(step, config.crops - config.crops // 2, rng)
         crops = [crop_lesson(*pair, rng, 5) for pair in pairs]
-        drills = drills_of(sheets, pictures, step, rng, config.reading, config.turns, config.wholes)
+        if step < config.see_steps:
+            drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading // 3, 0, 1)
+            silent = [[replace(lesson, dialogue=()) for lesson in batch] for batch in [crops, *drills]]
+            return step_loss(vlm, sight, plates, config, silent)
+        drills = drills_of(sheets, pictures, step, rng, 1, config.reading, config.turns, config.wholes)
         return step_loss(vlm, sight, plates, config, [crops, *drills])
 
     train(vlm, {"sight": sight, "plates": plates}, config, folder, loss_of)
@@ -169,7 +193,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny-tasks"), help="the finished policy [data/tiny-tasks]")
     parser.add_argument("--work", type=Path, default=Path("runs/forms"), help="where an unfinished one waits [runs/forms]")
     parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
-    for name in ("seed", "steps"):
+    for name in ("seed", "see_steps", "speak_steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Forms, name), help=f"see forms.Forms [{getattr(Forms, name)}]")
     options = parser.parse_args()
     keep_freed_memory()
@@ -177,7 +201,7 @@ def main() -> None:
         vlm = VisionLanguageModel.load(options.start, torch.float32)
         if torch.cuda.is_available():
             vlm.model.to("cuda")
-        teach(vlm, Forms(options.seed, options.steps), options.work)
+        teach(vlm, Forms(options.seed, options.see_steps, options.speak_steps), options.work)
     except (ModelError, ValueError) as error:
         sys.exit(f"activeo3: {error}")
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again

@@ -38,7 +38,7 @@ class Written:
 @dataclass(frozen=True)
 class Turn:
     """A question and its answer; ``about`` has one entry for every box of the answer, in its order. ``read`` is
-    the row of the lesson's ``boxes`` whose figures the answer repeats."""
+    the row of the lesson's ``boxes`` that holds the first of two figures which the answer repeats; the other follows."""
 
     question: str
     answer: str

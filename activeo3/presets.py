@@ -29,6 +29,10 @@ _ONE_SHOT: dict[str, Any] = {
     "eval_examples": 200,
 }
 
+# On a laptop: the shipped policy that knows the forms of these tasks, in the embedded world.
+_TINY_TASK: dict[str, Any] = {"model": "data/tiny-tasks", "steps": 80}
+_TINY_LOOK: dict[str, Any] = _TINY_TASK | {"sensing_side": 256}  # one look must do, so it is a closer one
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop.
     "tiny": {},
@@ -50,6 +54,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_every": 100,
         "eval_examples": 200,
     },
+    "zoom_qa": _TINY_TASK | {"task": "zoom_qa", "max_new_tokens": 40, "max_turns": 4, "max_zooms": 3, "least_zoom": 0.005},
+    "grounding": _TINY_LOOK | {"task": "grounding", "max_new_tokens": 40},
+    "counting": _TINY_LOOK | {"task": "counting", "max_new_tokens": 150},
+    "ocr": _TINY_TASK | {"task": "ocr", "sensing_side": 448, "max_new_tokens": 12},
+    "detection": _TINY_LOOK | {"task": "detection", "max_new_tokens": 240},
     # Perception-R1, a task each.
     "refcoco": _ONE_SHOT | {
         "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,

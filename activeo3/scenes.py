@@ -307,13 +307,21 @@ def _table(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return texture[..., None] + tint.astype(np.float32)
 
 
+def figure_boxes(plate_px: tuple[int, int, int, int], number: str) -> list[tuple[int, int, int, int]]:
+    """Where the figures of a plate stand, xyxy in whole pixels, from left to right: 3 x 5 dots each."""
+    x1, y1, x2, y2 = plate_px
+    dot = (y2 - y1) // 8
+    top = y1 + (y2 - y1 - 5 * dot) // 2
+    lefts = [x1 + (x2 - x1) // 2 + dot * (4 * position - 3) - dot // 2 for position in range(len(number))]
+    return [(left, top, left + 3 * dot, top + 5 * dot) for left in lefts]
+
+
 def draw_plate(canvas: np.ndarray, plate_px: tuple[int, int, int, int], number: str) -> None:
     """Paint a light plate with a dark number into the canvas (H, W, 3), in place."""
     x1, y1, x2, y2 = plate_px
     canvas[y1:y2, x1:x2] = 225
     dot = (y2 - y1) // 8
-    for position, digit in enumerate(number):
-        left, top = x1 + (x2 - x1) // 2 + dot * (4 * position - 3) - dot // 2, y1 + (y2 - y1 - 5 * dot) // 2
+    for digit, (left, top, _, _) in zip(number, figure_boxes(plate_px, number)):
         for bit in range(15):
             if _DIGITS[int(digit)] >> (14 - bit) & 1:
                 row, column = top + bit // 3 * dot, left + bit % 3 * dot

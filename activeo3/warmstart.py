@@ -123,6 +123,8 @@ class Sight(nn.Module):
         keep[ignored] = 0.0
         keep[cells] = 1.0
         objectness = (F.binary_cross_entropy_with_logits(logit, present, reduction="none") * keep).sum() / keep.sum()
+        if not len(cells):
+            return 4 * objectness, {"there": float(objectness.detach())}
         chosen = features[cells]
         colour, shape = self.trait(chosen).chunk(2, dim=-1)
         digits = self.digit(chosen).view(len(cells), self.DIGITS, -1)
@@ -158,7 +160,7 @@ def _dense_targets(lessons: Sequence[Lesson], grids: Tensor) -> tuple[Tensor, Te
         classes += list(seen.values())
         ignored += [start + cell_of(box, rows, columns) for box in lesson.hidden]
         start += rows * columns
-    return torch.tensor(cells), torch.tensor(classes).view(-1, 10), torch.tensor(ignored, dtype=torch.long)
+    return torch.tensor(cells, dtype=torch.long), torch.tensor(classes).view(-1, 10), torch.tensor(ignored, dtype=torch.long)
 
 
 def speak_loss(
@@ -253,12 +255,13 @@ def _gaze_targets(
                         targets.kin.append([cells[row] for row in written.kin])
                 decided = start + last
             if turn.read is not None:
-                for token in (i for i, told_token in enumerate(told[r][b]) if told_token in figures):
+                repeated = [i for i, told_token in enumerate(told[r][b]) if told_token in figures][:2]
+                for cell, token in zip(cells[turn.read :], repeated):
                     targets.rows.append(r)
                     targets.queries.append(columns[start + token - 1])
                     targets.words.append(None)
-                    targets.things.append([cells[turn.read]])
-                    targets.kin.append([cells[turn.read]])
+                    targets.things.append([cell])
+                    targets.kin.append([cell])
     return targets
 
 

@@ -16,9 +16,9 @@ from activeo3.models import VisionLanguageModel
 from activeo3.perception import read_answer
 from activeo3.zooms import Limits, judged, read_turn
 
-SMALL = forms.Forms(steps=2, crops=1, reading=2, turns=2, wholes=1, bf16=False)
+SMALL = forms.Forms(see_steps=1, speak_steps=1, crops=1, dense=1, reading=3, turns=2, wholes=2, bf16=False)
 MAKE: dict[str, Callable[..., Drill]] = {
-    "reading": drills.reading_drill, "first": drills.first_turn_drill, "next": drills.next_turn_drill, "whole": drills.one_shot_drill,
+    "reading": drills.reading_drill, "first": drills.first_turn_drill, "next": drills.next_turn_drill, "whole": drills.one_shot_drill, "page": drills.page_drill,
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_zooms_are_of_a_size_that_is_shown_and_hold_what_the_thought_names() -> 
             call = read_turn(turn.answer).call
             if call is None or "at once" in turn.question:
                 continue
-            assert judged(call, frame, Limits()).status == "zoom_executed"
+            assert judged(call, frame, Limits(least=0.005)).status == "zoom_executed"
             inside = geometry.containment(drill.boxes[list(turn.about[0].things)], geometry.as_boxes([call.box]))
             held, zooms = held + bool(len(inside) and inside.mean() > 0.5), zooms + 1
             name = turn.answer.removeprefix("<think> ").partition("<")[0]
@@ -93,11 +93,11 @@ def test_a_number_is_the_plates_where_one_of_the_views_shows_it_and_else_a_guess
         if answer is None:
             continue
         if drill.plate is not None:
-            assert answer == scene.number == drill.plate[1] and drill.dialogue[0].read == len(drill.kinds)
+            assert answer == scene.number == drill.plate[1] and drill.dialogue[0].read == len(drill.kinds) + 1
             told += 1
         elif len(drill.past) == 1 and not drill.beside:
             guessed, hits = guessed + 1, hits + (answer == scene.number)
-    assert told > 30 and guessed > 20 and hits / guessed < 0.15
+    assert told > 30 and guessed > 10 and hits / guessed < 0.15
 
 
 def test_the_box_of_a_one_shot_lesson_does_not_listen_to_the_shape() -> None:
@@ -116,7 +116,7 @@ def test_the_box_of_a_one_shot_lesson_does_not_listen_to_the_shape() -> None:
 
 def test_counting_and_detection_lessons_leave_things_out_and_transcripts_are_rarely_whole() -> None:
     whole: dict[str, list[bool]] = {"Count": [], "Find and": [], "Read": []}
-    for scene, drill in many("whole", 150):
+    for scene, drill in many("whole", 150) + many("page", 150):
         for turn in drill.dialogue:
             if turn.question.startswith("Count"):
                 colour = turn.question.split()[2]
@@ -135,7 +135,7 @@ def test_counting_and_detection_lessons_leave_things_out_and_transcripts_are_rar
 def test_plates_of_a_sheet_are_where_they_are_said_to_be_and_nothing_stands_on_them() -> None:
     sheet = drills.plate_sheet(0, 3)
     picture = np.asarray(sheet.render().convert("L"), dtype=float)
-    assert len(sheet.plates) == 9 and len(sheet.things) > 20
+    assert len(sheet.plates) == 20 and len(sheet.things) > 5
     for (x1, y1, x2, y2), number in sheet.plates:
         plate = picture[y1:y2, x1:x2]
         assert 10 <= int(number) <= 99 and np.median(plate) == 225 and 0.05 < (plate < 60).mean() < 0.5
@@ -185,8 +185,9 @@ def test_the_gaze_finds_the_plate_and_the_things_of_the_last_view(policy: Vision
             assert set(things) <= cells
             predicted = word(int(ids[r, query + 1]))
             if words is None and predicted.isdigit() and part[r].plate is not None:
-                plate = int(last[lessons.cell_of(part[r].plate[0], rows, columns)])
-                figures += things == [plate]
+                places, number = part[r].plate
+                at = {int(last[lessons.cell_of(box, rows, columns)]) for box, digit in zip(places[1:], number) if digit == predicted}
+                figures += set(things) <= at
             boxes += predicted.endswith('{"')
     assert figures > 8 and boxes > 40
 

@@ -63,6 +63,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "lessons": (2, {"models", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
+    "drills": (2, {"models", "rewards", "torch"}),
+    "forms": (2, {"engine", "rewards"}),
     "floors": (2, {"models", "torch"}),
     "failures": (2, {"models", "torch"}),
     "results": (2, {"models", "torch"}),
