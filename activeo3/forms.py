@@ -33,10 +33,10 @@ class Forms:
     """What decides the result; an interrupted run goes on only under the same numbers."""
 
     seed: int = 0
-    see_steps: int = 400
-    speak_steps: int = 350
+    see_steps: int = 500
+    speak_steps: int = 300
     crops: int = 2  # lessons of the task role, which keep the eye for things
-    dense: int = 6  # sheets with many plates; one of them when speaking
+    dense: int = 6  # sheets with many plates; a third of them when speaking
     reading: int = 6
     turns: int = 6
     wholes: int = 2
@@ -167,7 +167,7 @@ def teach(vlm: VisionLanguageModel, config: Forms, folder: Path) -> None:
             drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading // 3, 0, 1)
             silent = [[replace(lesson, dialogue=()) for lesson in batch] for batch in [crops, *drills]]
             return step_loss(vlm, sight, plates, config, silent)
-        drills = drills_of(sheets, pictures, step, rng, 1, config.reading, config.turns, config.wholes)
+        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.wholes)
         return step_loss(vlm, sight, plates, config, [crops, *drills])
 
     train(vlm, {"sight": sight, "plates": plates}, config, folder, loss_of)
