@@ -31,9 +31,9 @@ class Question(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a policy is shown after a turn: words, and a view unless None."""
+    """What a policy is shown after a turn: words, and before them a view, or several, unless None."""
 
-    view: Image.Image | None
+    view: Image.Image | Sequence[Image.Image] | None
     words: str
 
 

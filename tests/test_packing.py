@@ -26,11 +26,11 @@ def ids_of(length: int, seed: int, end: int) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def episodes(vlm: VisionLanguageModel, picture: Picture) -> tuple[list[Prompt], list[list[Branch]]]:
-    """Two prompts with three branches each: one to three turns, crops of different shapes, words without one."""
+    """Two prompts with three branches each: one to three turns, crops of different shapes, two at once, words without one."""
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where is a red star?", "Read it."], ["a", "b"])
     seen = vlm.encode_next(
-        [picture(48, 32, 2), picture(32, 64, 3), None, picture(16, 16, 4), picture(96, 32, 5)],
-        ["Closer.", "And closer.", "That is no box.", "Here.", "Look again: is it there?"],
+        [picture(48, 32, 2), picture(32, 64, 3), None, [picture(16, 16, 4), picture(48, 16, 6)], picture(96, 32, 5)],
+        ["Closer.", "And closer.", "That is no box.", "Both.", "Look again: is it there?"],
     )
     turn = lambda length, seed: ids_of(length, seed, vlm.end_token)  # noqa: E731
     return prompts, [
@@ -110,6 +110,22 @@ def test_the_naive_rows_notice_what_is_shown(vlm: VisionLanguageModel, picture: 
         after = naive_logps(vlm, prompts[0], Branch(branch.turns, shown))
         assert torch.equal(after[: len(branch.turns[0])], before[: len(branch.turns[0])])
         assert (after - before).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_each_of_several_crops_is_noticed(vlm: VisionLanguageModel, episodes: tuple) -> None:
+    prompts, (_, (branch, *others)) = episodes
+    (both,) = branch.shown
+    assert both.grids.tolist() == [[1, 2, 2], [1, 2, 6]] and int((both.ids == vlm.image_token).sum()) == 4
+    packed = vlm.pack(prompts[1:], [[branch, *others]])
+    before, later = packed_logps(vlm, packed)[0, 0], len(branch.turns[0])
+    for patches in (slice(0, 4), slice(4, 16)):  # the first crop's, the second one's
+        pixels = both.pixels.clone()
+        pixels[patches] = 0
+        dark = Branch(branch.turns, (Prompt(both.ids, pixels, both.grids),))
+        after = packed_logps(vlm, vlm.pack(prompts[1:], [[dark, *others]]))[0, 0]
+        torch.testing.assert_close(after[:later], before[:later], rtol=0, atol=1e-6)
+        assert (after - before)[later : len(branch.answer)].abs().max() > 0.01
 
 
 def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -208,7 +224,7 @@ def test_a_picture_that_does_not_fit_its_tokens_is_refused_by_the_name_of_the_ex
     vlm.pack(prompts, [[cut, *branches[0][1:]], branches[1]])  # words may be missing,
     gone = Prompt(one.ids[one.ids != vlm.image_token], one.pixels, one.grids)  # but a picture is its tokens
     wrong = [[Branch(branches[0][0].turns, (gone, two)), *branches[0][1:]], branches[1]]
-    with pytest.raises(RuntimeError, match=r"image tokens \[20, 29\] do not match visual features \[26, 29\], see a$"):
+    with pytest.raises(RuntimeError, match=r"image tokens \[20, 32\] do not match visual features \[26, 32\], see a$"):
         vlm.pack(prompts, wrong)
 
 
@@ -243,8 +259,8 @@ class Shows:
     """An ``Observe`` that shows row r, after its turn t, ``pictures[(r + t) % 4]``, and notes what it was asked."""
 
     def __init__(self, vlm: VisionLanguageModel, picture: Picture, most: int) -> None:
-        views = [picture(48, 32, 2), picture(32, 64, 3), None, picture(16, 16, 4)]
-        self.seen = vlm.encode_next(views, ["Closer.", "And closer, please.", "That is no box.", "Here."])
+        views = [picture(48, 32, 2), picture(32, 64, 3), None, [picture(16, 16, 4), picture(48, 16, 6)]]
+        self.seen = vlm.encode_next(views, ["Closer.", "And closer, please.", "That is no box.", "Both."])
         self.most, self.asked = most, {}
 
     def after(self, row: int, turn: int) -> Prompt | None:
