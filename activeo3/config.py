@@ -72,6 +72,9 @@ class _Config:
     looks_at_once: int = 1
     """how many regions of a view one turn of an episode may ask for; they are shown together, and each is a zoom.
     ACTIVE-O3's one step with 3 regions is --looks_at_once 3 --max_turns 2 --max_zooms 3"""
+    memory: Literal["views", "notes"] = "views"
+    """what an episode carries along: all views that it was shown, or the newest ones and, of those before, no more
+    than what was written about them"""
     max_turns: int = 5
     """how many turns of the policy an episode has at most; 1: it must answer at once"""
     episode_tokens: int = 1024

@@ -13,6 +13,11 @@ view that was shown last is the last of them. Each is a zoom of its own, with it
 ``zoom_executed`` if any was, else what the first one came to. Regions beyond ``looks_at_once`` are not looked at
 and count for nothing.
 
+What an episode carries along is its ``memory``. With ``views`` everything that was shown can be seen to the end.
+With ``notes`` a new view takes the place of all earlier ones, the whole picture included: their pixels cannot be seen
+any more, what was written about them can, that is the policy's thoughts, the coordinates it chose and the words it
+was shown. After a look that came to nothing the view before it is still there. packing.py says what exactly is hidden.
+
 Differences from Active-Perception-R1 (commit 14f2841), beside those of zooms.py and evidence.py:
   1. What a policy is told follows from its own action alone. There it learned which true region it had hit.
   2. A look is asked for in vain if no turn is left to use it: ``zoom_limit``, as is one too many.
@@ -38,7 +43,9 @@ def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Questi
     """The whole picture, and the question that it answers. Raises DataError if the example has none."""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     asked = evidence.asked_of(example)
-    words = prompts.episode_prompt(asked.question, config.wording, config.max_zooms, asked.options, config.looks_at_once)
+    words = prompts.episode_prompt(
+        asked.question, config.wording, config.max_zooms, asked.options, config.looks_at_once, config.memory == "notes"
+    )
     return Question(view, frame, words)
 
 
@@ -95,7 +102,9 @@ class ZoomDialogue:
             if zoom.status == "zoom_executed":
                 view, self.frame = crop_view(self.actor, self.example.image, zoom.window_px, self.config)
                 views.append(view)
-        return Shown(views[0] if len(views) == 1 else views or None, prompts.shown_together(statuses, self.config.wording))
+        words = prompts.shown_together(statuses, self.config.wording)
+        replaces = bool(views) and self.config.memory == "notes"
+        return Shown(views[0] if len(views) == 1 else views or None, words, replaces)
 
     def cut(self) -> None:
         """The looks that were to come did not fit in."""

@@ -87,6 +87,10 @@ _EPISODE_AT_ONCE = {
     ),
     "short": "{question} Look at up to {at_once} regions at once.",
 }
+_NOTES = {
+    "paper": " You see only what you were shown last: before you look closer, write down what you still need of it.",
+    "short": "",
+}
 _SHOWN = {
     "paper": {
         "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
@@ -168,17 +172,18 @@ def task_prompt(query: str, wording: str) -> str:
 
 
 def episode_prompt(
-    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1
+    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False
 ) -> str:
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
 
     With ``at_once`` above 1 a turn may ask for as many regions; after it, regions refer to the last that was shown.
+    With ``notes`` it sees the last views only, and has to write down what it still needs of those before.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    asked = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording]
+    asked = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
     return asked.format(question=question + lettered, zooms=zooms, at_once=at_once)
 
 

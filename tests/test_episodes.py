@@ -243,6 +243,29 @@ def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, to
             TrainConfig(looks_at_once=many)
 
 
+# ---------------------------------------------------------------------- what an episode carries along
+
+
+def test_with_notes_a_new_view_takes_the_place_of_those_before_it(family: str, tokenizer) -> None:
+    """What was refused shows nothing and replaces nothing; words, views and outcome are those of the other memory."""
+    for config in (CONFIG, replace(TWICE, max_zooms=4)):
+        turns = [RIGHT + LEFT + END, SMALL, IN, ANSWER]
+        views = episode(family, tokenizer, turns, config)
+        notes = episode(family, tokenizer, turns, replace(config, memory="notes"))
+        assert [seen.replaces for seen in views.branch.shown] == [False, False, False]
+        assert [seen.replaces for seen in notes.branch.shown] == [True, False, True]
+        assert notes.branch.ids == views.branch.ids and notes.regions == views.regions and notes.text == views.text
+    with pytest.raises(ConfigError, match="--memory is 'all'; it can be one of: views, notes"):
+        TrainConfig(memory="all")
+
+
+def test_a_policy_whose_views_are_replaced_is_told_so() -> None:
+    for at_once in (1, 3):
+        asked = [prompts.episode_prompt("What?", "paper", 3, (), at_once, notes) for notes in (False, True)]
+        assert asked[1].startswith(asked[0]) and "write down what you still need" in asked[1].removeprefix(asked[0])
+    assert prompts.episode_prompt("What?", "short", 3, notes=True) == "What?"
+
+
 # ---------------------------------------------------------------------- no truth in what is shown
 
 
