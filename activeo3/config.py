@@ -69,6 +69,12 @@ class _Config:
     """longest sensing answer, in tokens; in an episode, the longest turn"""
     max_zooms: int = 3
     """how many times an episode may look closer; a refused zoom counts"""
+    looks_at_once: int = 1
+    """how many regions of a view one turn of an episode may ask for; they are shown together, and each is a zoom.
+    ACTIVE-O3's one step with 3 regions is --looks_at_once 3 --max_turns 2 --max_zooms 3"""
+    memory: Literal["views", "notes"] = "views"
+    """what an episode carries along: all views that it was shown, or the newest ones and, of those before, no more
+    than what was written about them"""
     max_turns: int = 5
     """how many turns of the policy an episode has at most; 1: it must answer at once"""
     episode_tokens: int = 1024
@@ -117,6 +123,8 @@ class _Config:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_zooms < 0 or self.max_turns < 1:
             raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
+        if not 1 <= self.looks_at_once <= MOST_REGIONS:
+            raise ConfigError(f"--looks_at_once is {self.looks_at_once}; a turn may ask for 1 to {MOST_REGIONS} regions.")
         if not 0 <= self.least_zoom < self.most_zoom <= 1:
             raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
         if self.max_view_pixels < self.sensing_side**2:

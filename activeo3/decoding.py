@@ -26,9 +26,9 @@ class Rows:
     """Rows of one batch, L columns wide.
 
     ``which`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far,
-    ``attended`` (rows, L) is 1 on the columns that belong to the row; ``cache`` holds all columns but the
+    ``attended`` (rows, L) is 1 on the columns that belong to the row and can be seen; ``cache`` holds all columns but the
     last, whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number
-    of its attended columns plus this (a picture has fewer positions than tokens).
+    of its attended columns plus this (a picture has fewer positions than tokens, and none is lost with it).
     """
 
     which: list[int]
@@ -41,6 +41,33 @@ class Rows:
         """Write columns (rows, n) behind the others; they are not in the cache yet."""
         self.ids = torch.cat([self.ids, ids], dim=1)
         self.attended = torch.cat([self.attended, attended.to(self.attended)], dim=1)
+
+    def forget(self, which: Sequence[bool], image_token: int) -> Tensor | None:
+        """In the rows for which ``which`` is True, hide the image tokens so far from all that is to come.
+
+        Their keys stay in the cache, as columns that are not attended to. They still count as positions.
+        Returns what was attended to before, or None if nothing is to be forgotten.
+        """
+        if not any(which):
+            return None
+        before = self.attended
+        gone = (self.ids == image_token) & before.bool() & torch.tensor(which, device=self.ids.device)[:, None]
+        self.attended = before.masked_fill(gone, 0)
+        self.deltas = self.deltas + gone.sum(dim=1, keepdim=True)
+        return before
+
+    def sight(self, before: Tensor) -> Tensor:
+        """Where the columns may look that are read after views were forgotten: True (rows, 1, new, L - 1).
+
+        These are the columns that are not in the cache yet, without the very last. The first of them is the last
+        token of a turn, or stands behind it: it sees what was attended to ``before`` (rows, columns up to it).
+        """
+        known, total = before.shape[1], self.ids.shape[1] - 1
+        column = torch.arange(total, device=self.ids.device)
+        causal = column <= column[known - 1 :, None]  # (new, L - 1)
+        allowed = causal & self.attended[:, None, :total].bool()  # (rows, new, L - 1)
+        allowed[:, 0, :known] = before.bool()
+        return allowed[:, None]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave all but some rows behind."""

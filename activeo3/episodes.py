@@ -2,10 +2,21 @@
 
     question + whole picture | zoom | crop | zoom inside the crop | closer crop | answer
 
-A turn asks for one look or gives the answer (zooms.py reads it; a turn that does both asks for a look). Views
+A turn asks for a look or gives the answer (zooms.py reads it; a turn that does both asks for a look). Views
 nest: coordinates refer to the view that was shown last. Every crop is cut from the original picture at the
 task model's crop size, so a look at a look is sharper, not blurrier. After a look that came to nothing the
 policy is told why, and sees what it saw before.
+
+A turn may ask for several looks at once (``looks_at_once``), which all refer to the view that was shown last.
+Those that can be executed are shown in one user turn, in the order in which they were asked for; after it, the
+view that was shown last is the last of them. Each is a zoom of its own, with its status and its cost; the turn is
+``zoom_executed`` if any was, else what the first one came to. Regions beyond ``looks_at_once`` are not looked at
+and count for nothing.
+
+What an episode carries along is its ``memory``. With ``views`` everything that was shown can be seen to the end.
+With ``notes`` a new view takes the place of all earlier ones, the whole picture included: their pixels cannot be seen
+any more, what was written about them can, that is the policy's thoughts, the coordinates it chose and the words it
+was shown. After a look that came to nothing the view before it is still there. packing.py says what exactly is hidden.
 
 Differences from Active-Perception-R1 (commit 14f2841), beside those of zooms.py and evidence.py:
   1. What a policy is told follows from its own action alone. There it learned which true region it had hit.
@@ -32,13 +43,16 @@ def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Questi
     """The whole picture, and the question that it answers. Raises DataError if the example has none."""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     asked = evidence.asked_of(example)
-    words = prompts.episode_prompt(asked.question, config.wording, config.max_zooms, asked.options)
+    words = prompts.episode_prompt(
+        asked.question, config.wording, config.max_zooms, asked.options, config.looks_at_once, config.memory == "notes"
+    )
     return Question(view, frame, words)
 
 
 @dataclass
 class ZoomDialogue:
-    """One episode: ``question.frame`` is that of the first view, ``frame`` of the last."""
+    """One episode: ``question.frame`` is that of the first view, ``frame`` of the last, and ``zooms[begun:]``
+    are those of the last turn that asked for any."""
 
     actor: VisionLanguageModel
     example: Example
@@ -46,6 +60,7 @@ class ZoomDialogue:
     config: _Config
     statuses: list[str] = field(default_factory=list)
     zooms: list[Zoom] = field(default_factory=list)
+    begun: int = 0
     answer: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +72,7 @@ class ZoomDialogue:
         if not finished:
             self.statuses.append("truncated")
         elif said.zooms:
-            return self._look(self._judged(said.call, last), last)
+            return self._look(said.calls[: self.config.looks_at_once], last)
         elif said.answer is not None:
             self.answer = said.answer
             looked = any(zoom.status == "zoom_executed" for zoom in self.zooms)
@@ -73,21 +88,29 @@ class ZoomDialogue:
         none_left = last or len(self.zooms) >= self.config.max_zooms
         return zoom._replace(status="zoom_limit") if none_left else zoom
 
-    def _look(self, zoom: Zoom, last: bool) -> Shown | None:
-        """The view and the words that follow a zoom; None after the last turn."""
-        self.zooms.append(zoom)
-        self.statuses.append(zoom.status)
+    def _look(self, calls: Sequence[Call | None], last: bool) -> Shown | None:
+        """The views and the words that follow the zooms of a turn; None after the last turn."""
+        self.begun = len(self.zooms)
+        for call in calls:  # all of them in the view that is there now
+            self.zooms.append(self._judged(call, last))
+        statuses = [zoom.status for zoom in self.zooms[self.begun :]]
+        self.statuses.append("zoom_executed" if "zoom_executed" in statuses else statuses[0])
         if last:
             return None
-        view = None
-        if zoom.status == "zoom_executed":
-            view, self.frame = crop_view(self.actor, self.example.image, zoom.window_px, self.config)
-        return Shown(view, prompts.shown(zoom.status, self.config.wording))
+        views = []
+        for zoom in self.zooms[self.begun :]:
+            if zoom.status == "zoom_executed":
+                view, self.frame = crop_view(self.actor, self.example.image, zoom.window_px, self.config)
+                views.append(view)
+        words = prompts.shown_together(statuses, self.config.wording)
+        replaces = bool(views) and self.config.memory == "notes"
+        return Shown(views[0] if len(views) == 1 else views or None, words, replaces)
 
     def cut(self) -> None:
-        """The look that was to come did not fit in."""
-        if self.zooms[-1].status == "zoom_executed":
-            self.zooms[-1] = self.zooms[-1]._replace(status="truncated")
+        """The looks that were to come did not fit in."""
+        for place, zoom in enumerate(self.zooms[self.begun :], start=self.begun):
+            if zoom.status == "zoom_executed":
+                self.zooms[place] = zoom._replace(status="truncated")
         self.statuses[-1] = "truncated"
 
     def reading(self) -> Reading:

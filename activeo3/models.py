@@ -261,13 +261,14 @@ class VisionLanguageModel:
         ids, attended = self._left_padded(observations)  # (rows, O)
         visual = self._visual([[observation] for observation in observations], ids[:, :-1])
         positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
+        before = rows.forget([seen.replaces for seen in observations], self.image_token)
         first = rows.attended.sum(dim=1, keepdim=True) + rows.deltas  # (rows, 1) the position after the turn
         pending = rows.ids[:, -1:]  # the turn's last token is not in the cache yet
         rows.extend(ids, attended)
         self.model(
             input_ids=torch.cat([pending, ids[:, :-1]], dim=1),
             position_ids=torch.cat([(first - 1).expand(3, -1, 1), (first + positions)[:, :, :-1]], dim=2),
-            attention_mask=rows.attended[:, :-1],
+            attention_mask=rows.attended[:, :-1] if before is None else self._mask_for(rows.sight(before)),
             past_key_values=rows.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -306,7 +307,7 @@ class VisionLanguageModel:
         inputs = {
             "input_ids": everything,
             "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
-            "attention_mask": self._mask_for(branching_mask(attended.bool(), laid.owner)),  # (R, 1, S + W, S + W)
+            "attention_mask": self._mask_for(branching_mask(attended.bool(), laid.owner, laid.era, everything == self.image_token)),
             "pixel_values": visual["pixel_values"],
             "image_grid_thw": visual["image_grid_thw"],
         }

@@ -7,6 +7,14 @@ several: turns that the policy sampled, and between two of them an observation t
 
 Observations are attended to like everything before them, but they are nobody's choice: ``Packed.tokens``
 holds the sampled ids alone, so no loss that is made of it can train an observation.
+
+Memory. An observation may take the place of all views before it (``Prompt.replaces``). From its first token on nothing
+can attend to the image tokens of those views any more, the first one included, while the text of the dialogue stays: what
+the policy thought, the coordinates that it wrote, the words that it was shown. This stands in the branch and nowhere
+else, so the sampler (decoding.Rows.forget) and the update (``branching_mask``) cannot disagree. What it is not:
+  1. Text keeps what it took in. The question and the turns were read and written while the old view could be
+     seen, and their keys and values remain; a prompt made anew of the text alone would have lost that as well.
+  2. Positions stay as they are, and so does the length: the old image tokens are hidden, not removed.
 """
 
 from dataclasses import dataclass
@@ -24,13 +32,15 @@ class Prompt:
 
     ``ids`` (S_i,) has one image token per visual feature. ``pixels`` (patches, patch values) are those of
     all its pictures one after the other, ``grids`` (N, 3) = (time, height, width) in patches of each; a turn
-    without a picture has none of either. ``name`` is what a complaint calls it: the example's id.
+    without a picture has none of either. ``name`` is what a complaint calls it: the example's id. From one that
+    ``replaces`` on, the pictures of earlier turns cannot be seen any more.
     """
 
     ids: Tensor
     pixels: Tensor
     grids: Tensor
     name: str = ""
+    replaces: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +83,15 @@ class Branch:
         return tuple(flags)
 
     @property
+    def eras(self) -> tuple[int, ...]:
+        """For each of ``ids``: how often all views before it had been replaced; an observation counts itself."""
+        era, eras = 0, [0] * len(self.turns[0])
+        for observation, turn in zip(self.shown, self.turns[1:]):
+            era += observation.replaces
+            eras += [era] * (len(observation.ids) + len(turn))
+        return tuple(eras)
+
+    @property
     def answer(self) -> tuple[int, ...]:
         """The sampled ids of all turns, without what was shown."""
         return sum(self.turns, ())
@@ -104,7 +123,8 @@ class Layout:
     """R rows of branches, side by side: where everything stands in the W columns behind the prefix.
 
     ``tokens``, ``real``, ``columns`` and ``kept`` are those of ``Packed``; ``ids`` (R, W) is what stands
-    there, ``owner`` (R, W) the branch that a column belongs to, ``depth`` (R, W) how far into it.
+    there, ``owner`` (R, W) the branch that a column belongs to, ``depth`` (R, W) how far into it; ``era``
+    (R, W) is that of ``Branch``, or None if no view was replaced.
     """
 
     tokens: Tensor
@@ -114,6 +134,7 @@ class Layout:
     ids: Tensor
     owner: Tensor
     depth: Tensor
+    era: Tensor | None
 
 
 def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) -> Layout:
@@ -126,6 +147,7 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
     W = max(sum(len(branch.ids) for branch in row) for row in rows)
     tokens, columns = torch.full((R, B, T), pad), torch.zeros((R, B, T), dtype=torch.long)
     ids, owner, depth = torch.full((R, W), pad), torch.full((R, W), PADDING), torch.zeros((R, W), dtype=torch.long)
+    era = torch.zeros((R, W), dtype=torch.long)
     needed = torch.zeros(1 + W, dtype=torch.bool)  # which logits some row needs: of the prefix's last column, of each column
     needed[0] = True
     for r, row in enumerate(rows):
@@ -139,11 +161,12 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
             needed[held[1:]] = True  # the column before a token predicts it; the first is predicted by the prefix
             owner[r, begin:end] = b
             depth[r, begin:end] = torch.arange(len(sampled))
+            era[r, begin:end] = torch.tensor(branch.eras)
             begin = end
     lengths = torch.tensor([[len(branch.answer) for branch in row] for row in rows])  # (R, B)
     real = torch.arange(T) < lengths[..., None]  # (R, B, T)
     kept = needed.nonzero()[:, 0] if any(branch.shown for row in rows for branch in row) else None
-    parts = (tokens, real, columns, kept, ids, owner, depth)
+    parts = (tokens, real, columns, kept, ids, owner, depth, era if era.any() else None)
     return Layout(*(part if part is None else part.to(device) for part in parts))
 
 
@@ -158,12 +181,13 @@ def left_padded(rows: Sequence[Tensor], pad: int, device: torch.device) -> tuple
     return ids.to(device), attended.to(device)
 
 
-def branching_mask(attended: Tensor, owner: Tensor) -> Tensor:
+def branching_mask(attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None) -> Tensor:
     """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
 
     ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
     Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
-    mask must not be empty, or its softmax would be NaN).
+    mask must not be empty, or its softmax would be NaN). With ``era`` (R, W) of the columns behind the prefix,
+    a column that holds a ``picture`` (R, L) is seen by those of its own era only.
     """
     rows, prefix = attended.shape
     branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
@@ -173,4 +197,8 @@ def branching_mask(attended: Tensor, owner: Tensor) -> Tensor:
     family = (key == PREFIX) | (key == query)  # (R, query, key)
     visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
     itself = torch.eye(total, dtype=torch.bool, device=owner.device)
-    return ((causal & family & visible) | itself)[:, None]
+    allowed = (causal & family & visible) | itself
+    if era is not None:
+        read = torch.cat([torch.zeros_like(attended, dtype=era.dtype), era], dim=1)  # (R, L); the prefix is read first
+        allowed &= ~(picture[:, None, :] & (read[:, None, :] < read[:, :, None]))
+    return allowed[:, None]

@@ -76,18 +76,25 @@ _EPISODE = {
     ),
     "short": "{question}",
 }
-_AT_ONCE = {
+_EPISODE_AT_ONCE = {
     "paper": (
-        "{question} You may look closer before you answer, up to {zooms} times in all: to zoom into up to {at_once} regions "
-        "of the view that you were shown last at once, write a JSON list of objects of the form "
-        '{{"bbox_2d": [x1, y1, x2, y2]}} with their corners in that view, and wait. '
-        "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
+        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of them "
+        "at once: to look at regions of the view that you were shown last, write a JSON list of up to {at_once} objects "
+        'of the form {{"bbox_2d": [x1, y1, x2, y2]}} with their corners in that view, and wait. You are then shown the '
+        "regions one after the other in the order of your list, and the last of them is the view for what follows. "
+        "First reason inside <think> </think> tags, then either write such a list, or give the final answer inside "
+        "<answer> </answer> tags."
     ),
     "short": "{question} Look at up to {at_once} regions at once.",
+}
+_NOTES = {
+    "paper": " You see only what you were shown last: before you look closer, write down what you still need of it.",
+    "short": "",
 }
 _SHOWN = {
     "paper": {
         "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
+        "zooms_executed": "These are the regions, enlarged. Zoom into the last of them, or give the final answer.",
         "malformed_zoom": "That region could not be read. Write its corners as four numbers, or give the final answer.",
         "invalid_zoom": "That region does not lie inside the view. Choose one that does, or give the final answer.",
         "too_small": "That region is too small. Choose a larger one, or give the final answer.",
@@ -96,6 +103,7 @@ _SHOWN = {
     },
     "short": {
         "zoom_executed": "Closer.",
+        "zooms_executed": "Closer.",
         "malformed_zoom": "No region.",
         "invalid_zoom": "Not inside.",
         "too_small": "Too small.",
@@ -163,16 +171,20 @@ def task_prompt(query: str, wording: str) -> str:
     return _TASK[wording].format(object=query)
 
 
-def episode_prompt(question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1) -> str:
-    """What a policy is asked that may look closer, ``zooms`` times at most and at ``at_once`` regions in a
-    turn, before it answers.
+def episode_prompt(
+    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False
+) -> str:
+    """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
+
+    With ``at_once`` above 1 a turn may ask for as many regions; after it, regions refer to the last that was shown.
+    With ``notes`` it sees the last views only, and has to write down what it still needs of those before.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    words = _EPISODE if at_once == 1 else _AT_ONCE
-    return words[wording].format(question=question + lettered, zooms=zooms, at_once=at_once)
+    asked = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
+    return asked.format(question=question + lettered, zooms=zooms, at_once=at_once)
 
 
 def shown(status: str, wording: str) -> str:
@@ -182,6 +194,23 @@ def shown(status: str, wording: str) -> str:
     which true region was hit and how much of it, and so tells the policy what it is to find.
     """
     return _SHOWN[wording][status]
+
+
+def shown_together(statuses: Sequence[str], wording: str) -> str:
+    """What a policy is told after a turn of one zoom or more, by what came of each.
+
+    Behind what is said of the regions that are shown stands why the others are not, each by its number in the
+    turn. If none is shown, the reason is that of the first.
+
+    >>> shown_together(["zoom_executed", "too_small"], "short")
+    'Closer. Region 2: Too small.'
+    """
+    executed = statuses.count("zoom_executed")
+    if not executed:
+        return shown(statuses[0], wording)
+    refused = [(place, shown(status, wording)) for place, status in enumerate(statuses, start=1) if status != "zoom_executed"]
+    reasons = [f"Region {place}: {words.partition('.')[0]}." for place, words in refused]  # without the advice
+    return " ".join([shown("zooms_executed" if executed > 1 else "zoom_executed", wording), *reasons])
 
 
 def zoom_call(box_text: Sequence[float]) -> str:

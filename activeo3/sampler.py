@@ -8,7 +8,7 @@ Every answer is a dialogue. Most are over after one turn; in some roles the poli
 and goes on (episodes.py).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Callable, NamedTuple, Protocol, Sequence
 
@@ -31,10 +31,14 @@ class Question(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What a policy is shown after a turn: words, and a view unless None."""
+    """What a policy is shown after a turn: words, and before them a view, or several, unless None.
 
-    view: Image.Image | None
+    With ``replaces``, nothing that follows can see the views before these any more.
+    """
+
+    view: Image.Image | Sequence[Image.Image] | None
     words: str
+    replaces: bool = False
 
 
 class Dialogue(Protocol):
@@ -139,10 +143,10 @@ def look(
             [names[row // group] for row, _, _ in going_on],
         )  # fmt: skip
         given: dict[int, Prompt] = {}
-        for (row, ids, _), observation in zip(going_on, observations):
+        for (row, ids, new), observation in zip(going_on, observations):
             written[row] += len(ids) + len(observation.ids)
             if written[row] + sampling.max_new_tokens <= config.episode_tokens:
-                given[row] = observation
+                given[row] = replace(observation, replaces=new.replaces)
             else:  # words and picture go together, so that every image token has its features
                 dialogues[row].cut()
                 cut.add(row)

@@ -4,8 +4,9 @@
     {"bbox_2d": [20, 10, 50, 40]}                         bare, in a list, or in the arguments of a tool call
 
 Coordinates refer to the view that the model has just seen, so zooms nest; the crop itself is always cut from
-the original picture, whatever its depth. A turn is read into at most one call, the first, and at most one
-answer, the last; a call that comes to nothing has a name for the reason (``STATUSES``), never an exception.
+the original picture, whatever its depth. A turn is read into its calls, in their order, and at most one answer,
+the last; a call that comes to nothing has a name for the reason (``STATUSES``), never an exception. How many
+of the calls are looked at is not decided here (episodes.py).
 
 The tag and the names are those of Active-Perception-R1 (commit 14f2841), with these differences:
   1. A tag counts wherever it stands, except inside ``<answer>``; there, the first think block alone was
@@ -19,7 +20,7 @@ The tag and the names are those of Active-Perception-R1 (commit 14f2841), with t
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Iterator, Literal, get_args
 
 import numpy as np
 
@@ -57,16 +58,25 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """A turn, read: a zoom (``call``, or None if it is ``malformed``), an answer, both or neither."""
+    """A turn, read: zooms (``calls`` in their order, None for one that cannot be read), an answer, both or neither."""
 
-    call: Call | None = None
-    malformed: bool = False
+    calls: tuple[Call | None, ...] = ()
     answer: str | None = None
+
+    @property
+    def call(self) -> Call | None:
+        """The first zoom; None if there is none, or it is ``malformed``."""
+        return self.calls[0] if self.calls else None
+
+    @property
+    def malformed(self) -> bool:
+        """Is the first zoom one that cannot be read?"""
+        return self.calls[:1] == (None,)
 
     @property
     def zooms(self) -> bool:
         """Does it ask for a look, in whatever form?"""
-        return self.malformed or self.call is not None
+        return bool(self.calls)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ _ATTRIBUTES = re.compile(r"""(?:\s+[a-z_]\w*\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?\s*
 _ATTRIBUTE = re.compile(r"""([a-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _CORNERS, _SIDES = ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
-_OPENING, _DECODER = re.compile(r"[\[{]"), json.JSONDecoder()
+_OPENING, _DECODER, _WORD = re.compile(r"[\[{]"), json.JSONDecoder(), '"bbox_2d"'
 _SHARES_UP_TO = 2.0  # difference 2
 _ROUNDING = 1e-9
 
@@ -102,16 +112,11 @@ def read_turn(text: str) -> Said:
     answers = _ANSWER.findall(text)
     answer = answers[-1].strip() if answers else None
     outside = _blanked(_ANSWER, text)
-    tag = _TAG.search(outside)
-    # Up to the first tag: of two notations the one that comes first is the call.
-    found, shown = _json_box(_blanked(_THINK, outside[: tag.start()] if tag else outside))
-    if shown:
-        call = _call_of(found)
-    elif tag:
-        call = _call_in_tag(tag)
-    else:
-        return Said(answer=answer)
-    return Said(call, call is None, answer)
+    spoken, calls, begin = _blanked(_THINK, outside), [], 0
+    for tag in _TAG.finditer(outside):
+        calls += [*_json_calls(spoken[begin : tag.start()]), _call_in_tag(tag)]
+        begin = tag.end()
+    return Said((*calls, *_json_calls(spoken[begin:])), answer)
 
 
 def _blanked(pattern: re.Pattern[str], text: str) -> str:
@@ -147,25 +152,35 @@ def _call_of(box: Any, shares: bool | None = None) -> Call | None:
     return Call((x1, y1, x2, y2), max(box) <= _SHARES_UP_TO if shares is None else shares)
 
 
-def _json_box(text: str) -> tuple[Any, bool]:
-    """(the first ``bbox_2d`` of a JSON value in the text, whether the text has that word at all)."""
-    word = text.find('"bbox_2d"')
-    for opening in _OPENING.finditer(text, 0, max(word, 0)):  # the outermost value that can be read
+def _json_calls(text: str) -> Iterator[Call | None]:
+    """A call for every ``bbox_2d`` in the JSON values of a text; None where that word is in none that can be read."""
+    begin = 0
+    while (word := text.find(_WORD, begin)) >= 0:
+        found, begin = _value_with(text, begin, word)
+        yield from map(_call_of, found)
+
+
+def _value_with(text: str, begin: int, word: int) -> tuple[list[Any], int]:
+    """The boxes of the first JSON value that begins in ``begin`` to ``word`` and has any, and where it ends."""
+    for opening in _OPENING.finditer(text, begin, word):  # the outermost value that can be read
         try:
-            found, there = _inside(_DECODER.raw_decode(text, opening.start())[0])
+            value, end = _DECODER.raw_decode(text, opening.start())
+            found = list(_boxes_in(value))
         except (ValueError, RecursionError):
             continue
-        if there:
-            return found, True
-    return None, word >= 0
+        if found:
+            return found, end
+    return [None], word + len(_WORD)
 
 
-def _inside(value: Any) -> tuple[Any, bool]:
-    """(the first ``bbox_2d`` inside a JSON value, whether there is one)."""
+def _boxes_in(value: Any) -> Iterator[Any]:
+    """What stands under every ``bbox_2d`` inside a JSON value."""
     if isinstance(value, dict) and "bbox_2d" in value:
-        return value["bbox_2d"], True
+        yield value["bbox_2d"]
+        return
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((hit for hit in map(_inside, parts) if hit[1]), (None, False))
+    for part in parts:
+        yield from _boxes_in(part)
 
 
 # ---------------------------------------------------------------------- judging

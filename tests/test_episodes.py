@@ -16,7 +16,7 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
 from activeo3.models import FAMILIES
-from activeo3.prompts import final_answer, zoom_call
+from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling
 from activeo3.tasks import TASKS
@@ -135,23 +135,156 @@ def test_a_refused_look_leaves_the_view_as_it_was(family: str, tokenizer) -> Non
     assert plain.regions == between.regions
 
 
+# ---------------------------------------------------------------------- several looks at once
+
+TWICE = replace(CONFIG, looks_at_once=2)
+RIGHT = IN.removesuffix(END)
+LEFT = '<zoom_roi x0="0.25" y0="0.125" x1="0.5" y1="0.375"/>'
+FAULTS = [part.removesuffix(END) for part in (SMALL, LARGE, OUTSIDE, BROKEN)]
+TURNS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    # name: (the turns, their statuses, those of all zooms)
+    "two": ([LEFT + RIGHT], ["zoom_executed"], ["zoom_executed"] * 2),
+    "one": ([LEFT], ["zoom_executed"], ["zoom_executed"]),
+    "more than may be": ([LEFT + RIGHT + LEFT], ["zoom_executed"], ["zoom_executed"] * 2),
+    "one of two": ([FAULTS[0] + RIGHT], ["zoom_executed"], ["too_small", "zoom_executed"]),
+    "the other one": ([LEFT + FAULTS[3]], ["zoom_executed"], ["zoom_executed", "malformed_zoom"]),
+    "none": ([FAULTS[1] + FAULTS[2]], ["too_large"], ["too_large", "invalid_zoom"]),
+    "until none is left": ([LEFT + RIGHT] * 2, ["zoom_executed"] * 2, ["zoom_executed"] * 3 + ["zoom_limit"]),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_turn_may_ask_for_several_looks(name: str, family: str, tokenizer) -> None:
+    turns, statuses, zooms = TURNS[name]
+    rollout = episode(family, tokenizer, [*(turn + END for turn in turns), ANSWER], TWICE)
+    looked = "answered" if "zoom_executed" in zooms else "answered_without_zoom"
+    assert rollout.episode.statuses == (*statuses, looked)
+    assert [zoom.status for zoom in rollout.episode.zooms] == zooms
+    assert len(rollout.regions) == zooms.count("zoom_executed")
+    assert worth(rollout)["calls"] == -len(zooms)
+
+
+def test_several_crops_are_shown_in_one_turn_and_in_the_order_asked_for(family: str, tokenizer) -> None:
+    rollout = episode(family, tokenizer, [LEFT + RIGHT + END, ANSWER], TWICE)
+    (seen,) = rollout.branch.shown
+    alone = [episode(family, tokenizer, [one + END, ANSWER]).branch.shown[0] for one in (LEFT, RIGHT)]
+    assert len(seen.view) == 2
+    for view, single in zip(seen.view, alone):
+        assert np.array_equal(np.asarray(view), np.asarray(single.view))
+    # An image token (the last ids, in a scripted model) for every visual feature of both.
+    count = [int((one.ids == one.ids[-1]).sum()) for one in (seen, *alone)]
+    assert count[0] == count[1] + count[2]
+
+
+def test_after_several_crops_a_region_is_one_of_the_last(family: str, tokenizer) -> None:
+    """And all regions of a turn are of the view before it, not of one another."""
+    inner = '<zoom_roi x0="0.25" y0="0" x1="0.75" y1="1"/>'
+    for turns, wanted in (
+        ([LEFT + RIGHT, inner], [(336, 112, 672, 336), (672, 112, 1008, 336), (756, 112, 924, 336)]),
+        ([RIGHT + LEFT, inner], [(672, 112, 1008, 336), (336, 112, 672, 336), (420, 112, 588, 336)]),
+        ([LEFT + FAULTS[0], inner], [(336, 112, 672, 336), (420, 112, 588, 336)]),
+        ([FAULTS[0] + FAULTS[1], RIGHT], [(672, 112, 1008, 336)]),
+    ):
+        rollout = episode(family, tokenizer, [*(turn + END for turn in turns), ANSWER], TWICE)
+        assert np.allclose(rollout.regions, wanted)
+
+
+def test_the_single_step_of_three_regions_is_an_episode(family: str, tokenizer) -> None:
+    """ACTIVE-O3's policy: three regions at once, then the answer; the list is the one that its own role writes."""
+    config = replace(CONFIG, looks_at_once=3, max_turns=2, max_zooms=3)
+    actor = Scripted(family, tokenizer, None)
+    width, height = actor.text_scale((140, 84) if family == "qwen2_5_vl" else (160, 96))
+    asked = boxes_answer([[0, 0, width // 2, height], [width // 2, 0, width, height // 2], [width // 4, height // 2, width, height]])
+    rollout = episode(family, tokenizer, [asked + END, ANSWER], config)
+    assert rollout.episode.statuses == ("zoom_executed", "answered") and len(rollout.regions) == 3
+    assert len(rollout.branch.shown[0].view) == 3
+    assert episode(family, tokenizer, [asked + END, IN], config).episode.statuses == ("zoom_executed", "zoom_limit")
+
+
+def test_crops_that_do_not_fit_go_together(family: str, tokenizer) -> None:
+    turns, config = [LEFT + RIGHT + END, FAULTS[0] + RIGHT + END, ANSWER], replace(TWICE, max_zooms=4)
+    whole = episode(family, tokenizer, turns, config)
+    fits = len(whole.branch.ids) - len(whole.branch.turns[-1]) + TASK.longest(CONFIG)
+    assert episode(family, tokenizer, turns, replace(config, episode_tokens=fits)).branch.ids == whole.branch.ids
+    cut = episode(family, tokenizer, turns, replace(config, episode_tokens=fits - 1))
+    assert cut.episode.statuses == ("zoom_executed", "truncated") and len(cut.branch.shown) == 1
+    assert [zoom.status for zoom in cut.episode.zooms] == ["zoom_executed", "zoom_executed", "too_small", "truncated"]
+    none = episode(family, tokenizer, turns, replace(config, episode_tokens=len(whole.branch.turns[0])))
+    assert none.episode.statuses == ("truncated",) and none.regions == () and worth(none)["calls"] == -2
+
+
+def test_what_is_said_of_several_looks_follows_from_what_came_of_each(family: str, tokenizer) -> None:
+    for name, words in {
+        "two": "Closer.", "one of two": "Closer. Region 1: Too small.",
+        "the other one": "Closer. Region 2: No region.", "none": "Too large.",
+    }.items():  # fmt: skip
+        turns, *_ = TURNS[name]
+        assert episode(family, tokenizer, [*(turn + END for turn in turns), ANSWER], TWICE).branch.shown[0].words == words
+    told = prompts.shown_together(["too_large", "zoom_executed", "zoom_executed", "zoom_limit"], "paper")
+    assert told.startswith("These are the regions") and told.endswith(
+        "Region 1: That region is nearly the whole view. Region 4: No zoom is left."
+    )
+    for wording in prompts.WORDINGS:
+        for status in STATUSES[:6]:
+            assert prompts.shown_together([status], wording) == prompts.shown(status, wording)
+
+
+def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, tokenizer) -> None:
+    actor = Scripted(family, tokenizer, script([ANSWER] * 2))
+    for wording in prompts.WORDINGS:
+        look(actor, [question()], 1, Sampling(1.0, 64), replace(CONFIG, wording=wording, looks_at_once=2), TASK)
+    (_, long), (_, short) = actor.shown
+    assert short == "What number is on the plate? Look at up to 2 regions at once."
+    assert long.startswith("What number is on the plate? ") and "a JSON list of up to 2 objects" in long and "up to 3 regions in all" in long
+    rollout = episode(family, tokenizer, [long + END, ANSWER], TWICE)  # copying the example is no zoom
+    assert rollout.episode.statuses[0] == "malformed_zoom"
+    for many in (0, 11):
+        with pytest.raises(ConfigError, match=f"--looks_at_once is {many}; a turn may ask for 1 to 10 regions"):
+            TrainConfig(looks_at_once=many)
+
+
+# ---------------------------------------------------------------------- what an episode carries along
+
+
+def test_with_notes_a_new_view_takes_the_place_of_those_before_it(family: str, tokenizer) -> None:
+    """What was refused shows nothing and replaces nothing; words, views and outcome are those of the other memory."""
+    for config in (CONFIG, replace(TWICE, max_zooms=4)):
+        turns = [RIGHT + LEFT + END, SMALL, IN, ANSWER]
+        views = episode(family, tokenizer, turns, config)
+        notes = episode(family, tokenizer, turns, replace(config, memory="notes"))
+        assert [seen.replaces for seen in views.branch.shown] == [False, False, False]
+        assert [seen.replaces for seen in notes.branch.shown] == [True, False, True]
+        assert notes.branch.ids == views.branch.ids and notes.regions == views.regions and notes.text == views.text
+    with pytest.raises(ConfigError, match="--memory is 'all'; it can be one of: views, notes"):
+        TrainConfig(memory="all")
+
+
+def test_a_policy_whose_views_are_replaced_is_told_so() -> None:
+    for at_once in (1, 3):
+        asked = [prompts.episode_prompt("What?", "paper", 3, (), at_once, notes) for notes in (False, True)]
+        assert asked[1].startswith(asked[0]) and "write down what you still need" in asked[1].removeprefix(asked[0])
+    assert prompts.episode_prompt("What?", "short", 3, notes=True) == "What?"
+
+
 # ---------------------------------------------------------------------- no truth in what is shown
 
 
 @given(
-    st.lists(st.sampled_from([IN, SMALL, LARGE, OUTSIDE, BROKEN, zoom_call([0, 0, 100, 100]) + END]), max_size=4),
+    st.lists(st.sampled_from([IN, RIGHT + LEFT + END, SMALL, LARGE, OUTSIDE, BROKEN, zoom_call([0, 0, 100, 100]) + END]), max_size=4),
     st.sampled_from(["7", "forty-two", "<answer>"]),
     st.tuples(*[st.integers(0, 400)] * 4).map(lambda b: (b[0], b[1], b[0] + b[2] + 1, b[1] + b[3] + 1)),
+    st.sampled_from([1, 2]),
 )
-def test_what_is_shown_follows_from_the_picture_and_the_policys_own_actions(tokenizer, turns, answer, box) -> None:
+def test_what_is_shown_follows_from_the_picture_and_the_policys_own_actions(tokenizer, turns, answer, box, at_once) -> None:
     """Two examples with the same picture and question and another truth: to the last token the same episode."""
+    config = replace(CONFIG, looks_at_once=at_once)
     one, other = (
-        episode("qwen3_vl", tokenizer, [*turns, ANSWER], example=example) for example in (question(), question(answer, box))
+        episode("qwen3_vl", tokenizer, [*turns, ANSWER], config, example) for example in (question(), question(answer, box))
     )
     assert one.branch.ids == other.branch.ids and one.text == other.text
     for a, b in zip(one.branch.shown, other.branch.shown, strict=True):
         assert a.words == b.words and (a.view is None) == (b.view is None)
-        assert a.view is None or np.array_equal(np.asarray(a.view), np.asarray(b.view))
+        assert a.view is None or np.array_equal(np.array(a.view), np.array(b.view))
 
 
 def test_the_words_after_a_zoom_are_a_function_of_its_status_alone() -> None:

@@ -2,6 +2,7 @@
 one whole row at a time without cache, packing or padding."""
 
 import doctest
+from dataclasses import replace
 from typing import Callable, Sequence
 
 import pytest
@@ -24,14 +25,24 @@ def ids_of(length: int, seed: int, end: int) -> tuple[int, ...]:
     return (*torch.randint(10, 500, (length - 1,), generator=generator).tolist(), end)
 
 
+MEMORIES = pytest.mark.parametrize("episodes", ["views", "notes"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def episodes(vlm: VisionLanguageModel, picture: Picture) -> tuple[list[Prompt], list[list[Branch]]]:
-    """Two prompts with three branches each: one to three turns, crops of different shapes, words without one."""
+def episodes(
+    request: pytest.FixtureRequest, vlm: VisionLanguageModel, picture: Picture
+) -> tuple[list[Prompt], list[list[Branch]]]:
+    """Two prompts with three branches each: one to three turns, crops of different shapes, two at once, words without one.
+
+    With the memory ``notes``, every crop takes the place of all views before it.
+    """
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where is a red star?", "Read it."], ["a", "b"])
     seen = vlm.encode_next(
-        [picture(48, 32, 2), picture(32, 64, 3), None, picture(16, 16, 4), picture(96, 32, 5)],
-        ["Closer.", "And closer.", "That is no box.", "Here.", "Look again: is it there?"],
+        [picture(48, 32, 2), picture(32, 64, 3), None, [picture(16, 16, 4), picture(48, 16, 6)], picture(96, 32, 5)],
+        ["Closer.", "And closer.", "That is no box.", "Both.", "Look again: is it there?"],
     )
+    if getattr(request, "param", "views") == "notes":
+        seen = [replace(one, replaces=len(one.grids) > 0) for one in seen]
     turn = lambda length, seed: ids_of(length, seed, vlm.end_token)  # noqa: E731
     return prompts, [
         [
@@ -47,18 +58,45 @@ def episodes(vlm: VisionLanguageModel, picture: Picture) -> tuple[list[Prompt], 
     ]
 
 
-def naive_logps(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Tensor:
-    """(sampled tokens,): the log-probabilities of what was sampled, from one plain forward pass over the episode."""
+def naive_mask(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Tensor:
+    """(1, 1, L, L) True where a token may look, one token after the other as they are read."""
+    rows: list[list[bool]] = []
+    pictures: list[int] = []
+    hidden: set[int] = set()
+
+    def read(ids: Sequence[int]) -> None:
+        for token in ids:
+            if token == vlm.image_token:
+                pictures.append(len(rows))
+            rows.append([place not in hidden for place in range(len(rows) + 1)])
+
+    read(prompt.ids.tolist())
+    read(branch.turns[0])
+    for seen, turn in zip(branch.shown, branch.turns[1:]):
+        if seen.replaces:
+            hidden |= set(pictures)
+        read(seen.ids.tolist())
+        read(turn)
+    return torch.tensor([row + [False] * (len(rows) - len(row)) for row in rows])[None, None]
+
+
+def naive_logits(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Tensor:
+    """(1, L, V) from one plain forward pass over the episode, its mask written out only where views were replaced."""
     ids = torch.tensor([*prompt.ids.tolist(), *branch.ids])[None]
     given = [turn for turn in (prompt, *branch.shown) if len(turn.grids)]
-    logits = vlm.model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == vlm.image_token).int(),
-        pixel_values=torch.cat([turn.pixels for turn in given]),
-        image_grid_thw=torch.cat([turn.grids for turn in given]),
-        use_cache=False,
-    ).logits[0, len(prompt.ids) - 1 : -1]  # of the column before each token of the branch
+    grids = torch.cat([turn.grids for turn in given])
+    kinds = (ids == vlm.image_token).int()
+    how = {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
+    if any(seen.replaces for seen in branch.shown):
+        positions, _ = vlm.model.model.get_rope_index(ids, kinds, image_grid_thw=grids)
+        how = {"attention_mask": naive_mask(vlm, prompt, branch), "position_ids": positions}
+    pixels = torch.cat([turn.pixels for turn in given])
+    return vlm.model(input_ids=ids, pixel_values=pixels, image_grid_thw=grids, use_cache=False, **how).logits
+
+
+def naive_logps(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Tensor:
+    """(sampled tokens,): the log-probabilities of what was sampled, from one plain forward pass over the episode."""
+    logits = naive_logits(vlm, prompt, branch)[0, len(prompt.ids) - 1 : -1]  # of the column before each token of the branch
     keep = [i for i in range(logits.shape[-1]) if i not in vlm.forbidden]
     logps = logits - logits[:, keep].exp().sum(dim=-1, keepdim=True).log()
     chosen = [(place, token) for place, (token, sampled) in enumerate(zip(branch.ids, branch.sampled)) if sampled]
@@ -85,6 +123,7 @@ def test_a_branch_knows_what_was_sampled(vlm: VisionLanguageModel, episodes: tup
     assert doctest.testmod(packing).failed == 0
 
 
+@MEMORIES
 @torch.no_grad()
 def test_packed_episodes_have_the_log_probabilities_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
@@ -112,6 +151,23 @@ def test_the_naive_rows_notice_what_is_shown(vlm: VisionLanguageModel, picture: 
         assert (after - before).abs().max() > 0.05
 
 
+@torch.no_grad()
+def test_each_of_several_crops_is_noticed(vlm: VisionLanguageModel, episodes: tuple) -> None:
+    prompts, (_, (branch, *others)) = episodes
+    (both,) = branch.shown
+    assert both.grids.tolist() == [[1, 2, 2], [1, 2, 6]] and int((both.ids == vlm.image_token).sum()) == 4
+    packed = vlm.pack(prompts[1:], [[branch, *others]])
+    before, later = packed_logps(vlm, packed)[0, 0], len(branch.turns[0])
+    for patches in (slice(0, 4), slice(4, 16)):  # the first crop's, the second one's
+        pixels = both.pixels.clone()
+        pixels[patches] = 0
+        dark = Branch(branch.turns, (Prompt(both.ids, pixels, both.grids),))
+        after = packed_logps(vlm, vlm.pack(prompts[1:], [[dark, *others]]))[0, 0]
+        torch.testing.assert_close(after[:later], before[:later], rtol=0, atol=1e-6)
+        assert (after - before)[later : len(branch.answer)].abs().max() > 0.01
+
+
+@MEMORIES
 def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
     packed = vlm.pack(prompts, branches)
@@ -131,6 +187,7 @@ def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguage
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
+@MEMORIES
 @torch.no_grad()
 def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
@@ -150,6 +207,7 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, ep
 # ---------------------------------------------------------------------- what is shown is never trained
 
 
+@MEMORIES
 def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(vlm: VisionLanguageModel, episodes: tuple) -> None:
     """With the logits of every column at hand, those that predict a token of an observation get no gradient at
     all, those that predict a sampled one do; and yet what was shown changes what follows."""
@@ -208,8 +266,76 @@ def test_a_picture_that_does_not_fit_its_tokens_is_refused_by_the_name_of_the_ex
     vlm.pack(prompts, [[cut, *branches[0][1:]], branches[1]])  # words may be missing,
     gone = Prompt(one.ids[one.ids != vlm.image_token], one.pixels, one.grids)  # but a picture is its tokens
     wrong = [[Branch(branches[0][0].turns, (gone, two)), *branches[0][1:]], branches[1]]
-    with pytest.raises(RuntimeError, match=r"image tokens \[20, 29\] do not match visual features \[26, 29\], see a$"):
+    with pytest.raises(RuntimeError, match=r"image tokens \[20, 32\] do not match visual features \[26, 32\], see a$"):
         vlm.pack(prompts, wrong)
+
+
+# ---------------------------------------------------------------------- what can be seen no more
+
+
+def replacing(branch: Branch, dark: Sequence[int] = ()) -> Branch:
+    """The branch with every view in the place of those before it; those of ``dark`` observations are black."""
+    pixels = [torch.zeros_like(seen.pixels) if i in dark else seen.pixels for i, seen in enumerate(branch.shown)]
+    shown = [replace(seen, replaces=len(seen.grids) > 0, pixels=of_one) for seen, of_one in zip(branch.shown, pixels)]
+    return Branch(branch.turns, tuple(shown))
+
+
+def test_a_branch_knows_when_its_views_were_replaced(vlm: VisionLanguageModel, episodes: tuple) -> None:
+    first, (_, second, _) = episodes[1][0][0], episodes[1][1]
+    assert set(first.eras) == {0} and len(first.eras) == len(first.ids)
+    (a, b, c), (one, two) = first.turns, first.shown
+    lengths = [len(a), len(one.ids) + len(b), len(two.ids) + len(c)]
+    assert replacing(first).eras == tuple(era for era, length in enumerate(lengths) for _ in range(length))
+    # The first observation of this one is words alone: they replace nothing.
+    quiet = len(second.turns[0]) + len(second.shown[0].ids) + len(second.turns[1])
+    eras = replacing(second).eras
+    assert set(eras[:quiet]) == {0} and eras[quiet] == 1 and max(eras) == 2
+
+
+@torch.no_grad()
+def test_earlier_views_are_out_of_sight_and_everything_else_is_as_it_was(vlm: VisionLanguageModel, episodes: tuple) -> None:
+    """The packed mask, column by column: what is hidden are the image tokens of earlier views and nothing else."""
+    prompts, branches = episodes
+    notes = vlm.pack(prompts, [[replacing(branch) for branch in row] for row in branches])
+    views = vlm.pack(prompts, branches)
+    assert {name for name in notes.inputs if not torch.equal(notes.inputs[name], views.inputs[name])} == {"attention_mask"}
+    lost = views.inputs["attention_mask"] & ~notes.inputs["attention_mask"]
+    assert not (notes.inputs["attention_mask"] & ~views.inputs["attention_mask"]).any()
+    prefix, (first, *_) = notes.prefix, branches[0]
+    one, two = first.shown
+    middle = prefix + len(first.turns[0]) + len(one.ids) + len(first.turns[1])  # where the second crop's turn begins
+    image = notes.inputs["input_ids"][0] == vlm.image_token
+    hidden = [place for place in range(middle) if image[place]]  # the whole picture and the first crop
+    assert lost[0, 0, middle].nonzero()[:, 0].tolist() == hidden
+    assert lost[0, 0, prefix + len(first.turns[0])].nonzero()[:, 0].tolist() == [place for place in hidden if place < prefix]
+    assert not lost[0, 0, : prefix + len(first.turns[0])].any()
+
+
+@torch.no_grad()
+def test_a_view_that_was_replaced_reaches_later_tokens_through_text_alone(
+    vlm: VisionLanguageModel, episodes: tuple, make_vlm: Callable[..., VisionLanguageModel]
+) -> None:
+    """In a text tower of one layer, text has taken in nothing when it is attended to: there, what was replaced
+    changes no later token at all. With all layers it does, by way of the text in between."""
+    prompts, branches = episodes
+    branch, others = branches[0][0], branches[0][1:]
+    later = len(branch.turns[0]) + len(branch.turns[1])  # what is sampled after the second crop
+
+    def difference(one: Branch, other: Branch) -> Tensor:
+        logps = [packed_logps(model, model.pack(prompts[:1], [[of_one, *others]]))[0, 0] for of_one in (one, other)]
+        return (logps[0] - logps[1]).abs()[: len(branch.answer)]
+
+    model = vlm
+    assert difference(replacing(branch), replacing(branch, dark=[0]))[later:].max() > 1e-4
+    model = make_vlm(vlm.family)
+    model.model.config.get_text_config().num_hidden_layers = 1
+    model.model.model.language_model.layers = model.model.model.language_model.layers[:1]
+    black = difference(replacing(branch), replacing(branch, dark=[0]))
+    assert torch.equal(black[later:], torch.zeros(len(branch.turns[2])))
+    assert black[len(branch.turns[0]) : later].max() > 0.01  # while it could be seen, it was
+    assert difference(replacing(branch), replacing(branch, dark=[1]))[later:].max() > 0.01
+    in_sight = Branch(branch.turns, (replace(branch.shown[0], pixels=replacing(branch, [0]).shown[0].pixels), branch.shown[1]))
+    assert difference(branch, in_sight)[later:].max() > 0.01
 
 
 # ---------------------------------------------------------------------- what is shown is the chat template's
@@ -242,9 +368,10 @@ def test_an_observation_is_a_user_turn_of_the_chat_template(vlm: VisionLanguageM
 class Shows:
     """An ``Observe`` that shows row r, after its turn t, ``pictures[(r + t) % 4]``, and notes what it was asked."""
 
-    def __init__(self, vlm: VisionLanguageModel, picture: Picture, most: int) -> None:
-        views = [picture(48, 32, 2), picture(32, 64, 3), None, picture(16, 16, 4)]
-        self.seen = vlm.encode_next(views, ["Closer.", "And closer, please.", "That is no box.", "Here."])
+    def __init__(self, vlm: VisionLanguageModel, picture: Picture, most: int, notes: bool = False) -> None:
+        views = [picture(48, 32, 2), picture(32, 64, 3), None, [picture(16, 16, 4), picture(48, 16, 6)]]
+        self.seen = vlm.encode_next(views, ["Closer.", "And closer, please.", "That is no box.", "Both."])
+        self.seen = [replace(one, replaces=notes and len(one.grids) > 0) for one in self.seen]
         self.most, self.asked = most, {}
 
     def after(self, row: int, turn: int) -> Prompt | None:
@@ -256,14 +383,15 @@ class Shows:
         return [self.after(row, len(self.asked[row])) for row, _ in ended]
 
 
+@pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_greedy_episodes_are_those_of_plain_forward_passes(
-    vlm: VisionLanguageModel, picture: Picture, biased: Callable
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable, notes: bool
 ) -> None:
     """Caches that are set aside, padded and joined, against one plain pass over everything for every token."""
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1), picture(32, 96, 2)], ["Where?", "Read it, please.", "And?"])
-    shows, longest = Shows(vlm, picture, most=3), 10
-    with biased(vlm, {vlm.image_token: 50.0, vlm.end_token: 2.2}):
+    shows, longest = Shows(vlm, picture, 3, notes), 10
+    with biased(vlm, {vlm.image_token: 50.0, vlm.end_token: 2.6 if notes else 2.2}):
         ours = vlm.converse(prompts, 2, Sampling(temperature=0, max_new_tokens=longest), shows)
         for row, branch in enumerate(branch for branches in ours for branch in branches):
             prompt, turns, shown = prompts[row // 2], [], []
@@ -288,22 +416,15 @@ def test_greedy_episodes_are_those_of_plain_forward_passes(
 
 def _next(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> int:
     """The likeliest id in place of a branch's last token."""
-    ids = torch.tensor([*prompt.ids.tolist(), *branch.ids])[None]
-    given = [turn for turn in (prompt, *branch.shown) if len(turn.grids)]
-    logits = vlm.model(
-        input_ids=ids,
-        mm_token_type_ids=(ids == vlm.image_token).int(),
-        pixel_values=torch.cat([turn.pixels for turn in given]),
-        image_grid_thw=torch.cat([turn.grids for turn in given]),
-        use_cache=False,
-    ).logits[0, -2]
+    logits = naive_logits(vlm, prompt, branch)[0, -2]
     logits[list(vlm.forbidden)] = -torch.inf
     return int(logits.argmax())
 
 
+@pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
-    vlm: VisionLanguageModel, picture: Picture, biased: Callable
+    vlm: VisionLanguageModel, picture: Picture, biased: Callable, notes: bool
 ) -> None:
     """The log-probabilities under which tokens were drawn, taken down while they were, are the packed scorer's."""
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where?", "Read it, please."])
@@ -325,8 +446,8 @@ def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
 
     with biased(vlm, {vlm.end_token: 4.0}), pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlm, "_decode", noted)
-        torch.manual_seed(3)
-        branches = vlm.converse(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, most=3))
+        torch.manual_seed(4)
+        branches = vlm.converse(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, 3, notes))
         packed = vlm.pack(prompts, branches)
         scored = packed_logps(vlm, packed).flatten(0, 1)
     real = packed.real.flatten(0, 1)

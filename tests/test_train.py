@@ -591,7 +591,7 @@ def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are over."""
     config = replace(config, task="zoom_qa", max_turns=4)
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
-    looks = Said(call=Call((0.2, 0.2, 0.8, 0.9), shares=True)) if ranks.rank else Said(answer="7")
+    looks = Said((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else Said(answer="7")
     picture = small_pictures()[ranks.rank]
     example = replace(picture, fields={"reading": {"question": "What is it?", "answer": "7", "box_px": (8, 8, 24, 24)}})
     with pytest.MonkeyPatch.context() as patch:

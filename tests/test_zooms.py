@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from activeo3 import zooms
 from activeo3.geometry import Frame, as_boxes, crop
+from activeo3.prompts import boxes_answer
 from activeo3.zooms import STATUSES, Call, Limits, Said, judged, read_turn
 from scripted import painted
 
@@ -72,6 +73,30 @@ def test_zooms_and_near_misses(text: str) -> None:
     assert said.zooms and said.call == CALLS[text] and said.malformed == (CALLS[text] is None) and said.answer is None
 
 
+OTHER = Call((1.0, 2.0, 3.0, 4.0), False)
+ALL_CALLS: dict[str, tuple[Call | None, ...]] = {
+    # what is said: all of its calls, None for one that cannot be read
+    boxes_answer([(20, 10, 50, 40), (1, 2, 3, 4)]): (PIXELS, OTHER),
+    TAG + " and " + TAG: (SHARES, SHARES),
+    '{"bbox_2d": [20, 10, 50, 40]} {"bbox_2d": [1, 2, 3, 4]}' + TAG + '[{"bbox_2d": [1, 2, 3, 4]}]': (PIXELS, OTHER, SHARES, OTHER),
+    "<think>" + TAG + '{"bbox_2d": [1, 2, 3, 4]}</think>{"bbox_2d": [20, 10, 50, 40]}': (SHARES, PIXELS),
+    '{"arguments": {"first": {"bbox_2d": [20, 10, 50, 40]}, "rest": [{"bbox_2d": [1, 2, 3, 4]}]}}': (PIXELS, OTHER),
+    '[{"bbox_2d": [20, 10, 50, 40]}, {"bbox_2d": [1, 2, 3]}, {"bbox_2d": [1, 2, 3, 4]}]': (PIXELS, None, OTHER),
+    '[{"bbox_2d": [20, 10, 50, 40]}, {"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [1, 2': (PIXELS, OTHER, None),
+    '[{"bbox_2d": [20, 10, 50, 40}, {"bbox_2d": [1, 2, 3, 4]}]': (None, OTHER),
+    "<zoom_roi/>" + TAG + "<zoom_roi": (None, SHARES, None),
+    TAG + "<answer>" + TAG + "</answer>" + '{"bbox_2d": [1, 2, 3, 4]}': (SHARES, OTHER),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("text", ALL_CALLS, ids=range(len(ALL_CALLS)))
+def test_a_turn_is_read_into_all_of_its_calls_in_order(text: str) -> None:
+    said = read_turn(text)
+    assert said.calls == ALL_CALLS[text] and said.zooms == bool(said.calls)
+    assert said.call == (said.calls or (None,))[0] and said.malformed == (said.zooms and said.calls[0] is None)
+
+
 NO_ZOOM: dict[str, str | None] = {
     # what is said: the answer
     "": None,
@@ -100,7 +125,7 @@ def test_what_is_no_zoom(text: str) -> None:
 
 
 def test_a_turn_may_hold_both() -> None:
-    assert read_turn(TAG + "<answer>42</answer>") == Said(SHARES, False, "42")
+    assert read_turn(TAG + "<answer>42</answer>") == Said((SHARES,), "42")
 
 
 numbers = st.floats(-2000, 2000, allow_nan=False).map(lambda v: round(v, 4))
@@ -110,7 +135,7 @@ numbers = st.floats(-2000, 2000, allow_nan=False).map(lambda v: round(v, 4))
 def test_both_notations_say_the_same(box: tuple[float, ...], quotes: bool) -> None:
     quote = '"' if quotes else "'"
     tag = "<zoom_roi " + " ".join(f"{name}={quote}{value!r}{quote}" for name, value in zip(("x0", "y0", "x1", "y1"), box)) + "/>"
-    assert read_turn(tag) == read_turn(json.dumps({"bbox_2d": box})) == Said(Call(box, max(box) <= 2))
+    assert read_turn(tag) == read_turn(json.dumps({"bbox_2d": box})) == Said((Call(box, max(box) <= 2),))
 
 
 pieces = st.sampled_from(
@@ -123,8 +148,8 @@ pieces = st.sampled_from(
 def test_no_text_is_an_exception(text: str) -> None:
     said = read_turn(text)
     assert not (said.malformed and said.call)
-    if said.call:
-        assert judged(said.call, Frame((0, 0, 640, 480), (640, 480))).status in STATUSES
+    for call in filter(None, said.calls):
+        assert judged(call, Frame((0, 0, 640, 480), (640, 480))).status in STATUSES
     if "zoom_roi" not in text.lower() and "bbox_2d" not in text:
         assert not said.zooms
 
