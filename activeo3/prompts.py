@@ -70,10 +70,14 @@ _LOOKING = {
 }
 _EPISODE = {
     "paper": (
-        "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
+        "{question} You {may} look closer before you answer, {zooms}: to zoom into a region of the view "
         'that you were shown last, write {{"bbox_2d": [x1, y1, x2, y2]}} with its corners in that view, and wait. '
         "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
     ),
+    "short": "{question}",
+}
+_AT_ONCE = {
+    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
     "short": "{question}",
 }
 _SHOWN = {
@@ -136,9 +140,7 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
     B. dog
     Answer with the letter of the right option only.
     """
-    lines = [f"The first picture is the whole scene, the other {crops} show parts of it enlarged."] if crops > 1 else []
-    lines += ["The first picture is the whole scene, the second shows a part of it enlarged."] if crops == 1 else []
-    lines += [f"Hint: {hint}"] if hint else []
+    lines = _beside(crops) + ([f"Hint: {hint}"] if hint else [])
     lines += [question, *(f"{chr(ord('A') + k)}. {option}" for k, option in enumerate(options))]
     lines += ["Answer with the letter of the right option only."] if options else []
     return "\n".join(lines)
@@ -154,14 +156,31 @@ def task_prompt(query: str, wording: str) -> str:
     return _TASK[wording].format(object=query)
 
 
-def episode_prompt(question: str, wording: str, zooms: int, options: Sequence[str] = ()) -> str:
+def episode_prompt(
+    question: str, wording: str, zooms: int, options: Sequence[str] = (), least: int = 0, crops: int = 0
+) -> str:
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
+
+    It must do so ``least`` times. Without zooms it must answer at once; then it may be shown ``crops``, enlarged
+    parts of the picture, behind the picture.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    return _EPISODE[wording].format(question=question + lettered, zooms=zooms)
+    asked = "\n".join([*_beside(crops), question + lettered])
+    if not zooms:
+        return _AT_ONCE[wording].format(question=asked)
+    often = f"up to {zooms} times" if not least else f"at least {least} and up to {zooms} times"
+    return _EPISODE[wording].format(question=asked, may="must" if least else "may", zooms=often)
+
+
+def _beside(crops: int) -> list[str]:
+    """The line that says what several pictures show; none for one."""
+    if not crops:
+        return []
+    parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
+    return [f"The first picture is the whole scene, {parts} of it enlarged."]
 
 
 def shown(status: str, wording: str) -> str:
