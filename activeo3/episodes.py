@@ -32,7 +32,7 @@ def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Questi
     """The whole picture, and the question that it answers. Raises DataError if the example has none."""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     asked = evidence.asked_of(example)
-    zooms = min(config.max_zooms, config.max_turns - 1)
+    zooms = config.max_zooms if config.max_turns > 1 else 0
     words = prompts.episode_prompt(asked.question, config.wording, zooms, asked.options, least=config.min_zooms)
     return Question(view, frame, words)
 

@@ -70,13 +70,14 @@ _LOOKING = {
 }
 _EPISODE = {
     "paper": (
-        "{question} You {may} look closer before you answer, {zooms}: to zoom into a region of the view "
+        "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
         'that you were shown last, write {{"bbox_2d": [x1, y1, x2, y2]}} with its corners in that view, and wait. '
         "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
     ),
     "short": "{question}",
 }
-_AT_ONCE = {
+_MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
+_WITHOUT_ZOOM = {
     "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
     "short": "{question}",
 }
@@ -170,9 +171,9 @@ def episode_prompt(
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
     asked = "\n".join([*_beside(crops), question + lettered])
     if not zooms:
-        return _AT_ONCE[wording].format(question=asked)
-    often = f"up to {zooms} times" if not least else f"at least {least} and up to {zooms} times"
-    return _EPISODE[wording].format(question=asked, may="must" if least else "may", zooms=often)
+        return _WITHOUT_ZOOM[wording].format(question=asked)
+    must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
+    return _EPISODE[wording].format(question=asked, zooms=zooms) + must
 
 
 def _beside(crops: int) -> list[str]:

@@ -85,8 +85,9 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     assert whole.tobytes() == same.tobytes() == first.tobytes() and crop.tobytes() == second.tobytes()
     assert red(whole) < 0.01 < 0.05 < red(crop)
     assert "bbox_2d" not in at_once + alone_ + beside and "bbox_2d" in may and "bbox_2d" in must
-    assert "You may look closer" in may and "up to 3 times" in may
-    assert "You must look closer" in must and "at least 1 and up to 3 times" in must
+    assert "You may look closer" in may and "up to 3 times" in may and may in must
+    assert must.removeprefix(may) == " Look closer at least once before you answer; an earlier answer does not count."
+    assert "at least 2 times" in prompts.episode_prompt("?", "paper", 3, least=2) and prompts.episode_prompt("?", "short", 3, least=2) == "?"
     assert at_once == alone_ and beside == f"The first picture is the whole scene, the second shows a part of it enlarged.\n{at_once}"
 
 
