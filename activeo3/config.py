@@ -67,11 +67,11 @@ class _Config:
     """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
     max_new_tokens: int = 96
     """longest sensing answer, in tokens; in an episode, the longest turn"""
-    max_zooms: int = 3
-    """how many times an episode may look closer; a refused zoom counts"""
     min_zooms: int = 0
     """how many looks an episode must have had before its answer counts; an earlier answer ends it without one. As
     many as --max_zooms: a fixed budget"""
+    max_zooms: int = 3
+    """how many times an episode may look closer; a refused zoom counts"""
     max_turns: int = 5
     """how many turns of the policy an episode has at most; 1: it must answer at once"""
     episode_tokens: int = 1024
@@ -120,13 +120,13 @@ class _Config:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.max_zooms < 0 or self.max_turns < 1:
             raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
+        if not 0 <= self.least_zoom < self.most_zoom <= 1:
+            raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
         if not 0 <= self.min_zooms <= min(self.max_zooms, self.max_turns - 1):
             raise ConfigError(
                 f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
                 f"--max_turns {self.max_turns} to answer in."
             )
-        if not 0 <= self.least_zoom < self.most_zoom <= 1:
-            raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
         if self.max_view_pixels < self.sensing_side**2:
             raise ConfigError(
                 f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "

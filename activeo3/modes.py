@@ -1,13 +1,15 @@
 """The ways in which a question in words is put to a policy that may zoom: a row of the exam each.
 
-    baseline      one look at the whole picture, and no zoom: the first turn is the answer
+    baseline      one look at the whole picture: no zoom is shown, and the first answer counts
     default       it may zoom
     strict_zoom   it must zoom: an answer that comes before any zoom was executed is not taken
     oracle_crop   nobody zooms: it is shown where the evidence is and asked at once, in two rows, the crop alone
                   and (``oracle_crop+picture``) the whole picture and the crop
 
-Everything else is equal. With ``black``, each mode in which the policy zooms has one more row, in which all that
-it is shown after its zooms is black: what it answers right there does not come from looking closer.
+Everything else is equal. Where nobody zooms, the prompt does not speak of it; a policy that asks for a zoom all the
+same is told once that none is left, and may answer then: to have learned to look first is no wrong answer. With
+``black``, each mode in which the policy zooms has one more row, in which all that it is shown after its zooms is
+black: what it answers right there does not come from looking closer.
 
 Differences from Active-Perception-R1 (commit 14f2841):
   1. Its strict mode asks for a zoom alone, tries twice, and then asks again with the picture and one crop. Here it
@@ -45,7 +47,7 @@ class Way(NamedTuple):
 
 def ways(task: Task, config: _Config, modes: Sequence[str], black: bool = False) -> list[Way]:
     """The rows of these modes, in order. Raises ConfigError if the config leaves no zoom for ``strict_zoom``."""
-    at_once = replace(config, max_zooms=0, max_turns=1, min_zooms=0)
+    at_once = replace(config, max_zooms=0, max_turns=min(2, config.max_turns), min_zooms=0)
     found = []
     for mode in modes:
         if mode == "baseline":

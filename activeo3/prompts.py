@@ -68,17 +68,17 @@ _LOOKING = {
     ),
     "short": "Where should one look to answer: {question}",
 }
+_MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
+_WITHOUT_ZOOM = {
+    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
+    "short": "{question}",
+}
 _EPISODE = {
     "paper": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
         'that you were shown last, write {{"bbox_2d": [x1, y1, x2, y2]}} with its corners in that view, and wait. '
         "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
     ),
-    "short": "{question}",
-}
-_MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
-_WITHOUT_ZOOM = {
-    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
     "short": "{question}",
 }
 _SHOWN = {
@@ -158,7 +158,7 @@ def task_prompt(query: str, wording: str) -> str:
 
 
 def episode_prompt(
-    question: str, wording: str, zooms: int, options: Sequence[str] = (), least: int = 0, crops: int = 0
+    question: str, wording: str, zooms: int, options: Sequence[str] = (), *, least: int = 0, crops: int = 0
 ) -> str:
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
 

@@ -43,6 +43,8 @@ def after_a_look(zoom: str, answer: str = ANSWER) -> Callable[..., str]:
 
 def sees(model: Scripted, view: Image.Image | list[Image.Image], words: str) -> str:
     """A policy that reads the plate where it is large, and zooms at it where it is small; it goes by the pixels."""
+    if words == prompts.shown("zoom_limit", "short"):
+        return WRONG
     views = view if isinstance(view, list) else [view]
     if any(red(one) > 0.01 for one in views):
         return ANSWER
@@ -69,7 +71,7 @@ def test_only_looking_or_being_shown_helps_a_policy_that_goes_by_pixels(tokenize
         "baseline": 0, "default": 1, "default, black crops": 0, "strict_zoom": 1, "strict_zoom, black crops": 0,
         "oracle_crop": 1, "oracle_crop+picture": 1,
     }  # fmt: skip
-    assert rows["baseline"]["statuses"]["zoom_limit"] == 1 and numbers(rows["default"]) == (1, 1, 1, 1)
+    assert numbers(rows["baseline"]) == (0, 0, 0, 1) and numbers(rows["default"]) == (1, 1, 1, 1)
     assert rows["default, black crops"]["zoomed"] == 1  # it looks, and nothing is there
     assert set(rows_of(sees, tokenizer, ["default"])) == {"default"}
 
@@ -98,6 +100,15 @@ def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
     assert evidence.covered(as_boxes([region]), evidence.asked_of(example).evidence_px) == 1.0
     assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
     assert modes.evidence_region(question()) == floors.oracle_regions(question(), 1)[0]
+
+
+def test_a_zoom_that_is_not_there_is_refused_once_and_then_the_policy_may_answer(tokenizer) -> None:
+    told = prompts.shown("zoom_limit", "short")
+    rows = rows_of(lambda model, view, words: ANSWER if words == told else IN, tokenizer, ["baseline", "oracle_crop"])
+    for row in rows.values():
+        assert row["episodes"][0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (1, 0, 0, 1)
+    stubborn = rows_of(lambda *_: IN, tokenizer, ["baseline"])["baseline"]
+    assert stubborn["statuses"]["zoom_limit"] == 2 and numbers(stubborn) == (0, 0, 0, 2)
 
 
 def test_strict_fails_closed(tokenizer) -> None:
