@@ -6,6 +6,7 @@
     deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
     python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
+    python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions in words, with and without zooms
     python evaluate.py --help
 
 The same command again continues an evaluation that was interrupted.
