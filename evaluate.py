@@ -6,6 +6,7 @@
     deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
     python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
+    python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions in words, with and without zooms
     python evaluate.py --help
 
 The same command again continues an evaluation that was interrupted.
@@ -14,6 +15,7 @@ The same command again continues an evaluation that was interrupted.
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -22,7 +24,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, pictures, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, pictures, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, EvalConfig, TrainConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
@@ -44,6 +46,7 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
 def main(config: EvalConfig) -> None:
     """Run every method of every checkpoint on every benchmark, print and write the tables."""
+    config = as_meant(config)
     folder, task = output_folder(config), task_of(config)
     ranks = engine.join(folder)
     rows, start_source = rivals.contest(config.checkpoint, config.start)
@@ -62,6 +65,8 @@ def main(config: EvalConfig) -> None:
     if picture:
         return look_once(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too
+    if apart is exams.evaluate:
+        return exams.evaluate(opened, policies_of(rows, start_source), load, config, folder)
     if apart:
         return apart(opened, load(rows[0].source), start, experts, config, folder)
     total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())
@@ -96,14 +101,36 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     if config.image or not (in_words or by_task):
         return None
     what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"
-    if checkpoints > 1 or world > 1:
-        raise ConfigError(f"{what} is evaluated with one --checkpoint and by one process.")
-    if in_words and (by_task or len(in_words) < len(benchmarks)):
+    if world > 1 or checkpoints > 1 and not task.follow:
+        raise ConfigError(f"{what} is evaluated {'' if task.follow else 'with one --checkpoint and '}by one process.")
+    if task.follow:
+        modes.ways(task, config, config.mode)
+    elif in_words and (by_task or len(in_words) < len(benchmarks)):
         raise ConfigError(f"--benchmark {' '.join(in_words)} is answered in words: evaluate it apart from boxes and masks.")
     if config.task == "segment":
         budgets.rows_of(config)
     measures.ready(config.task)
     return by_task or quiz.evaluate
+
+
+def as_meant(config: EvalConfig) -> EvalConfig:
+    """``--mode`` asks for episodes, and so do data sets whose answers are free text: both mean ``--task zoom_qa``.
+
+    Raises ConfigError if only some of the data sets are of that kind and nobody said what is meant.
+    """
+    names = config.benchmark or config.data
+    readers = [datasets.READERS.get(name.partition(":")[0]) for name in names]
+    free = [name for name, reader in zip(names, readers) if reader and reader.answers == "text"]
+    if config.image or config.task != "sense" or not (config.mode or free):
+        return config
+    if not config.mode and len(free) < len(names):
+        raise ConfigError(f"--benchmark {' '.join(free)} is answered in free text: evaluate it apart, or all with --mode.")
+    return replace(config, task="zoom_qa")
+
+
+def policies_of(rows: Sequence[rivals.Rival], start: str) -> dict[str, str]:
+    """Where the policies of a table are, by title: the start policy, and the checkpoints that are another one."""
+    return {"start": start} | {row.label or "trained": row.source for row in rows if row.source != start}
 
 
 def output_folder(config: EvalConfig) -> Path:

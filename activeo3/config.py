@@ -67,6 +67,9 @@ class _Config:
     """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
     max_new_tokens: int = 96
     """longest sensing answer, in tokens; in an episode, the longest turn"""
+    min_zooms: int = 0
+    """how many looks an episode must have had before its answer counts; an earlier answer ends it without one. As
+    many as --max_zooms: a fixed budget"""
     max_zooms: int = 3
     """how many times an episode may look closer; a refused zoom counts"""
     looks_at_once: int = 1
@@ -127,6 +130,11 @@ class _Config:
             raise ConfigError(f"--looks_at_once is {self.looks_at_once}; a turn may ask for 1 to {MOST_REGIONS} regions.")
         if not 0 <= self.least_zoom < self.most_zoom <= 1:
             raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
+        if not 0 <= self.min_zooms <= min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once):
+            raise ConfigError(
+                f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
+                f"--max_turns {self.max_turns} to answer in."
+            )
         if self.max_view_pixels < self.sensing_side**2:
             raise ConfigError(
                 f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
@@ -362,6 +370,7 @@ _FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_eve
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
 MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
 OF_A_CHECKPOINT = ("active", "repeat", "answer")  # one row for each checkpoint; the others are the same for all
+MODES = ("baseline", "default", "strict_zoom", "oracle_crop")  # of episodes: modes.py
 TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 
@@ -379,6 +388,10 @@ class EvalConfig(_Config):
     """rows of the table; beside the default ones there are: direct-native (the whole picture at its own
     size and shape), repeat (one region, sampled as often as there are regions) and answer (the checkpoint
     itself finds things, in the whole picture)"""
+    mode: tuple[str, ...] = ()
+    """how questions in words are asked in episodes, a row each: baseline (one look at the whole picture), default (may
+    zoom), strict_zoom (no zoom, no answer) and oracle_crop (is shown where the answer is). Means --task zoom_qa,
+    which takes baseline and default if nothing is said"""
     budgets: tuple[int, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
@@ -386,7 +399,7 @@ class EvalConfig(_Config):
     truth inside the regions: the ceiling of any task model). Questions in words (mme, mmbench, realworldqa,
     vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
-    """also give the task model black crops: what it scores then does not come from looking"""
+    """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: int = 200
@@ -414,16 +427,19 @@ class EvalConfig(_Config):
             raise ConfigError(f"--budgets {shown}: a policy may propose 1 to {MOST_REGIONS} regions.")
         if not self.image and not self.benchmark:
             self._needs_root()
-        for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS)):
+        for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
             wanted = getattr(self, flag)
             unknown = " ".join(name for name in wanted if name not in known)
             if unknown:
                 raise ConfigError(f"--{flag} {unknown} not known; there are: {', '.join(known)}.")
-            if not wanted:
+            if not wanted and flag != "mode":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._needs_detector(*self.task_model)
         if self.image and self.task != "sense":
             raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
+        if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):
+            what = "--image" if self.image else f"--task {self.task}"
+            raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
         if self.resamples < 0:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, masks, pageocr, pixmo, questions, referring, selections, soda
+from activeo3 import annotations, documents, masks, pageocr, pixmo, questions, referring, selections, soda
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
@@ -48,7 +48,8 @@ def open_scenes(source: Source) -> SceneDataset:
 class Reader(NamedTuple):
     """How a data set is opened, how many pictures (or questions, where they are packed together) each of
     its splits should hold, where it is to be had, how many pictures all splits together should hold, and
-    what its questions are answered with: ``boxes`` (suites.py) or ``words`` (quiz.py).
+    what its questions are answered with: ``boxes`` (suites.py), ``words`` that are right or wrong (quiz.py)
+    or free ``text`` that is more or less right (exams.py).
     A number of 0 is not known."""
 
     open: Callable[[Source], Dataset]
@@ -72,6 +73,9 @@ READERS: dict[str, Reader] = {
     "thinobject5k": Reader(masks.open_thinobject5k, {"train": 4_748, "val": 500, "test": 500},
                            "https://github.com/liewjunhao/thin-object-selection"),
     "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench", answers="words"),
+    "docvqa": Reader(documents.open_docvqa, {"train": 10_194, "val": 1_286}, "https://rrc.cvc.uab.es/?ch=17", answers="text"),
+    "hrbench": Reader(questions.open_hrbench, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
+    "hrbench_8k": Reader(questions.open_hrbench_8k, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
     "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA", answers="words"),
     "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME", answers="words"),
     "mmbench": Reader(questions.open_mmbench, {"test": 4_876}, "https://github.com/open-compass/MMBench", answers="words"),

@@ -43,9 +43,11 @@ def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Questi
     """The whole picture, and the question that it answers. Raises DataError if the example has none."""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     asked = evidence.asked_of(example)
+    zooms = config.max_zooms if config.max_turns > 1 else 0
     words = prompts.episode_prompt(
-        asked.question, config.wording, config.max_zooms, asked.options, config.looks_at_once, config.memory == "notes"
-    )
+        asked.question, config.wording, zooms, asked.options, config.looks_at_once, config.memory == "notes",
+        least=config.min_zooms,
+    )  # fmt: skip
     return Question(view, frame, words)
 
 
@@ -74,9 +76,10 @@ class ZoomDialogue:
         elif said.zooms:
             return self._look(said.calls[: self.config.looks_at_once], last)
         elif said.answer is not None:
-            self.answer = said.answer
-            looked = any(zoom.status == "zoom_executed" for zoom in self.zooms)
-            self.statuses.append("answered" if looked else "answered_without_zoom")
+            looks = sum(zoom.status == "zoom_executed" for zoom in self.zooms)
+            enough = looks >= self.config.min_zooms
+            self.answer = said.answer if enough else None
+            self.statuses.append(("answered" if looks else "answered_without_zoom") if enough else "answered_early")
         else:
             self.statuses.append("missing_zoom")
         return None

@@ -170,11 +170,21 @@ def evidence(regions_px: np.ndarray, evidence_px: np.ndarray, size: tuple[int, i
     >>> evidence(geometry.as_boxes([[10, 10, 20, 15], [10, 10, 20, 15]]), box, (100, 100))
     0.4975
     """
+    seen = geometry.union_area(regions_px)
+    return covered(regions_px, evidence_px) * max(0.0, 1.0 - seen / (size[0] * size[1]))
+
+
+def covered(regions_px: np.ndarray, evidence_px: np.ndarray) -> float:
+    """The share of the evidence's area that the regions show together; 0 without evidence.
+
+    >>> covered(geometry.as_boxes([[10, 10, 20, 15], [10, 10, 20, 15]]), geometry.as_boxes([[10, 10, 20, 20]]))
+    0.5
+    """
     truth, seen = geometry.union_area(evidence_px), geometry.union_area(regions_px)
     if truth == 0 or seen == 0:
         return 0.0
     shared = truth + seen - geometry.union_area(np.concatenate([evidence_px, regions_px]))
-    return max(0.0, shared / truth) * max(0.0, 1.0 - seen / (size[0] * size[1]))
+    return max(0.0, shared / truth)
 
 
 MOST_CALLS = 3

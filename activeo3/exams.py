@@ -1,6 +1,20 @@
-"""The table of episodes: how policies do on questions in words, answer and way apart.
+"""The tables of episodes: how policies do on questions in words, answer and way apart.
 
-A right answer alone does not say that a policy looked; so every row also says what its turns came to.
+A right answer alone does not say that a policy looked. So a row, a policy in one of the modes of modes.py, also says
+how it came about. Means over questions, with 95 % intervals over pictures (all of them in results.json):
+
+    answer      how right the answer is, by the kind of question (evidence.rightness), 0 to 1
+    reward      what the episode is worth (evidence.py)
+    zoomed      share of episodes with an executed zoom; ``zooms`` executed and ``asked`` for, per episode
+    tokens      what the policy wrote, per episode
+    grounded_right, grounded_wrong, ungrounded_right, ungrounded_wrong
+                shares of the questions whose evidence is known. Grounded: at least GROUNDED of the area of the
+                evidence lies in the executed zooms together; right: the answer is worth at least RIGHT
+
+The second table counts the turns by what they came to (zooms.STATUSES).
+
+ViEBench (arXiv 2601.11633), which crosses answer and grounding as well, also calls a zoom grounded that lies inside the
+evidence, however little of it it shows. Here the evidence must have been seen.
 """
 
 from collections import Counter
@@ -8,70 +22,154 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-import numpy as np
-
-from activeo3 import report
+from activeo3 import metrics, report
 from activeo3.config import EvalConfig, TrainConfig, _Config
+from activeo3.evidence import asked_of, covered
 from activeo3.files import Dataset
+from activeo3.geometry import as_boxes
 from activeo3.jobs import blocks
 from activeo3.ledger import alone
 from activeo3.models import VisionLanguageModel
+from activeo3.modes import Way, ways
 from activeo3.sampler import look
-from activeo3.schema import Example, Sampling, Score
+from activeo3.schema import Example, Rollout, Sampling, Score
 from activeo3.stream import readable
 from activeo3.tasks import Task, task_of
 from activeo3.zooms import STATUSES
 
+GROUNDED = 0.5
+RIGHT = 0.5
+MODES = ("baseline", "default")
+"""The modes of an exam that names none: does it help to zoom?"""
+QUADRANTS = ("grounded_right", "grounded_wrong", "ungrounded_right", "ungrounded_wrong")
+COLUMNS = ("answer", "reward", "zoomed", "zooms", "asked", "tokens", *QUADRANTS)
+
+Record = dict[str, Any]
+"""One episode in plain values, as results.json has it."""
+Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+"""``share(work, parts)`` does the work on all ranks together."""
+
 
 def exam(
     policies: Mapping[str, VisionLanguageModel],
-    parts: Sequence[Sequence[Example]],
+    examples: Sequence[Example],
     task: Task,
     config: _Config,
-    share: Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]],
+    share: Share,
     worth: TrainConfig,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, columns) as report.table wants them: one greedy episode of every policy about every example.
+    modes: Sequence[str] = MODES,
+    black: bool = False,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:
+    """The rows of every policy, by its title, in every mode: one greedy episode about every example.
 
-    A row is a policy, by its title: the mean reward and its terms, and the share of all turns that came to
-    each of zooms.STATUSES. ``share(work, parts)`` does the work on all ranks together; ``worth`` says what the
-    reward is made of.
+    ``worth`` says what the reward is made of, ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
+    the value and the ``intervals`` of all COLUMNS (NaN where there is nothing to measure), the number of turns by their
+    ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
+
+    Raises DataError for an example that asks nothing.
     """
+    known = [example for example in examples if len(asked_of(example).evidence_px)]
     rows = []
     for title, policy in policies.items():
+        for way in ways(task, config, modes, black):
+            asked = known if way.told else examples
+            if asked:
+                rows.append(_row(title, way, asked, sit(policy, way, asked, share, worth), resamples))
+    return rows
 
-        def marks(block: Sequence[Example]) -> list[tuple[Score, tuple[str, ...]]]:
-            _, groups = look(policy, block, 1, Sampling(0.0, task.longest(config)), config, task)
-            told = [rollout for (rollout,) in groups]
-            outcomes = task.act(policy, told, config)
-            return [(task.score(one, outcome, worth), one.episode.statuses) for one, outcome in zip(told, outcomes)]
 
-        scores, statuses = zip(*chain(*share(marks, parts)))
-        turns = Counter(chain(*statuses))
-        means = {"reward": float(np.mean([score.total for score in scores]))}
-        means |= {term: float(np.mean([score.terms[term] for score in scores])) for term in task.terms}
-        rows.append({"policy": title} | means | {name: turns[name] / turns.total() for name in STATUSES})
-    seen = [name for name in STATUSES if any(row[name] for row in rows)]
-    return rows, ["policy", "reward", *task.terms, *seen]
+def sit(policy: VisionLanguageModel, way: Way, examples: Sequence[Example], share: Share, worth: TrainConfig) -> list[Record]:
+    """One greedy episode per example."""
+
+    def work(block: Sequence[Example]) -> list[Record]:
+        _, groups = look(policy, block, 1, Sampling(0.0, way.task.longest(way.config)), way.config, way.task)
+        told = [rollout for (rollout,) in groups]
+        outcomes = way.task.act(policy, told, way.config)
+        return [_record(one, way.task.score(one, outcome, worth)) for one, outcome in zip(told, outcomes)]
+
+    return list(chain(*share(work, blocks(examples))))
+
+
+def _record(rollout: Rollout, score: Score) -> Record:
+    asked, episode = asked_of(rollout.example), rollout.episode
+    zooms = [{"status": zoom.status, "window_px": zoom.window_px and list(zoom.window_px)} for zoom in episode.zooms]
+    seen = covered(as_boxes(episode.looked_at), asked.evidence_px) if len(asked.evidence_px) else None
+    return {
+        "id": rollout.example.id, "question": asked.question, "answers": list(asked.answers), "answer": episode.answer,
+        "right": score.terms["answer"], "evidence_seen": seen, "zooms": zooms, "statuses": list(episode.statuses),
+        "tokens": len(rollout.token_ids), "reward": score.total, "terms": dict(score.terms), "text": rollout.text,
+    }  # fmt: skip
+
+
+def _row(title: str, way: Way, examples: Sequence[Example], records: Sequence[Record], resamples: int) -> dict[str, Any]:
+    pictures = [example.image_id for example in examples]
+    values = [_values(record, way.told) for record in records]
+    means = {name: metrics.bootstrap_interval([one[name] for one in values], pictures, resamples) for name in COLUMNS}
+    turns = Counter(chain(*(record["statuses"] for record in records)))
+    row = {"policy": title, "mode": way.title, "n": len(examples)} | {name: mean.value for name, mean in means.items()}
+    row |= {"intervals": {name: [mean.low, mean.high] for name, mean in means.items()}}
+    row |= {"statuses": {name: turns[name] for name in STATUSES}, "episodes": list(records)}
+    kinds = [example.fields.get("category", "") for example in examples]
+    if any(kinds):
+        of_kinds = {kind: [r["right"] for r, own in zip(records, kinds) if own == kind] for kind in sorted(set(kinds))}
+        row["categories"] = {kind: {"n": len(rights), "answer": sum(rights) / len(rights)} for kind, rights in of_kinds.items()}
+    return row
+
+
+def _values(record: Record, told: bool) -> dict[str, float]:
+    """COLUMNS of one episode; who was told where to look is neither grounded nor not."""
+    zooms = sum(zoom["status"] == "zoom_executed" for zoom in record["zooms"])
+    values = {"answer": record["right"], "reward": record["reward"], "zoomed": float(zooms > 0), "zooms": zooms}
+    values |= {"asked": len(record["zooms"]), "tokens": record["tokens"]}
+    seen = None if told else record["evidence_seen"]
+    if seen is None:
+        return values | dict.fromkeys(QUADRANTS, float("nan"))
+    grounded, right = seen >= GROUNDED, record["right"] >= RIGHT
+    own = f"{'grounded' if grounded else 'ungrounded'}_{'right' if right else 'wrong'}"
+    return values | {name: float(name == own) for name in QUADRANTS}
+
+
+# ---------------------------------------------------------------------- what is left behind
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[dict[str, Any]], list[str]]]:
+    """The two tables of ``exam``'s rows, each (cells, columns) as report.table wants them."""
+    first, second = [], []
+    for row in rows:
+        name = {key: row[key] for key in ("policy", "mode", "n")}
+        answer = (row["answer"], *row["intervals"]["answer"])
+        first.append(name | {column: row[column] for column in COLUMNS} | {"answer": answer})
+        second.append(name | {"turns": sum(row["statuses"].values())} | row["statuses"])
+    seen = [status for status in STATUSES if any(row[status] for row in second)]
+    return [(first, ["policy", "mode", "n", *COLUMNS]), (second, ["policy", "mode", "turns", *seen])]
 
 
 def evaluate(
     opened: Mapping[str, Dataset],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
-    experts: Mapping[str, Any],
+    sources: Mapping[str, str],
+    load: Callable[[str], VisionLanguageModel],
     config: EvalConfig,
     folder: Path,
 ) -> None:
-    """Every benchmark: start policy and checkpoint, by the default reward; they look for themselves, not ``experts``."""
-    policies = {"start": start, "trained": actor} if actor is not start else {"start": start}
+    """Every benchmark: all policies, given by title and source, in all modes, by the default reward.
+
+    ``load(source)`` gives a policy; they are loaded one after the other. Leaves results.json and results.md.
+    """
     task, found, texts = task_of(config), [], []
     for name, dataset in opened.items():
-        examples = readable(dataset)
-        rows, columns = exam(policies, blocks(examples), task, config, alone, TrainConfig())
-        found += [{"benchmark": name, "n": len(examples)} | row for row in rows]
-        texts.append(report.table(rows, columns, f"{name} ({config.split}), {len(examples)} questions"))
-        print(texts[-1])
-    report.replace_file(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
-    report.replace_file(folder / "results.md", ("\n\n".join(texts) + "\n").encode())
-    print(f"numbers: {folder / 'results.json'}")
+        examples, rows = readable(dataset), []
+        if "oracle_crop" in config.mode:
+            known = sum(len(asked_of(example).evidence_px) > 0 for example in examples)
+            print(f"{name}: {known} of {len(examples)} questions have evidence to show")
+        for title, source in sources.items():
+            modes = config.mode or MODES
+            policy = {title: load(source)}
+            rows += exam(policy, examples, task, config, alone, TrainConfig(), modes, config.black, config.resamples)
+        found += [{"benchmark": name} | row for row in rows]
+        titles = (f"{name} ({dataset.split}), {len(examples)} questions", f"{name}, what the turns came to")
+        texts += [report.table(*table, title) for table, title in zip(tables(rows), titles)]
+        print("\n\n".join(texts[-2:]))
+        report.replace_file(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
+        report.replace_file(folder / "results.md", ("\n\n".join(texts) + "\n").encode())
+    print(f"numbers and every episode: {folder / 'results.json'}")

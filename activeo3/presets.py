@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sensing_side": 1024,
         "crop_side": 840,
         "max_new_tokens": 512,
+        "episode_tokens": 6_144,  # three crops of 900 tokens and five turns
         "task_max_new_tokens": 1024,
         "task_batch": 16,
         "prompts": 1,

@@ -68,6 +68,11 @@ _LOOKING = {
     ),
     "short": "Where should one look to answer: {question}",
 }
+_MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
+_WITHOUT_ZOOM = {
+    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
+    "short": "{question}",
+}
 _EPISODE = {
     "paper": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
@@ -153,9 +158,7 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
     B. dog
     Answer with the letter of the right option only.
     """
-    lines = [f"The first picture is the whole scene, the other {crops} show parts of it enlarged."] if crops > 1 else []
-    lines += ["The first picture is the whole scene, the second shows a part of it enlarged."] if crops == 1 else []
-    lines += [f"Hint: {hint}"] if hint else []
+    lines = _beside(crops) + ([f"Hint: {hint}"] if hint else [])
     lines += [question, *(f"{chr(ord('A') + k)}. {option}" for k, option in enumerate(options))]
     lines += ["Answer with the letter of the right option only."] if options else []
     return "\n".join(lines)
@@ -172,10 +175,13 @@ def task_prompt(query: str, wording: str) -> str:
 
 
 def episode_prompt(
-    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False
-) -> str:
+    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False,
+    *, least: int = 0, crops: int = 0,
+) -> str:  # fmt: skip
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
 
+    It must do so ``least`` times. Without zooms it must answer at once; then it may be shown ``crops``, enlarged
+    parts of the picture, behind the picture.
     With ``at_once`` above 1 a turn may ask for as many regions; after it, regions refer to the last that was shown.
     With ``notes`` it sees the last views only, and has to write down what it still needs of those before.
 
@@ -183,8 +189,20 @@ def episode_prompt(
     'Which is it?\\nA. red\\nB. blue'
     """
     lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    asked = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
-    return asked.format(question=question + lettered, zooms=zooms, at_once=at_once)
+    asked = "\n".join([*_beside(crops), question + lettered])
+    if not zooms:
+        return _WITHOUT_ZOOM[wording].format(question=asked)
+    must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
+    words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
+    return words.format(question=asked, zooms=zooms, at_once=at_once) + must
+
+
+def _beside(crops: int) -> list[str]:
+    """The line that says what several pictures show; none for one."""
+    if not crops:
+        return []
+    parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
+    return [f"The first picture is the whole scene, {parts} of it enlarged."]
 
 
 def shown(status: str, wording: str) -> str:

@@ -1,7 +1,8 @@
-"""Questions about pictures that are answered in words: V*Bench, RealWorldQA, MME and MMBench.
+"""Questions about pictures that are answered in words: V*Bench, HR-Bench, RealWorldQA, MME and MMBench.
 
 V*Bench asks about small things in large pictures ("V*: Guided Visual Search as a Core Mechanism in
-Multimodal LLMs", arXiv 2312.14135). The others say whether general ability has survived a training.
+Multimodal LLMs", arXiv 2312.14135), and so does HR-Bench, in pictures of 4K and 8K (arXiv 2408.15556). The
+others say whether general ability has survived a training.
 
 An example's ``query`` is the question. Its fields, all text unless said otherwise:
 
@@ -11,7 +12,7 @@ An example's ``query`` is the question. Its fields, all text unless said otherwi
     category   what kind of question it is
     hint       MMBench: what should be known beforehand, often empty
     group      questions that count only together have the same text here: MME's two about a picture,
-               MMBench's copies of a question with rotated options. They have one ``image_id``
+               the copies of a question with rotated options in MMBench and HR-Bench. They have one ``image_id``
     targets    V*Bench: tuple of the things the question is about; their boxes are ``target_boxes_px``
                (N, 4), and ``boxes_px`` as well, so that regions can be judged
 """
@@ -49,6 +50,9 @@ def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tupl
 # ---------------------------------------------------------------------------- V*Bench
 
 VSTAR_KINDS = ("direct_attributes", "relative_position")
+HRBENCH_KINDS = ("single", "cross")  # about one thing in the picture, or about several
+
+
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +194,26 @@ def open_mmbench(source: Source) -> TableDataset:
     return _open_tables("mmbench", source, "MMBench", "MMBench_DEV_EN_V11.tsv", _by_letter)
 
 
+def open_hrbench(source: Source) -> TableDataset:
+    """``HR-Bench/hr_bench_4k.tsv`` or ``.parquet`` (index, question, answer, category, A, B, C, D, cycle_category, image).
+
+    The file holds a question once for each rotation of its options; the authors' accuracy is the mean over the
+    rotations, and so over all rows. Which rows are copies it does not say: those with the same question, options
+    and right answer are taken for them.
+    """
+    return _open_hrbench("hrbench", source, "hr_bench_4k")
+
+
+def open_hrbench_8k(source: Source) -> TableDataset:
+    """``HR-Bench/hr_bench_8k.tsv`` or ``.parquet``, as ``open_hrbench``."""
+    return _open_hrbench("hrbench_8k", source, "hr_bench_8k")
+
+
+def _open_hrbench(name: str, source: Source, stem: str) -> TableDataset:
+    text = source.folder(name, "HR-Bench") / f"{stem}.tsv"
+    return _open_tables(name, source, "HR-Bench", text.name if text.is_file() else f"{stem}*.parquet", _rotated)
+
+
 def _open_tables(
     name: str,
     source: Source,
@@ -232,12 +256,21 @@ def _yes_or_no(row: Mapping[str, str]) -> dict[str, Any]:
 
 def _by_letter(row: Mapping[str, str]) -> dict[str, Any]:
     """Fields of a question with a column per option, of which the last may be empty."""
+    if not row["index"].isdigit():
+        raise ValueError(f"has the index {row['index']!r}, no whole number")
+    return _lettered(row) | {"hint": row.get("hint", ""), "group": str(int(row["index"]) % MMBENCH_COPY)}
+
+
+def _rotated(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of one of HR-Bench's questions."""
+    fields = _lettered(row)
+    right = fields["options"][LETTERS.index(fields["answer"])]
+    return fields | {"group": repr((fields["question"], sorted(fields["options"]), right))}
+
+
+def _lettered(row: Mapping[str, str]) -> dict[str, Any]:
     options = [row["A"], row["B"], *(row.get(letter, "") for letter in "CDE")]
     options = [option for option in options if option.strip()]
     if row["answer"].strip() not in list(LETTERS[: len(options)]):
         raise ValueError(f"has the answer {row['answer']!r} and {len(options)} options")
-    if not row["index"].isdigit():
-        raise ValueError(f"has the index {row['index']!r}, no whole number")
-    return {"question": row["question"], "options": tuple(options), "answer": row["answer"].strip(),
-            "category": row["category"], "hint": row.get("hint", ""),
-            "group": str(int(row["index"]) % MMBENCH_COPY)}  # fmt: skip
+    return {"question": row["question"], "options": tuple(options), "answer": row["answer"].strip(), "category": row["category"]}

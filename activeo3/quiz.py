@@ -1,4 +1,4 @@
-"""Benchmarks whose questions are answered in words: MME, MMBench, RealWorldQA and V*Bench.
+"""Benchmarks whose questions are answered in words: MME, MMBench, RealWorldQA, V*Bench and HR-Bench.
 
 They say whether general ability has survived a training (ACTIVE-O3, Table 3), and V*Bench whether looking helps
 to answer. A row is a way of choosing regions and who answers, ``start`` or ``checkpoint``, greedily:
@@ -18,6 +18,7 @@ What counts, by benchmark. A group is complete or does not count (``--limit`` ma
                  section 4.1; the 80.1 of Table 3)
     realworldqa  accuracy (lmms-eval's rule, see answers.py)
     vstar        accuracy, and that of its two categories
+    hrbench      the same; every rotation of the options is a question (the authors average over rotations)
 ``unread`` is the share of answers that cannot be read; they are wrong.
 
 Readings of what the paper leaves open:
@@ -46,7 +47,7 @@ from activeo3.metrics import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.proposals import propose
-from activeo3.questions import VSTAR_KINDS
+from activeo3.questions import HRBENCH_KINDS, VSTAR_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
 from activeo3.stream import readable
@@ -57,6 +58,8 @@ WHOLE = ("direct", "direct-native")
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 """MME's categories."""
+KINDS: dict[str, tuple[str, ...]] = {"vstar": VSTAR_KINDS, "hrbench": HRBENCH_KINDS, "hrbench_8k": HRBENCH_KINDS}
+"""Categories that have a column of their own."""
 GROUPS: dict[str, tuple[str, Callable[[Example], int]]] = {
     "mme": ("accuracy_plus", lambda example: 2),
     "mmbench": ("circular", lambda example: len(example.fields["options"])),
@@ -245,10 +248,9 @@ def whole_groups(benchmark: str, examples: Sequence[Example]) -> list[list[int]]
 def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resamples: int) -> dict[str, Any]:
     """The numbers of a benchmark by column, with intervals over pictures; ``right`` (E,) is 1 or 0."""
     found: dict[str, Any] = {"accuracy": metrics.bootstrap_interval(right, ids(examples), resamples)}
-    if benchmark == "vstar":
-        for kind in VSTAR_KINDS:
-            own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
-            found[kind] = metrics.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
+    for kind in KINDS.get(benchmark, ()):
+        own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
+        found[kind] = metrics.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
     if benchmark in GROUPS:
         groups = whole_groups(benchmark, examples)
         pictures = [examples[of_group[0]].image_id for of_group in groups]
@@ -283,7 +285,7 @@ def by_category(benchmark: str, examples: Sequence[Example], right: np.ndarray) 
 
 def columns(benchmark: str, examples: Sequence[Example], black: bool) -> list[str]:
     """The columns of a benchmark's table, beside method and task model."""
-    own = {"mme": ["accuracy_plus", "perception", "cognition", "total"], "mmbench": ["circular"], "vstar": [*VSTAR_KINDS]}
+    own = {"mme": ["accuracy_plus", "perception", "cognition", "total"], "mmbench": ["circular"]} | KINDS
     boxed = ["region_recall"] if any(len(example.boxes_px) for example in examples) else []
     blind = [SAME_WITH_BLACK_CROPS] if black else []
     return ["accuracy", *own.get(benchmark, []), *boxed, *blind, "unread", "regions", "seconds"]

@@ -23,9 +23,10 @@ from activeo3.schema import Action, Example, Reading, Region, Rollout, Sampling
 
 
 class Question(NamedTuple):
-    """What a policy is shown and asked. ``frame`` maps the numbers it writes to original pixels."""
+    """What a policy is shown (several pictures are a list) and asked. ``frame`` maps the numbers it writes to
+    original pixels."""
 
-    view: Image.Image
+    view: Image.Image | list[Image.Image]
     frame: Frame
     words: str
 

@@ -27,15 +27,14 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3 import measures, metrics, report, results
+from activeo3 import exams, measures, metrics, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
-from activeo3.exams import exam
 from activeo3.failures import failures
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
 from activeo3.headlines import headlines
-from activeo3.jobs import Expert, blocks, found, proposed
+from activeo3.jobs import Expert, found, proposed
 from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
@@ -260,10 +259,12 @@ def before_and_after(
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     policies = {"before": start, "after": actor}
     if task.follow:
-        table = exam(policies, blocks(examples), task, config, share, config)
+        rows = exams.exam(policies, examples, task, config, share, config)
         if not writes:
             return
-        report.replace_file(folder / "results.json", (report.strict_json({"rows": table[0]}) + "\n").encode())
+        report.replace_file(folder / "results.json", (report.strict_json({"rows": rows}) + "\n").encode())
+        table, turns = exams.tables(rows)
+        say(report.table(*turns, "what the turns came to"))
         _finish(folder, config, say, "to zoom, look again and answer", table, answered(policies, examples, task, config), len(examples))
         return
     if task.zooms:

@@ -79,10 +79,15 @@ class TextTable:
         with self.path.open("rb") as file:
             file.seek(self.offsets[self.same_as.get(row, row)])
             fields = next(csv.reader(_Lines(file), delimiter="\t"))
-        try:
-            return base64.b64decode(fields[self.columns.index(PICTURE)], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"no base64: {error}") from None
+        return _decoded(fields[self.columns.index(PICTURE)])
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes that base64 text stands for. Raises ValueError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"no base64: {error}") from None
 
 
 class _Lines:
@@ -122,7 +127,7 @@ def _pyarrow(path: Path) -> ModuleType:
 
 
 class ParquetTable:
-    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file."""
+    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, or base64 text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,7 +149,8 @@ class ParquetTable:
     def picture(self, row: int) -> bytes:
         """Reads the group that the row is in, unless it was the last one read."""
         number, within = self.places[row]
-        content = (self.group(number)[within].as_py() or {}).get("bytes")
+        stored = self.group(number)[within].as_py() or {}
+        content = _decoded(stored) if isinstance(stored, str) else stored.get("bytes")
         if not content:
             raise ValueError("the file holds no bytes for it")
         return content

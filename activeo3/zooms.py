@@ -30,7 +30,7 @@ from activeo3.schema import Region, Zoom
 
 Status = Literal[
     "zoom_executed", "malformed_zoom", "invalid_zoom", "too_small", "too_large", "zoom_limit",
-    "answered", "answered_without_zoom", "missing_zoom", "truncated",
+    "answered", "answered_without_zoom", "answered_early", "missing_zoom", "truncated",
 ]  # fmt: skip
 STATUSES: tuple[Status, ...] = get_args(Status)
 """What a turn came to.
@@ -42,6 +42,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
     zoom_limit             a zoom although none, or no turn to look at it, was left
     answered               an answer, after a look
     answered_without_zoom  an answer without a look
+    answered_early         an answer that is not taken: fewer looks than there must be came before it
     missing_zoom           neither a zoom nor an answer
     truncated              cut off by the length limit
 """

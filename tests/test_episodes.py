@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import prompts, suites
+from activeo3 import exams, prompts, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
+from activeo3.jobs import BATCH
 from activeo3.models import FAMILIES
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.sampler import look
@@ -359,13 +360,16 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
     said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
     policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
     share = lambda work, parts: [work(part) for part in parts]  # noqa: E731
-    rows, columns = exam(policies, [[question()] * 2, [question()]], TASK, CONFIG, share, CONFIG)
-    assert columns == ["policy", "reward", "answer", "evidence", "calls", "zoom_executed", "answered", "answered_without_zoom"]
+    rows = exam(policies, [question()] * (BATCH + 1), TASK, CONFIG, share, CONFIG, ["default"])
     first, second, third = rows
     assert [row["policy"] for row in rows] == list(policies)
-    assert (first["answer"], first["calls"], first["zoom_executed"], first["answered"]) == (1, -1, 0.5, 0.5)
-    assert (second["answer"], second["evidence"], second["answered_without_zoom"]) == (1, 0, 1)
-    assert first["reward"] > second["reward"] > third["reward"] == 0
+    assert (first["answer"], first["zooms"], first["grounded_right"]) == (1, 1, 1)
+    assert first["statuses"]["zoom_executed"] == first["statuses"]["answered"] == BATCH + 1
+    assert (second["answer"], second["zooms"], second["ungrounded_right"]) == (1, 0, 1)
+    assert second["statuses"]["answered_without_zoom"] == sum(second["statuses"].values()) == BATCH + 1
+    assert first["reward"] > second["reward"] > third["reward"] == 0 and third["ungrounded_wrong"] == 1
+    columns = exams.tables(rows)[1][1]
+    assert columns == ["policy", "mode", "turns", "zoom_executed", "answered", "answered_without_zoom"]
 
 
 def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokenizer, tmp_path: Path) -> None:
@@ -374,9 +378,11 @@ def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokeniz
     told: list[str] = []
     (tmp_path / "metrics.jsonl").touch()
     suites.before_and_after(trained, start, [question()] * 2, replace(CONFIG, output_dir=str(tmp_path)), told.append)
-    before, after = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert (before["policy"], before["answer"], after["policy"], after["answer"]) == ("before", 0, "after", 1)
-    assert any("| before " in text and "| after " in text for text in told)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["policy"], row["mode"], row["answer"]) for row in rows] == [
+        ("before", "baseline", 0), ("before", "default", 0), ("after", "baseline", 1), ("after", "default", 1),
+    ]  # fmt: skip
+    assert sum("| before " in text and "| after " in text for text in told) == 2  # answers, and turns
     assert "activeo3: learning to zoom, look again and answer" in (tmp_path / "report.html").read_text()
 
 
@@ -401,10 +407,8 @@ def test_evaluate_prints_the_table_of_episodes(checkpoint: str, evaluate: Callab
     small = ("--max_new_tokens", "6", "--sensing_side", "32", "--max_turns", "2", "--limit", "3")
     printed, complaint = evaluate("--checkpoint", checkpoint, "--task", "zoom_qa", "--output_dir", str(tmp_path), *small)
     assert complaint == "" and "scenes (test), 3 questions" in printed and "| start " in printed
-    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
-    statuses = [row[name] for name in STATUSES]
-    assert row["benchmark"] == "scenes" and row["n"] == 3 and sum(statuses) == pytest.approx(1.0)
-    assert row["truncated"] == 1.0 and row["answer"] == 0.0  # six random tokens are no answer
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["benchmark"], row["mode"], row["n"]) for row in rows] == [("scenes", "baseline", 3), ("scenes", "default", 3)]
+    for row in rows:
+        assert row["statuses"] == dict.fromkeys(STATUSES, 0) | {"truncated": 3} and row["answer"] == 0.0  # six random tokens are no answer
     assert "| start " in (tmp_path / "results.md").read_text()
-    _, complaint = evaluate("--checkpoint", checkpoint, "data/tiny", "--start", "data/tiny", "--task", "zoom_qa")
-    assert complaint == "activeo3: --task zoom_qa is evaluated with one --checkpoint and by one process."

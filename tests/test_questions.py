@@ -255,6 +255,65 @@ def test_mme_questions(tmp_path: Path) -> None:
     assert data[0].query.startswith("Is this red 0?") and data[0].fields["options"] == ()
 
 
+def hrbench_rows(image: Any, number: int = 0, kind: str = "single") -> list[dict[str, Any]]:
+    """A question of HR-Bench under the four rotations of its options."""
+    options = [f"27{letter}" for letter in "BDEF"]
+    return [
+        {"index": str(number + k), "question": f"What is on sign {number}?", **dict(zip("ABCD", options[k:] + options[:k])),
+         "answer": "ABCD"[-k % 4], "category": kind, "cycle_category": str(k), "image": image}
+        for k in range(4)
+    ]  # fmt: skip
+
+
+def hrbench_set(root: Path, name: str = "hr_bench_4k") -> str:
+    (root / "HR-Bench").mkdir(parents=True, exist_ok=True)
+    rows = [*hrbench_rows(base64.b64encode(picture(10)).decode()), *hrbench_rows(base64.b64encode(picture(20)).decode(), 4, "cross")]
+    with (root / "HR-Bench" / f"{name}.tsv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(root)
+
+
+def check_hrbench(data: Any) -> None:
+    assert len(data) == 8 and [e.image_id for e in data] == [1] * 4 + [2] * 4
+    assert [e.image.getpixel((0, 0))[0] for e in data] == [10] * 4 + [20] * 4
+    assert {e.fields["options"][LETTERS.index(e.fields["answer"])] for e in data} == {"27B"}  # however the options turn
+    assert len({e.fields["options"] for e in data}) == 4 and [e.fields["answer"] for e in data] == list("ADCB") * 2
+    assert [e.fields["category"] for e in data] == ["single"] * 4 + ["cross"] * 4 and len({e.fields["group"] for e in data}) == 2
+    assert "index" not in data[0].fields and data[0].boxes_px.shape == (0, 4)
+
+
+def test_hrbench_questions(tmp_path: Path) -> None:
+    check_hrbench(open_dataset("hrbench", "test", hrbench_set(tmp_path)))
+    check_hrbench(open_dataset("hrbench_8k", "val", hrbench_set(tmp_path, "hr_bench_8k")))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hrbench_as_the_hub_stores_it(tmp_path: Path, wrapped: bool) -> None:
+    """In a parquet file, pictures are base64 text, or bytes in a struct as the hub's own tools write them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    stored = [{"bytes": picture(red), "path": None} if wrapped else base64.b64encode(picture(red)).decode() for red in (10, 20)]
+    (tmp_path / "HR-Bench").mkdir()
+    rows = [*hrbench_rows(stored[0]), *hrbench_rows(stored[1], 4, "cross")]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "HR-Bench" / "hr_bench_4k.parquet")
+    check_hrbench(open_dataset("hrbench", "test", str(tmp_path)))
+    with pytest.raises(DataError, match=r"HR-Bench/hr_bench_8k\*.parquet: there is no such file or nothing in it"):
+        open_dataset("hrbench_8k", "test", str(tmp_path))
+
+
+def test_text_that_is_no_base64_in_parquet_is_one_examples_matter(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    (tmp_path / "HR-Bench").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(hrbench_rows("no base64!")), tmp_path / "HR-Bench" / "hr_bench_4k.parquet")
+    with pytest.raises(DataError, match="row 0: the picture of example hrbench:0 cannot be read .no base64"):
+        open_dataset("hrbench", "test", str(tmp_path))[0]
+
+
 def test_realworldqa_questions(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": picture(k, kind="WEBP", lossless=True), "path": f"{k}.webp"}, "image_path": f"{k}.webp",
              "question": f"How many? {k}", "answer": str(k)} for k in range(3)]  # fmt: skip
@@ -313,9 +372,10 @@ def questions_on_disk(root: Path, parquet: bool) -> list[str]:
     vstar_set(root)
     rows = [mmbench_row(1, picture(10)), mmbench_row(1_000_001, "1", "A"), mmbench_row(2_000_001, "1", "C"), mmbench_row(2, picture(20), hint="Look.")]
     mmbench_set(root, rows)
+    hrbench_set(root)
     if not parquet:
-        return ["mmbench", "vstar"]
+        return ["hrbench", "mmbench", "vstar"]
     parquet_set(root, "MME", [[mme_row(f"color/{k // 2}.jpg", k, "No" if k % 2 else "Yes") for k in range(4)]])
     real = [{"image": {"bytes": picture(k), "path": None}, "question": f"Which?\n\nA. {k}\nB. no", "answer": "B"} for k in range(2)]
     parquet_set(root, "RealworldQA", [real])
-    return ["mme", "mmbench", "realworldqa", "vstar"]
+    return ["hrbench", "mme", "mmbench", "realworldqa", "vstar"]

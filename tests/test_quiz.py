@@ -195,7 +195,7 @@ def test_vstar_has_its_two_categories_beside_the_mean() -> None:
 
 def test_every_set_of_questions_in_words_is_known_here() -> None:
     words = {name for name, reader in datasets.READERS.items() if reader.answers == "words"}
-    assert words == {"mme", "mmbench", "realworldqa", "vstar"} >= set(quiz.GROUPS)
+    assert words == {"hrbench", "hrbench_8k", "mme", "mmbench", "realworldqa", "vstar"} >= {*quiz.GROUPS, *quiz.KINDS}
 
 
 @pytest.mark.parametrize("parquet", [False, True])

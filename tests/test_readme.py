@@ -18,6 +18,7 @@ from typing import Callable, Iterator
 
 import pytest
 from PIL import Image
+from test_documents import docvqa_json
 from test_engine import rank_environment
 from test_masks import thin_set
 from test_questions import questions_on_disk
@@ -278,6 +279,7 @@ def test_the_evaluation_commands_evaluate(
     here: None, trained: Path, photos: Path, small_sam: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     there = questions_on_disk(photos, parquet=find_spec("pyarrow") is not None)
+    docvqa_json(photos)
     for number, words in enumerate(words for words in commands(TEXT) if script_of(words) == "evaluate.py"):
         if "mme" in words and "mme" not in there:
             continue  # its files are parquet

@@ -1,0 +1,240 @@
+"""DocVQA: questions about scanned pages, whose answers stand on the page (arXiv 2007.00398, its task 1).
+
+Where an answer stands is not annotated. The words of the page are, by Microsoft's OCR, which is published with the
+task: the evidence is the words that spell an answer. Two layouts are read, the first that is there, json files
+with pictures and OCR beside them, or the hub's parquet with the pictures inside. The OCR folder counts for both.
+
+An example's fields are those of questions.py and
+
+    aliases           tuple of the other right answers
+    kind              "anls": how right an answer is goes by its likeness (evidence.py)
+    target_boxes_px   (E, 4), and ``boxes_px`` as well: the evidence; none where no word spells an answer
+
+Readings of what the task leaves open:
+  1. An answer is looked for exactly, up to case, white space and the punctuation around it, over neighbouring
+     words. If it stands on the page several times, all places are evidence: nobody knows which one was meant.
+  2. Only if none of the answers is found so, the most similar run of words counts, if it is similar enough (ALIKE):
+     OCR misreads.
+  3. Boxes of words are tight: each is padded by a quarter of its height.
+  4. The test questions have no public answers: val, test and dev all mean the validation part.
+"""
+
+import string
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Mapping, NamedTuple, Sequence
+
+import numpy as np
+from PIL import Image
+
+from activeo3.files import DAMAGED, DataError, Source, decode_picture, inside, is_number, needed, read_json, read_picture, within
+from activeo3.geometry import as_boxes, clipped
+from activeo3.schema import Example
+from activeo3.tables import ParquetTable, parquet_rows
+from activeo3.transcripts import edit_distance
+
+SPLITS = {"train": "train", "val": "val", "test": "val", "dev": "val"}
+ALIKE = 0.75
+"""1 - edit distance from which on a run of words is taken for a misread answer."""
+PADDING = 0.25
+LAYOUTS = (
+    ("spdocvqa_qas/{split}_v1.0_withQT.json", "spdocvqa_images", "spdocvqa_ocr"),  # since 2023
+    ("{split}/{split}_v1.0.json", "{split}/documents", "{split}/ocr_results"),  # before
+)
+"""Questions, folder of pictures, folder of OCR, as the task has published them."""
+PARQUET = ("DocVQA/{split}-*.parquet", "data/{split}-*.parquet")
+_COLUMNS = ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no")
+
+
+class Word(NamedTuple):
+    """A word of a page and its box (x1, y1, x2, y2)."""
+
+    text: str
+    box: tuple[float, float, float, float]
+
+
+class Asked(NamedTuple):
+    """A question: its id and fields, the picture (a file, or a row of a table), and the page's OCR file."""
+
+    id: str
+    picture: Path | tuple[ParquetTable, int]
+    image_id: int
+    ocr: Path
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class DocvqaDataset:
+    """The questions of a split, in the order of the file."""
+
+    split: str
+    questions: tuple[Asked, ...]
+    name: str = "docvqa"
+    paths: tuple[Path, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError if the picture or the OCR of its page cannot be used."""
+        asked = self.questions[within(index, len(self))]
+        image = _read(asked)
+        boxes = as_boxes([])
+        if asked.ocr.is_file():
+            words = ocr_words(asked.ocr, image.size, asked.id)
+            boxes = padded(spelled(words, (asked.fields["answer"], *asked.fields["aliases"])), image.size)
+        fields = asked.fields | {"target_boxes_px": boxes}
+        return Example(asked.id, image, fields["question"], boxes, image_id=asked.image_id, fields=fields)
+
+
+def open_docvqa(source: Source) -> DocvqaDataset:
+    """Reads ``DocVQA/`` below the data root, in one of LAYOUTS or as PARQUET.
+
+    Raises DataError if neither is there or a question has no answer.
+    """
+    folder = source.folder("docvqa", "DocVQA")
+    split = SPLITS[source.one_of("docvqa", SPLITS)]
+    for layout in LAYOUTS:
+        questions, pictures, ocr = (folder / part.format(split=split) for part in layout)
+        if questions.is_file():
+            asked = _from_json(questions, pictures, ocr)
+            return DocvqaDataset(split, asked, paths=tuple(dict.fromkeys(one.picture for one in asked)))
+    ocrs = [folder / layout[2].format(split=split) for layout in LAYOUTS]
+    ocr = next((path for path in ocrs if path.is_dir()), ocrs[0])
+    names = [pattern.format(split={"val": "validation"}.get(split, split)) for pattern in PARQUET]
+    paths = next((found for name in names if (found := sorted(folder.glob(name)))), [])
+    if not paths:
+        wanted = " nor ".join([LAYOUTS[0][0].format(split=split), *names])
+        raise DataError(f"{folder}: there is neither {wanted}, see data/README.md for the layout")
+    return DocvqaDataset(split, _from_parquet(paths, ocr))
+
+
+def _from_json(path: Path, pictures: Path, ocr: Path) -> tuple[Asked, ...]:
+    content = read_json(path)
+    rows = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: a DocVQA file holds an object with a list of questions under 'data', download it again")
+    found, numbers = [], {}
+    for number, row in enumerate(rows):
+        what = f"question {row.get('questionId', number)}"
+        name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
+        page = numbers.setdefault(name, len(numbers) + 1)
+        fields = _fields(path, what, row)
+        example_id = f"docvqa:{row.get('questionId', number)}"
+        found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", fields))
+    return tuple(found)
+
+
+def _from_parquet(paths: Sequence[Path], ocr: Path) -> tuple[Asked, ...]:
+    found: list[Asked] = []
+    numbers: dict[str, int] = {}
+    for path in paths:
+        table = ParquetTable(path)
+        columns = [*_COLUMNS, *(["question_types"] if table.rows and "question_types" in table.rows[0] else [])]
+        for number, row in enumerate(parquet_rows(path, columns)):
+            page = f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}"
+            fields = _fields(path, f"question {row['questionId']}", row)
+            image_id = numbers.setdefault(page, len(numbers) + 1)
+            found.append(Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", fields))
+    return tuple(found)
+
+
+def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    question, answers = needed(path, what, row, "question"), needed(path, what, row, "answers")
+    answers = [str(answer) for answer in answers or [] if str(answer).strip()] if isinstance(answers, list | None) else []
+    if not answers:
+        raise DataError(f"{path}: {what} has no answer, and nothing to compare with; use the split val or train")
+    return {"question": str(question), "options": (), "answer": answers[0], "aliases": tuple(answers[1:]), "kind": "anls",
+            "category": ", ".join(row.get("question_types") or [])}  # fmt: skip
+
+
+def _read(asked: Asked) -> Image.Image:
+    if isinstance(asked.picture, Path):
+        return read_picture(asked.picture, None, asked.id)
+    table, row = asked.picture
+    where = f"{table.path}, row {row}"
+    try:
+        return decode_picture(table.picture(row), where, asked.id)
+    except DAMAGED as error:
+        raise DataError(f"{where}: the picture of example {asked.id} cannot be read ({error})", asked.id) from None
+
+
+# ---------------------------------------------------------------------------- evidence
+
+
+def ocr_words(path: Path, size: tuple[int, int], example_id: str) -> list[Word]:
+    """The words of Microsoft's OCR of a page, in its order; boxes in pixels of a picture of ``size``.
+
+    A box is given by its four corners; a page has its own width and height. Raises DataError.
+    """
+    words = []
+    try:
+        for page in read_json(path).get("recognitionResults", []):
+            scale = [side / page.get(name, side) for side, name in zip(size, ("width", "height"))]
+            for word in (word for line in page["lines"] for word in line["words"]):
+                corners = word["boundingBox"]
+                if len(corners) != 8 or not all(map(is_number, corners)):
+                    raise ValueError(f"the word {word['text']!r} has the boundingBox {corners!r}, not eight numbers")
+                xs, ys = np.array(corners[0::2]) * scale[0], np.array(corners[1::2]) * scale[1]
+                words.append(Word(str(word["text"]), (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))))
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise DataError(f"{path}: this is no OCR of a page ({error}), download it again", example_id) from None
+    return words
+
+
+def plain(text: str) -> str:
+    """A text without white space, case, and the punctuation around it.
+
+    >>> plain("  (New York), ")
+    'newyork'
+    """
+    letters = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return letters.strip(string.punctuation.translate(str.maketrans("", "", "$%+-"))) or letters
+
+
+def spelled(words: Sequence[Word], answers: Sequence[str]) -> np.ndarray:
+    """Boxes (E, 4) of the words that spell one of the answers; none if nothing is like any of them.
+
+    >>> page = [Word("Total:", (0, 0, 9, 5)), Word("$", (10, 0, 12, 5)), Word("1,284.", (13, 0, 30, 5))]
+    >>> spelled(page, ["$1,284"]).tolist()
+    [[10.0, 0.0, 12.0, 5.0], [13.0, 0.0, 30.0, 5.0]]
+    """
+    wanted = {plain(answer) for answer in answers}
+    longest = max(map(len, wanted))
+    exact = [run for first in range(len(words)) for run in _runs(words, first, longest) if plain(_said(run)) in wanted]
+    if exact:
+        return as_boxes(list(dict.fromkeys(word.box for run in exact for word in run)))
+    best, likeness = words[:0], 0.0
+    for answer in answers:
+        count = len(answer.split())
+        for length in range(max(1, count - 1), count + 2):
+            for first in range(len(words) - length + 1):
+                run = words[first : first + length]
+                alike = 1.0 - edit_distance(plain(_said(run)), plain(answer))
+                if alike > likeness:
+                    best, likeness = run, alike
+    return as_boxes([word.box for word in best] if likeness >= ALIKE else [])
+
+
+def _runs(words: Sequence[Word], first: int, longest: int) -> list[Sequence[Word]]:
+    """The runs of words from ``first`` on of which the ``plain`` text can have as few as ``longest`` letters."""
+    runs, letters = [], 0
+    for last in range(first, len(words)):
+        letters += len(plain(words[last].text))
+        if letters > longest:
+            break
+        runs.append(words[first : last + 1])
+    return runs
+
+
+def _said(run: Sequence[Word]) -> str:
+    return " ".join(word.text for word in run)
+
+
+def padded(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (E, 4) with PADDING of their height on all sides, inside a picture of ``size``."""
+    margin = PADDING * (boxes[:, 3:] - boxes[:, 1:2])
+    grown = clipped(np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1), size)
+    return grown[(grown[:, 0] < grown[:, 2]) & (grown[:, 1] < grown[:, 3])]

@@ -1,0 +1,298 @@
+"""modes.py and exams.py under scripted policies: what each mode shows, allows and takes, and every number by hand."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeo3 import evidence, exams, floors, modes, prompts
+from activeo3.config import MODES, ConfigError, EvalConfig, TrainConfig
+from activeo3.files import DataError
+from activeo3.geometry import as_boxes
+from activeo3.jobs import blocks
+from activeo3.ledger import alone
+from activeo3.schema import Example
+from activeo3.tasks import TASKS
+from activeo3.zooms import STATUSES
+from scripted import END, Scripted, painted
+from test_documents import docvqa_json
+from test_episodes import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
+from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
+from test_questions import vstar_set
+
+CLOSER = prompts.shown("zoom_executed", "short")
+AWAY = '<zoom_roi x0="0" y0="0.5" x1="0.25" y1="0.75"/>' + END
+WRONG = prompts.final_answer("7") + END
+
+
+def red(view: Image.Image) -> float:
+    """The share of a view that is red."""
+    pixels = np.asarray(view, dtype=int)
+    return float(((pixels[..., 0] > 150) & (pixels[..., 2] < 90)).mean())
+
+
+def after_a_look(zoom: str, answer: str = ANSWER) -> Callable[..., str]:
+    """A policy that zooms once and then answers."""
+    return lambda model, view, words: answer if words == CLOSER else zoom
+
+
+def sees(model: Scripted, view: Image.Image | list[Image.Image], words: str) -> str:
+    """A policy that reads the plate where it is large, and zooms at it where it is small; it goes by the pixels."""
+    if words == prompts.shown("zoom_limit", "short"):
+        return WRONG
+    views = view if isinstance(view, list) else [view]
+    if any(red(one) > 0.01 for one in views):
+        return ANSWER
+    return WRONG if words == CLOSER else IN
+
+
+def rows_of(says: Callable, tokenizer, wanted: Sequence[str], examples: Sequence[Example] | None = None, config=CONFIG, **how) -> dict[str, dict]:
+    examples = [question()] if examples is None else examples
+    policy = Scripted("qwen3_vl", tokenizer, says)
+    rows = exams.exam({"it": policy}, examples, TASK, config, alone, TrainConfig(), wanted, resamples=50, **how)
+    return {row["mode"]: row for row in rows}
+
+
+def numbers(row: dict) -> tuple:
+    return tuple(row[name] for name in ("answer", "zoomed", "zooms", "asked"))
+
+
+# ---------------------------------------------------------------------- what a mode shows and allows
+
+
+def test_only_looking_or_being_shown_helps_a_policy_that_goes_by_pixels(tokenizer) -> None:
+    rows = rows_of(sees, tokenizer, MODES, black=True)
+    assert {mode: row["answer"] for mode, row in rows.items()} == {
+        "baseline": 0, "default": 1, "default, black crops": 0, "strict_zoom": 1, "strict_zoom, black crops": 0,
+        "oracle_crop": 1, "oracle_crop+picture": 1,
+    }  # fmt: skip
+    assert numbers(rows["baseline"]) == (0, 0, 0, 1) and numbers(rows["default"]) == (1, 1, 1, 1)
+    assert rows["default, black crops"]["zoomed"] == 1  # it looks, and nothing is there
+    assert set(rows_of(sees, tokenizer, ["default"])) == {"default"}
+
+
+def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
+    seen: dict[str, list] = {}
+    for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
+        model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
+        exams.sit(model, way, [question()], alone, TrainConfig())
+        (seen[way.title],) = model.shown
+    (whole, at_once), (same, may), (_, must) = (seen[name] for name in ("baseline", "default", "strict_zoom"))
+    (crop, alone_), ((first, second), beside) = seen["oracle_crop"], seen["oracle_crop+picture"]
+    assert whole.tobytes() == same.tobytes() == first.tobytes() and crop.tobytes() == second.tobytes()
+    assert red(whole) < 0.01 < 0.05 < red(crop)
+    assert "bbox_2d" not in at_once + alone_ + beside and "bbox_2d" in may and "bbox_2d" in must
+    assert "You may look closer" in may and "up to 3 times" in may and may in must
+    assert must.removeprefix(may) == " Look closer at least once before you answer; an earlier answer does not count."
+    assert "at least 2 times" in prompts.episode_prompt("?", "paper", 3, least=2) and prompts.episode_prompt("?", "short", 3, least=2) == "?"
+    assert at_once == alone_ and beside == f"The first picture is the whole scene, the second shows a part of it enlarged.\n{at_once}"
+
+
+def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
+    fields = {"question": "?", "answer": "7", "target_boxes_px": [[100, 100, 140, 120], [400, 300, 460, 380]]}
+    example = Example("a", painted(SIZE, []), "?", as_boxes([]), fields=fields)
+    region = modes.evidence_region(example)
+    assert evidence.covered(as_boxes([region]), evidence.asked_of(example).evidence_px) == 1.0
+    assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
+    assert modes.evidence_region(question()) == floors.oracle_regions(question(), 1)[0]
+
+
+def test_a_zoom_that_is_not_there_is_refused_once_and_then_the_policy_may_answer(tokenizer) -> None:
+    told = prompts.shown("zoom_limit", "short")
+    rows = rows_of(lambda model, view, words: ANSWER if words == told else IN, tokenizer, ["baseline", "oracle_crop"])
+    for row in rows.values():
+        assert row["episodes"][0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (1, 0, 0, 1)
+    stubborn = rows_of(lambda *_: IN, tokenizer, ["baseline"])["baseline"]
+    assert stubborn["statuses"]["zoom_limit"] == 2 and numbers(stubborn) == (0, 0, 0, 2)
+
+
+def test_strict_fails_closed(tokenizer) -> None:
+    """The right answer at once is right, and counts for nothing; so does one after a zoom that came to nothing."""
+    small = '<zoom_roi x0="0" y0="0" x1="0.1" y1="0.1"/>' + END
+    guesses = rows_of(lambda *_: ANSWER, tokenizer, MODES)
+    assert [guesses[mode]["answer"] for mode in MODES] == [1, 1, 0, 1]
+    assert guesses["strict_zoom"]["statuses"]["answered_early"] == 1 and guesses["strict_zoom"]["episodes"][0]["answer"] is None
+    refused = lambda model, view, words: ANSWER if words == prompts.shown("too_small", "short") else small  # noqa: E731
+    assert rows_of(refused, tokenizer, ["default", "strict_zoom"])["strict_zoom"]["answer"] == 0
+    assert rows_of(after_a_look(AWAY), tokenizer, ["strict_zoom"])["strict_zoom"]["answer"] == 1
+    none_left = replace(CONFIG, max_zooms=0)
+    with pytest.raises(ConfigError, match="^--mode strict_zoom needs a zoom and a turn to answer in, and --max_zooms 0 "):
+        modes.ways(TASK, none_left, ["strict_zoom"])
+    assert len(modes.ways(TASK, none_left, ["baseline", "default", "oracle_crop"])) == 4
+
+
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_an_answer_before_its_time_ends_the_episode_without_one(tokenizer, least: int) -> None:
+    config = replace(CONFIG, min_zooms=least)
+    for looks in range(4):
+        told = episode("qwen3_vl", tokenizer, [*[IN] * looks, ANSWER], config)
+        enough = looks >= least
+        assert told.episode.answer == ("42" if enough else None)
+        assert told.episode.statuses[-1] == ("answered" if enough else "answered_early")
+        assert told.action.error == (None if enough else "answered_early") and len(told.regions) == looks
+
+
+def test_without_a_least_number_every_way_is_as_it_was(tokenizer) -> None:
+    """``--min_zooms 1`` takes the answers away from the ways without an executed zoom, and from no other."""
+    for turns, statuses, answer in WAYS.values():
+        plain = episode("qwen3_vl", tokenizer, turns).episode
+        strict = episode("qwen3_vl", tokenizer, turns, replace(CONFIG, min_zooms=1)).episode
+        assert strict.answer == (plain.answer if "zoom_executed" in statuses else None)
+        renamed = ["answered_early" if status == "answered_without_zoom" else status for status in statuses]
+        assert strict.statuses == tuple(renamed) and strict.zooms == plain.zooms and set(renamed) <= set(STATUSES)
+
+
+def test_a_budget_that_cannot_be_is_one_sentence() -> None:
+    assert TrainConfig(min_zooms=2, max_zooms=2).min_zooms == 2
+    for wrong in ({"min_zooms": 4}, {"min_zooms": -1}, {"min_zooms": 2, "max_turns": 2}):
+        with pytest.raises(ConfigError, match="--min_zooms is -?[0-9]; it must lie between 0 and --max_zooms 3, and leave a turn"):
+            TrainConfig(**wrong)
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def test_grounded_and_right_are_crossed_and_counted_by_hand(tokenizer) -> None:
+    half = (672.0 - 60, 200.0, 672.0 + 60, 244.0)  # half of it is in the zoom
+    less = (672.0 - 60, 200.0, 672.0 + 58, 244.0)
+    ways = {"grounded": (PLATE, half), "ungrounded": (less, (0.0, 0.0, 40.0, 40.0))}
+    for says, right in ((after_a_look(IN), "right"), (after_a_look(IN, WRONG), "wrong")):
+        for name, boxes in ways.items():
+            (row,) = rows_of(says, tokenizer, ["default"], [question(box=box) for box in boxes]).values()
+            assert {column: row[column] for column in exams.QUADRANTS} == {
+                column: float(column == f"{name}_{right}") for column in exams.QUADRANTS
+            }  # fmt: skip
+    rows = rows_of(after_a_look(AWAY), tokenizer, MODES)
+    assert rows["default"]["ungrounded_right"] == 1 and rows["baseline"]["ungrounded_wrong"] == 1
+    assert np.isnan([rows["oracle_crop"][column] for column in exams.QUADRANTS]).all()  # nobody asked it where to look
+
+
+def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
+    near = question()
+    near.fields["reading"].update(kind="anls", answer="4200")
+    (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [near]).values()
+    assert row["answer"] == 0.5 and row["grounded_right"] == 1
+    (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [question(box=(640.0, 200.0, 704.0, 244.0))]).values()
+    assert row["episodes"][0]["evidence_seen"] == pytest.approx(0.5)
+    assert evidence.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)])) == 1.0
+
+
+def test_questions_without_evidence_are_neither_grounded_nor_told(tokenizer) -> None:
+    fields = {"question": "Which?", "options": ("no", "42"), "answer": "B", "category": "single"}
+    bare = [Example(f"b{k}", painted(SIZE, []), "?", as_boxes([]), image_id=k + 2, fields=fields) for k in range(2)]
+    rows = rows_of(after_a_look(IN), tokenizer, MODES, [*bare, question()])
+    assert [row["n"] for row in rows.values()] == [3, 3, 3, 1, 1]
+    assert rows["default"]["answer"] == 1 and rows["default"]["grounded_right"] == 1  # of the one that can be
+    assert rows["default"]["categories"] == {"": {"n": 1, "answer": 1}, "single": {"n": 2, "answer": 1}}
+    assert [one["evidence_seen"] for one in rows["default"]["episodes"]] == [None, None, 1.0]
+    assert set(rows_of(lambda *_: ANSWER, tokenizer, MODES, bare)) == {"baseline", "default", "strict_zoom"}
+
+
+def test_every_number_follows_from_the_episodes(tokenizer) -> None:
+    said = iter([IN, IN, ANSWER, WRONG, IN, AWAY, IN, WRONG, "I do not know." + END])
+    examples = [replace(question(), id=str(k), image_id=k) for k in range(4)]
+    (row,) = rows_of(lambda *_: next(said), tokenizer, ["default"], examples).values()
+    told = row["episodes"]
+    assert [one["id"] for one in told] == ["0", "1", "2", "3"] and [one["answer"] for one in told] == ["42", "7", "7", None]
+    assert [one["statuses"] for one in told][2] == ["zoom_executed"] * 3 + ["answered"]
+    assert numbers(row) == (0.25, 0.5, 1.25, 1.25)
+    assert row["statuses"] == dict.fromkeys(STATUSES, 0) | {
+        "zoom_executed": 5, "answered": 2, "answered_without_zoom": 1, "missing_zoom": 1
+    }  # fmt: skip
+    assert row["tokens"] == np.mean([one["tokens"] for one in told]) and told[3]["tokens"] == len(tokenizer("I do not know." + END).input_ids)
+    assert row["reward"] == pytest.approx(np.mean([one["reward"] for one in told]))
+    assert told[0]["zooms"][0] == {"status": "zoom_executed", "window_px": pytest.approx([672, 112, 1008, 336])}
+    low, high = row["intervals"]["answer"]
+    assert low < 0.25 < high and sum(row[name] for name in exams.QUADRANTS) == 1
+    (first, columns), (second, _) = exams.tables([row])
+    assert first[0]["answer"] == (0.25, low, high) and second[0]["turns"] == 9 and columns[:3] == ["policy", "mode", "n"]
+    json.dumps(row)
+
+
+def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
+    examples = [replace(question(), id=str(k), image_id=k) for k in range(20)]
+    policy = Scripted("qwen3_vl", tokenizer, sees)
+
+    def shared(work: Callable, parts: Sequence) -> list:
+        done = {k: json.loads(json.dumps(work(parts[k]))) for rank in range(2) for k in range(rank, len(parts), 2)}
+        return [done[k] for k in range(len(parts))]
+
+    assert len(blocks(examples)) > 1
+    one, other = (repr(exams.exam({"it": policy}, examples, TASK, CONFIG, share, TrainConfig())) for share in (alone, shared))
+    assert one == other
+
+
+def test_an_example_that_asks_nothing_is_named_before_any_episode(tokenizer) -> None:
+    mute = Example("m", painted((200, 200), []), "red star", np.zeros((0, 4)))
+    asked: list[str] = []
+    with pytest.raises(DataError, match="^example m asks nothing"):
+        rows_of(lambda *_: asked.append("") or ANSWER, tokenizer, ["default"], [question(), mute])
+    assert asked == []
+
+
+# ---------------------------------------------------------------------- evaluate.py
+
+SMALL = ("--max_new_tokens", "6", "--sensing_side", "32", "--crop_side", "32", "--limit", "3", "--resamples", "20")
+ALL = ("--mode", *MODES)
+
+
+@pytest.mark.parametrize("task", [(), ("--task", "zoom_qa")])
+def test_docvqa_in_the_public_layout_is_reported(checkpoint: str, evaluate: Callable, tmp_path: Path, task: tuple[str, ...]) -> None:  # noqa: F811
+    root = docvqa_json(tmp_path / "data")
+    out = tmp_path / "out"
+    printed, complaint = evaluate("--checkpoint", checkpoint, *task, "--benchmark", "docvqa", "--data_root", root, *ALL, *SMALL, "--output_dir", str(out))
+    assert complaint == ""
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [(row["policy"], row["mode"], row["n"]) for row in rows] == [
+        ("start", "baseline", 3), ("start", "default", 3), ("start", "strict_zoom", 3),
+        ("start", "oracle_crop", 2), ("start", "oracle_crop+picture", 2),
+    ]  # fmt: skip
+    assert "docvqa (val), 3 questions" in printed and "2 of 3 questions have evidence" in printed
+    for row in rows:
+        assert {one["id"] for one in row["episodes"]} <= {"docvqa:1", "docvqa:2", "docvqa:3"} and len(row["episodes"]) == row["n"]
+        assert f"| {row['mode']} " in printed and f"| {row['mode']} " in (out / "results.md").read_text()
+
+
+def test_start_and_every_checkpoint_in_every_mode_about_several_benchmarks(
+    checkpoint: str, make_vlm: Callable, evaluate: Callable, tmp_path: Path  # noqa: F811
+) -> None:
+    for number in (1, 2):
+        make_vlm("qwen3_vl", seed=number).save(tmp_path / f"run-{number}")
+    vstar_set(tmp_path)
+    _, complaint = evaluate(
+        "--checkpoint", *(str(tmp_path / f"run-{k}") for k in (1, 2)), "--start", checkpoint, "--benchmark", "scenes", "vstar",
+        "--data_root", str(tmp_path), "--mode", "baseline", "--output_dir", str(tmp_path / "out"), *SMALL,
+    )  # fmt: skip
+    assert complaint == ""
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [(row["benchmark"], row["policy"]) for row in rows] == [
+        (name, policy) for name in ("scenes", "vstar") for policy in ("start", "run-1", "run-2")
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_asked_is_one_sentence(checkpoint: str, evaluate: Callable, tmp_path: Path) -> None:  # noqa: F811
+    def complaint(*argv: str) -> str:
+        return evaluate("--checkpoint", checkpoint, *argv)[1]
+
+    root = docvqa_json(tmp_path)
+    assert complaint("--mode", "best") == "activeo3: --mode best not known; there are: baseline, default, strict_zoom, oracle_crop."
+    assert complaint("--mode", "baseline", "--task", "segment") == (
+        "activeo3: --mode is how questions are asked in episodes: leave out --task segment, or --mode."
+    )
+    assert "--mode strict_zoom needs a zoom" in complaint("--mode", "strict_zoom", "--max_turns", "1")
+    assert complaint("--benchmark", "docvqa", "scenes", "--data_root", root) == (
+        "activeo3: --benchmark docvqa is answered in free text: evaluate it apart, or all with --mode."
+    )
+
+
+def test_free_text_means_episodes() -> None:
+    config, as_meant = EvalConfig(checkpoint=("x",)), runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")["as_meant"]
+    meant = lambda **changes: as_meant(replace(config, **changes)).task  # noqa: E731
+    assert [meant(), meant(benchmark=("vstar",)), meant(benchmark=("docvqa",)), meant(mode=("default",))] == ["sense", "sense", "zoom_qa", "zoom_qa"]
+    assert meant(benchmark=("docvqa", "vstar"), mode=("default",)) == "zoom_qa" and meant(benchmark=("docvqa:train",)) == "zoom_qa"
+    assert TASKS[meant(mode=("baseline",))] is TASK
