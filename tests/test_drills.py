@@ -68,7 +68,7 @@ def test_zooms_are_of_a_size_that_is_shown_and_hold_what_the_thought_names() -> 
                 continue
             assert judged(call, frame, Limits(least=0.005)).status == "zoom_executed"
             inside = geometry.containment(drill.boxes[list(turn.about[0].things)], geometry.as_boxes([call.box]))
-            held, zooms = held + bool(len(inside) and inside.mean() > 0.5), zooms + 1
+            held, zooms = held + bool(len(inside) and inside.max() > 0.5), zooms + 1
             name = turn.answer.removeprefix("<think> ").partition("<")[0]
             rows = turn.about[0].things
             assert rows == (len(drill.kinds),) if name == "plate" else {drill.kinds[row][0] for row in rows} == {name}
