@@ -28,10 +28,10 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DAMAGED, DataError, Source, decode_picture, inside, is_number, needed, read_json, read_picture, within
+from activeo3.files import DataError, Source, inside, is_number, needed, read_json, read_picture, within
 from activeo3.geometry import as_boxes, clipped
 from activeo3.schema import Example
-from activeo3.tables import ParquetTable, parquet_rows
+from activeo3.tables import ParquetTable, parquet_rows, picture_of
 from activeo3.transcripts import edit_distance
 
 SPLITS = {"train": "train", "val": "val", "test": "val", "dev": "val"}
@@ -153,12 +153,7 @@ def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def _read(asked: Asked) -> Image.Image:
     if isinstance(asked.picture, Path):
         return read_picture(asked.picture, None, asked.id)
-    table, row = asked.picture
-    where = f"{table.path}, row {row}"
-    try:
-        return decode_picture(table.picture(row), where, asked.id)
-    except DAMAGED as error:
-        raise DataError(f"{where}: the picture of example {asked.id} cannot be read ({error})", asked.id) from None
+    return picture_of(*asked.picture, asked.id)
 
 
 # ---------------------------------------------------------------------------- evidence
@@ -201,29 +196,30 @@ def spelled(words: Sequence[Word], answers: Sequence[str]) -> np.ndarray:
     >>> spelled(page, ["$1,284"]).tolist()
     [[10.0, 0.0, 12.0, 5.0], [13.0, 0.0, 30.0, 5.0]]
     """
-    wanted = {plain(answer) for answer in answers}
-    longest = max(map(len, wanted))
-    exact = [run for first in range(len(words)) for run in _runs(words, first, longest) if plain(_said(run)) in wanted]
+    wanted = [plain(answer) for answer in answers]
+    longest, letters = max(map(len, wanted)), [len(plain(word.text)) for word in words]
+    exact = [run for first in range(len(words)) for run in _runs(words, letters, first, longest) if plain(_said(run)) in wanted]
     if exact:
         return as_boxes(list(dict.fromkeys(word.box for run in exact for word in run)))
     best, likeness = words[:0], 0.0
-    for answer in answers:
+    for answer, right in zip(answers, wanted):
         count = len(answer.split())
         for length in range(max(1, count - 1), count + 2):
             for first in range(len(words) - length + 1):
                 run = words[first : first + length]
-                alike = 1.0 - edit_distance(plain(_said(run)), plain(answer))
+                alike = 1.0 - edit_distance(plain(_said(run)), right)
                 if alike > likeness:
                     best, likeness = run, alike
     return as_boxes([word.box for word in best] if likeness >= ALIKE else [])
 
 
-def _runs(words: Sequence[Word], first: int, longest: int) -> list[Sequence[Word]]:
-    """The runs of words from ``first`` on of which the ``plain`` text can have as few as ``longest`` letters."""
-    runs, letters = [], 0
+def _runs(words: Sequence[Word], letters: Sequence[int], first: int, longest: int) -> list[Sequence[Word]]:
+    """The runs of words from ``first`` on of which the ``plain`` text can have as few as ``longest`` letters;
+    ``letters`` are those of each word alone."""
+    runs, total = [], 0
     for last in range(first, len(words)):
-        letters += len(plain(words[last].text))
-        if letters > longest:
+        total += letters[last]
+        if total > longest:
             break
         runs.append(words[first : last + 1])
     return runs

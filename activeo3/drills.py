@@ -13,7 +13,7 @@ Only in crops are answers the truth: what number a plate that is in view has, an
 kind is (``lessons.crop_lesson``). So the policy knows how to read, and not where to look before it does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -21,11 +21,12 @@ from PIL import Image
 
 from activeo3 import geometry, perception, prompts, scenes
 from activeo3.lessons import (
-    CROP_VIEW, MERGE, PATCH, SENSING_SIDE, Lesson, Pool, Turn, Written, any_kind, clusters_of, practice_sheet, rounded, seen_in,
+    CROP_VIEW, MERGE, PATCH, SENSING_SIDE, Lesson, Pool, Turn, Written, all_of, any_kind, clusters_of, practice_sheet,
+    rounded, seen_in, whole_size,
 )  # fmt: skip
 
 WHOLE_SIDE = 256  # shorter side of the view in which a one-shot task is answered, pixels
-QUESTION = scenes.QUESTION
+QUESTION, READ = scenes.QUESTION, perception.perception_prompt("ocr", "text", "short")
 CLOSER = prompts.shown("zoom_executed", "short")
 
 
@@ -104,7 +105,6 @@ class Sighting:
     picture: Image.Image
     window: Window
     size: tuple[int, int]
-    things: list[scenes.Thing] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.frame = geometry.Frame(self.window, (1000, 1000))
@@ -139,8 +139,7 @@ class Sighting:
 
 def whole(scene: scenes.Scene, picture: Image.Image, side: int) -> Sighting:
     """All of a picture, its shorter side ``side`` pixels."""
-    size = geometry.fitted(geometry.with_shorter_side(picture.size, side), PATCH * MERGE, 1, 2**30)
-    return Sighting(scene, picture, (0.0, 0.0, float(picture.width), float(picture.height)), size)
+    return Sighting(scene, picture, all_of(picture), whole_size(picture, side))
 
 
 def window_around(centre: Sequence[float], sides: Sequence[float], within: Window) -> Window:
@@ -156,21 +155,26 @@ def window_around(centre: Sequence[float], sides: Sequence[float], within: Windo
 
 def reading_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """A crop around the plate, and the number that it shows."""
+    sighting = _with_plate(scene, picture, rng, (110, 230), CROP_VIEW)
+    answers = {READ: scene.number, QUESTION: prompts.final_answer(scene.number)}
+    return sighting.drill([sighting.number(question, answer) for question, answer in answers.items()])
+
+
+def _with_plate(
+    scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, sides: tuple[float, float], size: tuple[int, int]
+) -> Sighting:
+    """A window of about these sides (at a shorter side of 896) that has the plate anywhere in it, seen at ``size``."""
     unit = min(picture.size) / 896
-    edge = (0.0, 0.0, float(picture.width), float(picture.height))
     box = geometry.as_boxes([scene.plate_px])[0]
-    sides = _nearly_square(rng, 110, 230) * unit
-    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(sides - np.array([64, 48]) * unit, 0)
-    sighting = Sighting(scene, picture, window_around(middle, sides, edge), CROP_VIEW)
-    answers = (scene.number, prompts.final_answer(scene.number))
-    return sighting.drill([sighting.number(question, answer) for question, answer in zip(("Read.", QUESTION), answers)])
+    lengths = _nearly_square(rng, *sides) * unit
+    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(lengths - np.array([64, 48]) * unit, 0)
+    return Sighting(scene, picture, window_around(middle, lengths, all_of(picture)), size)
 
 
 def sheet_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """Many plates at the sizes that they have in a crop, for the eye alone: nothing is asked."""
     side = rng.uniform(240, 420)
-    edge = (0.0, 0.0, float(picture.width), float(picture.height))
-    window = window_around(rng.uniform(0, 640, 2), (side, side), edge)
+    window = window_around(rng.uniform(0, 640, 2), (side, side), all_of(picture))
     return Sighting(scene, picture, window, (int(rng.integers(12, 17)) * PATCH * MERGE,) * 2).drill(())
 
 
@@ -252,7 +256,7 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
     sighting = whole(scene, picture, SENSING_SIDE)
     words, past, beside = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once), (), ()
     deep, readable = at_once == 1 and rng.random() < 0.3, []
-    for look in range(1 + deep):
+    for _ in range(1 + deep):
         aims = _aims(sighting)
         to_plate = aims[-1].name == "plate" and rng.random() < 0.6
         chosen = aims[-1:] if to_plate and at_once == 1 else _chosen(aims, at_once, rng)
@@ -320,21 +324,14 @@ def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
 
 def page_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """A large part of a picture, with its plate at a size that can be read, and the form of a transcript."""
-    unit = min(picture.size) / 896
-    edge = (0.0, 0.0, float(picture.width), float(picture.height))
-    box = geometry.as_boxes([scene.plate_px])[0]
-    sides = _nearly_square(rng, 400, 540) * unit
-    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * (sides - np.array([64, 48]) * unit)
-    sighting = Sighting(scene, picture, window_around(middle, sides, edge), (2 * CROP_VIEW[0], 2 * CROP_VIEW[1]))
+    sighting = _with_plate(scene, picture, rng, (400, 540), (2 * CROP_VIEW[0], 2 * CROP_VIEW[1]))
     return sighting.drill([_transcript(sighting, rng) for _ in range(3)])
 
 
 def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
     number, extra = sighting.scene.number, _any_number(rng)
     forms = (number[0], number, number + extra[0], number + extra)
-    return sighting.number(
-        perception.perception_prompt("ocr", "text", "short"), forms[rng.choice(4, p=[0.55, 0.2, 0.15, 0.1])]
-    )
+    return sighting.number(READ, forms[rng.choice(4, p=[0.55, 0.2, 0.15, 0.1])])
 
 
 def drills_of(

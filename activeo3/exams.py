@@ -28,7 +28,7 @@ from activeo3.evidence import asked_of, covered
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes
 from activeo3.jobs import blocks
-from activeo3.ledger import alone
+from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.modes import Way, ways
 from activeo3.sampler import look
@@ -46,8 +46,6 @@ COLUMNS = ("answer", "reward", "zoomed", "zooms", "asked", "tokens", *QUADRANTS)
 
 Record = dict[str, Any]
 """One episode in plain values, as results.json has it."""
-Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""``share(work, parts)`` does the work on all ranks together."""
 
 
 def exam(

@@ -25,7 +25,7 @@ from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
 from activeo3.lessons import MERGE, Lesson, Pool, cell_of, crop_lesson, practice_sheet
 from activeo3.models import ModelError, Prompt, VisionLanguageModel, keep_freed_memory
 from activeo3.schema import Sampling
-from activeo3.warmstart import Sight, speak_loss, train, training_pictures
+from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
 
 
 @dataclass(frozen=True)
@@ -112,26 +112,29 @@ def prefixes_of(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> list[Pro
         ids = parts[0].ids.tolist()
         for turn, part in zip(past, parts[1:]):
             ids += tokenize(f"{turn.said}<|im_end|>") + part.ids.tolist()
-        end = len(ids) - ids[::-1].index(vlm.image_token) + 1  # with the mark that ends the picture
-        grids = torch.cat([part.grids for part in parts])
-        done.append(Prompt(torch.tensor(ids[:end]), torch.cat([part.pixels for part in parts]), grids))
+        pixels, grids = torch.cat([part.pixels for part in parts]), torch.cat([part.grids for part in parts])
+        done.append(picture_prefix(vlm, Prompt(torch.tensor(ids), pixels, grids)))
     return done
+
+
+WEIGHTS: dict[str, tuple[float, float]] = {
+    "task": (0.3, 2.0), "sheet": (0.3, 0.0), "read": (0.3, 2.0), "first": (0.1, 1.0), "next": (0.0, 2.0),
+    "whole": (0.5, 2.0), "page": (0.1, 1.0),
+}  # fmt: skip
+"""The kinds of lesson of a step, in order: how much it counts to see the things, and to speak."""
 
 
 def step_loss(
     vlm: VisionLanguageModel, sight: Sight, plates: PlateSight, config: Forms, batches: Sequence[Sequence[Lesson]]
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss and readings of one step over (task role, many plates, reading, first turns, next turns, one-shot, page) lessons.
+    """Loss and readings of one step over lessons of all kinds of WEIGHTS.
 
     Lessons without a question are for the eye alone; an empty list is left out.
     """
     device = vlm.model.device
     total, readings = torch.zeros((), device=device), {}
     words = vlm.model.get_input_embeddings().weight
-    # (name, weight of seeing things, weight of speaking)
-    for (name, see, speak), batch in zip(
-        (("task", 0.3, 2.0), ("sheet", 0.3, 0.0), ("read", 0.3, 2.0), ("first", 0.1, 1.0), ("next", 0.0, 2.0), ("whole", 0.5, 2.0), ("page", 0.1, 1.0)), batches, strict=True
-    ):  # fmt: skip
+    for (name, (see, speak)), batch in zip(WEIGHTS.items(), batches, strict=True):
         if not batch:
             continue
         prefixes = prefixes_of(vlm, batch)

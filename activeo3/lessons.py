@@ -126,8 +126,7 @@ def crop_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
 
 def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Lesson:
     """The whole picture at sensing size: the form of a sensing answer with mediocre regions, and pointing."""
-    size = geometry.fitted(geometry.with_shorter_side(picture.size, SENSING_SIDE), PATCH * MERGE, 1, 2**30)
-    window = (0.0, 0.0, float(picture.width), float(picture.height))
+    window, size = all_of(picture), whole_size(picture, SENSING_SIDE)
     boxes, seen, hidden = seen_in(scene, window, size)
     clusters = clusters_of(scene.things)
     dialogue = []
@@ -142,6 +141,16 @@ def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
         chosen = [cluster for cluster in clusters if cluster[0].colour == colour][:3]
         dialogue.append(_regions_turn(prompts.pointing_prompt(colour), chosen, scene, seen, rng))
     return Lesson(geometry.crop(picture, window, size), boxes, tuple((t.colour, t.shape) for t in seen), hidden, tuple(dialogue))
+
+
+def all_of(picture: Image.Image) -> tuple[float, float, float, float]:
+    """The window that shows all of a picture, xyxy in pixels."""
+    return (0.0, 0.0, float(picture.width), float(picture.height))
+
+
+def whole_size(picture: Image.Image, side: int) -> tuple[int, int]:
+    """The (width, height) at which all of a picture is seen: whole visual tokens, its shorter side near ``side``."""
+    return geometry.fitted(geometry.with_shorter_side(picture.size, side), PATCH * MERGE, 1, 2**30)
 
 
 def clusters_of(things: Sequence[scenes.Thing]) -> list[list[scenes.Thing]]:

@@ -159,7 +159,7 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
     Answer with the letter of the right option only.
     """
     lines = _beside(crops) + ([f"Hint: {hint}"] if hint else [])
-    lines += [question, *(f"{chr(ord('A') + k)}. {option}" for k, option in enumerate(options))]
+    lines += [question, *_lettered(options)]
     lines += ["Answer with the letter of the right option only."] if options else []
     return "\n".join(lines)
 
@@ -188,13 +188,17 @@ def episode_prompt(
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
-    lettered = "".join(f"\n{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    asked = "\n".join([*_beside(crops), question + lettered])
+    asked = "\n".join([*_beside(crops), question, *_lettered(options)])
     if not zooms:
         return _WITHOUT_ZOOM[wording].format(question=asked)
     must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
     words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
     return words.format(question=asked, zooms=zooms, at_once=at_once) + must
+
+
+def _lettered(options: Sequence[str]) -> list[str]:
+    """A line for every option, behind its letter."""
+    return [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options)]
 
 
 def _beside(crops: int) -> list[str]:

@@ -24,10 +24,10 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.files import DAMAGED, DataError, Source, decode_picture, is_number, needed, read_json, read_picture, within
+from activeo3.files import DataError, Source, is_number, needed, read_json, read_picture, within
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.schema import Example
-from activeo3.tables import Table, open_table
+from activeo3.tables import Table, open_table, picture_of
 
 ONE_SPLIT = ("test", "val", "dev")
 """These sets have one public part to evaluate on, whichever of these names it is asked for by."""
@@ -50,9 +50,6 @@ def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tupl
 # ---------------------------------------------------------------------------- V*Bench
 
 VSTAR_KINDS = ("direct_attributes", "relative_position")
-HRBENCH_KINDS = ("single", "cross")  # about one thing in the picture, or about several
-
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +133,8 @@ def _vstar(path: Path, seed: int, number: int) -> VstarQuestion:
 
 # ---------------------------------------------------------------------------- tables
 
+HRBENCH_KINDS = ("single", "cross")  # about one thing in the picture, or about several
+
 
 class Asked(NamedTuple):
     """A row of a table: where its picture is, which number the picture has, the example's fields."""
@@ -163,12 +162,8 @@ class TableDataset:
         """Raises DataError if the picture in the table cannot be used."""
         index = within(index, len(self))
         table, row, image_id, fields = self.questions[index]
-        example_id, where = f"{self.name}:{index}", f"{table.path}, row {row}"
-        try:
-            content = table.picture(row)
-        except DAMAGED as error:
-            raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
-        image = decode_picture(content, where, example_id)
+        example_id = f"{self.name}:{index}"
+        image = picture_of(table, row, example_id)
         return Example(example_id, image, fields["question"], np.zeros((0, 4)), image_id=image_id, fields=fields)
 
 

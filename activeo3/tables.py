@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterator, Protocol, Sequence
 
-from activeo3.files import DataError
+from PIL import Image
+
+from activeo3.files import DAMAGED, DataError, decode_picture
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
@@ -33,6 +35,16 @@ class Table(Protocol):
 def open_table(path: Path) -> Table:
     """A ``.parquet`` or ``.tsv`` file. Raises DataError if it cannot be read or has no pictures."""
     return ParquetTable(path) if path.suffix == ".parquet" else TextTable(path)
+
+
+def picture_of(table: Table, row: int, example_id: str) -> Image.Image:
+    """The picture of a row, RGB. Raises DataError, naming file, row and example, if it cannot be used."""
+    where = f"{table.path}, row {row}"
+    try:
+        content = table.picture(row)
+    except DAMAGED as error:
+        raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
+    return decode_picture(content, where, example_id)
 
 
 class TextTable:

@@ -284,7 +284,7 @@ def _gaze_loss(attentions: Sequence[Tensor], targets: GazeTargets) -> Tensor:
 
 
 def picture_prefix(vlm: VisionLanguageModel, prompt: Prompt) -> Prompt:
-    """The part of a prompt that every question about its picture shares: all up to the picture's end."""
+    """The part of a prompt that every question about its picture, or its last, shares: all up to the picture's end."""
     end = int((prompt.ids == vlm.image_token).nonzero()[-1]) + 2
     return Prompt(prompt.ids[:end], prompt.pixels, prompt.grids)
 
