@@ -65,10 +65,8 @@ def main(config: EvalConfig) -> None:
     if picture:
         return look_once(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too
-    if apart is exams.evaluate:
-        return exams.evaluate(opened, policies_of(rows, start_source), load, config, folder)
     if apart:
-        return apart(opened, load(rows[0].source), start, experts, config, folder)
+        return apart(opened, policies_of(rows, start_source), load, experts, config, folder)
     total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())
     progress = Progress(total, ranks.world, speaks=ranks.rank == 0)
     ledger = Ledger(folder / "unfinished", ranks.share, ranks.gather, progress)
@@ -101,8 +99,9 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     if config.image or not (in_words or by_task):
         return None
     what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"
-    if world > 1 or checkpoints > 1 and not task.follow:
-        raise ConfigError(f"{what} is evaluated {'' if task.follow else 'with one --checkpoint and '}by one process.")
+    several = by_task in (exams.evaluate, measures.evaluate)
+    if world > 1 or checkpoints > 1 and not several:
+        raise ConfigError(f"{what} is evaluated {'' if several else 'with one --checkpoint and '}by one process.")
     if task.follow:
         modes.ways(task, config, config.mode)
     elif in_words and (by_task or len(in_words) < len(benchmarks)):

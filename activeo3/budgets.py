@@ -234,14 +234,15 @@ def rows_of(config: EvalConfig) -> tuple[str, ...]:
 
 def evaluate(
     opened: Mapping[str, Dataset],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
+    sources: Mapping[str, str],
+    load: Callable[[str], VisionLanguageModel],
     experts: Mapping[str, Corrector],
     config: EvalConfig,
     folder: Path,
 ) -> None:
     """Every benchmark: a printed table, files in ``folder``, and a page with masks before and after."""
     rows: list[dict[str, Any]] = []
+    start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
         found, shown = run(name, rows_of(config), readable(dataset), actor, start, experts, config, config.resamples)
         rows += found

@@ -19,6 +19,7 @@ from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
+DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class _Config:
 
     def _needs_root(self) -> None:
         """Raise ConfigError if --data lies on disk and nobody said where."""
-        if set(self.data) != {"scenes"} and not self.data_root:
+        if not set(self.data) <= DRAWN and not self.data_root:
             raise ConfigError(f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER.")
 
     def _needs_detector(self, *task_models: str) -> None:

@@ -8,17 +8,18 @@ comes from. Adding one means writing a class with what ``files.Dataset`` asks fo
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, documents, masks, pageocr, pixmo, questions, referring, selections, soda
+from activeo3 import annotations, close_ups, documents, masks, pageocr, pixmo, questions, referring, scenes, selections, soda
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
 
 @dataclass(frozen=True)
 class SceneDataset:
-    """The procedural pictures of ``activeo3.scenes``; no files, the index is the seed."""
+    """The procedural pictures of ``activeo3.scenes``, or close-ups of them; no files, the index is the seed."""
 
     split: str
     size: int
@@ -30,16 +31,13 @@ class SceneDataset:
         return self.size
 
     def __getitem__(self, index: int) -> Example:
-        from activeo3 import scenes
+        draw = {"scenes": scenes.example, "close_ups": close_ups.close_up, "plates": close_ups.plate}[self.name]
+        return draw(self.split, within(index, self.size))
 
-        return scenes.example(self.split, within(index, self.size))
 
-
-def open_scenes(source: Source) -> SceneDataset:
-    """The embedded world; the data root is not needed and not looked at."""
-    from activeo3 import scenes
-
-    return SceneDataset(source.split, scenes.SIZES[source.one_of("scenes", scenes.SIZES)])
+def open_scenes(source: Source, name: str = "scenes") -> SceneDataset:
+    """The embedded world, or its close-ups; the data root is not needed and not looked at."""
+    return SceneDataset(source.split, scenes.SIZES[source.one_of(name, scenes.SIZES)], name)
 
 
 # ---------------------------------------------------------------------------- the register
@@ -59,12 +57,15 @@ class Reader(NamedTuple):
     answers: str = "boxes"
 
 
+DRAWN = {"train": 0, "val": 0, "test": 0}
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
 SODA = "https://shaunyuan22.github.io/SODA"
 HUB = "https://huggingface.co/datasets"
 REFER = "https://github.com/lichengunc/refer, pictures https://cocodataset.org (2014 train)"
 READERS: dict[str, Reader] = {
-    "scenes": Reader(open_scenes, {"train": 0, "val": 0, "test": 0}, "drawn by activeo3/scenes.py"),
+    "scenes": Reader(open_scenes, DRAWN, "drawn by activeo3/scenes.py"),
+    "close_ups": Reader(partial(open_scenes, name="close_ups"), DRAWN, "drawn by activeo3/close_ups.py"),
+    "plates": Reader(partial(open_scenes, name="plates"), DRAWN, "drawn by activeo3/close_ups.py"),
     "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
     "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, LVIS),
     "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, LVIS),

@@ -1,7 +1,7 @@
 """What the tiny policy is taught for episodes and one-shot tasks: their forms, and how to read a plate.
 
-As in lessons.py, a lesson on a whole picture has the form of a good answer and not its choice; what is to be
-chosen for a question is in none of them, and is left to reinforcement:
+As in lessons.py, such a lesson has the form of a good answer and not its choice; what is to be chosen for a question
+is in none of them, and is left to reinforcement:
 
     zoom_qa     zooms to things and to the plate, whatever is asked; now and then an answer without a look
     grounding   the box of *some* thing of the colour that is asked for
@@ -9,8 +9,9 @@ chosen for a question is in none of them, and is left to reinforcement:
     detection   a few of the things, with their right names
     ocr         a part of what can be read, or more than that
 
-Only in crops are answers the truth: what number a plate that is in view has, and where every thing of a
-kind is (``lessons.crop_lesson``). So the policy knows how to read, and not where to look before it does.
+Two answers are the truth, because nothing else can be learned from them: what number a plate has, for an episode
+that has come to see it, and where every thing of a kind is in a crop (``lessons.crop_lesson``). So the policy knows
+how to read, and not where to look before it does.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import geometry, perception, prompts, scenes
+from activeo3 import close_ups, geometry, perception, prompts, scenes
+from activeo3.close_ups import Window
 from activeo3.lessons import (
     CROP_VIEW, MERGE, PATCH, SENSING_SIDE, Lesson, Pool, Turn, Written, all_of, any_kind, clusters_of, practice_sheet,
     rounded, seen_in, whole_size,
 )  # fmt: skip
 
-WHOLE_SIDE = 256  # shorter side of the view in which a one-shot task is answered, pixels
 QUESTION, READ = scenes.QUESTION, perception.perception_prompt("ocr", "text", "short")
 CLOSER = prompts.shown("zoom_executed", "short")
 
@@ -73,13 +74,13 @@ class PlateSheet(scenes.Scene):
 
 
 def plate_sheet(seed: int, index: int) -> PlateSheet:
-    """Twenty plates, and things wherever there is room for them."""
+    """Forty-two plates, and things wherever there is room for them."""
     rng = np.random.default_rng([seed, 2, index])
     sheet = practice_sheet(seed, index)
     plates = []
-    for row in range(5):
-        for column in range(4):
-            x, y = (np.array([column * 160 + 50, row * 128 + 42]) + rng.uniform(-40, 40, 2)).astype(int)
+    for row in range(7):
+        for column in range(6):
+            x, y = (np.array([column * 106 + 23, row * 91 + 23]) + rng.uniform(-20, 20, 2)).astype(int)
             plates.append(((int(x), int(y), int(x) + 60, int(y) + 44), str(rng.integers(10, 100))))
     room = geometry.as_boxes([box for box, _ in plates]) + [-4, -4, 4, 4]
     free = lambda thing: not geometry.containment(geometry.as_boxes([thing.box_px]), room).any()  # noqa: E731
@@ -93,9 +94,6 @@ def plates_of(scene: scenes.Scene) -> tuple[tuple[tuple[int, int, int, int], str
 
 
 # ---------------------------------------------------------------------- a view and what is in it
-
-Window = tuple[float, float, float, float]
-
 
 @dataclass
 class Sighting:
@@ -154,21 +152,16 @@ def window_around(centre: Sequence[float], sides: Sequence[float], within: Windo
 
 
 def reading_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """A crop around the plate, and the number that it shows."""
-    sighting = _with_plate(scene, picture, rng, (110, 230), CROP_VIEW)
-    answers = {READ: scene.number, QUESTION: prompts.final_answer(scene.number)}
-    return sighting.drill([sighting.number(question, answer) for question, answer in answers.items()])
+    """A close-up of the plate: for an episode the number that it shows, for ocr the form of a transcript."""
+    sighting = Sighting(scene, picture, close_ups.plate_window(scene, rng), CROP_VIEW)
+    answer = sighting.number(QUESTION, prompts.final_answer(scene.number))
+    return sighting.drill([answer, *(_transcript(sighting, rng) for _ in range(2))])
 
 
-def _with_plate(
-    scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, sides: tuple[float, float], size: tuple[int, int]
-) -> Sighting:
-    """A window of about these sides (at a shorter side of 896) that has the plate anywhere in it, seen at ``size``."""
-    unit = min(picture.size) / 896
-    box = geometry.as_boxes([scene.plate_px])[0]
-    lengths = _nearly_square(rng, *sides) * unit
-    middle = (box[:2] + box[2:]) / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(lengths - np.array([64, 48]) * unit, 0)
-    return Sighting(scene, picture, window_around(middle, lengths, all_of(picture)), size)
+def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
+    number, extra = sighting.scene.number, _any_number(rng)
+    forms = (number[0], number, number + extra[0], number + extra)
+    return sighting.number(READ, forms[rng.choice(4, p=[0.5, 0.25, 0.15, 0.1])])
 
 
 def sheet_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
@@ -251,7 +244,7 @@ def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.G
 
 
 def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """After one look or two: the number if its plate is in view, else a guess or a look at something."""
+    """After one look or two: the number if its plate was shown, else a guess or a look at something."""
     at_once = 3 if rng.random() < 0.3 else 1
     sighting = whole(scene, picture, SENSING_SIDE)
     words, past, beside = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once), (), ()
@@ -269,22 +262,22 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
         beside, sighting, words = tuple(one.view for one in shown[:-1]), shown[-1], CLOSER
         if not sighting.things and sighting.plate is None:
             break
+    aims = _aims(sighting)
     if readable:
         turns = [sighting.number(words, prompts.final_answer(readable[-1]))]
+    elif aims and at_once == 1 and len(past) == 1 and rng.random() < 0.5:
+        turns = [_zoom(sighting, _chosen(aims, 1, rng), words, rng)[0]]
     else:
         turns = [Turn(words, prompts.final_answer(_any_number(rng)), ())]
-    aims = _aims(sighting)
-    if aims and at_once == 1 and len(past) == 1 and rng.random() < 0.35:
-        turns = [_zoom(sighting, _chosen(aims, 1, rng), words, rng)[0]]
     return sighting.drill(turns, past, beside)
 
 
 # ---------------------------------------------------------------------- one-shot tasks
 
 
-def one_shot_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """The whole picture, larger, and the form of an answer to each task that is about things."""
-    sighting = whole(scene, picture, WHOLE_SIDE)
+def close_up_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+    """A close-up of some things, and the form of an answer to each task that is about things."""
+    sighting = Sighting(scene, picture, close_ups.things_window(scene, scene.things, rng), CROP_VIEW)
     turns = [_one_thing(sighting, rng) for _ in range(3)] + [_some_things(sighting, rng) for _ in range(2)]
     turns += [_names(sighting, rng)]
     return sighting.drill(turns)
@@ -316,33 +309,20 @@ def _some_things(sighting: Sighting, rng: np.random.Generator) -> Turn:
 
 
 def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
-    rows = sorted(rng.permutation(len(sighting.things))[: rng.integers(2, 6)])
+    rows = [row for row in range(len(sighting.things)) if rng.random() < 0.6][:5] or [int(rng.integers(len(sighting.things)))]
     question = perception.perception_prompt("detection", scenes.KINDS, "short")
     answer = perception.labelled_answer(_listed(sighting, rows), [sighting.things[row].name for row in rows])
-    return Turn(question, answer, tuple(Written((int(row),), (int(row),), named=False) for row in rows))
-
-
-def page_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
-    """A large part of a picture, with its plate at a size that can be read, and the form of a transcript."""
-    sighting = _with_plate(scene, picture, rng, (400, 540), (2 * CROP_VIEW[0], 2 * CROP_VIEW[1]))
-    return sighting.drill([_transcript(sighting, rng) for _ in range(3)])
-
-
-def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
-    number, extra = sighting.scene.number, _any_number(rng)
-    forms = (number[0], number, number + extra[0], number + extra)
-    return sighting.number(READ, forms[rng.choice(4, p=[0.55, 0.2, 0.15, 0.1])])
+    return Turn(question, answer, tuple(Written((row,), (row,), named=False) for row in rows))
 
 
 def drills_of(
-    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, wholes: int
+    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, close: int
 ) -> list[list[Drill]]:
-    """The lessons of a step: (many plates, crops with one, whole pictures before a look, after a look, one-shot, a page)."""
+    """The lessons of a step: (many plates, close-ups of one, whole pictures before a look, after a look, close-ups of things)."""
     return [
         [sheet_drill(*pair, rng) for pair in sheets.draw(step, dense, rng)],
         [reading_drill(*pair, rng) for pair in pictures.draw(step, reading, rng)],
         [first_turn_drill(*pair, rng) for pair in pictures.draw(step, turns // 2, rng)],
         [next_turn_drill(*pair, rng) for pair in pictures.draw(step, turns, rng)],
-        [one_shot_drill(*pair, rng) for pair in pictures.draw(step, wholes, rng)],
-        [page_drill(*pair, rng) for pair in pictures.draw(step, wholes // 2, rng)],
+        [close_up_drill(*pair, rng) for pair in pictures.draw(step, close, rng)],
     ]

@@ -147,10 +147,12 @@ def evaluate(
     opened: Mapping[str, Dataset],
     sources: Mapping[str, str],
     load: Callable[[str], VisionLanguageModel],
+    experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
 ) -> None:
-    """Every benchmark: all policies, given by title and source, in all modes, by the default reward.
+    """Every benchmark: all policies, given by title and source, in all modes, by the default reward; nobody but
+    they looks at crops, not ``experts``.
 
     ``load(source)`` gives a policy; they are loaded one after the other. Leaves results.json and results.md.
     """

@@ -39,7 +39,7 @@ class Forms:
     dense: int = 6  # sheets with many plates; a third of them when speaking
     reading: int = 6
     turns: int = 6
-    wholes: int = 2
+    close: int = 5
     see_lr: float = 1.0e-3
     speak_lr: float = 7e-4
     bf16: bool = True
@@ -119,7 +119,7 @@ def prefixes_of(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> list[Pro
 
 WEIGHTS: dict[str, tuple[float, float]] = {
     "task": (0.3, 2.0), "sheet": (0.3, 0.0), "read": (0.3, 2.0), "first": (0.1, 1.0), "next": (0.0, 2.0),
-    "whole": (0.5, 2.0), "page": (0.1, 1.0),
+    "close": (0.3, 2.0),
 }  # fmt: skip
 """The kinds of lesson of a step, in order: how much it counts to see the things, and to speak."""
 
@@ -146,7 +146,7 @@ def step_loss(
                 loss, seeing = sight.loss(features, batch, grids, words)
                 total = total + see * loss
                 if name != "task":
-                    loss, reading = plates.loss(features, batch, grids, words, legible=name not in ("first", "whole"))
+                    loss, reading = plates.loss(features, batch, grids, words, legible=name in ("sheet", "read", "next"))
                     total, seeing = total + loss, seeing | reading
                 readings |= {f"{name}/{key}": seeing[key] for key in ("shape", "hundreds", "plate", "figures") if key in seeing}
             if all(lesson.dialogue for lesson in batch):
@@ -167,10 +167,10 @@ def teach(vlm: VisionLanguageModel, config: Forms, folder: Path) -> None:
         pairs = things.draw(step, config.crops // 2, rng) + pictures.draw(step, config.crops - config.crops // 2, rng)
         crops = [crop_lesson(*pair, rng, 5) for pair in pairs]
         if step < config.see_steps:
-            drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading // 3, 0, 1)
+            drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading, 0, config.close)
             silent = [[replace(lesson, dialogue=()) for lesson in batch] for batch in [crops, *drills]]
             return step_loss(vlm, sight, plates, config, silent)
-        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.wholes)
+        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.close)
         return step_loss(vlm, sight, plates, config, [crops, *drills])
 
     train(vlm, {"sight": sight, "plates": plates}, config, folder, loss_of)

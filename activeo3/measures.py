@@ -158,18 +158,22 @@ def answer_all(
 
 def evaluate(
     opened: Mapping[str, Dataset],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
+    sources: Mapping[str, str],
+    load: Callable[[str], VisionLanguageModel],
     experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
 ) -> None:
-    """Every benchmark: start policy and checkpoint in the task's own table; they answer themselves, not ``experts``."""
-    task = task_of(config)
-    policies, rows = {"start": start, "trained": actor} if actor is not start else {"start": start}, []
+    """Every benchmark: start policy and checkpoints in the task's own table; they answer themselves, not ``experts``.
+
+    Policies are given by title and source; ``load(source)`` gives one, and they are loaded one after the other.
+    """
+    task, rows = task_of(config), []
     for name, dataset in opened.items():
-        examples = readable(posed(dataset, task))
-        found, _ = compare(config.task, task, policies, name, examples, config, alone, config.resamples)
+        examples, found = readable(posed(dataset, task)), []
+        for title, source in sources.items():
+            policy = {title: load(source)}
+            found += compare(config.task, task, policy, name, examples, config, alone, config.resamples)[0]
         rows += found
         results.write_results(folder, rows)
         print(report.table(*results.first_table(found), f"{name}, {config.task}, {len(examples)} questions"))

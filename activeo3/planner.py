@@ -17,8 +17,8 @@ full bandwidth, whichever takes longer, and nothing is lost between kernels or r
 to four times as long.
 
 Readings: a picture is square, with the pixels of a sensing view; answers are as long as the limit allows in
-``memory`` and half as long in ``seconds``; every answer proposes as many regions as it may. Not counted: the
-allocator's gaps, the CUDA context (about 1 GB) and the buffers of collectives.
+``memory`` and half as long in ``seconds``; every answer proposes as many regions as it may, and an episode
+(--task zoom_qa) is shown as many crops. Not counted: the allocator's gaps, the CUDA context (about 1 GB) and the buffers of collectives.
 """
 
 import argparse
@@ -194,6 +194,10 @@ class Work:
     task_answer: int
     crops: int
     """that the task model works on in one step"""
+    shown: int = 0
+    """tokens that an episode is shown between its turns"""
+    shown_patches: int = 0
+    """of the crops among them"""
 
     @classmethod
     def of(cls, sizes: Sizes, config: TrainConfig) -> Self:
@@ -202,22 +206,27 @@ class Work:
         views = [min(side * side, most) // sizes.patch**2 for side, most in
                  ((config.sensing_side, config.max_view_pixels), (config.crop_side, 2**40))]  # fmt: skip
         prompts = [patches // sizes.merge**2 + text for patches, text in zip(views, words)]
-        crops = config.prompts * config.group * config.regions
+        if config.task == "zoom_qa":
+            shown = min(config.max_zooms * prompts[1], config.episode_tokens)
+            answer = min(config.max_turns * config.max_new_tokens, config.episode_tokens - shown)
+            return cls(*views, *prompts, answer, 0, 0, shown, config.max_zooms * views[1])
+        crops = config.prompts * config.group * config.regions if config.task in ("sense", "segment") else 0
         return cls(*views, *prompts, config.max_new_tokens, config.task_max_new_tokens, crops)
 
 
 def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     """GB on each of so many GPUs, by what holds them; ``sum`` is the most at any time."""
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
-    row = work.prompt + config.group * work.answer
-    looking = config.prompts * config.group * (work.prompt + work.answer) * sizes.cache
+    branch = work.answer + work.shown
+    row = work.prompt + config.group * branch
+    looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
     found = {
         "policy": (weights + 14 * trained(sizes, config)) / gpus,
         "reference": 0 if config.lora else weights / gpus,
         "a model whole, to look or act": weights,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
-        "activations, to learn": config.micro_prompts * activations(sizes, work, row, config.recompute),
+        "activations, to learn": config.micro_prompts * activations(sizes, work.patches + config.group * work.shown_patches, row, config.recompute),
         # the head's bfloat16 logits, those of the answers' tokens, and both gradients (grpo.answer_logps)
         "logits, to learn": config.micro_prompts * 8 * config.group * work.answer * sizes.vocabulary,
     }
@@ -234,8 +243,8 @@ def trained(sizes: Sizes, config: TrainConfig) -> int:
     return sizes.body if config.train_only else sizes.parameters
 
 
-def activations(sizes: Sizes, work: Work, row: int, recompute: bool) -> float:
-    """Bytes that a packed row of so many tokens keeps for its backward pass, both towers."""
+def activations(sizes: Sizes, patches: int, row: int, recompute: bool) -> float:
+    """Bytes that a packed row of so many tokens and its patches keep for the backward pass of both towers."""
     each = SAVED[sizes.family]
     layer = (
         each.hidden * sizes.hidden
@@ -246,8 +255,8 @@ def activations(sizes: Sizes, work: Work, row: int, recompute: bool) -> float:
     vision = each.vision_hidden * sizes.vision_hidden + each.vision_mlp * sizes.vision_mlp
     if recompute:  # the input of every layer, and all of the one layer that is being recomputed
         layers, towers = 2 * sizes.layers * sizes.hidden, 2 * sizes.vision_layers * sizes.vision_hidden
-        return max(row * (layers + layer) + work.patches * towers, work.patches * (towers + vision))
-    return row * sizes.layers * layer + work.patches * sizes.vision_layers * vision
+        return max(row * (layers + layer) + patches * towers, patches * (towers + vision))
+    return row * sizes.layers * layer + patches * sizes.vision_layers * vision
 
 
 def remedies(sizes: Sizes, config: TrainConfig, gpus: int, room: float) -> list[str]:
@@ -270,14 +279,17 @@ def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) ->
     """Shortest times of one step's phases at ``peak`` FLOP/s and ``bandwidth`` bytes/s, on one rank."""
     work, P, G = Work.of(sizes, config), config.prompts, config.group
     answer, task_answer = work.answer // 2, work.task_answer // 2
-    see, see_crop = vision_flops(sizes, work.patches), vision_flops(sizes, work.crop_patches)
+    see_crop = vision_flops(sizes, work.crop_patches)
+    see_shown = G * vision_flops(sizes, work.crop_patches) * (work.shown_patches // work.crop_patches)
+    see = vision_flops(sizes, work.patches) + see_shown  # all pictures of a prompt and its episodes
     prefill, prefill_crop = text_flops(sizes, work.prompt, 0, 1), text_flops(sizes, work.crop_prompt, 0, 1)
-    branch = text_flops(sizes, answer, work.prompt, answer)
+    branch = text_flops(sizes, answer + work.shown, work.prompt, answer)
     row = P * (text_flops(sizes, work.prompt, 0, 1) + G * branch)
     batches = -(-work.crops // config.task_batch)
-    look = P * (see + prefill) / peak + decoding(sizes, P * G, work.prompt, answer, peak, bandwidth)
+    read = G * text_flops(sizes, work.shown, work.prompt, 0)
+    look = P * (see + prefill + read) / peak + decoding(sizes, P * G, work.prompt + work.shown, answer, peak, bandwidth)
     act = work.crops * (see_crop + prefill_crop) / peak
-    act += batches * decoding(sizes, work.crops // batches, work.crop_prompt, task_answer, peak, bandwidth)
+    act += batches * decoding(sizes, work.crops // max(1, batches), work.crop_prompt, task_answer, peak, bandwidth)
     trained_vision = 0 if config.train_only or config.lora else 2
     again = 1 if config.recompute else 0
     found = {

@@ -29,6 +29,15 @@ _ONE_SHOT: dict[str, Any] = {
     "eval_examples": 200,
 }
 
+_CLOSE_UP: dict[str, Any] = {
+    "model": "data/tiny-tasks",
+    "data": ("close_ups",),
+    "sensing_side": 128,
+    "steps": 60,
+    "save_every": 60,
+    "eval_examples": 200,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop.
     "tiny": {},
@@ -57,6 +66,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1, "least_zoom": 0.005,
         "evidence_gate": False, "w_evidence": 1.0, "steps": 60, "save_every": 60,
     },
+    # One-shot perception on a laptop, a task each: close-ups of the embedded world, and the same policy.
+    "grounding": _CLOSE_UP | {"task": "grounding", "max_new_tokens": 40},
+    "counting": _CLOSE_UP | {"task": "counting", "max_new_tokens": 180},
+    "detection": _CLOSE_UP | {"task": "detection", "max_new_tokens": 240},
+    "ocr": _CLOSE_UP | {"task": "ocr", "data": ("plates",), "max_new_tokens": 12},
     # Perception-R1, a task each.
     "refcoco": _ONE_SHOT | {
         "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,

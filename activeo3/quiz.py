@@ -316,14 +316,15 @@ def show(folder: Path, benchmark: str, split: str, rows: Sequence[results.Row], 
 
 def evaluate(
     opened: Mapping[str, Dataset],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
+    sources: Mapping[str, str],
+    load: Callable[[str], VisionLanguageModel],
     experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
 ) -> None:
     """Every benchmark: printed tables, and files in ``folder``; the models answer themselves, not ``experts``."""
     rows: list[dict[str, Any]] = []
+    start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
         found, given = run(name, config.methods, readable(dataset), actor, start, config, config.resamples, black=config.black)
         rows += found

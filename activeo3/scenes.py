@@ -52,7 +52,7 @@ KINDS: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for sha
 QUESTION = "What number is on the plate?"
 """What every picture asks to be read."""
 
-_WORLD = 1  # part of every seed: raise it when the world changes, so that old numbers are not mixed with new
+WORLD = 1  # part of every seed: raise it when the world changes, so that old numbers are not mixed with new
 _CANVASES = ((896, 896), (1024, 1024), (1152, 896), (896, 1152), (1344, 896))
 _CLUSTER_RADIUS = 105  # px at a shorter side of 896; everything scales with the shorter side
 DIAMETERS = (44, 66)  # px at a shorter side of 896
@@ -167,7 +167,7 @@ def scene(split: str, index: int) -> Scene:
     """The world's picture ``index`` of ``split``; raises KeyError or IndexError for one it does not have."""
     if not 0 <= index < SIZES[split]:
         raise IndexError(f"the embedded world has {SIZES[split]} {split} pictures, there is no number {index}")
-    rng = np.random.default_rng([_WORLD, list(SIZES).index(split), index])
+    rng = np.random.default_rng([WORLD, list(SIZES).index(split), index])
     size = _CANVASES[rng.integers(len(_CANVASES))]
     unit = min(size) / 896
     colour, *others = (list(COLOURS)[i] for i in rng.permutation(len(COLOURS)))
@@ -211,7 +211,7 @@ def example(split: str, index: int) -> Example:
         "phrase": {"text": f"the largest {query}", "box_px": largest.box_px},
         "caption": f"{len(targets)} {query}{'s' * (len(targets) > 1)} among {len(picture.things)} small things",
         "masks": lambda: [mask_to_rle(thing.mask(picture.size)) for thing in targets],
-        "referred": _referred(picture, np.random.default_rng([_WORLD, list(SIZES).index(split), index, 1])),
+        "referred": referred(picture, np.random.default_rng([WORLD, list(SIZES).index(split), index, 1])),
         "things": {
             "labels": tuple(thing.name for thing in picture.things),
             "boxes_px": np.array([thing.box_px for thing in picture.things]),
@@ -225,12 +225,12 @@ def example(split: str, index: int) -> Example:
         query=query,
         boxes_px=np.array([thing.box_px for thing in targets]),
         image_id=index + 1,
-        category_id=1 + list(COLOURS).index(picture.colour) * len(SHAPES) + SHAPES.index(picture.shape),
+        category_id=1 + KINDS.index(query),
         fields=fields,
     )
 
 
-def _referred(picture: Scene, rng: np.random.Generator) -> dict[str, Any]:
+def referred(picture: Scene, rng: np.random.Generator) -> dict[str, Any]:
     """A phrase that is true of exactly one thing: the kind of a thing that has no second of its kind.
 
     In a picture without any such thing the target furthest left is referred to.

@@ -13,6 +13,7 @@ from real_data import real_file
 
 from activeo3 import datasets
 from activeo3 import stream as stream_room
+from activeo3.config import DRAWN
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, read_picture
 from activeo3.stream import Stream, readable
@@ -168,7 +169,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
         (("coco", "train", str(tmp_path)), "instances_train.json: there is no such file"),
         (("coco", "train", None), "no data root was given"),
-        (("coca", "train", root), "there is no data set 'coca', choose one of coco, "),
+        (("coca", "train", root), "there is no data set 'coca', choose one of close_ups, coco, "),
         (("coco", "train", root, 0), "a limit of 0"),
     ):
         with pytest.raises(DataError, match=re.escape(sentence)):
@@ -391,7 +392,8 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
     found = f"2 pictures, 1 of their files, in {tmp_path}/mine/images, 3 questions, 2 annotations left out"
     assert f"    train: PARTLY  {found}" in text
     assert "    torn: NOT USABLE  " in text and "instances_torn.json: this is not valid json" in text
-    assert "    val, test: found  1,000 questions" in text  # scenes
+    assert text.count("    val, test: found  1,000 questions") == len(DRAWN)
+    assert DRAWN == {name for name, reader in datasets.READERS.items() if reader.origin.startswith("drawn by")}
     assert "lvis_v1_val.json: there is no such file" in text
     assert f"    train, val, test: NOT USABLE  {tmp_path}/SODA-A: there is no such folder" in text
     assert sorted(tmp_path.rglob("*")) == before

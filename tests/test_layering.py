@@ -30,6 +30,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "zooms": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
+    "close_ups": (1, {"models", "torch"}),
     "packing": (1, {"transformers", "deepspeed", "rewards"}),
     "decoding": (1, {"deepspeed", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),

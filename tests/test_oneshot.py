@@ -67,7 +67,7 @@ def test_the_embedded_world_has_a_question_for_every_task() -> None:
 def test_a_picture_without_a_single_kind_refers_to_the_leftmost_target() -> None:
     world = scenes.scene("val", 0)
     doubled = replace(world, things=world.things * 2)
-    referred = scenes._referred(doubled, np.random.default_rng(0))
+    referred = scenes.referred(doubled, np.random.default_rng(0))
     assert referred["text"] == f"leftmost {world.colour} {world.shape}"
     assert referred["box_px"] == min(thing.box_px for thing in world.targets)
 

@@ -69,7 +69,7 @@ def test_a_layer_keeps_what_torch_counts(family: str, make_vlm: Callable[..., Vi
     sizes = Sizes.of(vlm.model.config.to_dict())
     short, long = (kept(vlm, vlm.encode([picture(64, 64)], ["Find every disc."]), answers) for answers in (100, 200))
     work = Work.of(sizes, replace(PAPER, sensing_side=1, crop_side=1))
-    by_layers = planner.activations(sizes, work, 200, False) - planner.activations(sizes, work, 100, False)
+    by_layers = planner.activations(sizes, work.patches, 200, False) - planner.activations(sizes, work.patches, 100, False)
     # Embeddings, the head and the mask are no layers: with the few layers of this model they are up to a quarter.
     assert 1.0 <= (long - short) / by_layers < 1.45
 
@@ -117,6 +117,20 @@ def test_the_time_of_a_small_step_by_hand() -> None:
     view = 2 * 0.630e9 * 5200 + 2 * 0.0446e9 * 1300 + 4 * 1280 * (4 * 5200**2 + 28 * 5200 * 64)
     assert planner.vision_flops(sizes, 5200) == pytest.approx(view, rel=1e-3)
     assert 4 * (ours + view) / peak == pytest.approx(0.153, abs=0.002)  # a forward pass over four such prompts
+
+
+def test_an_episode_is_counted_with_what_it_is_shown_and_nobody_acts() -> None:
+    """Two crops more are, in each of eight episodes, two crops more of patches and of tokens."""
+    sizes, peak, bandwidth = KNOWN["3B"], 989e12, 4.8e12
+    one, three = (replace(PAPER, task="zoom_qa", max_turns=4, max_zooms=zooms) for zooms in (1, 3))
+    first, last = Work.of(sizes, one), Work.of(sizes, three)
+    assert (last.shown - first.shown, last.shown_patches - first.shown_patches) == (2 * 960, 2 * 60 * 60)
+    grown = planner.memory(sizes, three, 8)["activations, to learn"] - planner.memory(sizes, one, 8)["activations, to learn"]
+    row = PAPER.group * (last.shown - first.shown)
+    assert grown * 1e9 == pytest.approx(planner.activations(sizes, PAPER.group * 7200, row, False))
+    slow, fast = (planner.seconds(sizes, config, peak, bandwidth) for config in (three, one))
+    assert slow["act"] == 0 and slow["reference"] - fast["reference"] > 8 * 2 * planner.vision_flops(sizes, 3600) / peak
+    assert planner.seconds(sizes, replace(PAPER, task="grounding"), peak, bandwidth)["act"] == 0
 
 
 def test_decoding_is_bound_by_reading_the_weights() -> None:

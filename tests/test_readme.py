@@ -165,7 +165,7 @@ def test_the_glossary_is_the_codes() -> None:
 
 def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
-    situations = {"tiny", "paper", "zoom_qa", "refcoco", "pixmo_count", "pageocr", "coco_det"}  # have sections of their own
+    situations = {"tiny", "paper", "zoom_qa", "refcoco", "pixmo_count", "pageocr", "coco_det", "grounding", "counting", "detection", "ocr"}  # have sections of their own
     assert set(rows) | situations == set(PRESETS)
     assert all(re.search(rf"\b{name}\b", TEXT) for name in situations)
     for name, command in rows.items():

@@ -55,7 +55,7 @@ def test_no_two_pictures_are_alike_within_or_across_splits() -> None:
 
 
 def test_the_geometry_of_one_picture_is_the_one_it_always_was() -> None:
-    """Fails when the world changes: then raise ``scenes._WORLD``, and this checksum with it."""
+    """Fails when the world changes: then raise ``scenes.WORLD``, and this checksum with it."""
     picture = known("test", 3)
     lines = [f"{picture.size} {picture.colour} {picture.shape} {picture.number} {picture.plate_px}"]
     for thing in picture.things:
