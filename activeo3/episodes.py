@@ -24,7 +24,7 @@ Differences from Active-Perception-R1 (commit 14f2841), beside those of zooms.py
   3. Only what stands in ``<answer>`` is an answer; there, a last line was one too.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Sequence
 
 import numpy as np
@@ -37,6 +37,12 @@ from activeo3.sampler import Question, Shown, sensing_view
 from activeo3.schema import Action, Episode, Example, Outcome, Reading, Rollout, Score, Zoom
 from activeo3.taskmodels import TaskModel, crop_view
 from activeo3.zooms import Call, Limits, judged, read_turn
+
+
+def posed(example: Example) -> Example:
+    """The example as its question in words; what is to be found is the evidence. Raises DataError if it asks nothing."""
+    asked = evidence.asked_of(example)
+    return replace(example, query=asked.question, boxes_px=asked.evidence_px, crowd=None)
 
 
 def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:

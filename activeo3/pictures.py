@@ -93,11 +93,12 @@ def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
 
 
 def annotated_picture(example: Example, regions: Sequence[Region] | None, outcome: Outcome,
-                      max_side: int = 720) -> Image.Image:
+                      max_side: int = 720, said: str | None = None) -> Image.Image:
     """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
 
     The strip holds the query and the legend with counts; a very narrow picture is centred above it.
-    ``regions`` is None where there can be none: nothing is said of them.
+    ``regions`` is None where there can be none: nothing is said of them. What was ``said``, if the
+    answer is in words, stands in the place of what was found.
     """
     width, height = example.size_px
     shrink = min(1.0, max_side / max(width, height))
@@ -106,7 +107,7 @@ def annotated_picture(example: Example, regions: Sequence[Region] | None, outcom
     _mark(view, Frame((0, 0, width, height), size), example, outcome, regions or ())
     legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes")),
               *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
-              (FOUND, f"{len(outcome.boxes_px)} found")]
+              (FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {printable(said, limit=40)}")]
     return _captioned(view, example.query, legend)
 
 
@@ -217,7 +218,8 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12
 class Shown:
     """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote.
 
-    ``regions`` is None where the answer is itself the result: then there are no crops to see.
+    ``regions`` is None where the answer is itself the result: then there are no crops to see. ``said`` is an
+    answer in words, the last of an episode.
     """
 
     example: Example
@@ -227,17 +229,19 @@ class Shown:
     score: Score
     title: str = ""
     error: str | None = None
+    said: str | None = None
 
     @classmethod
     def of(cls, rollout: Rollout, outcome: Outcome, score: Score, title: str = "") -> "Shown":
         """The same, read off a rollout."""
         regions = rollout.regions if rollout.result is None else None
-        return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error)
+        said = (rollout.episode.answer or "nothing") if rollout.episode else None
+        return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error, said)
 
     def picture(self) -> Image.Image:
         if self.outcome.mask is not None:
             return corrected_picture(self.example, self.regions, self.outcome.mask)
-        return annotated_picture(self.example, self.regions, self.outcome)
+        return annotated_picture(self.example, self.regions, self.outcome, said=self.said)
 
     def crops(self) -> Image.Image | None:
         if self.regions is None:

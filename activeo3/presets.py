@@ -60,11 +60,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_every": 100,
         "eval_examples": 200,
     },
-    # Episodes on a laptop, from the shipped policy that knows their form; evidence counts for wrong answers, too,
-    # because that policy reads badly, and a right answer alone is too rare to learn from.
+    # Episodes on a laptop, from the shipped policy that knows their form. A look costs nothing: in groups without a
+    # right answer, most at first, the cost is the only difference, and divided by its own spread it outweighs all else.
     "zoom_qa": {
         "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1, "least_zoom": 0.005,
-        "evidence_gate": False, "w_evidence": 1.0, "steps": 60, "save_every": 60,
+        "w_calls": 0.0, "steps": 80, "save_every": 80, "eval_examples": 200,
     },
     # One-shot perception on a laptop, a task each: close-ups of the embedded world, and the same policy.
     "grounding": _CLOSE_UP | {"task": "grounding", "max_new_tokens": 40},

@@ -138,7 +138,7 @@ TASKS: dict[str, Task] = {
     },
     "zoom_qa": Task(
         episodes.ask, None, SENSING.longest, episodes.as_told, episodes.score,
-        evidence.TERMS, zooms=False, follow=episodes.ZoomDialogue,
+        evidence.TERMS, zooms=False, pose=episodes.posed, follow=episodes.ZoomDialogue,
     ),
 }  # fmt: skip
 

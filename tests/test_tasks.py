@@ -143,3 +143,16 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     assert "regions" not in report.rollout_lines(rollout, outcome, score)
     folder = save_samples(tmp_path, 1, [Shown.of(rollout, outcome, score)])
     assert sorted(path.name for path in folder.iterdir()) == ["00-picture.jpg", "samples.jsonl"]
+
+
+def test_an_episode_is_drawn_with_its_question_its_evidence_and_what_was_said(tokenizer) -> None:
+    task = TASKS["zoom_qa"]
+    example = task.pose(question())
+    assert (example.query, example.boxes_px.tolist()) == ("What colour is it?", [list(THINGS[0][1])])
+    for told, said in (("<think></think><answer>red</answer>" + END, "red"), ("nonsense" + END, "nothing")):
+        (rollout,) = answers(task, Scripted("qwen3_vl", tokenizer, lambda *_: told), example)
+        (outcome,) = task.act(None, [rollout], CONFIG)
+        shown = Shown.of(rollout, outcome, task.score(rollout, outcome, CONFIG))
+        assert shown.said == said
+        other = replace(shown, said="blue").picture()
+        assert shown.picture().size == other.size and shown.picture().tobytes() != other.tobytes()
