@@ -34,7 +34,7 @@ class Forms:
 
     seed: int = 0
     see_steps: int = 500
-    speak_steps: int = 300
+    speak_steps: int = 800
     crops: int = 2  # lessons of the task role, which keep the eye for things
     dense: int = 6  # sheets with many plates; a third of them when speaking
     reading: int = 6
