@@ -31,6 +31,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "packing": (1, {"transformers", "deepspeed", "rewards"}),
+    "attention": (0, {"deepspeed"}),
     "decoding": (1, {"deepspeed", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
@@ -93,7 +94,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "decoding", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "attention", "decoding", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

@@ -123,6 +123,7 @@ def test_a_branch_knows_what_was_sampled(vlm: VisionLanguageModel, episodes: tup
     assert doctest.testmod(packing).failed == 0
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 @torch.no_grad()
 def test_packed_episodes_have_the_log_probabilities_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -167,6 +168,7 @@ def test_each_of_several_crops_is_noticed(vlm: VisionLanguageModel, episodes: tu
         assert (after - before)[later : len(branch.answer)].abs().max() > 0.01
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
@@ -187,6 +189,7 @@ def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguage
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 @torch.no_grad()
 def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -207,6 +210,7 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, ep
 # ---------------------------------------------------------------------- what is shown is never trained
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(vlm: VisionLanguageModel, episodes: tuple) -> None:
     """With the logits of every column at hand, those that predict a token of an observation get no gradient at
@@ -383,6 +387,7 @@ class Shows:
         return [self.after(row, len(self.asked[row])) for row, _ in ended]
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_greedy_episodes_are_those_of_plain_forward_passes(
@@ -421,6 +426,7 @@ def _next(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> int:
     return int(logits.argmax())
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
