@@ -21,10 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-from transformers.cache_utils import DynamicCache
 
 from activeo3.attention import TWO_CALLS, free_columns, vision_attention
-from activeo3.decoding import Observe, Rows, until
+from activeo3.decoding import Observe, Rows, new_cache, until
 from activeo3.geometry import fitted
 from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, padded
 from activeo3.schema import Sampling
@@ -218,7 +217,7 @@ class VisionLanguageModel:
     def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
         """P x G rows that have read their prompt: each prompt is paid for once and its cache repeated."""
         ids, attended = self._padded(prompts)  # (P, S)
-        cache = DynamicCache(config=self.model.config.get_text_config())
+        cache = new_cache(self.model.config.get_text_config().num_hidden_layers)
         self.model(
             input_ids=ids[:, :-1],
             attention_mask=attended[:, :-1],
