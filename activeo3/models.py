@@ -26,6 +26,7 @@ from activeo3.attention import TWO_CALLS, free_columns, vision_attention
 from activeo3.decoding import Observe, Rows, new_cache, until
 from activeo3.geometry import fitted
 from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, padded
+from activeo3.patches import multiply_patches
 from activeo3.schema import Sampling
 
 FAMILIES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
@@ -84,6 +85,7 @@ class VisionLanguageModel:
         attentions = {"text_config": TWO_CALLS, "vision_config": vision_attention(attention)}
         load = AutoModelForImageTextToText.from_pretrained
         model = part_of(source, "weights", load, dtype=dtype, attn_implementation=attentions)
+        multiply_patches(model)
         tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")

@@ -32,6 +32,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "scenes": (1, {"torch"}),
     "packing": (1, {"transformers", "deepspeed", "rewards"}),
     "attention": (0, {"deepspeed"}),
+    "patches": (0, {"transformers", "deepspeed"}),
     "decoding": (1, {"deepspeed", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
