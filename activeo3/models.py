@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
-from transformers.cache_utils import DynamicCache
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from activeo3.decoding import Observe, Rows, until
+from activeo3.attention import TWO_CALLS, free_columns, vision_attention
+from activeo3.decoding import Observe, Rows, new_cache, until
 from activeo3.geometry import fitted
-from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, left_padded
+from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, padded
+from activeo3.patches import multiply_patches
 from activeo3.schema import Sampling
 
 FAMILIES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths"}
@@ -74,17 +74,18 @@ class VisionLanguageModel:
     def load(cls, source: str, dtype: torch.dtype, attention: str = "auto") -> Self:
         """Load a checkpoint folder or a hub id of one of FAMILIES.
 
-        ``attention`` is that of the vision tower; the text tower always uses sdpa, because a packed row
-        needs a mask that flash-attention does not take. No part of this needs torchvision.
+        ``attention`` is that of the vision tower; the text tower always uses sdpa (attention.py), because a
+        packed row needs a mask that flash-attention does not take. No part of this needs torchvision.
 
         Raises:
             ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
                 architecture is another one.
         """
         family_of(source, FAMILIES)
-        attentions = {"text_config": "sdpa", "vision_config": vision_attention(attention)}
+        attentions = {"text_config": TWO_CALLS, "vision_config": vision_attention(attention)}
         load = AutoModelForImageTextToText.from_pretrained
         model = part_of(source, "weights", load, dtype=dtype, attn_implementation=attentions)
+        multiply_patches(model)
         tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
@@ -217,8 +218,8 @@ class VisionLanguageModel:
 
     def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
         """P x G rows that have read their prompt: each prompt is paid for once and its cache repeated."""
-        ids, attended = self._left_padded(prompts)  # (P, S)
-        cache = DynamicCache(config=self.model.config.get_text_config())
+        ids, attended = self._padded(prompts)  # (P, S)
+        cache = new_cache(self.model.config.get_text_config().num_hidden_layers)
         self.model(
             input_ids=ids[:, :-1],
             attention_mask=attended[:, :-1],
@@ -258,7 +259,7 @@ class VisionLanguageModel:
 
     def _show(self, rows: Rows, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
-        ids, attended = self._left_padded(observations)  # (rows, O)
+        ids, attended = self._padded(observations)  # (rows, O)
         visual = self._visual([[observation] for observation in observations], ids[:, :-1])
         positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
         before = rows.forget([seen.replaces for seen in observations], self.image_token)
@@ -297,17 +298,19 @@ class VisionLanguageModel:
         Raises ModelError unless the text tower's attention takes a mask of this kind (``_mask_for``).
         """
         rows = [[Branch.of(branch) for branch in row] for row in branches]
-        ids, attended = self._left_padded(prompts)  # (R, S)
+        free = free_columns(self._attention, max(len(prompt.ids) for prompt in prompts))
+        ids, attended = self._padded(prompts, before_last=free > 0)  # (R, S)
         laid = lay_out(rows, self.end_token, ids.device)
         everything = torch.cat([ids, laid.ids], dim=1)  # (R, S + W)
         given = [[prompt, *(seen for branch in row for seen in branch.shown)] for prompt, row in zip(prompts, rows)]
         visual = self._visual(given, everything)
         positions, _ = self._rope_index(ids, attended, prompts)  # (3, R, S)
         after = positions.amax(dim=(0, 2))[:, None] + 1 + self._depth(rows, laid)  # (3, R, W)
+        allowed = branching_mask(attended.bool(), laid.owner, laid.era, everything == self.image_token, free)
         inputs = {
             "input_ids": everything,
             "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
-            "attention_mask": self._mask_for(branching_mask(attended.bool(), laid.owner, laid.era, everything == self.image_token)),
+            "attention_mask": self._mask_for(allowed),
             "pixel_values": visual["pixel_values"],
             "image_grid_thw": visual["image_grid_thw"],
         }
@@ -339,22 +342,26 @@ class VisionLanguageModel:
 
     # ------------------------------------------------------------------ helpers
 
+    @property
+    def _attention(self) -> str:
+        """The text tower's attention, by its name in transformers."""
+        return self.model.config.get_text_config()._attn_implementation
+
     def _mask_for(self, allowed: Tensor) -> Tensor:
-        """A mask (R, 1, L, L), True where a query may look, in the form that the text tower takes.
+        """A mask (R, 1, queries, keys), True where a query may look, in the form that the text tower takes.
 
         sdpa takes the booleans. Eager attention adds the mask to its scores, and would add True as 1.
         Others, like flash attention, have no place for such a mask and would ignore it in silence.
         """
-        attention = self.model.config.get_text_config()._attn_implementation
-        if attention == "sdpa":
+        if self._attention in ("sdpa", TWO_CALLS):
             return allowed
-        if attention == "eager":
+        if self._attention == "eager":
             return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
-        raise ModelError(f"packed rows need attention 'sdpa' or 'eager', but the model was loaded with {attention!r}")
+        raise ModelError(f"packed rows need attention 'sdpa' or 'eager', but the model was loaded with {self._attention!r}")
 
-    def _left_padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Ids (R, S) of prompts, padded on the left, and the mask (R, S) that is 1 on real tokens."""
-        return left_padded([prompt.ids for prompt in prompts], self.end_token, self.model.device)
+    def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
+        """``packing.padded`` of prompts, with end tokens."""
+        return padded([prompt.ids for prompt in prompts], self.end_token, self.model.device, before_last)
 
     def _visual(self, given: Sequence[Sequence[Prompt]], ids: Tensor) -> dict[str, Tensor | None]:
         """The image arguments of a forward pass over ``ids`` (R, S): the pictures of all that each row was given.
@@ -434,15 +441,3 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation has a mapping of its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
-
-
-def vision_attention(wanted: str) -> str:
-    """The attention of the vision tower: ``auto`` is flash-attention 2 or 3 if it works here, else sdpa."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        if is_flash_attn_3_available():
-            return "flash_attention_3"
-        if is_flash_attn_2_available():
-            return "flash_attention_2"
-    return "sdpa"

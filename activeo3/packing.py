@@ -102,7 +102,7 @@ class Packed:
     """Rows of ``prefix | branches`` as one forward pass wants them, and where the sampled tokens are.
 
     ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
-    (left-padded, so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the ids that were
+    (padded so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the ids that were
     sampled, branch by branch, ``real`` (R, B, T) is True where there is one and False on padding, and
     ``columns`` (R, B, T) says which of the W columns behind the prefix holds the token.
 
@@ -170,19 +170,29 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
     return Layout(*(part if part is None else part.to(device) for part in parts))
 
 
-def left_padded(rows: Sequence[Tensor], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (R, S) padded on the left and the mask (R, S) that is 1 on real tokens."""
+def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids (R, S) of rows of unequal lengths and the mask (R, S) that is 1 on real tokens.
+
+    All end in the last column. Padding stands on the left or, with ``before_last``, in front of the last token: then
+    the others have none before them, and need no mask to read from left to right.
+    """
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad)
     attended = torch.zeros((len(rows), length), dtype=torch.long)
     for r, row in enumerate(rows):
-        ids[r, length - len(row) :] = row
-        attended[r, length - len(row) :] = 1
+        columns = torch.arange(length - len(row), length)
+        if before_last:
+            columns[:-1] = torch.arange(len(row) - 1)
+        ids[r, columns] = row
+        attended[r, columns] = 1
     return ids.to(device), attended.to(device)
 
 
-def branching_mask(attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None) -> Tensor:
-    """Who may see whom in ``prefix | branches``: True (R, 1, L, L) where the query row may look.
+def branching_mask(
+    attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None, first: int = 0
+) -> Tensor:
+    """Who may see whom in ``prefix | branches``: True (R, 1, Q, L) where the query may look; queries are the columns
+    from ``first`` on.
 
     ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
     Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
@@ -191,14 +201,13 @@ def branching_mask(attended: Tensor, owner: Tensor, era: Tensor | None = None, p
     """
     rows, prefix = attended.shape
     branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
-    total = branch.shape[1]
-    causal = torch.ones(total, total, dtype=torch.bool, device=owner.device).tril()  # (query, key)
-    key, query = branch[:, None, :], branch[:, :, None]
+    column = torch.arange(branch.shape[1], device=owner.device)
+    causal, itself = column <= column[first:, None], column == column[first:, None]  # (query, key)
+    key, query = branch[:, None, :], branch[:, first:, None]
     family = (key == PREFIX) | (key == query)  # (R, query, key)
     visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
-    itself = torch.eye(total, dtype=torch.bool, device=owner.device)
     allowed = (causal & family & visible) | itself
     if era is not None:
         read = torch.cat([torch.zeros_like(attended, dtype=era.dtype), era], dim=1)  # (R, L); the prefix is read first
-        allowed &= ~(picture[:, None, :] & (read[:, None, :] < read[:, :, None]))
+        allowed &= ~(picture[:, None, :] & (read[:, None, :] < read[:, first:, None]))
     return allowed[:, None]

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import tiny
+from activeo3 import attention, tiny
 from activeo3.models import FAMILIES, VisionLanguageModel
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
@@ -123,6 +123,15 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., VisionLanguage
 def vlm(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
     """One shared model per supported architecture; a test that uses it leaves it as it was."""
     return make_vlm(request.param)
+
+
+@pytest.fixture(params=["one call", "two calls"])
+def calls(request: pytest.FixtureRequest, vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How packed rows of ``vlm`` attend: under one mask, or also the shortest prefix without one."""
+    monkeypatch.setattr(attention, "SHORT", 1)
+    vlm.model.set_attn_implementation({"text_config": "sdpa" if request.param == "one call" else attention.TWO_CALLS})
+    yield request.param
+    vlm.model.set_attn_implementation({"text_config": "sdpa"})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The benchmark of one GRPO step runs, proves what it compares, and can tell when that is not the same."""
+"""The benchmarks run, prove what they compare, and can tell when that is not the same."""
 
 import json
 import os
@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
+import crops  # noqa: E402
 import step  # noqa: E402
 from contenders import Naive, Ours  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
+from activeo3 import scenes  # noqa: E402
 from activeo3.models import Prompt  # noqa: E402
+from activeo3.schema import Outcome  # noqa: E402
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for the cache
@@ -133,3 +137,30 @@ def test_without_trl_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         step.parse(["--peers", "trl"])
     assert ".[bench]" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- crops
+
+
+def test_crops_are_timed_after_both_ways_found_the_same(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    crops.main(crops.parse(["--pictures", "2", "--repeats", "1", "--cpu"]))
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith("|")]
+    assert "boxes in 6 crops of 2 pictures" in said
+    assert [row.split(" | ")[0] for row in (rows[0], *rows[2:])] == ["| 6 crops", "| together", "| one by one"]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_crops_in_which_other_boxes_are_found_are_not_timed() -> None:
+    example = scenes.example("val", 0)
+    one, other = (Outcome(np.array([[0, 0, side, 9]]), np.ones(1)) for side in (8.0, 8.1))
+    crops.agree([example], [one], [one])
+    with pytest.raises(SystemExit, match=f"do not find the same boxes in {example.id}"):
+        crops.agree([example], [one], [other])
+
+
+def test_crops_need_pictures(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        crops.parse(["--pictures", "0"])
+    assert "--pictures and --repeats must be at least 1" in capsys.readouterr().err

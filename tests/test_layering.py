@@ -32,6 +32,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "scenes": (1, {"torch"}),
     "close_ups": (1, {"models", "torch"}),
     "packing": (1, {"transformers", "deepspeed", "rewards"}),
+    "attention": (0, {"deepspeed"}),
+    "patches": (0, {"transformers", "deepspeed"}),
     "decoding": (1, {"deepspeed", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
@@ -94,7 +96,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "decoding", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "attention", "decoding", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

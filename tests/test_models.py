@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from activeo3 import models
+from activeo3.attention import TWO_CALLS
 from activeo3.decoding import until
 from activeo3.grpo import answer_logps
 from activeo3.models import Prompt, VisionLanguageModel
@@ -80,6 +81,7 @@ def packed_logps(
 # ---------------------------------------------------------------------- packed rows == naive rows
 
 
+@pytest.mark.usefixtures("calls")
 @torch.no_grad()
 def test_packed_log_probabilities_are_those_of_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
@@ -93,6 +95,7 @@ def test_packed_log_probabilities_are_those_of_separate_rows(vlm: VisionLanguage
                 torch.testing.assert_close(logps[p, g, : len(answer)], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("calls")
 @torch.no_grad()
 def test_prompts_with_several_pictures_are_packed_and_sampled_like_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
     views = [[picture(*size, seed=i) for i, size in enumerate(SIZES)], picture(64, 48, seed=7), [picture(32, 32, seed=8)]]
@@ -128,6 +131,7 @@ def test_the_naive_rows_notice_picture_order_and_position(vlm: VisionLanguageMod
     assert (naive_logps(vlm, turned, answer) - before).abs().max() > 0.05
 
 
+@pytest.mark.usefixtures("calls")
 def test_packed_gradients_are_those_of_separate_rows(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
     weights = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(1))
@@ -152,6 +156,7 @@ def test_packed_gradients_are_those_of_separate_rows(vlm: VisionLanguageModel, p
         assert error <= 1e-5 * scale, f"{name}: {error:.1e} against gradients of {scale:.1e}"
 
 
+@pytest.mark.usefixtures("calls")
 @torch.no_grad()
 def test_an_answer_does_not_see_its_siblings(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
@@ -173,6 +178,7 @@ def test_a_token_does_not_see_the_future_of_its_own_answer(vlm: VisionLanguageMo
     assert torch.equal(short[..., :2], other[..., :2])
 
 
+@pytest.mark.usefixtures("calls")
 @torch.no_grad()
 def test_padding_and_batch_order_change_nothing(vlm: VisionLanguageModel, picture: Picture) -> None:
     prompts, answers = prompts_of(vlm, picture), answers_of(vlm)
@@ -227,7 +233,7 @@ def test_a_saved_model_is_the_same_model(vlm: VisionLanguageModel, picture: Pict
     again = VisionLanguageModel.load(str(tmp_path), torch.float32)
     prompts, answers = prompts_of(vlm, picture, 2), answers_of(vlm, 2)
     assert again.family == vlm.family and again.forbidden == vlm.forbidden and again.factor == vlm.factor
-    assert again.model.config.get_text_config()._attn_implementation == "sdpa"  # or packed rows would leak
+    assert again.model.config.get_text_config()._attn_implementation == TWO_CALLS  # or packed rows would leak
     with torch.no_grad():
         before, real = packed_logps(vlm, prompts, answers)
         after, _ = packed_logps(again, prompts_of(again, picture, 2), answers)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from activeo3 import packing
+from activeo3.decoding import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
 from activeo3.models import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt
@@ -123,6 +125,7 @@ def test_a_branch_knows_what_was_sampled(vlm: VisionLanguageModel, episodes: tup
     assert doctest.testmod(packing).failed == 0
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 @torch.no_grad()
 def test_packed_episodes_have_the_log_probabilities_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -167,6 +170,7 @@ def test_each_of_several_crops_is_noticed(vlm: VisionLanguageModel, episodes: tu
         assert (after - before)[later : len(branch.answer)].abs().max() > 0.01
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
@@ -187,6 +191,7 @@ def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguage
         assert float((ours[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 @torch.no_grad()
 def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -207,6 +212,7 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, ep
 # ---------------------------------------------------------------------- what is shown is never trained
 
 
+@pytest.mark.usefixtures("calls")
 @MEMORIES
 def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(vlm: VisionLanguageModel, episodes: tuple) -> None:
     """With the logits of every column at hand, those that predict a token of an observation get no gradient at
@@ -365,6 +371,21 @@ def test_an_observation_is_a_user_turn_of_the_chat_template(vlm: VisionLanguageM
 # ---------------------------------------------------------------------- sampling
 
 
+def test_a_cache_with_room_holds_what_one_without_does() -> None:
+    """Written to token by token, repeated, selected, and longer than its room; and rows do not write into each other."""
+    plain, roomy = DynamicCache(), new_cache(2)
+    draw = lambda rows, columns: torch.randn(rows, 2, columns, 4)  # noqa: E731
+    for rows, change in ((2, lambda cache: cache.batch_repeat_interleave(3)), (6, lambda cache: cache.batch_select_indices(torch.tensor([4, 1]))), (2, id)):
+        for columns in (5, *[1] * (ROOM + 3)):
+            for number in range(2):
+                keys, values = draw(rows, columns), draw(rows, columns)
+                for ours, theirs in zip(roomy.update(keys, values, number), plain.update(keys, values, number), strict=True):
+                    assert torch.equal(ours, theirs)
+        change(plain), change(roomy)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+    assert roomy.layers[0].keys.data_ptr() == roomy.layers[0]._rooms[0].data_ptr()  # it was written in place
+
+
 class Shows:
     """An ``Observe`` that shows row r, after its turn t, ``pictures[(r + t) % 4]``, and notes what it was asked."""
 
@@ -383,6 +404,7 @@ class Shows:
         return [self.after(row, len(self.asked[row])) for row, _ in ended]
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_greedy_episodes_are_those_of_plain_forward_passes(
@@ -421,6 +443,7 @@ def _next(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> int:
     return int(logits.argmax())
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("notes", [False, True])
 @torch.no_grad()
 def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
