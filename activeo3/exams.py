@@ -58,6 +58,7 @@ def exam(
     modes: Sequence[str] = MODES,
     black: bool = False,
     resamples: int = 1000,
+    say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """The rows of every policy, by its title, in every mode: one greedy episode about every example.
 
@@ -74,6 +75,7 @@ def exam(
             asked = known if way.told else examples
             if asked:
                 rows.append(_row(title, way, asked, sit(policy, way, asked, share, worth), resamples))
+                say(f"{title}, {way.title}: {rows[-1]['answer']:.3f} of {len(asked)} answers right")
     return rows
 
 

@@ -339,14 +339,14 @@ def _parts(row: Mapping[str, Any], prefix: str, digits: int) -> str:
 def figure(value: Any, digits: int = 2) -> str:
     """A value as people read it: a number, an interval (value, low, high), a word, or a dash.
 
-    >>> figure(0.4138), figure((0.41, 0.36, 0.47)), figure(None), figure(float("nan")), figure(12)
-    ('0.41', '0.41 [0.36, 0.47]', '–', '–', '12')
+    >>> figure(0.4138), figure((0.41, 0.36, 0.47)), figure(None), figure(float("nan")), figure(-0.001)
+    ('0.41', '0.41 [0.36, 0.47]', '–', '–', '0.00')
     """
     if isinstance(value, tuple):
         middle, low, high = (figure(part, digits) for part in value)
         return middle if MISSING in (middle, low, high) else f"{middle} [{low}, {high}]"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.{digits}f}" if math.isfinite(value) else MISSING
+        return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else MISSING  # -0.00 is 0.00
     return MISSING if value is None else str(value)
 
 

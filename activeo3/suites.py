@@ -259,7 +259,7 @@ def before_and_after(
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     policies = {"before": start, "after": actor}
     if task.follow:
-        rows = exams.exam(policies, examples, task, config, share, config)
+        rows = exams.exam(policies, examples, task, config, share, config, say=say)
         if not writes:
             return
         report.replace_file(folder / "results.json", (report.strict_json({"rows": rows}) + "\n").encode())
