@@ -26,7 +26,7 @@ from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
-from activeo3.stream import Stream
+from activeo3.stream import Ahead, Stream
 from activeo3.tasks import Separate, posed, task_of
 from activeo3.watch import Watch
 
@@ -145,13 +145,14 @@ def main(config: TrainConfig) -> None:
         checkpoints.restore(policy, saved)
         first = saved["step"] + 1
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
+    ahead = Ahead(stream, config.steps)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         half = policy.vlm.model.dtype == torch.bfloat16
         log.say(report.introduction(config, task.terms, policy.vlm.parameters, half, ranks.world, len(dataset), first))
         watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
-            examples = stream.at(step - 1)
+            examples = ahead.at(step - 1)
             row, judged = train_step(step, examples, policy, reference, config, task_model)
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))

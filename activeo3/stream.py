@@ -1,6 +1,7 @@
 """Before step 1 of train.py: the order in which a data set's questions are asked."""
 
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Callable
 
@@ -64,6 +65,30 @@ class Stream:
                 reason = str(error)
                 self.skipped[error.example_id or f"#{index}"] = reason
         raise DataError(f"{PATIENCE} examples in a row cannot be used, the last one: {reason}")
+
+
+class Ahead:
+    """A stream whose next step is read in a thread while this one is worked on: photographs take a while to decode.
+
+    It gives what the stream gives, since that depends on the step alone. An error in reading is raised when its own
+    step is asked for, and nothing is read from step ``end`` on.
+
+    >>> ahead = Ahead(Stream("abcdef", prompts=2, seed=0, rank=0, world=1), end=2)
+    >>> [ahead.at(step) == ahead.stream.at(step) for step in range(3)]
+    [True, True, True]
+    """
+
+    def __init__(self, stream: Stream, end: int) -> None:
+        self.stream, self.end = stream, end
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures")
+        self._coming: dict[int, Future[list[Example]]] = {}  # of one step at most
+
+    def at(self, step: int) -> list[Example]:
+        """As ``Stream.at``; raises what that raises."""
+        coming = self._coming.pop(step, None) or self._thread.submit(self.stream.at, step)
+        examples = coming.result()
+        self._coming = {ahead: self._thread.submit(self.stream.at, ahead) for ahead in (step + 1,) if ahead < self.end}
+        return examples
 
 
 Gather = Callable[[Any], list[Any]]

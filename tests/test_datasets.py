@@ -16,7 +16,7 @@ from activeo3 import stream as stream_room
 from activeo3.config import DRAWN
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, read_picture
-from activeo3.stream import Stream, readable
+from activeo3.stream import Ahead, Stream, readable
 from activeo3.schema import Example
 
 ORIENTATION = 0x0112
@@ -320,6 +320,32 @@ def test_readable_examples_are_the_same_on_all_ranks(capsys) -> None:
     assert [example.id for example in readable(Numbers(4, bad=(1,)))] == ["0", "2", "3"]
     with pytest.raises(DataError, match="no readable picture in its split"):
         readable(Numbers(1), lambda _: [{}, {0: "number 0 is broken"}])
+
+
+def test_the_next_step_is_read_ahead_and_nothing_behind_the_last() -> None:
+    class Noted(Stream):
+        asked: list[int] = []
+
+        def at(self, step: int) -> list[Example]:
+            self.asked.append(step)
+            return super().at(step)
+
+    stream, plain = (kind(Numbers(40, bad=(7, 8)), 4, seed=2, rank=0, world=1) for kind in (Noted, Stream))
+    ahead = Ahead(stream, end=12)
+    for step in (*range(3), *range(5, 12)):  # a run that is continued begins anywhere
+        assert ids(ahead, step) == ids(plain, step)
+    assert stream.asked == [0, 1, 2, 3, *range(5, 12)] and stream.skipped == plain.skipped
+
+
+def test_what_cannot_be_read_ahead_is_an_error_of_its_own_step() -> None:
+    numbers = Numbers(60)
+    ahead = Ahead(Stream(numbers, prompts=1, seed=0, rank=0, world=1), end=9)
+    ids(ahead, 0)
+    ahead._coming[1].result()
+    numbers.bad = tuple(range(60))
+    ids(ahead, 1)  # was read before; the next one is not
+    with pytest.raises(DataError, match="20 examples in a row cannot be used"):
+        ahead.at(2)
 
 
 def test_a_stream_refuses_impossible_numbers() -> None:
