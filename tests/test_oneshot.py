@@ -350,7 +350,7 @@ SMALL = "--limit 2 --sensing_side 32 --max_new_tokens 4".split()
 def test_a_run_ends_in_the_tasks_own_table(task: str, here: None, policy: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     if task == "ocr":
         pytest.importorskip("nltk")
-    few = "--steps 2 --save_every 2 --eval_examples 1 --prompts 1 --micro_prompts 1 --group 2 --samples_every 2".split()
+    few = "--steps 2 --save_every 1 --eval_examples 1 --prompts 1 --micro_prompts 1 --group 2 --samples_every 2".split()
     train.main(TrainConfig.from_args(["--task", task, "--model", policy, *SMALL, *few, "--output_dir", str(tmp_path)]))
     rows = report.read_rows(tmp_path / "metrics.jsonl")
     logged = {name.removeprefix("reward/") for row in rows for name in row if name.startswith("reward/")}
@@ -368,6 +368,14 @@ def test_a_run_ends_in_the_tasks_own_table(task: str, here: None, policy: str, t
     assert all(f"{name}, {task}, 2 questions" in printed for name in names) and f" {measures.COLUMNS[task][0]} |" in printed
     table = json.loads((tmp_path / "checkpoint-2" / "eval" / "results.json").read_text())["rows"]
     assert [(row["benchmark"], row["method"]) for row in table] == [(name, who) for name in names for who in ("start", "trained")]
+
+    if task == "grounding":  # several checkpoints are rows of one table, and each is what it is alone
+        both = [str(tmp_path / f"checkpoint-{step}") for step in (1, 2)]
+        config = EvalConfig.from_args([*given, "--checkpoint", *both, "--output_dir", str(tmp_path / "both")])
+        evaluate.main(config)
+        rows = json.loads((tmp_path / "both" / "results.json").read_text())["rows"]
+        assert [row["method"] == "start" for row in rows] == [True, False, False]
+        assert rows[2]["metrics"] == table[1]["metrics"]
 
 
 @pytest.mark.parametrize(
