@@ -17,6 +17,12 @@ from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
 
+DRAW: dict[str, Callable[[str, int], Example]] = {
+    "scenes": scenes.example, "close_ups": close_ups.close_up, "plates": close_ups.plate,
+}  # fmt: skip
+"""What draws an example of a split, for each data set that needs no files."""
+
+
 @dataclass(frozen=True)
 class SceneDataset:
     """The procedural pictures of ``activeo3.scenes``, or close-ups of them; no files, the index is the seed."""
@@ -31,11 +37,10 @@ class SceneDataset:
         return self.size
 
     def __getitem__(self, index: int) -> Example:
-        draw = {"scenes": scenes.example, "close_ups": close_ups.close_up, "plates": close_ups.plate}[self.name]
-        return draw(self.split, within(index, self.size))
+        return DRAW[self.name](self.split, within(index, self.size))
 
 
-def open_scenes(source: Source, name: str = "scenes") -> SceneDataset:
+def open_scenes(source: Source, name: str) -> SceneDataset:
     """The embedded world, or its close-ups; the data root is not needed and not looked at."""
     return SceneDataset(source.split, scenes.SIZES[source.one_of(name, scenes.SIZES)], name)
 
@@ -57,15 +62,15 @@ class Reader(NamedTuple):
     answers: str = "boxes"
 
 
-DRAWN = {"train": 0, "val": 0, "test": 0}
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
 SODA = "https://shaunyuan22.github.io/SODA"
 HUB = "https://huggingface.co/datasets"
 REFER = "https://github.com/lichengunc/refer, pictures https://cocodataset.org (2014 train)"
 READERS: dict[str, Reader] = {
-    "scenes": Reader(open_scenes, DRAWN, "drawn by activeo3/scenes.py"),
-    "close_ups": Reader(partial(open_scenes, name="close_ups"), DRAWN, "drawn by activeo3/close_ups.py"),
-    "plates": Reader(partial(open_scenes, name="plates"), DRAWN, "drawn by activeo3/close_ups.py"),
+    **{
+        name: Reader(partial(open_scenes, name=name), {"train": 0, "val": 0, "test": 0}, f"drawn by {draw.__module__.replace('.', '/')}.py")
+        for name, draw in DRAW.items()
+    },
     "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
     "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, LVIS),
     "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, LVIS),

@@ -18,7 +18,8 @@ to four times as long.
 
 Readings: a picture is square, with the pixels of a sensing view; answers are as long as the limit allows in
 ``memory`` and half as long in ``seconds``; every answer proposes as many regions as it may, and an episode
-(--task zoom_qa) is shown as many crops. Not counted: the allocator's gaps, the CUDA context (about 1 GB) and the buffers of collectives.
+(--task zoom_qa) is shown as many crops. Not counted: the allocator's gaps, the CUDA context (about 1 GB) and the
+buffers of collectives.
 """
 
 import argparse
@@ -280,8 +281,7 @@ def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) ->
     work, P, G = Work.of(sizes, config), config.prompts, config.group
     answer, task_answer = work.answer // 2, work.task_answer // 2
     see_crop = vision_flops(sizes, work.crop_patches)
-    see_shown = G * vision_flops(sizes, work.crop_patches) * (work.shown_patches // work.crop_patches)
-    see = vision_flops(sizes, work.patches) + see_shown  # all pictures of a prompt and its episodes
+    see = vision_flops(sizes, work.patches) + G * see_crop * (work.shown_patches // work.crop_patches)  # with an episode's crops
     prefill, prefill_crop = text_flops(sizes, work.prompt, 0, 1), text_flops(sizes, work.crop_prompt, 0, 1)
     branch = text_flops(sizes, answer + work.shown, work.prompt, answer)
     row = P * (text_flops(sizes, work.prompt, 0, 1) + G * branch)

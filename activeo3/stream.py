@@ -87,7 +87,8 @@ class Ahead:
         """As ``Stream.at``; raises what that raises."""
         coming = self._coming.pop(step, None) or self._thread.submit(self.stream.at, step)
         examples = coming.result()
-        self._coming = {ahead: self._thread.submit(self.stream.at, ahead) for ahead in (step + 1,) if ahead < self.end}
+        ahead = step + 1
+        self._coming = {ahead: self._thread.submit(self.stream.at, ahead)} if ahead < self.end else {}
         return examples
 
 

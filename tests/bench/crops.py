@@ -42,7 +42,8 @@ def main(options: argparse.Namespace) -> None:
 
     found = {way: work(together) for way, together in ways.items()}  # also to warm up
     agree(examples, *found.values())
-    crops, boxes = (sum(count(one) for one in found["together"]) for count in (lambda one: one.calls, lambda one: len(one.boxes_px)))
+    crops = sum(outcome.calls for outcome in found["together"])
+    boxes = sum(len(outcome.boxes_px) for outcome in found["together"])
     print(f"the same {boxes} boxes in {crops} crops of {options.pictures} pictures")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
