@@ -149,7 +149,8 @@ def main(config: TrainConfig) -> None:
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         half = policy.vlm.model.dtype == torch.bfloat16
-        log.say(report.introduction(config, task.terms, policy.vlm.parameters, half, ranks.world, len(dataset), first))
+        vlm = policy.vlm
+        log.say(report.introduction(config, task.terms, vlm.parameters, half, vlm.manner, ranks.world, len(dataset), first))
         watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = ahead.at(step - 1)

@@ -106,9 +106,10 @@ class _Config:
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
-    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
-    """attention of the vision tower; the text tower always uses sdpa, because packed rows need a mask
-    that flash-attention does not take. auto: flash-attention if it works here, else sdpa"""
+    attention: Literal["auto", "flex", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
+    """attention of the vision tower; the text tower uses sdpa, because packed rows need a mask that flash-attention
+    does not take. auto: flash-attention if it works here, else sdpa. flex: auto, and FlexAttention for packed rows,
+    which needs a GPU and pays where the answers outweigh the prompt"""
     seed: int = 0
     """decides the order of the data and every sampled token"""
 

@@ -219,6 +219,8 @@ class Sharded:
             parameter.requires_grad_(learns and bool(re.search(which, name)))
         if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
             raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
+        if learns:
+            vlm.eyes.keep_if_frozen()
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         if learns and config.recompute:

@@ -22,10 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from activeo3.attention import TWO_CALLS, free_columns, vision_attention
+from activeo3.attention import described, free_columns, mask_for, of_towers, packed_mask
 from activeo3.decoding import Observe, Rows, new_cache, until
+from activeo3.eyes import Eyes
 from activeo3.geometry import fitted
-from activeo3.packing import Branch, Layout, Packed, Prompt, branching_mask, lay_out, padded
+from activeo3.packing import Branch, Layout, Packed, Prompt, branching_rule, lay_out, padded
 from activeo3.patches import multiply_patches
 from activeo3.schema import Sampling
 
@@ -61,6 +62,7 @@ class VisionLanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.eyes = Eyes(model)
         config = model.config
         self.family: str = config.model_type
         self.image_token: int = config.image_token_id
@@ -74,17 +76,18 @@ class VisionLanguageModel:
     def load(cls, source: str, dtype: torch.dtype, attention: str = "auto") -> Self:
         """Load a checkpoint folder or a hub id of one of FAMILIES.
 
-        ``attention`` is that of the vision tower; the text tower always uses sdpa (attention.py), because a
-        packed row needs a mask that flash-attention does not take. No part of this needs torchvision.
+        ``attention`` is that of the vision tower; the text tower has its own, for packed rows (attention.py), which
+        is another one only with ``flex``. No part of this needs torchvision.
 
         Raises:
             ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
-                architecture is another one.
+                architecture is another one; ``flex`` without a GPU.
         """
         family_of(source, FAMILIES)
-        attentions = {"text_config": TWO_CALLS, "vision_config": vision_attention(attention)}
+        if attention == "flex" and not torch.cuda.is_available():
+            raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
         load = AutoModelForImageTextToText.from_pretrained
-        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=attentions)
+        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=of_towers(attention))
         multiply_patches(model)
         tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
@@ -219,6 +222,7 @@ class VisionLanguageModel:
     def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
         """P x G rows that have read their prompt: each prompt is paid for once and its cache repeated."""
         ids, attended = self._padded(prompts)  # (P, S)
+        self.eyes.look(prompts)
         cache = new_cache(self.model.config.get_text_config().num_hidden_layers)
         self.model(
             input_ids=ids[:, :-1],
@@ -226,6 +230,7 @@ class VisionLanguageModel:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            mm_token_type_ids=(ids[:, :-1] == self.image_token).long(),
             **self._visual([[prompt] for prompt in prompts], ids[:, :-1]),
         )
         cache.batch_repeat_interleave(group)
@@ -260,6 +265,7 @@ class VisionLanguageModel:
     def _show(self, rows: Rows, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
         ids, attended = self._padded(observations)  # (rows, O)
+        self.eyes.look(observations)
         visual = self._visual([[observation] for observation in observations], ids[:, :-1])
         positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
         before = rows.forget([seen.replaces for seen in observations], self.image_token)
@@ -269,12 +275,11 @@ class VisionLanguageModel:
         self.model(
             input_ids=torch.cat([pending, ids[:, :-1]], dim=1),
             position_ids=torch.cat([(first - 1).expand(3, -1, 1), (first + positions)[:, :, :-1]], dim=2),
-            attention_mask=rows.attended[:, :-1] if before is None else self._mask_for(rows.sight(before)),
+            attention_mask=rows.attended[:, :-1] if before is None else mask_for(self._attention, rows.sight(before)),
             past_key_values=rows.cache,
             use_cache=True,
             logits_to_keep=1,
-            pixel_values=visual["pixel_values"],
-            image_grid_thw=visual["image_grid_thw"],
+            **visual,
         )
         rows.deltas = rows.deltas + deltas
 
@@ -295,7 +300,7 @@ class VisionLanguageModel:
         lengths cost nothing inside a row; rows are padded on the right to the longest. Every row needs the
         same number B of branches.
 
-        Raises ModelError unless the text tower's attention takes a mask of this kind (``_mask_for``).
+        Raises ValueError unless the text tower's attention takes a mask of this kind.
         """
         rows = [[Branch.of(branch) for branch in row] for row in branches]
         free = free_columns(self._attention, max(len(prompt.ids) for prompt in prompts))
@@ -306,13 +311,12 @@ class VisionLanguageModel:
         visual = self._visual(given, everything)
         positions, _ = self._rope_index(ids, attended, prompts)  # (3, R, S)
         after = positions.amax(dim=(0, 2))[:, None] + 1 + self._depth(rows, laid)  # (3, R, W)
-        allowed = branching_mask(attended.bool(), laid.owner, laid.era, everything == self.image_token, free)
+        rule = branching_rule(attended.bool(), laid.owner, laid.era, everything == self.image_token)
         inputs = {
             "input_ids": everything,
             "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
-            "attention_mask": self._mask_for(allowed),
-            "pixel_values": visual["pixel_values"],
-            "image_grid_thw": visual["image_grid_thw"],
+            "attention_mask": packed_mask(self._attention, rule, *everything.shape, free, everything.device),
+            **visual,
         }
         return Packed(inputs, ids.shape[1], laid.tokens, laid.real, laid.columns, laid.kept)
 
@@ -347,23 +351,17 @@ class VisionLanguageModel:
         """The text tower's attention, by its name in transformers."""
         return self.model.config.get_text_config()._attn_implementation
 
-    def _mask_for(self, allowed: Tensor) -> Tensor:
-        """A mask (R, 1, queries, keys), True where a query may look, in the form that the text tower takes.
-
-        sdpa takes the booleans. Eager attention adds the mask to its scores, and would add True as 1.
-        Others, like flash attention, have no place for such a mask and would ignore it in silence.
-        """
-        if self._attention in ("sdpa", TWO_CALLS):
-            return allowed
-        if self._attention == "eager":
-            return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
-        raise ModelError(f"packed rows need attention 'sdpa' or 'eager', but the model was loaded with {self._attention!r}")
+    @property
+    def manner(self) -> str:
+        """How the model works on packed rows and on pictures, in words."""
+        once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
+        return described(self._attention, self.model.config.vision_config._attn_implementation) + once
 
     def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
         """``packing.padded`` of prompts, with end tokens."""
         return padded([prompt.ids for prompt in prompts], self.end_token, self.model.device, before_last)
 
-    def _visual(self, given: Sequence[Sequence[Prompt]], ids: Tensor) -> dict[str, Tensor | None]:
+    def _visual(self, given: Sequence[Sequence[Prompt]], ids: Tensor) -> dict[str, Any]:
         """The image arguments of a forward pass over ``ids`` (R, S): the pictures of all that each row was given.
 
         Raises RuntimeError, naming the rows, unless each has as many image tokens as visual features.
@@ -377,12 +375,7 @@ class VisionLanguageModel:
             raise RuntimeError(
                 f"image tokens {announced} do not match visual features {features}, see {', '.join(wrong)}"
             )
-        turns = [turn for row in given for turn in row if len(turn.grids)]
-        return {
-            "pixel_values": torch.cat([t.pixels for t in turns]).to(ids.device, self.model.dtype) if turns else None,
-            "image_grid_thw": torch.cat([t.grids for t in turns]).to(ids.device) if turns else None,
-            "mm_token_type_ids": is_image.long(),
-        }
+        return self.eyes.shown([turn for row in given for turn in row])
 
     def _rope_index(self, ids: Tensor, attended: Tensor, given: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """transformers' own positions (3, R, S) of texts with the pictures of ``given``, and by how much (R, 1)

@@ -18,12 +18,15 @@ else, so the sampler (decoding.Rows.forget) and the update (``branching_mask``) 
 """
 
 from dataclasses import dataclass
-from typing import Self, Sequence
+from typing import Callable, Self, Sequence
 
 import torch
 from torch import Tensor
 
 PREFIX, PADDING = -1, -2  # owners of columns that belong to no branch
+
+Rule = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+"""May it look? A function of row, head, query and key (all are columns, as index tensors that broadcast)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,26 +191,29 @@ def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: 
     return ids.to(device), attended.to(device)
 
 
-def branching_mask(
-    attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None, first: int = 0
-) -> Tensor:
-    """Who may see whom in ``prefix | branches``: True (R, 1, Q, L) where the query may look; queries are the columns
-    from ``first`` on.
+def branching_rule(attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None) -> Rule:
+    """Who may see whom in ``prefix | branches``: True where the query may look.
 
     ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
-    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a row of the
-    mask must not be empty, or its softmax would be NaN). With ``era`` (R, W) of the columns behind the prefix,
-    a column that holds a ``picture`` (R, L) is seen by those of its own era only.
+    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a query that sees
+    nothing would have a softmax of NaN). With ``era`` (R, W) of the columns behind the prefix, a column that holds
+    a ``picture`` (R, S + W) is seen by those of its own era only.
     """
-    rows, prefix = attended.shape
-    branch = torch.cat([torch.full_like(owner[:, :1], PREFIX).expand(rows, prefix), owner], dim=1)  # (R, L)
-    column = torch.arange(branch.shape[1], device=owner.device)
-    causal, itself = column <= column[first:, None], column == column[first:, None]  # (query, key)
-    key, query = branch[:, None, :], branch[:, first:, None]
-    family = (key == PREFIX) | (key == query)  # (R, query, key)
-    visible = torch.cat([attended, owner != PADDING], dim=1)[:, None, :]  # (R, 1, key)
-    allowed = (causal & family & visible) | itself
-    if era is not None:
-        read = torch.cat([torch.zeros_like(attended, dtype=era.dtype), era], dim=1)  # (R, L); the prefix is read first
-        allowed &= ~(picture[:, None, :] & (read[:, None, :] < read[:, first:, None]))
-    return allowed[:, None]
+    branch = torch.cat([torch.full_like(attended, PREFIX, dtype=owner.dtype), owner], dim=1)  # (R, S + W)
+    real = torch.cat([attended, owner != PADDING], dim=1)
+    read = None if era is None else torch.cat([torch.zeros_like(attended, dtype=era.dtype), era], dim=1)
+
+    def may_see(row: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+        family = (branch[row, key] == PREFIX) | (branch[row, key] == branch[row, query])
+        allowed = (key <= query) & family & real[row, key] | (key == query)
+        if read is not None:  # the prefix is read first
+            allowed = allowed & ~(picture[row, key] & (read[row, key] < read[row, query]))
+        return allowed
+
+    return may_see
+
+
+def branching_mask(rule: Rule, rows: int, columns: int, device: torch.device, first: int = 0) -> Tensor:
+    """A rule written out: True (R, 1, Q, L) where a query may look; queries are the columns from ``first`` on."""
+    row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    return rule(row[:, None, None], None, column[first:, None], column)[:, None]

@@ -283,11 +283,11 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, half: bool, world: int,
+def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, half: bool, manner: str, world: int,
                  examples: int, first: int) -> str:
     """What a run is about to do, in a few lines.
 
-    ``terms`` are those of its reward; ``half``: weights are bfloat16, not float32.
+    ``terms`` are those of its reward; ``half``: weights are bfloat16, not float32; ``manner``: how the model works.
     """
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
@@ -303,6 +303,7 @@ def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, hal
         f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
         f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
         f"then an update at learning rate {config.lr:g}",
+        f"  model   {manner}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
         f"{config.output_dir}",
         f"  memory  weights, gradients, optimizer and reference: about {need:.2f} GB over all "

@@ -1,20 +1,24 @@
-"""attention.py: two calls are one call under the whole mask, and a mask that says too little is refused.
+"""attention.py: two calls are one call under the whole mask, FlexAttention is sdpa, and a mask that says too little is
+refused.
 
 That both are what separate rows compute is tested where packed rows are: the tests that use ``calls``.
 """
 
-from typing import Callable, Sequence
+from dataclasses import replace
+from typing import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from activeo3 import attention
-from activeo3.attention import TWO_CALLS, in_two_calls
+from activeo3.attention import FLEX, TWO_CALLS, described, in_two_calls, of_towers, packed_mask
 from activeo3.grpo import answer_logps
-from activeo3.models import VisionLanguageModel
-from activeo3.packing import Prompt, padded
+from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.packing import Branch, Prompt, branching_rule, padded
+from activeo3.schema import Sampling
 
 Picture = Callable[..., Image.Image]
 BRANCHES = [[[40, 41, 42, 43], [50, 51], [52]], [[60], [61, 62], [70, 71, 72, 73, 74]]]
@@ -88,3 +92,65 @@ def test_a_mask_that_does_not_say_what_a_query_may_see_is_refused(vlm: VisionLan
     for free in range(6):
         split, _ = in_two_calls(layer, query, keys, keys, causal[:, :, free:], scaling=1.0)
         torch.testing.assert_close(split, whole)
+
+
+@pytest.fixture
+def flexible(vlm: VisionLanguageModel) -> Iterator[VisionLanguageModel]:
+    """FlexAttention without its compiler: on a CPU it can be read forwards only."""
+    vlm.model.set_attn_implementation({"text_config": FLEX})
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        yield vlm
+    vlm.model.set_attn_implementation({"text_config": "sdpa"})
+
+
+def logps_of(vlm: VisionLanguageModel, prompts: list[Prompt], branches: Sequence[Sequence[Branch | list[int]]]) -> Tensor:
+    packed = vlm.pack(prompts, branches)
+    logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept)
+    return logps[packed.real]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("replaces", [False, True], ids=["views", "notes"])
+def test_flex_attention_is_sdpa(flexible: VisionLanguageModel, picture: Picture, replaces: bool) -> None:
+    """Rows of unequal lengths, some of them episodes; with notes a new view takes the place of those before it."""
+    prompts = prompts_of(flexible, picture, ("a", "much longer than the first"))
+    seen = flexible.encode_next([picture(48, 32, 3), None], ["Closer.", "That is no box."])
+    seen = [replace(one, replaces=replaces and len(one.grids) > 0) for one in seen]
+    episode = Branch(((40, 41), (42, 43), (44,)), (seen[1], seen[0]))
+    branches = [[episode, [50, 51]], [[60, 61, 62], Branch(((70,), (71, 72)), (seen[0],))]]
+    assert isinstance(flexible.pack(prompts, branches).inputs["attention_mask"], BlockMask)
+    found = logps_of(flexible, prompts, branches)
+    sampled = flexible.generate(prompts, 2, Sampling(temperature=0, max_new_tokens=6))
+    flexible.model.set_attn_implementation({"text_config": "sdpa"})
+    torch.testing.assert_close(found, logps_of(flexible, prompts, branches), rtol=0, atol=1e-5)
+    assert sampled == flexible.generate(prompts, 2, Sampling(temperature=0, max_new_tokens=6))
+
+
+def test_blocks_that_nobody_may_see_are_left_out() -> None:
+    """Eight answers of 128 columns behind a prompt of 128: of each only the prompt's block and its own."""
+    attended, owner = torch.ones(1, 128, dtype=torch.bool), torch.arange(8).repeat_interleave(128)[None]
+    mask = packed_mask(FLEX, branching_rule(attended, owner), 1, 9 * 128, 0, torch.device("cpu"))
+    assert mask.kv_num_blocks.tolist() == [[[1] * 9]]  # on the diagonal: partly seen
+    assert mask.full_kv_num_blocks.tolist() == [[[0] + [1] * 8]]  # the prompt: seen whole by all answers
+
+
+def test_who_attends_how_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of_towers("auto") == {"text_config": TWO_CALLS, "vision_config": "sdpa"}
+    assert of_towers("eager") == {"text_config": TWO_CALLS, "vision_config": "eager"}
+    assert described(TWO_CALLS, "sdpa").endswith("pictures with sdpa (flash-attention needs a GPU)")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert described(FLEX, "sdpa") == "packed rows with FlexAttention; pictures with sdpa (flash-attn is not installed)"
+    for wanted in ("auto", "flex"):
+        assert of_towers(wanted)["vision_config"] == "sdpa"
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
+    assert of_towers("auto") == {"text_config": TWO_CALLS, "vision_config": "flash_attention_2"}
+    assert of_towers("flex") == {"text_config": FLEX, "vision_config": "flash_attention_2"}
+    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: True)
+    assert of_towers("auto")["vision_config"] == "flash_attention_3"
+    assert described(TWO_CALLS, "flash_attention_3").endswith("pictures with flash_attention_3")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_flex_without_a_gpu_is_one_sentence() -> None:
+    with pytest.raises(ModelError, match="--attention flex needs a GPU.*leave it at auto"):
+        VisionLanguageModel.load("data/tiny", torch.float32, "flex")

@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for the cache
 
 
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return Setting.make("mini", tmp_path_factory.mktemp("start"), torch.float32, CPU, checkpointing=False)
+@pytest.fixture(scope="module", params=[False, True], ids=["all learns", "frozen vision"])
+def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting.make("mini", tmp_path_factory.mktemp("start"), torch.float32, CPU, False, frozen_vision=request.param)
 
 
 class OtherPicture(Naive):

@@ -501,5 +501,5 @@ def test_a_packed_row_is_the_same_under_eager_attention_and_refused_under_others
         found, _ = answer_logps(vlm.forward_packed(added), added.tokens, added.columns)
     torch.testing.assert_close(found[added.real], expected[booleans.real], rtol=0, atol=1e-5)
     vlm.model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(models.ModelError, match="need attention 'sdpa' or 'eager'.*flash_attention_2"):
+    with pytest.raises(ValueError, match="need attention 'sdpa', 'flex' or 'eager'.*flash_attention_2"):
         vlm.pack(prompts, branches)

@@ -144,7 +144,7 @@ def test_packed_questions_are_as_good_as_asked_one_by_one(policy: VisionLanguage
                 answer = policy.tokenizer(f"{turn.answer}<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids[0]
                 ids = torch.cat([prompt.ids, answer])[None]
                 policy.model.model.rope_deltas = None
-                logits = policy.model(input_ids=ids, **policy._visual([[prompt]], ids)).logits[0, len(prompt.ids) - 1 : -1]
+                logits = policy.model(input_ids=ids, mm_token_type_ids=(ids == policy.image_token).long(), **policy._visual([[prompt]], ids)).logits[0, len(prompt.ids) - 1 : -1]
                 losses += torch.nn.functional.cross_entropy(logits, answer, reduction="none").tolist()
     assert abs(float(packed) - np.mean(losses)) < 1e-5
 

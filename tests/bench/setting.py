@@ -124,7 +124,10 @@ class Setting:
     checkpointing: bool
 
     @classmethod
-    def make(cls, size: str, folder: Path, dtype: torch.dtype, device: torch.device, checkpointing: bool) -> "Setting":
+    def make(
+        cls, size: str, folder: Path, dtype: torch.dtype, device: torch.device, checkpointing: bool,
+        frozen_vision: bool = False,
+    ) -> "Setting":
         """A policy of ``size`` near its reference, so that the KL penalty and its gradient are not 0."""
         save_start(size, folder, dtype, device)
         policy, reference = (VisionLanguageModel.load(str(folder), dtype, attention="sdpa") for _ in range(2))
@@ -134,12 +137,14 @@ class Setting:
         policy.forbidden = (*policy.forbidden, policy.end_token)  # no answer ends early
         torch.manual_seed(1)
         with torch.no_grad():
-            for parameter in policy.model.parameters():
+            policy.model.model.visual.requires_grad_(not frozen_vision)
+            for parameter in learning(policy):
                 parameter += 0.1 * policy.model.config.text_config.initializer_range * torch.randn_like(parameter)
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()  # it has no dropout; in evaluation mode nothing would be recomputed
-        optimizer = torch.optim.AdamW(policy.model.parameters(), lr=LR, weight_decay=0.0)
+        policy.eyes.keep_if_frozen()
+        optimizer = torch.optim.AdamW(learning(policy), lr=LR, weight_decay=0.0)
         return cls(folder, policy, reference, optimizer, checkpointing)
 
     def apply(self) -> None:
@@ -149,10 +154,15 @@ class Setting:
         self.optimizer.zero_grad()
 
     def take_gradients(self) -> dict[str, Tensor]:
-        """Every parameter's gradient, which is cleared."""
-        taken = {name: p.grad.float().cpu() for name, p in self.policy.model.named_parameters()}
+        """The gradient of every parameter that learns; they are cleared."""
+        taken = {name: p.grad.float().cpu() for name, p in self.policy.model.named_parameters() if p.requires_grad}
         self.optimizer.zero_grad()
         return taken
+
+
+def learning(vlm: VisionLanguageModel) -> list[torch.nn.Parameter]:
+    """The parameters that an update moves."""
+    return [parameter for parameter in vlm.model.parameters() if parameter.requires_grad]
 
 
 class Contender(Protocol):

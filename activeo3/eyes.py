@@ -1,0 +1,74 @@
+"""What a frozen vision tower makes of a picture, once: rollout, reference and update are shown the same.
+
+A policy that learns in its text tower alone (the default, and every LoRA) never changes what it sees, and its
+reference has the same tower. So the rollout keeps what it has seen, and the packed rows of reference and update are
+given that in the place of pixels.
+
+It is kept with the prompt and no longer than it: a step's pictures go when its prompts do.
+"""
+
+import inspect
+from typing import Any, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from activeo3.packing import Prompt
+
+
+class Eyes:
+    """The vision tower of a model, which looks at the pictures of a prompt once while ``keep`` is set."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.keep = False
+        # Of each prompt: its visual tokens (N, hidden), and with Qwen3-VL those of every layer that it adds further in.
+        self._kept: WeakKeyDictionary[Prompt, tuple[Tensor, ...]] = WeakKeyDictionary()
+        self._kind: type = dict  # in which transformers returns them
+
+    def keep_if_frozen(self) -> None:
+        """Keep what is seen from now on, if no parameter of the tower learns.
+
+        transformers takes visual tokens in the place of pixels since 5.18; before, every pass begins with pixels.
+        """
+        frozen = not any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
+        self.keep = frozen and "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
+
+    def look(self, prompts: Sequence[Prompt]) -> None:
+        """Look at the pictures of these prompts, if that is to be kept. Weights must be whole on this rank."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.grids) and prompt not in self._kept]
+        if not self.keep or not new:
+            return
+        with torch.no_grad():
+            seen = self.model.model.get_image_features(self._pixels(new), self._grids(new), return_dict=True)
+        self._kind = type(seen)
+        layers = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]  # each: a tensor per picture
+        pictures = [iter(layer) for layer in layers]
+        for prompt in new:
+            self._kept[prompt] = tuple(torch.cat([next(of_layer) for _ in prompt.grids]) for of_layer in pictures)
+
+    def shown(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The arguments of a forward pass that is shown the pictures of these prompts, in order: what was kept, or pixels.
+
+        It is pixels for all if one of them was not looked at. Ranks must agree in this, because with sharded weights those
+        that see pixels would wait for the others: a step's prompts come from its rollouts on every rank, or on none.
+        """
+        given = [prompt for prompt in prompts if len(prompt.grids)]
+        if not given:
+            return {"pixel_values": None, "image_grid_thw": None}
+        grids = self._grids(given)
+        if not all(prompt in self._kept for prompt in given):
+            return {"pixel_values": self._pixels(given), "image_grid_thw": grids}
+        tokens, *further = zip(*(self._kept[prompt] for prompt in given))
+        deep = {"deepstack_features": further} if hasattr(self._kind, "deepstack_features") else {}
+        seen = self._kind(pooler_output=tokens, **deep)
+        return {"mm_encoder_outputs": {"image": seen}, "image_grid_thw": grids}
+
+    def _pixels(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(patches, patch values) of all pictures, where the model is."""
+        return torch.cat([prompt.pixels for prompt in prompts]).to(self.model.device, self.model.dtype)
+
+    def _grids(self, prompts: Sequence[Prompt]) -> Tensor:
+        """(pictures, 3) of all pictures, where the model is."""
+        return torch.cat([prompt.grids for prompt in prompts]).to(self.model.device)
