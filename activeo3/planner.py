@@ -220,6 +220,7 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
     branch = work.answer + work.shown
     row = work.prompt + config.group * branch
+    seen = work.patches + config.group * work.shown_patches if learns_to_see(config) else 0
     looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
     found = {
@@ -227,7 +228,7 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
         "reference": 0 if config.lora else weights / gpus,
         "a model whole, to look or act": weights,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
-        "activations, to learn": config.micro_prompts * activations(sizes, work.patches + config.group * work.shown_patches, row, config.recompute),
+        "activations, to learn": config.micro_prompts * activations(sizes, seen, row, config.recompute),
         # the head's bfloat16 logits, those of the answers' tokens, and both gradients (grpo.answer_logps)
         "logits, to learn": config.micro_prompts * 8 * config.group * work.answer * sizes.vocabulary,
     }
@@ -242,6 +243,11 @@ def trained(sizes: Sizes, config: TrainConfig) -> int:
         attention = 4 * sizes.hidden + 2 * sizes.head * (sizes.heads + sizes.key_value_heads)
         return sizes.layers * config.lora * (attention + 3 * (sizes.hidden + sizes.mlp))
     return sizes.body if config.train_only else sizes.parameters
+
+
+def learns_to_see(config: TrainConfig) -> bool:
+    """Whether the vision tower learns; if not, what the rollout has seen is all that the update needs (eyes.py)."""
+    return not (config.train_only or config.lora)
 
 
 def activations(sizes: Sizes, patches: int, row: int, recompute: bool) -> float:
@@ -290,13 +296,13 @@ def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) ->
     look = P * (see + prefill + read) / peak + decoding(sizes, P * G, work.prompt + work.shown, answer, peak, bandwidth)
     act = work.crops * (see_crop + prefill_crop) / peak
     act += batches * decoding(sizes, work.crops // max(1, batches), work.crop_prompt, task_answer, peak, bandwidth)
-    trained_vision = 0 if config.train_only or config.lora else 2
     again = 1 if config.recompute else 0
+    see_again = P * see if learns_to_see(config) else 0.0
     found = {
         "look": look,
         "act": act if config.task_model == "mllm" else 0.0,
-        "reference": (row + P * see) / peak if config.beta else 0.0,
-        "update": ((3 + again) * row + (1 + trained_vision + again * bool(trained_vision)) * P * see) / peak,
+        "reference": (row + see_again) / peak if config.beta else 0.0,
+        "update": (3 + again) * (row + see_again) / peak,
         "optimizer": 28 * trained(sizes, config) / bandwidth,
     }
     return found | {"sum": sum(found.values())}
