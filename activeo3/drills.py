@@ -5,8 +5,8 @@ is in none of them, and is left to reinforcement:
 
     zoom_qa     zooms to things and to the plate, whatever is asked; now and then an answer without a look
     grounding   the box of *some* thing of the colour that is asked for
-    counting    three in four of all things of the colour, and how many these are
-    detection   a few of the things, with their right names
+    counting    three in four of all things of the colour, from left to right, and how many these are
+    detection   the first few things from the left, with their right names
     ocr         a part of what can be read, or more than that
 
 Two answers are the truth, because nothing else can be learned from them: what number a plate has, for an episode
@@ -278,9 +278,8 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
 def close_up_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """A close-up of some things, and the form of an answer to each task that is about things."""
     sighting = Sighting(scene, picture, close_ups.things_window(scene, scene.things, rng), CROP_VIEW)
-    turns = [_one_thing(sighting, rng) for _ in range(3)] + [_some_things(sighting, rng) for _ in range(2)]
-    turns += [_names(sighting, rng)]
-    return sighting.drill(turns)
+    writers = (_one_thing, _one_thing, _some_things, _some_things, _names, _names, _names, _names)  # to name is hardest
+    return sighting.drill([write(sighting, rng) for write in writers])
 
 
 def _asked_kind(sighting: Sighting, rng: np.random.Generator) -> tuple[str, tuple[int, ...]]:
@@ -294,6 +293,11 @@ def _listed(sighting: Sighting, rows: Sequence[int]) -> list[tuple[int, ...]]:
     return [rounded(sighting.boxes[row]) for row in rows]
 
 
+def _from_left(sighting: Sighting, rows: Sequence[int]) -> list[int]:
+    """Rows in the order in which they are listed: what was listed lies behind, and so nothing is listed twice."""
+    return sorted(rows, key=lambda row: sighting.boxes[row][0])
+
+
 def _one_thing(sighting: Sighting, rng: np.random.Generator) -> Turn:
     kind, alike = _asked_kind(sighting, rng)
     row = alike[rng.integers(len(alike))]
@@ -303,13 +307,13 @@ def _one_thing(sighting: Sighting, rng: np.random.Generator) -> Turn:
 
 def _some_things(sighting: Sighting, rng: np.random.Generator) -> Turn:
     kind, alike = _asked_kind(sighting, rng)
-    rows = [row for row in alike if rng.random() < 0.75][:5] or [alike[0]]
+    rows = _from_left(sighting, [row for row in alike if rng.random() < 0.75][:5] or [alike[0]])
     question = perception.perception_prompt("counting", kind, "short")
     return Turn(question, f"{prompts.boxes_answer(_listed(sighting, rows))} {len(rows)}", tuple(Written((row,), alike) for row in rows))
 
 
 def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
-    rows = [row for row in range(len(sighting.things)) if rng.random() < 0.6][:5] or [int(rng.integers(len(sighting.things)))]
+    rows = _from_left(sighting, range(len(sighting.things)))[: min(int(rng.geometric(0.5)), 7)]
     question = perception.perception_prompt("detection", scenes.KINDS, "short")
     answer = perception.labelled_answer(_listed(sighting, rows), [sighting.things[row].name for row in rows])
     return Turn(question, answer, tuple(Written((row,), (row,), named=False) for row in rows))

@@ -18,11 +18,12 @@ from typing import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from activeo3 import prompts, scenes
+from activeo3 import close_ups, geometry, matching, perception, prompts, scenes
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
-from activeo3.lessons import MERGE, Lesson, Pool, cell_of, crop_lesson, practice_sheet
+from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, cell_of, crop_lesson, practice_sheet
 from activeo3.models import ModelError, Prompt, VisionLanguageModel, keep_freed_memory
 from activeo3.schema import Sampling
 from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
@@ -39,7 +40,7 @@ class Forms:
     dense: int = 6  # sheets with many plates; a third of them when speaking
     reading: int = 6
     turns: int = 6
-    close: int = 5
+    close: int = 8
     see_lr: float = 1.0e-3
     speak_lr: float = 7e-4
     bf16: bool = True
@@ -189,8 +190,23 @@ def reading_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> fl
     return float(np.mean([text == prompts.final_answer(drill.plate[1]) for text, drill in zip(said, drills) if drill.plate]))
 
 
+def naming_scores(vlm: VisionLanguageModel, pictures: int) -> float:
+    """The share of right names among the things that greedy answers find in unseen validation close-ups."""
+    examples = [close_ups.close_up("val", index) for index in range(pictures)]
+    views = [example.image.resize(CROP_VIEW, Image.Resampling.BICUBIC) for example in examples]
+    asked = vlm.encode(views, [perception.perception_prompt("detection", scenes.KINDS, "short")] * pictures)
+    answers = vlm.generate(asked, 1, Sampling(temperature=0, max_new_tokens=240))
+    right = []
+    for example, (ids,) in zip(examples, answers):
+        answer, things = perception.read_answer("detection", vlm.words_of(ids), vlm.ends(ids)), example.fields["things"]
+        boxes_px = geometry.as_boxes(answer.boxes_text) / 1000 * np.tile(example.size_px, 2)
+        terms = matching.detection_terms(boxes_px, answer.labels, things["boxes_px"], things["labels"])
+        right.append(terms["class"])
+    return float(np.mean(right))
+
+
 def main() -> None:
-    """Make the policy, measure how it reads, and write the folder that the presets of its tasks start from."""
+    """Make the policy, measure how it reads and names, and write the folder that the presets of its tasks start from."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default="data/tiny", help="the policy to begin with [data/tiny]")
     parser.add_argument("--out", type=Path, default=Path("data/tiny-tasks"), help="the finished policy [data/tiny-tasks]")
@@ -210,8 +226,9 @@ def main() -> None:
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again
     options.out.mkdir(parents=True, exist_ok=True)
     vlm.save(options.out)
-    right = reading_scores(VisionLanguageModel.load(str(options.out), torch.float32), options.pictures)
-    print(f"{options.out}: numbers read in unseen crops {right:.3f}")
+    saved = VisionLanguageModel.load(str(options.out), torch.float32)
+    read, named = reading_scores(saved, options.pictures), naming_scores(saved, options.pictures)
+    print(f"{options.out}: in unseen crops, numbers read {read:.3f}, things named {named:.3f}")
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from test_engine import finely_sharded, on_ranks, rank_environment, whole_weights
 from torch import Tensor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3VLVisionModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import checkpoints, engine, episodes, grpo, jobs, proposals, suites  # noqa: E402
+from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, models as room, proposals, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
@@ -209,10 +209,12 @@ SETTINGS = [
 LR = 0.02
 
 
-def learned(config: TrainConfig, ranks: Ranks, reference: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+def learned(
+    config: TrainConfig, ranks: Ranks, reference: str, looked: bool = False
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
 
-    Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
+    ``looked``: as after a rollout, in which the policy has seen all pictures. Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
     """
     original = engine.ds_config
     with pytest.MonkeyPatch.context() as patch:
@@ -223,6 +225,10 @@ def learned(config: TrainConfig, ranks: Ranks, reference: str) -> tuple[dict[str
         frozen = train.start_policy(ranks, replace(config, model=reference), learns=False)
     prompts, rollouts, advantage = batch_of(policy.vlm)
     mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
+    if looked:
+        with policy.gathered() as actor:
+            actor.eyes.look([*prompts, *(seen for row in rollouts for one in row if one.branch for seen in one.branch.shown)])
+        assert len(policy.vlm.eyes._kept) == 3
     for step in (1, 2):
         row = train.learn(step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, config)
     return whole_weights(policy), {name: value for name, value in row.items() if name != "memory_gb"}
@@ -270,6 +276,32 @@ def test_activations_that_are_computed_again_teach_the_same(
     assert_same_lesson(again, kept)
     # In each of two steps every layer (its MLP, here) runs for the reference, for the policy, and again in the backward pass.
     assert len(passes) == 2 * 3 * 3
+
+
+@pytest.mark.parametrize("setting", [dict(recompute=True), dict(lora=2)], ids=["recompute", "lora"])
+def test_pictures_that_were_seen_in_the_rollout_teach_the_same(
+    setting: dict, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = replace(config, train_only="self_attn", micro_prompts=1, **setting)
+    pixels = learned(setting, alone, models["other"])
+    passes = []
+    forward = Qwen3VLVisionModel.forward
+    monkeypatch.setattr(Qwen3VLVisionModel, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given))
+    assert_same_lesson(learned(setting, alone, models["other"], looked=True), pixels)
+    assert len(passes) == 1  # in two steps with two micro-batches each, for policy and reference
+
+
+@pytest.mark.parametrize("index", [1, 3], ids=["recompute", "lora"])
+def test_two_calls_teach_what_one_does(
+    index: int, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again, adapters."""
+    monkeypatch.setattr(attention, "SHORT", 1)
+    free = []
+    monkeypatch.setattr(room, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
+    found = learned(replace(config, micro_prompts=2, **SETTINGS[index]), alone, models["other"])
+    assert_same_lesson(found, learned_at_once[index])
+    assert free and min(free) > 10
 
 
 def test_only_the_named_parameters_learn(
