@@ -280,14 +280,14 @@ def test_activations_that_are_computed_again_teach_the_same(
 
 @pytest.mark.parametrize("setting", [dict(recompute=True), dict(lora=2)], ids=["recompute", "lora"])
 def test_pictures_that_were_seen_in_the_rollout_teach_the_same(
-    setting: dict, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    setting: dict, config: TrainConfig, alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = replace(config, train_only="self_attn", micro_prompts=1, **setting)
-    pixels = learned(setting, alone, models["other"])
+    pixels = learned(setting, alone, config.model)  # the reference has the policy's tower
     passes = []
     forward = Qwen3VLVisionModel.forward
     monkeypatch.setattr(Qwen3VLVisionModel, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given))
-    assert_same_lesson(learned(setting, alone, models["other"], looked=True), pixels)
+    assert_same_lesson(learned(setting, alone, config.model, looked=True), pixels)
     assert len(passes) == 1  # in two steps with two micro-batches each, for policy and reference
 
 
