@@ -103,23 +103,24 @@ def mask_for(attention: str, allowed: Tensor) -> Tensor:
 
 def of_towers(wanted: str) -> dict[str, str]:
     """What transformers is told for an ``--attention``: the wanted one is for vision, the text tower has its own."""
-    vision = wanted if wanted not in ("auto", "flex") else "sdpa" if _why_not_flash() else _flash()
+    vision = _fastest()[0] if wanted in ("auto", "flex") else wanted
     return {"text_config": FLEX if wanted == "flex" else TWO_CALLS, "vision_config": vision}
 
 
 def described(text: str, vision: str) -> str:
     """The attention of both towers in words, with the reason why it is not a faster one."""
     ways = {TWO_CALLS: f"sdpa, in two calls for prompts from {SHORT} tokens on", FLEX: "FlexAttention"}
-    why = f" ({reason})" if vision == "sdpa" and (reason := _why_not_flash()) else ""
+    fastest, reason = _fastest()
+    why = f" ({reason})" if vision == fastest == "sdpa" else ""
     return f"packed rows with {ways.get(text, text)}; pictures with {vision}{why}"
 
 
-def _flash() -> str:
-    return "flash_attention_3" if is_flash_attn_3_available() else "flash_attention_2"
-
-
-def _why_not_flash() -> str:
-    """What flash-attention lacks here; empty if it works."""
+def _fastest() -> tuple[str, str]:
+    """The fastest attention without a mask that works here, and what flash-attention lacks if it is not that."""
     if not torch.cuda.is_available():
-        return "flash-attention needs a GPU"
-    return "" if is_flash_attn_2_available() or is_flash_attn_3_available() else "flash-attn is not installed"
+        return "sdpa", "flash-attention needs a GPU"
+    if is_flash_attn_3_available():
+        return "flash_attention_3", ""
+    if is_flash_attn_2_available():
+        return "flash_attention_2", ""
+    return "sdpa", "flash-attn is not installed"

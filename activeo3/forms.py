@@ -18,12 +18,12 @@ from typing import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from activeo3 import close_ups, geometry, matching, perception, prompts, scenes
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
-from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, cell_of, crop_lesson, practice_sheet
+from activeo3.geometry import Frame
+from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, all_of, cell_of, crop_lesson, practice_sheet
 from activeo3.models import ModelError, Prompt, VisionLanguageModel, keep_freed_memory
 from activeo3.schema import Sampling
 from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
@@ -193,13 +193,13 @@ def reading_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> fl
 def naming_scores(vlm: VisionLanguageModel, pictures: int) -> float:
     """The share of right names among the things that greedy answers find in unseen validation close-ups."""
     examples = [close_ups.close_up("val", index) for index in range(pictures)]
-    views = [example.image.resize(CROP_VIEW, Image.Resampling.BICUBIC) for example in examples]
+    views = [geometry.crop(example.image, all_of(example.image), CROP_VIEW) for example in examples]
     asked = vlm.encode(views, [perception.perception_prompt("detection", scenes.KINDS, "short")] * pictures)
     answers = vlm.generate(asked, 1, Sampling(temperature=0, max_new_tokens=240))
     right = []
     for example, (ids,) in zip(examples, answers):
         answer, things = perception.read_answer("detection", vlm.words_of(ids), vlm.ends(ids)), example.fields["things"]
-        boxes_px = geometry.as_boxes(answer.boxes_text) / 1000 * np.tile(example.size_px, 2)
+        boxes_px = Frame(all_of(example.image), (1000, 1000)).to_px(geometry.as_boxes(answer.boxes_text))
         terms = matching.detection_terms(boxes_px, answer.labels, things["boxes_px"], things["labels"])
         right.append(terms["class"])
     return float(np.mean(right))

@@ -214,7 +214,8 @@ def learned(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
 
-    ``looked``: as after a rollout, in which the policy has seen all pictures. Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
+    ``looked``: as after a rollout, in which the policy has seen all pictures. Plain gradient descent without
+    clipping: AdamW would hide a gradient that is too large by a factor.
     """
     original = engine.ds_config
     with pytest.MonkeyPatch.context() as patch:

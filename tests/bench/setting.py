@@ -135,9 +135,9 @@ class Setting:
             vlm.model.to(device).eval()
         reference.model.requires_grad_(False)
         policy.forbidden = (*policy.forbidden, policy.end_token)  # no answer ends early
+        policy.model.model.visual.requires_grad_(not frozen_vision)
         torch.manual_seed(1)
         with torch.no_grad():
-            policy.model.model.visual.requires_grad_(not frozen_vision)
             for parameter in learning(policy):
                 parameter += 0.1 * policy.model.config.text_config.initializer_range * torch.randn_like(parameter)
         if checkpointing:
