@@ -148,9 +148,7 @@ def main(config: TrainConfig) -> None:
     ahead = Ahead(stream, config.steps)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
-        half = policy.vlm.model.dtype == torch.bfloat16
-        vlm = policy.vlm
-        log.say(report.introduction(config, task.terms, vlm.parameters, half, vlm.manner, ranks.world, len(dataset), first))
+        log.say(report.introduction(config, task.terms, policy.vlm, ranks.world, len(dataset), first))
         watch = Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = ahead.at(step - 1)

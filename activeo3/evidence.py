@@ -41,7 +41,8 @@ class Asked:
     """A question about a picture, with all that its answer is judged by.
 
     ``answers`` are the right answer and its aliases (of a ``choice``: the letter); ``evidence_px`` (E, 4)
-    are the places that show it, maybe none. ``tolerance`` is a number's, relative to the right one.
+    are the places that show it, maybe none. ``tolerance`` is a number's, relative to the right one; ``hint`` is what
+    should be known beforehand, often nothing.
     """
 
     question: str
@@ -50,6 +51,7 @@ class Asked:
     options: tuple[str, ...] = ()
     tolerance: float = 0.0
     evidence_px: np.ndarray = field(default_factory=lambda: geometry.as_boxes([]))
+    hint: str = ""
 
 
 def asked_of(example: Example) -> Asked:
@@ -67,7 +69,7 @@ def asked_of(example: Example) -> Asked:
     if kind not in KINDS:
         raise DataError(f"example {example.id} has an answer of kind {kind!r}; known are {', '.join(KINDS)}.", example.id)
     tolerance = float(fields.get("tolerance", 0.0))
-    return Asked(fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence))
+    return Asked(fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence), fields.get("hint", ""))
 
 
 # ---------------------------------------------------------------------- is the answer right?

@@ -106,6 +106,16 @@ class VisionLanguageModel:
         """How many parameters the model has, on all ranks together."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
+    @property
+    def learning(self) -> int:
+        """How many of them learn."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def half(self) -> bool:
+        """Are the weights bfloat16, and not float32?"""
+        return self.model.dtype == torch.bfloat16
+
     # ------------------------------------------------------------------ pictures and text -> prompts
 
     @property

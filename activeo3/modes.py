@@ -70,7 +70,7 @@ def ask_shown(whole: bool, actor: VisionLanguageModel, example: Example, config:
     """The evidence as a zoom would show it, behind the whole picture or not, and the question about it."""
     asked = evidence.asked_of(example)
     crop, frame = crop_view(actor, example.image, evidence_region(example), config)
-    words = prompts.episode_prompt(asked.question, config.wording, 0, asked.options, crops=int(whole))
+    words = prompts.episode_prompt(asked.question, config.wording, 0, asked.options, crops=int(whole), hint=asked.hint)
     if not whole:
         return Question(crop, frame, words)
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)

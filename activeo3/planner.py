@@ -215,6 +215,16 @@ class Work:
         return cls(*views, *prompts, config.max_new_tokens, config.task_max_new_tokens, crops)
 
 
+def standing(parameters: int, learning: int, half: bool = True) -> int:
+    """Bytes of a model that lie there all through a run, on all ranks together.
+
+    Every weight, in bfloat16 (``half``) or float32. For one that learns a gradient as wide, and in float32 the optimizer's
+    two moments and DeepSpeed's copy, which it makes of float32 weights as well.
+    """
+    width = 2 if half else 4
+    return parameters * width + learning * (width + 3 * 4)
+
+
 def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     """GB on each of so many GPUs, by what holds them; ``sum`` is the most at any time."""
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
@@ -224,7 +234,7 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
     found = {
-        "policy": (weights + 14 * trained(sizes, config)) / gpus,
+        "policy": standing(sizes.parameters, trained(sizes, config)) / gpus,
         "reference": 0 if config.lora else weights / gpus,
         "a model whole, to look or act": weights,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),

@@ -158,8 +158,7 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
     B. dog
     Answer with the letter of the right option only.
     """
-    lines = _beside(crops) + ([f"Hint: {hint}"] if hint else [])
-    lines += [question, *_lettered(options)]
+    lines = _asked(question, options, hint, crops)
     lines += ["Answer with the letter of the right option only."] if options else []
     return "\n".join(lines)
 
@@ -176,7 +175,7 @@ def task_prompt(query: str, wording: str) -> str:
 
 def episode_prompt(
     question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False,
-    *, least: int = 0, crops: int = 0,
+    *, least: int = 0, crops: int = 0, hint: str = "",
 ) -> str:  # fmt: skip
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
 
@@ -188,7 +187,7 @@ def episode_prompt(
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
     """
-    asked = "\n".join([*_beside(crops), question, *_lettered(options)])
+    asked = "\n".join(_asked(question, options, hint, crops))
     if not zooms:
         return _WITHOUT_ZOOM[wording].format(question=asked)
     must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
@@ -196,17 +195,12 @@ def episode_prompt(
     return words.format(question=asked, zooms=zooms, at_once=at_once) + must
 
 
-def _lettered(options: Sequence[str]) -> list[str]:
-    """A line for every option, behind its letter."""
-    return [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options)]
-
-
-def _beside(crops: int) -> list[str]:
-    """The line that says what several pictures show; none for one."""
-    if not crops:
-        return []
+def _asked(question: str, options: Sequence[str], hint: str, crops: int) -> list[str]:
+    """The lines of a question: what ``crops`` beside the picture show, a hint, itself, each option behind its letter."""
     parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
-    return [f"The first picture is the whole scene, {parts} of it enlarged."]
+    beside = [f"The first picture is the whole scene, {parts} of it enlarged."] if crops else []
+    hints = [f"Hint: {hint}"] if hint else []
+    return [*beside, *hints, question, *(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))]
 
 
 def shown(status: str, wording: str) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drafts import Draft
 from activeo3.metrics import mask_iou
+from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
 
 MISSING = "–"
@@ -283,30 +284,34 @@ def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], gro
     return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
-def introduction(config: TrainConfig, terms: Sequence[str], parameters: int, half: bool, manner: str, world: int,
-                 examples: int, first: int) -> str:
-    """What a run is about to do, in a few lines.
+class Model(Protocol):
+    """What an introduction says of a policy: parameters, how many of them learn, is it bfloat16, how it works."""
 
-    ``terms`` are those of its reward; ``half``: weights are bfloat16, not float32; ``manner``: how the model works.
-    """
+    parameters: int
+    learning: int
+    half: bool
+    manner: str
+
+
+def introduction(config: TrainConfig, terms: Sequence[str], policy: Model, world: int, examples: int, first: int) -> str:
+    """What a run is about to do, in a few lines; ``terms`` are those of its reward."""
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
-    # Per parameter, float32: weight, gradient, two moments, reference (5 x 4 bytes); bfloat16: weight,
-    # gradient and reference (3 x 2) beside float32 master weight and moments (3 x 4).
-    need = parameters * (18 if half else 20) / 2**30
+    need = standing(policy.parameters, policy.learning, policy.half)
+    need += 0 if config.lora else standing(policy.parameters, 0, policy.half)  # the reference
     weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
-        f"{parameters / 1e6:.1f} M parameters, on {counted(world, 'process', 'processes')}",
+        f"{policy.parameters / 1e6:.1f} M parameters, of which {policy.learning / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}",
         f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions",
         f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
         f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
         f"then an update at learning rate {config.lr:g}",
-        f"  model   {manner}",
+        f"  model   {policy.manner}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
         f"{config.output_dir}",
-        f"  memory  weights, gradients, optimizer and reference: about {need:.2f} GB over all "
+        f"  memory  weights, gradients, optimizer and reference: about {need / 2**30:.2f} GB over all "
         f"processes, activations come on top",
     ])
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
 import crops  # noqa: E402
 import step  # noqa: E402
+import where  # noqa: E402
 from contenders import Naive, Ours  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
@@ -71,6 +72,27 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
             assert all(seconds[phase][0] > 0 for phase in ("generate", "reward", "reference", "update", "cpu"))
             assert sum(seconds[phase][0] for phase in step.PHASES) == pytest.approx(seconds["step"][0])
             assert found["update_mb"] > 0 and found["tokens_per_second"] > 0
+
+
+def test_where_a_step_goes_adds_up(capsys: pytest.CaptureFixture) -> None:
+    where.main("--size mini --image_tokens 16 --prompts 2 --group 2 --tokens 4".split())
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    rows = {name: [float(cell) for cell in cells] for name, *cells, share in lines[2:]}
+    assert lines[0][:-1] == ["generate, s", "reward, s", "reference, s", "update, s"] and [*rows] == [*where.KINDS, "Python, and the rest", "whole"]
+    whole = rows.pop("whole")
+    assert np.sum(list(rows.values()), axis=0) == pytest.approx(whole, abs=0.05)  # of rounding, twice
+    assert min(min(values) for values in rows.values()) > -0.05 and whole[0] > 0 < whole[3]
+
+
+def test_operations_by_kind() -> None:
+    kinds = {
+        "matrix products": ["addmm", "mm", "bmm", "mkldnn_convolution"], "copies": ["copy_", "cat", "index_select"],
+        "attention": ["_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"],
+        "softmax of the vocabulary": ["_log_softmax", "_log_softmax_backward_data", "logsumexp", "multinomial"],
+        "optimizer": ["_foreach_addcdiv_", "_fused_adamw_"], "element by element": ["mul", "silu", "rsqrt", "mean"],
+    }  # fmt: skip
+    for kind, names in kinds.items():
+        assert [where.kind_of(name) for name in names] == [kind] * len(names)
 
 
 @pytest.mark.parametrize("other", [OtherPicture, OtherReference])

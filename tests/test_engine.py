@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from activeo3 import checkpoints, engine
+from activeo3 import checkpoints, engine, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
 from activeo3.models import FAMILIES, VisionLanguageModel
@@ -268,6 +268,26 @@ def test_two_models_can_be_gathered_at_once(ranks: Ranks, config: TrainConfig, m
         assert len(expert.generate(prompts, 1, Sampling(0.0, 3))) == 1
     with torch.no_grad():
         assert reference.logits(models[1].pack(prompts, [[(20, 21)]])).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype, which", [(torch.float32, ""), (torch.float32, "self_attn"), (torch.bfloat16, "self_attn")])
+def test_a_model_holds_what_is_foretold(
+    dtype: torch.dtype, which: str, ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture
+) -> None:
+    """The sum in a run's introduction and in the planner, against the tensors that DeepSpeed has after an update."""
+    vlm = make_vlm("qwen3_vl")
+    vlm.model.to(dtype)
+    policy = Sharded(vlm, ranks, replace(config, train_only=which), learns=True)
+    policy.backward(policy.logits(pack(vlm, picture)).float().square().mean())
+    policy.step(1e-3)
+    optimizer = policy.engine.optimizer
+    weights = [parameter.ds_tensor for parameter in vlm.model.parameters()]
+    moments = [part for state in optimizer.optimizer.state.values() for part in state.values() if part.dim()]
+    gradients = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values()
+    tensors = [*weights, *moments, *gradients, *optimizer.fp32_partitioned_groups_flat]
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert sum(held.values()) == pytest.approx(planner.standing(vlm.parameters, vlm.learning, vlm.half), rel=1e-3)
+    assert (vlm.learning < vlm.parameters) == bool(which)
 
 
 # ---------------------------------------------------------------------- checkpoints

@@ -93,6 +93,17 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     assert at_once == alone_ and beside == f"The first picture is the whole scene, the second shows a part of it enlarged.\n{at_once}"
 
 
+def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
+    """MMBench's questions may come with what should be known beforehand; without it some cannot be answered."""
+    plain = question()
+    hinted = replace(plain, fields={**plain.fields, "reading": {**plain.fields["reading"], "hint": "Plates are red."}})
+    for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
+        model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
+        exams.sit(model, way, [plain, hinted], alone, TrainConfig())
+        (_, without), (_, words) = model.shown
+        assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), way.title
+
+
 def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
     fields = {"question": "?", "answer": "7", "target_boxes_px": [[100, 100, 140, 120], [400, 300, 460, 380]]}
     example = Example("a", painted(SIZE, []), "?", as_boxes([]), fields=fields)

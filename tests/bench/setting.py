@@ -30,6 +30,7 @@ BETA, CLIP, LR, GRAD_CLIP = 0.04, 0.2, 1e-6, 1.0
 SIZES: dict[str, tuple[int, int, int, int, int, int, bool, int, int, int, int]] = {
     "mini": (512, 64, 96, 2, 4, 2, True, 2, 32, 48, 2),
     "small": (512, 256, 640, 4, 4, 2, True, 4, 192, 576, 3),
+    "3b-slice": (151936, 2048, 11008, 4, 16, 2, True, 4, 1280, 3420, 16),  # a ninth and an eighth of the layers
     "3b": (151936, 2048, 11008, 36, 16, 2, True, 32, 1280, 3420, 16),
     "7b": (152064, 3584, 18944, 28, 28, 4, False, 32, 1280, 3420, 16),
 }
