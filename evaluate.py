@@ -4,7 +4,7 @@
     python evaluate.py --checkpoint runs/a/checkpoint-160 runs/b/checkpoint-160  # two rows of one table
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
     deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
-    python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws look.png
+    python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws photo.png
     python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
     python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions in words, with and without zooms
     python evaluate.py --help

@@ -10,7 +10,7 @@ setup(
     version="0.1.0",
     description="Teach a vision-language model where to look: ACTIVE-O3 with GRPO, readable and complete",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["activeo3"],
     install_requires=[
         "torch>=2.6,<2.14",

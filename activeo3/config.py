@@ -32,8 +32,8 @@ class _Config:
 
     task: str = "sense"
     """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT),
-    segment (say where a mask is wrong), or at once, without a zoom: grounding, counting, ocr, detection
-    (Perception-R1)"""
+    segment (say where a mask is wrong), zoom_qa (zoom, look again, answer a question in words), or at once, without
+    a zoom: grounding, counting, ocr, detection (Perception-R1)"""
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
     format), or another that python -m activeo3.datasets lists"""
@@ -48,7 +48,7 @@ class _Config:
     SODA are trained on, in which order V*Bench's options stand"""
 
     thinking: bool = False
-    """those last four: think before the answer (Perception-R1 found it to hurt all of them)"""
+    """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
     regions: int = 3
@@ -209,7 +209,8 @@ class TrainConfig(_Config):
     By default it is named after the presets"""
 
     steps: int = 160
-    """policy updates' worth of rollouts"""
+    """steps: each samples P x G answers per rank, and updates the policy --epochs times. A larger number continues a
+    run that is over"""
     prompts: int = 4
     """P: prompts per rank and step"""
     group: int = 8
@@ -397,8 +398,8 @@ class EvalConfig(_Config):
     budgets: tuple[int, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
-    """who works on the crops, one row each per method: mllm (--start), grounding-dino, oracle (the ground
-    truth inside the regions: the ceiling of any task model). Questions in words (mme, mmbench, realworldqa,
+    """who works on the crops, one row each per method: mllm (--start), grounding-dino, sam (for --task
+    segment), oracle (the ground truth inside the regions: the ceiling of any task model). Questions in words (mme, mmbench, realworldqa,
     vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""

@@ -94,8 +94,8 @@ class Ranks:
     def memory_gb(self) -> float:
         """The most memory this process has held so far: of its GPU if it has one, else of the machine."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def room_gb(self) -> float:
         """How much memory this process's GPU has, in GB; 0 without one."""

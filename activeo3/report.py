@@ -39,7 +39,7 @@ class Metric(NamedTuple):
 
 METRIC_GLOSSARY: dict[str, Metric] = {
     "reward": Metric("points", "weighted sum of the reward terms, mean over all answers",
-                     "rises, fast at first; at most the sum of the weights"),
+                     "rises, fast at first; at most 6 with the default weights"),
     "reward/format": Metric("0–1", "the answer can be read as the boxes that were asked for",
                             "above 0.9 after the first tens of steps, then stays there"),
     "reward/no_overlap": Metric("0–1", "the proposed regions do not cover each other",
@@ -82,7 +82,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                    "hovers around beta x kl: advantages have mean 0, so it shows no progress"),
     "lr": Metric("–", "learning rate of this step", "the schedule you asked for"),
     "skipped_steps": Metric("steps", "updates that were dropped because a gradient overflowed",
-                            "0, or a few at the start with fp16"),
+                            "0; the run stops after --max_skipped in a row"),
     "tokens/mean": Metric("tokens", "mean length of an answer, end token included",
                           "settles; steady growth without reward is rambling"),
     "tokens/truncated": Metric("0–1", "share of answers that hit the length limit", "near 0"),
@@ -311,7 +311,7 @@ def introduction(config: TrainConfig, terms: Sequence[str], policy: Model, world
         f"  model   {policy.manner}",
         f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in "
         f"{config.output_dir}",
-        f"  memory  weights, gradients, optimizer and reference: about {need / 2**30:.2f} GB over all "
+        f"  memory  weights, gradients, optimizer and reference: about {need / 1e9:.2f} GB over all "
         f"processes, activations come on top",
     ])
 
