@@ -114,7 +114,9 @@ def learn(
 def log_probs(model: Sharded, packed: Packed, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled."""
     logits = model.logits(packed)  # (P, 1 + W, V), or the columns that are needed of an episode
-    return grpo.answer_logps(logits, packed.tokens, packed.columns, config.temperature, model.vlm.forbidden, packed.kept)
+    return grpo.answer_logps(
+        logits, packed.tokens, packed.columns, config.temperature, model.vlm.forbidden, packed.kept, packed.real
+    )
 
 
 def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
@@ -160,7 +162,7 @@ def main(config: TrainConfig) -> None:
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
-                checkpoints.save(policy, config, step)
+                checkpoints.save(policy, config, step, log.say)
         for reason in sum(ranks.gather(list(stream.skipped.values())), []):
             log.say(f"left out: {reason}")
         if held_out:

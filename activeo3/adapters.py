@@ -6,11 +6,14 @@ With the adapters on, the model is the policy; with them off it is the start pol
 and the task model. Nothing but A and B has gradients and optimizer states. The matrices are those of the text
 tower whose names match ``--train_only``; the layers are peft's, which is needed for this only.
 
-A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds.
+A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds, and a correction
+smaller than half a step of W's is gone: so a checkpoint says how much of the corrections its weights hold, and has A and B
+as well, in ``adapters/``, as peft saves them.
 """
 
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Iterator
 
 import torch
@@ -39,7 +42,7 @@ def add(vlm: VisionLanguageModel, rank: int, which: str) -> None:
     if not chosen:
         raise ConfigError(f"--train_only {which} matches no matrix of the text tower that --lora could work on.")
     wanted = LoraConfig(r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=chosen)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same on every rank, and in a run that is continued
         inject_adapter_in_model(wanted, vlm.model)
 
@@ -57,9 +60,12 @@ def off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of the model as if it never had adapters, corrections added; they must be whole on this rank."""
-    weights = {}
+def merged(model: nn.Module) -> tuple[dict[str, Tensor], float]:
+    """The weights of the model as if it never had adapters, corrections added; they must be whole on this rank.
+
+    Also the share of the corrections that is left after rounding: the rounded ones projected on what they should be.
+    """
+    weights, held, meant = {}, 0.0, 0.0
     layers = _adapted(model)
     for name, tensor in model.state_dict().items():
         if NAMES in name:
@@ -68,9 +74,27 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
         owner = owner.removesuffix(".base_layer")
         if owner in layers and kind == "weight":
             (adapter,) = layers[owner].active_adapters
-            tensor = tensor + layers[owner].get_delta_weight(adapter).to(tensor.dtype)
+            before, correction = tensor.float(), layers[owner].get_delta_weight(adapter).float()
+            tensor = (before + correction).to(tensor.dtype)
+            held += float(((tensor.float() - before) * correction).sum())
+            meant += float(correction.square().sum())
         weights[f"{owner}.{kind}"] = tensor.detach().cpu()
-    return weights
+    return weights, held / meant if meant else 1.0
+
+
+def save(model: nn.Module, start: str, folder: Path) -> None:
+    """Write the adapters alone, as peft loads them beside the model ``start``; they must be whole on this rank."""
+    from peft import LoraConfig
+
+    layers = _adapted(model)
+    rank = next(iter(layers.values())).r["default"]
+    config = LoraConfig(
+        r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=sorted(layers), base_model_name_or_path=start, inference_mode=True
+    )
+    config.save_pretrained(folder)
+    parts = {name: tensor for name, tensor in model.state_dict().items() if NAMES in name}
+    named = {f"base_model.model.{name.replace('.default', '')}": part.detach().cpu().contiguous() for name, part in parts.items()}
+    torch.save(named, folder / "adapter_model.bin")
 
 
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:

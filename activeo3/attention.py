@@ -14,6 +14,9 @@ never computed. That pays where the branches outweigh the prompt, G T against S.
 mask; sdpa's own call for a prefix without one is the same kernel.
 """
 
+from collections import Counter
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -30,6 +33,9 @@ TWO_CALLS = "sdpa_in_two_calls"
 
 FLEX = "flex_for_packed_rows"
 """The name under which transformers knows ``flex_or_sdpa``."""
+
+TOGETHER = "sdpa_in_the_place_of_flash"
+"""The name under which transformers knows ``together``. What is called flash is given all pieces at once."""
 
 SHORT = 256
 """A prefix of fewer columns stays with one masked call: a second one then gains less than 2 % of an update."""
@@ -65,7 +71,39 @@ def flex_or_sdpa(
     return attend(module, query, key, value, attention_mask, **options)
 
 
-for name, attend in ((TWO_CALLS, in_two_calls), (FLEX, flex_or_sdpa)):
+def together(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,
+    cu_seq_lens_q: Tensor | None = None, **options,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' own sdpa for the vision tower, in which pictures, or windows of one, see themselves alone.
+
+    Their patches stand in one row, ``query`` (1, heads, N, d), and ``cu_seq_lens_q`` (pieces + 1,) says where each begins.
+    All of one length are a batch: a call for each length instead of one for each piece.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    shapes, order, back = _by_length(tuple(cu_seq_lens_q.diff().tolist()), query.device)
+    alike = len(shapes) == 1
+    rows = (x if alike else x.index_select(2, order) for x in (query, key, value))
+    batches = zip(*(x.split([pieces * length for pieces, length in shapes], dim=2) for x in rows))
+    seen = []
+    for shape, parts in zip(shapes, batches):
+        batch = (x[0].unflatten(1, shape).transpose(0, 1) for x in parts)  # (pieces, heads, length, d)
+        seen.append(sdpa_attention_forward(module, *batch, None, **options)[0].flatten(0, 1))  # (columns, heads, d)
+    whole = torch.cat(seen)
+    return (whole if alike else whole.index_select(0, back))[None], None
+
+
+@lru_cache(maxsize=16)  # every layer asks
+def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """Pieces of a row sorted by length: (pieces, length) of each length, the columns (N,) in that order, and the way back."""
+    of_column = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths))  # (N,) the length of a column's piece
+    order = of_column.argsort(stable=True)
+    shapes = [(count, length) for length, count in sorted(Counter(lengths).items())]
+    return shapes, order.to(device), order.argsort().to(device)
+
+
+for name, attend in ((TWO_CALLS, in_two_calls), (FLEX, flex_or_sdpa), (TOGETHER, together)):
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, sdpa_mask)  # for plain rows, whose mask transformers makes
 
@@ -78,47 +116,60 @@ def free_columns(attention: str, prefix: int) -> int:
     return prefix - 1 if attention == TWO_CALLS and prefix >= SHORT else 0
 
 
-def packed_mask(attention: str, rule: Rule, rows: int, columns: int, free: int, device: torch.device) -> BlockMask | Tensor:
-    """The mask of packed rows in the form that an ``attention`` takes, without lines for ``free`` columns.
+def packed_mask(attention: str, rule: Rule, ids: Tensor, free: int, dtype: torch.dtype) -> BlockMask | Tensor:
+    """The mask of packed rows ``ids`` (R, S + W) in the form that an ``attention`` takes, without lines for ``free`` columns.
 
     Raises ValueError if it takes none (``mask_for``).
     """
     if attention == FLEX:
-        return create_block_mask(rule, rows, None, columns, columns, device)
-    return mask_for(attention, branching_mask(rule, rows, columns, device, free))
+        return create_block_mask(rule, len(ids), None, ids.shape[1], ids.shape[1], ids.device)
+    return mask_for(attention, branching_mask(rule, *ids.shape, ids.device, free), dtype)
 
 
-def mask_for(attention: str, allowed: Tensor) -> Tensor:
-    """A mask (R, 1, queries, keys), True where a query may look, in the form that an ``attention`` takes.
+def mask_for(attention: str, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (R, 1, queries, keys), True where a query may look, as what is added to scores of a ``dtype``.
 
-    sdpa takes the booleans. Eager attention adds the mask to its scores, and would add True as 1.
-    Others, like flash attention, have no place for such a mask and would ignore it in silence: they raise ValueError.
+    sdpa would take the booleans, but make this of them in every layer, and keep it there for the backward pass. So it is
+    made once, with lines that begin where the kernels for GPUs want them: at multiples of 8.
+    Some attentions, like flash attention, have no place for such a mask and would ignore it in silence: they raise ValueError.
     """
-    if attention in ("sdpa", TWO_CALLS, FLEX):
-        return allowed
-    if attention == "eager":
-        return torch.zeros_like(allowed, dtype=torch.float32).masked_fill(~allowed, -1e9)
-    raise ValueError(f"packed rows need attention 'sdpa', 'flex' or 'eager', but the model was loaded with {attention!r}")
+    if attention not in ("sdpa", "eager", TWO_CALLS, FLEX):
+        raise ValueError(f"packed rows need attention 'sdpa', 'flex' or 'eager', but the model was loaded with {attention!r}")
+    *lines, keys = allowed.shape
+    room = torch.zeros(*lines, keys + -keys % 8, dtype=dtype, device=allowed.device)
+    return room[..., :keys].masked_fill_(~allowed, -torch.inf)
 
 
-def of_towers(wanted: str) -> dict[str, str]:
+def of_towers(wanted: str, dtype: torch.dtype) -> dict[str, str]:
     """What transformers is told for an ``--attention``: the wanted one is for vision, the text tower has its own."""
-    vision = _fastest()[0] if wanted in ("auto", "flex") else wanted
+    vision = _fastest(dtype)[0] if wanted in ("auto", "flex") else wanted
     return {"text_config": FLEX if wanted == "flex" else TWO_CALLS, "vision_config": vision}
 
 
-def described(text: str, vision: str) -> str:
+def see_together(model: nn.Module) -> None:
+    """Let a vision tower that was loaded with sdpa attend to pieces of one length ``together``.
+
+    Not by name when it is loaded: for one with flash in it transformers would look for a package.
+    """
+    if model.config.vision_config._attn_implementation == "sdpa":
+        model.config.vision_config._attn_implementation = TOGETHER
+
+
+def described(text: str, vision: str, dtype: torch.dtype) -> str:
     """The attention of both towers in words, with the reason why it is not a faster one."""
-    ways = {TWO_CALLS: f"sdpa, in two calls for prompts from {SHORT} tokens on", FLEX: "FlexAttention"}
-    fastest, reason = _fastest()
-    why = f" ({reason})" if vision == fastest == "sdpa" else ""
-    return f"packed rows with {ways.get(text, text)}; pictures with {vision}{why}"
+    ways = {
+        TWO_CALLS: f"sdpa, in two calls for prompts from {SHORT} tokens on", FLEX: "FlexAttention",
+        TOGETHER: f"sdpa, those of one size together ({_fastest(dtype)[1]})",
+    }  # fmt: skip
+    return f"packed rows with {ways.get(text, text)}; pictures with {ways.get(vision, vision)}"
 
 
-def _fastest() -> tuple[str, str]:
+def _fastest(dtype: torch.dtype) -> tuple[str, str]:
     """The fastest attention without a mask that works here, and what flash-attention lacks if it is not that."""
     if not torch.cuda.is_available():
         return "sdpa", "flash-attention needs a GPU"
+    if dtype == torch.float32:
+        return "sdpa", "flash-attention takes no float32"
     if is_flash_attn_3_available():
         return "flash_attention_3", ""
     if is_flash_attn_2_available():

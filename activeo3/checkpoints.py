@@ -10,7 +10,7 @@ import random
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -22,10 +22,15 @@ from activeo3.flags import read_object
 from activeo3.report import counted
 
 
-def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
+KEPT = 0.98
+"""Merged weights that hold less of the adapters' corrections are worth a word."""
+
+
+def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
     """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
 
-    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole.
+    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole. ``say`` is told
+    of adapters that have lost something in merged weights.
     """
     ranks, folder = sharded.ranks, Path(config.output_dir)
     target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
@@ -37,8 +42,15 @@ def save(sharded: Sharded, config: TrainConfig, step: int) -> Path:
     with ranks.quietly():
         sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
         with sharded.gathered() as whole:
-            if ranks.rank == 0:
-                whole.save(building, adapters.merged(whole.model) if config.lora else None)
+            if ranks.rank == 0 and config.lora:
+                weights, share = adapters.merged(whole.model)
+                whole.save(building, weights)
+                adapters.save(whole.model, config.model, building / "adapters")
+                if share < KEPT:
+                    say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {whole.model.dtype} rounds "
+                        f"the rest away; {target / 'adapters'} has all of it")
+            elif ranks.rank == 0:
+                whole.save(building)
     torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
     ranks.wait()
     if ranks.rank == 0:

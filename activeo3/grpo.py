@@ -39,8 +39,8 @@ Normalisation = Literal["response", "token", "constant"]
 Ratio = Literal["token", "sequence", "geometric", "none"]
 Totals = Callable[[dict[str, float]], dict[str, float]]  # sums over all ranks
 
-AT_ONCE = 2**26
-"""Most float32 logits that exist at a time while answers are scored: 256 MB."""
+AT_ONCE = 2**24
+"""Most logits that are scored at a time: 64 MB in float32, and some six times as much with softmax and gradients."""
 
 
 def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict) -> Tensor:
@@ -135,6 +135,7 @@ def answer_logps(
     temperature: float = 1.0,
     forbidden: Sequence[int] = (),
     kept: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every answer token under the distribution that was sampled, and its entropy.
 
@@ -149,25 +150,28 @@ def answer_logps(
         temperature: the one they were sampled at; 0 (greedy) is scored at 1.
         forbidden: ids that the sampler could never draw.
         kept: (K,) if ``logits`` (P, K, V) are of these columns only, ascending, 0 being the prompt's last.
+        real: (P, G, T), False on padding, which need not be scored then: one long answer makes a lot of it.
 
     Returns:
         logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.
     """
+    real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
     predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., 1:]], dim=-1)  # (P, G, T)
     if kept is not None:
         predictor = torch.searchsorted(kept, predictor)  # (P, G, T)
-    prompt = torch.arange(len(tokens), device=logits.device)[:, None, None]  # (P, 1, 1)
+    prompt = torch.arange(len(tokens), device=logits.device)[:, None, None].expand_as(tokens)  # (P, G, T)
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
     banned[list(forbidden)] = True
     # In float32 a long answer's logits, their log-softmax and the gradients of both would be the largest
     # tensors of a step. So they are made a few positions at a time, and made again for the backward pass.
     every = max(1, AT_ONCE // logits.shape[-1])
-    pieces = zip(logits[prompt, predictor].flatten(0, 2).split(every), tokens.flatten().split(every))
+    pieces = list(zip(logits[prompt[real], predictor[real]].split(every), tokens[real].split(every)))
     score = partial(_scored, banned=banned, temperature=temperature or 1.0)
-    if tokens.numel() > every:
+    if len(pieces) > 1:
         score = partial(checkpoint, score, use_reentrant=False)
     logp, entropy = zip(*(score(*piece) for piece in pieces))  # of each piece (positions,)
-    return torch.cat(logp).view(tokens.shape), torch.cat(entropy).view(tokens.shape)
+    nothing = torch.zeros(tokens.shape, device=logits.device)
+    return nothing.masked_scatter(real, torch.cat(logp)), nothing.masked_scatter(real, torch.cat(entropy))
 
 
 def _scored(logits: Tensor, tokens: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from activeo3.attention import described, free_columns, mask_for, of_towers, packed_mask
+from activeo3.attention import described, free_columns, mask_for, of_towers, packed_mask, see_together
 from activeo3.decoding import Observe, Rows, new_cache, until
 from activeo3.eyes import Eyes
 from activeo3.geometry import fitted
@@ -87,8 +87,10 @@ class VisionLanguageModel:
         if attention == "flex" and not torch.cuda.is_available():
             raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
         load = AutoModelForImageTextToText.from_pretrained
-        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=of_towers(attention))
+        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=of_towers(attention, dtype))
         multiply_patches(model)
+        if attention in ("auto", "flex"):
+            see_together(model)
         tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
@@ -285,7 +287,7 @@ class VisionLanguageModel:
         self.model(
             input_ids=torch.cat([pending, ids[:, :-1]], dim=1),
             position_ids=torch.cat([(first - 1).expand(3, -1, 1), (first + positions)[:, :, :-1]], dim=2),
-            attention_mask=rows.attended[:, :-1] if before is None else mask_for(self._attention, rows.sight(before)),
+            attention_mask=rows.attended[:, :-1] if before is None else mask_for(self._attention, rows.sight(before), self.model.dtype),
             past_key_values=rows.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -325,7 +327,7 @@ class VisionLanguageModel:
         inputs = {
             "input_ids": everything,
             "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
-            "attention_mask": packed_mask(self._attention, rule, *everything.shape, free, everything.device),
+            "attention_mask": packed_mask(self._attention, rule, everything, free, self.model.dtype),
             **visual,
         }
         return Packed(inputs, ids.shape[1], laid.tokens, laid.real, laid.columns, laid.kept)
@@ -365,7 +367,7 @@ class VisionLanguageModel:
     def manner(self) -> str:
         """How the model works on packed rows and on pictures, in words."""
         once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
-        return described(self._attention, self.model.config.vision_config._attn_implementation) + once
+        return described(self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype) + once
 
     def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
         """``packing.padded`` of prompts, with end tokens."""
@@ -438,9 +440,10 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors give back, instead of returning it to the system.
 
     On a CPU every large result would otherwise be mapped and zeroed page by page, which costs more than
-    computing it: a product of two big tensors is seven times faster for these two lines.
+    computing it: a product of two big tensors is seven times faster for these two lines. Beside a GPU it would
+    only be the room of the weights that have passed through.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
+    if hasattr(libc, "mallopt") and not torch.cuda.is_available():  # glibc
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation has a mapping of its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

@@ -10,7 +10,8 @@ Nothing is loaded: the numbers follow from the sizes in a model's config.json.
 Memory is the largest of what the three parts of a step hold, beside what lies there all the time. Weights and
 gradients are bfloat16 (2 bytes each), the optimizer's copy and both moments float32 (12), all of it divided
 among the GPUs by ZeRO-3; the frozen reference is divided as well. While a rank looks or acts it holds one
-model whole and a key-value cache; while it learns, the activations of one packed row per prompt.
+model whole and a key-value cache, and two models for the table at the end; while it learns, the activations and the mask
+of one packed row per prompt.
 
 The time is a floor, not a forecast: every phase does its arithmetic at the GPU's peak or moves its bytes at
 full bandwidth, whichever takes longer, and nothing is lost between kernels or ranks. A good run takes three
@@ -32,6 +33,10 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object
 
 GB = 1e9
+
+
+SHORT = 256
+"""attention.SHORT, which would load torch."""
 
 
 class Saved(NamedTuple):
@@ -233,17 +238,22 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     seen = work.patches + config.group * work.shown_patches if learns_to_see(config) else 0
     looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
+    queries = row if work.prompt < SHORT else config.group * branch + 1  # attention.free_columns
+    # Where the models are looked at side by side, in the table at the end, two of them are whole; on one GPU they are anyway.
+    whole = 0 if gpus == 1 else 2 if config.eval_examples and not config.lora else 1
     found = {
         "policy": standing(sizes.parameters, trained(sizes, config)) / gpus,
         "reference": 0 if config.lora else weights / gpus,
-        "a model whole, to look or act": weights,
+        "models whole, to look, act, compare": whole * weights,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
         "activations, to learn": config.micro_prompts * activations(sizes, seen, row, config.recompute),
+        # added to scores in bfloat16, one for all layers (attention.mask_for); FlexAttention's is small
+        "mask, to learn": 0 if config.attention == "flex" else config.micro_prompts * 2 * queries * row,
         # the head's bfloat16 logits, those of the answers' tokens, and both gradients (grpo.answer_logps)
         "logits, to learn": config.micro_prompts * 8 * config.group * work.answer * sizes.vocabulary,
     }
-    policy, reference, whole, cache, saved, logits = found.values()
-    found["sum"] = policy + reference + max(whole + cache, saved + logits)
+    policy, reference, gathered, cache, saved, mask, logits = found.values()
+    found["sum"] = policy + reference + max(gathered + cache, saved + mask + logits)
     return {name: number / GB for name, number in found.items()}
 
 
@@ -347,9 +357,9 @@ def plan(sizes: Sizes, config: TrainConfig, gpus: int, room: float, peak: float,
     """Memory and time as two small tables, with what would make it fit if it does not."""
     needed, floor = memory(sizes, config, gpus), seconds(sizes, config, peak, bandwidth)
     lines = [f"{sizes.parameters / 1e9:.2f} billion parameters on {gpus} x {room:.0f} GB; {config.prompts} prompts x {config.group} answers on each", "", "memory per GPU, GB"]
-    lines += [f"  {name:<32}{number:8.1f}" for name, number in needed.items()]
+    lines += [f"  {name:<38}{number:8.1f}" for name, number in needed.items()]
     lines += ["", verdict(sizes, config, gpus, room), "", f"one step cannot be faster than, seconds (at {peak / 1e12:.0f} TFLOP/s and {bandwidth / 1e12:.1f} TB/s)"]
-    return "\n".join(lines + [f"  {name:<32}{number:8.2f}" for name, number in floor.items()])
+    return "\n".join(lines + [f"  {name:<38}{number:8.2f}" for name, number in floor.items()])
 
 
 def verdict(sizes: Sizes, config: TrainConfig, gpus: int, room: float) -> str:

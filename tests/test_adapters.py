@@ -62,7 +62,9 @@ def test_merged_is_a_plain_model_that_says_the_same(
     adapted: VisionLanguageModel, tmp_path: Path, picture: Callable[..., Image.Image]
 ) -> None:
     expected = logits(adapted, picture)
-    adapted.save(tmp_path, adapters.merged(adapted.model))
+    weights, share = adapters.merged(adapted.model)
+    assert share == pytest.approx(1.0, abs=1e-4)
+    adapted.save(tmp_path, weights)
     plain = VisionLanguageModel.load(str(tmp_path), torch.float32)
     assert not any(adapters.NAMES in name or "base_layer" in name for name, _ in plain.model.named_parameters())
     torch.testing.assert_close(logits(plain, picture), expected, rtol=1e-4, atol=1e-4)
@@ -70,8 +72,35 @@ def test_merged_is_a_plain_model_that_says_the_same(
 
 def test_merging_without_adapters_is_the_state_dict(make_vlm: Make) -> None:
     model = make_vlm("qwen2_5_vl").model
-    merged, plain = adapters.merged(model), model.state_dict()
-    assert merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)
+    (merged, share), plain = adapters.merged(model), model.state_dict()
+    assert share == 1 and merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)
+
+
+def test_how_much_of_a_correction_bfloat16_holds(make_vlm: Make) -> None:
+    """Half a step of a weight near 1 is 0.002: what is far below is gone, what is far above stays."""
+    for size, least, most in ((1e-4, 0.0, 0.01), (0.5, 0.98, 1.02)):
+        vlm = make_vlm("qwen3_vl")
+        for name, parameter in vlm.model.named_parameters():
+            parameter.data.fill_(1.0)
+        adapters.add(vlm, 1, "q_proj")
+        for name, parameter in vlm.model.named_parameters():
+            if adapters.NAMES in name:
+                parameter.data.fill_((size / adapters.SCALE) ** 0.5)
+        vlm.model.to(torch.bfloat16)
+        weights, share = adapters.merged(vlm.model)
+        assert least <= share <= most
+        changed = {name for name, tensor in weights.items() if not torch.equal(tensor, torch.ones_like(tensor))}
+        assert bool(changed) == (size > 0.1) and all("q_proj" in name for name in changed)
+
+
+def test_adapters_are_saved_as_peft_loads_them(adapted: VisionLanguageModel, tmp_path: Path, make_vlm: Make, picture: Callable) -> None:
+    from peft import PeftModel
+
+    adapters.save(adapted.model, "start", tmp_path)
+    again = make_vlm(adapted.family)
+    assert (logits(again, picture) - logits(adapted, picture)).abs().max() > 0.01
+    PeftModel.from_pretrained(again.model, str(tmp_path))  # it puts them into the model that it is given
+    assert torch.equal(logits(again, picture), logits(adapted, picture))
 
 
 def test_nothing_to_adapt_is_one_sentence(make_vlm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +139,7 @@ def test_a_run_with_adapters_can_be_cut_off_and_leaves_a_plain_model(config: Tra
     assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
     moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert moved and all("language_model" in name and "norm" not in name for name in moved)
+    assert (tmp_path / "run/checkpoint-4/adapters/adapter_model.bin").exists()
 
 
 def test_a_block_inside_a_gathered_block_changes_nothing(config: TrainConfig, tmp_path: Path, picture: Callable) -> None:

@@ -5,6 +5,7 @@ That both are what separate rows compute is tested where packed rows are: the te
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 import pytest
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from activeo3 import attention
-from activeo3.attention import FLEX, TWO_CALLS, described, in_two_calls, of_towers, packed_mask
+from activeo3.attention import FLEX, TOGETHER, TWO_CALLS, described, in_two_calls, mask_for, of_towers, packed_mask
 from activeo3.grpo import answer_logps
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.packing import Branch, Prompt, branching_rule, padded
 from activeo3.schema import Sampling
+from scripted import painted
 
 Picture = Callable[..., Image.Image]
 BRANCHES = [[[40, 41, 42, 43], [50, 51], [52]], [[60], [61, 62], [70, 71, 72, 73, 74]]]
@@ -129,25 +131,80 @@ def test_flex_attention_is_sdpa(flexible: VisionLanguageModel, picture: Picture,
 def test_blocks_that_nobody_may_see_are_left_out() -> None:
     """Eight answers of 128 columns behind a prompt of 128: of each only the prompt's block and its own."""
     attended, owner = torch.ones(1, 128, dtype=torch.bool), torch.arange(8).repeat_interleave(128)[None]
-    mask = packed_mask(FLEX, branching_rule(attended, owner), 1, 9 * 128, 0, torch.device("cpu"))
+    mask = packed_mask(FLEX, branching_rule(attended, owner), torch.zeros(1, 9 * 128), 0, torch.float32)
     assert mask.kv_num_blocks.tolist() == [[[1] * 9]]  # on the diagonal: partly seen
     assert mask.full_kv_num_blocks.tolist() == [[[0] + [1] * 8]]  # the prompt: seen whole by all answers
 
 
 def test_who_attends_how_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert of_towers("auto") == {"text_config": TWO_CALLS, "vision_config": "sdpa"}
-    assert of_towers("eager") == {"text_config": TWO_CALLS, "vision_config": "eager"}
-    assert described(TWO_CALLS, "sdpa").endswith("pictures with sdpa (flash-attention needs a GPU)")
+    half, whole = torch.bfloat16, torch.float32
+    assert of_towers("auto", half) == {"text_config": TWO_CALLS, "vision_config": "sdpa"}
+    assert of_towers("eager", half) == {"text_config": TWO_CALLS, "vision_config": "eager"}
+    assert described(TWO_CALLS, TOGETHER, half).endswith("pictures with sdpa, those of one size together (flash-attention needs a GPU)")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert described(FLEX, "sdpa") == "packed rows with FlexAttention; pictures with sdpa (flash-attn is not installed)"
+    assert described(FLEX, "sdpa", half) == "packed rows with FlexAttention; pictures with sdpa"
+    assert described(FLEX, TOGETHER, half).endswith("together (flash-attn is not installed)")
     for wanted in ("auto", "flex"):
-        assert of_towers(wanted)["vision_config"] == "sdpa"
+        assert of_towers(wanted, half)["vision_config"] == "sdpa"
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
-    assert of_towers("auto") == {"text_config": TWO_CALLS, "vision_config": "flash_attention_2"}
-    assert of_towers("flex") == {"text_config": FLEX, "vision_config": "flash_attention_2"}
+    assert of_towers("auto", half) == {"text_config": TWO_CALLS, "vision_config": "flash_attention_2"}
+    assert of_towers("flex", half) == {"text_config": FLEX, "vision_config": "flash_attention_2"}
+    assert of_towers("auto", whole)["vision_config"] == "sdpa"
+    assert described(TWO_CALLS, TOGETHER, whole).endswith("together (flash-attention takes no float32)")
     monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: True)
-    assert of_towers("auto")["vision_config"] == "flash_attention_3"
-    assert described(TWO_CALLS, "flash_attention_3").endswith("pictures with flash_attention_3")
+    assert of_towers("auto", half)["vision_config"] == "flash_attention_3"
+    assert described(TWO_CALLS, "flash_attention_3", half).endswith("pictures with flash_attention_3")
+
+
+@pytest.mark.parametrize("sizes", [[(112, 112)] * 3, [(280, 168), (112, 112), (168, 280), (28, 28)]], ids=["alike", "mixed"])
+def test_pieces_together_are_pieces_one_by_one(vlm: VisionLanguageModel, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one size or several, windows whole and cut off: the same features and gradients, in fewer calls."""
+    views = [painted(vlm.view_size(size), []) for size in sizes]
+    for place, view in enumerate(views):
+        view.putpixel((place, 3), (255, 0, 0))
+    prompts = vlm.encode(views, ["?"] * len(views))
+    tower, config = vlm.model.model.visual, vlm.model.config.vision_config
+    plain, calls, found = attention.sdpa_attention_forward, [], {}
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *given, **options: calls.append(1) or plain(*given, **options))
+    for name in ("sdpa", TOGETHER):
+        config._attn_implementation = name
+        seen = vlm.model.model.get_image_features(vlm.eyes._pixels(prompts), vlm.eyes._grids(prompts), return_dict=True)
+        features = torch.cat(list(seen.pooler_output))
+        features.square().sum().backward()
+        found[name] = features.detach(), {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+        vlm.model.zero_grad()
+    config._attn_implementation = "sdpa"
+    (one_by_one, gradients), (together, ours) = found["sdpa"], found[TOGETHER]
+    assert torch.equal(one_by_one, together)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    lengths = len(set(sizes)) if vlm.family == "qwen3_vl" else 4  # at most: of pictures, or of windows with those cut off
+    assert config.depth <= len(calls) <= config.depth * lengths
+
+
+def test_a_model_is_loaded_so(tmp_path: Path, vlm: VisionLanguageModel) -> None:
+    vlm.save(tmp_path)
+    for wanted, held in (("auto", TOGETHER), ("sdpa", "sdpa"), ("eager", "eager")):
+        loaded = VisionLanguageModel.load(str(tmp_path), torch.float32, wanted)
+        assert loaded.model.config.vision_config._attn_implementation == held
+        assert {block.attn.config._attn_implementation for block in loaded.model.model.visual.blocks} == {held}
+        loaded.save(tmp_path / held)
+        assert "attn_implementation" not in (tmp_path / held / "config.json").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_that_is_added_is_that_of_booleans(dtype: torch.dtype) -> None:
+    """Bit for bit, forwards and backwards; its lines begin at multiples of 8."""
+    allowed = torch.ones(7, 13, dtype=torch.bool).tril(6)[None, None]
+    mask = mask_for("sdpa", allowed, dtype)
+    assert mask.shape == allowed.shape and mask.stride(-2) == 16 and torch.equal(mask == 0, allowed)
+    made = []
+    for given in (allowed, mask):
+        query, key, value = (torch.randn(1, 2, n, 8, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_() for n in (7, 13, 13))
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, given)
+        out.float().square().sum().backward()
+        made.append((out, query.grad, key.grad, value.grad))
+    assert all(map(torch.equal, *made))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

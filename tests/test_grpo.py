@@ -643,3 +643,21 @@ def test_arguments_are_left_bit_identical(function: Callable, arguments: tuple) 
     for argument, copy in zip(arguments, before):
         if isinstance(argument, Tensor):
             assert argument.numpy().tobytes() == copy.numpy().tobytes()
+
+
+def test_padding_that_is_not_scored_changes_nothing() -> None:
+    """The same numbers, bit for bit, and the same gradient, in one piece or many; nothing is said of padding."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1 + 9, 7, requires_grad=True)
+    tokens, columns = torch.randint(7, (2, 3, 4)), torch.tensor([[0, 1, 2, 3], [4, 5, 0, 0], [6, 7, 8, 0]]).expand(2, 3, 4)
+    real = torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]]).expand(2, 3, 4)
+    found = []
+    for given, at_once in ((None, grpo.AT_ONCE), (real, grpo.AT_ONCE), (real, 3 * 7)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grpo, "AT_ONCE", at_once)
+            logp, entropy = grpo.answer_logps(logits, tokens, columns, 0.7, (3,), real=given)
+        (gradient,) = torch.autograd.grad((logp * torch.arange(24.0).view(2, 3, 4))[real].sum(), logits)
+        found.append((logp[real], entropy[real], gradient))
+        assert given is None or not logp[~real].any() and not entropy[~real].any()
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from activeo3 import planner
+from activeo3 import attention, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.packing import Prompt
 from activeo3.planner import KNOWN, Sizes, Work
 
 PAPER = TrainConfig.from_args(["--preset", "paper", "--data", "scenes"])
@@ -93,8 +94,34 @@ def test_adapters_learn_what_peft_would_add(make_vlm: Callable[..., VisionLangua
 
 def test_the_sum_is_the_larger_of_acting_and_learning() -> None:
     needed = planner.memory(KNOWN["3B"], PAPER, gpus=4)
-    policy, reference, whole, cache, activations, logits, most = needed.values()
-    assert most == pytest.approx(policy + reference + max(whole + cache, activations + logits))
+    policy, reference, whole, cache, activations, mask, logits, most = needed.values()
+    assert most == pytest.approx(policy + reference + max(whole + cache, activations + mask + logits))
+
+
+def test_the_mask_is_the_one_that_a_packed_row_has(make_vlm: Callable[..., VisionLanguageModel], picture: Callable) -> None:
+    """A prompt in two calls, and a short one under a mask of its own."""
+    assert planner.SHORT == attention.SHORT
+    for tokens in (planner.SHORT - 1, planner.SHORT + 50):
+        vlm = make_vlm("qwen3_vl")
+        vlm.model.set_attn_implementation({"text_config": attention.TWO_CALLS})
+        prompt = Prompt(torch.full((tokens,), 20), torch.zeros(0, 4), torch.zeros((0, 3), dtype=torch.long))
+        mask = vlm.pack([prompt], [[(21,) * 30] * 4]).inputs["attention_mask"]
+        queries = 4 * 30 + (1 if tokens >= planner.SHORT else tokens)
+        assert mask.shape == (1, 1, queries, tokens + 4 * 30)
+    config = replace(PAPER, task="zoom_qa", recompute=True)
+    work = Work.of(KNOWN["7B"], config)
+    behind = 8 * (work.answer + work.shown)
+    held = planner.memory(KNOWN["7B"], config, 8)["mask, to learn"]
+    assert held * 1e9 == 2 * (behind + 1) * (work.prompt + behind) and held > 3.9  # rows of 45,000 columns
+    assert planner.memory(KNOWN["7B"], replace(config, attention="flex"), 8)["mask, to learn"] == 0
+
+
+def test_how_many_models_are_whole() -> None:
+    def whole(gpus: int, **flags) -> float:
+        return planner.memory(KNOWN["7B"], replace(PAPER, **flags), gpus)["models whole, to look, act, compare"]
+
+    weights = 2 * KNOWN["7B"].parameters / 1e9
+    assert (whole(1), whole(8), whole(8, lora=8), whole(8, eval_examples=0)) == pytest.approx((0, 2 * weights, weights, weights))
 
 
 def test_recomputing_keeps_less_and_takes_longer() -> None:
