@@ -14,7 +14,7 @@ setup(
     packages=["activeo3"],
     install_requires=[
         "torch>=2.6,<2.14",
-        "transformers>=5.5.4,<6",
+        "transformers>=5.18,<6",
         "deepspeed>=0.19.8,<0.20",
         "pillow>=10",
         "numpy>=1.26",

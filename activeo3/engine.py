@@ -28,11 +28,10 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object, writable_folder
 from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
 
-# (package, first broken, first good again, what happens): refused by name before any work starts.
-_BROKEN = (
-    ("transformers", "5.0.0", "5.5.4", "ZeRO-3 does not load models"),
-    ("transformers", "0", "5.0.0", "Qwen3-VL and the shared prefill need transformers 5"),
-    ("deepspeed", "0", "0.19", "skipped steps and unmanaged accumulation need deepspeed 0.19"),
+# (package, lowest version that works, what is wrong with earlier ones): refused by name before any work starts.
+_LOWEST = (
+    ("transformers", "5.18", "an earlier one reads no picture without torchvision"),
+    ("deepspeed", "0.19", "skipped steps and unmanaged accumulation need deepspeed 0.19"),
 )
 # ds_config.json says how DeepSpeed runs; these belong to the experiment and have their owner in TrainConfig.
 _OWNED = (
@@ -49,11 +48,9 @@ _OWNED = (
 
 def check_versions() -> None:
     """Raise ConfigError for an installed version that is known not to work."""
-    for package, first, fixed, why in _BROKEN:
-        if Version(first) <= Version(version(package)) < Version(fixed):
-            raise ConfigError(
-                f"{package} {version(package)} is installed, and {why}; install {package}>={fixed} instead."
-            )
+    for package, lowest, why in _LOWEST:
+        if Version(version(package)) < Version(lowest):
+            raise ConfigError(f"{package} {version(package)} is installed, and {why}; install {package}>={lowest} instead.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ given that in the place of pixels.
 It is kept with the prompt and no longer than it: a step's pictures go when its prompts do.
 """
 
-import inspect
 from typing import Any, Sequence
 from weakref import WeakKeyDictionary
 
@@ -28,12 +27,8 @@ class Eyes:
         self._kind: type = dict  # in which transformers returns them
 
     def keep_if_frozen(self) -> None:
-        """Keep what is seen from now on, if no parameter of the tower learns.
-
-        transformers takes visual tokens in the place of pixels since 5.18; before, every pass begins with pixels.
-        """
-        frozen = not any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
-        self.keep = frozen and "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
+        """Keep what is seen from now on, if no parameter of the tower learns."""
+        self.keep = not any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
 
     def look(self, prompts: Sequence[Prompt]) -> None:
         """Look at the pictures of these prompts, if that is to be kept. Weights must be whole on this rank."""

@@ -1,7 +1,6 @@
 """eyes.py: what is kept of a picture is what a pass over its pixels gives, and nobody looks twice."""
 
 import gc
-import inspect
 from typing import Any, Callable, Sequence
 
 import pytest
@@ -136,11 +135,3 @@ def test_a_tower_that_learns_sees_pixels(frozen: VisionLanguageModel, picture: P
     before = len(glances)
     frozen.forward_packed(frozen.pack(prompts, branches))
     assert not frozen.eyes.keep and len(glances) == before + 1
-
-
-def test_an_older_transformers_sees_pixels(frozen: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = inspect.signature(frozen.model.forward)
-    older = forward.replace(parameters=[p for name, p in forward.parameters.items() if name != "mm_encoder_outputs"])
-    monkeypatch.setattr(inspect, "signature", lambda _: older)
-    frozen.eyes.keep_if_frozen()
-    assert not frozen.eyes.keep
