@@ -290,6 +290,28 @@ def test_a_model_holds_what_is_foretold(
     assert (vlm.learning < vlm.parameters) == bool(which)
 
 
+def test_offloading_changes_nothing_but_where_things_lie(
+    ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture, tmp_path: Path
+) -> None:
+    """Optimizer and weights in the CPU's memory, as ds_config.json can say: two updates, and answers between them."""
+    settings = json.loads(Path(config.ds_config).read_text())
+    settings["zero_optimization"] |= {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    (tmp_path / "offloading.json").write_text(json.dumps(settings))
+    found = []
+    for file in (config.ds_config, str(tmp_path / "offloading.json")):
+        policy, said = Sharded(make_vlm("qwen3_vl"), ranks, replace(config, ds_config=file), learns=True), []
+        for _ in range(2):
+            policy.backward(policy.logits(pack(policy.vlm, picture)).square().mean())
+            policy.step(1e-3)
+            with policy.gathered() as actor:
+                said.append(actor.generate(actor.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 5)))
+        found.append((said, whole_weights(policy)))
+    (said, weights), (also_said, others) = found
+    assert said == also_said
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=0, atol=1e-6)
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 
