@@ -50,7 +50,8 @@ def train_step(
 
     # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own. Where the
     # answer is the result nobody acts, and no weights are gathered.
-    with clock("act"), (task_model or reference).gathered() if task.zooms else nullcontext() as expert:
+    acting = (task_model or reference).gathered() if task.zooms else nullcontext()
+    with clock("act"), acting as expert:
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]

@@ -12,6 +12,9 @@ every layer, and no other comes with it, so sharded weights, recomputed activati
 The other way is FlexAttention, whose mask is a rule, known block by block: what siblings may not see of each other is
 never computed. That pays where the branches outweigh the prompt, G T against S. Flash-attention itself takes no such
 mask; sdpa's own call for a prefix without one is the same kernel.
+
+The vision tower needs no masks: pictures, and windows of them, are pieces that see themselves alone. Flash-attention takes
+all of them in one call. Where it does not work, pieces of one length are a batch.
 """
 
 from collections import Counter

@@ -107,9 +107,9 @@ class _Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
     attention: Literal["auto", "flex", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
-    """attention of the vision tower; the text tower uses sdpa, because packed rows need a mask that flash-attention
-    does not take. auto: flash-attention if it works here, else sdpa. flex: auto, and FlexAttention for packed rows,
-    which needs a GPU and pays where the answers outweigh the prompt"""
+    """of the vision tower; packed rows use sdpa, since flash-attention does not take the mask that they need. auto:
+    flash-attention if it works here, else sdpa for all pictures of one size together. flex: auto, and FlexAttention for
+    packed rows, which needs a GPU and pays where the answers outweigh the prompt"""
     seed: int = 0
     """decides the order of the data and every sampled token"""
 

@@ -254,10 +254,11 @@ class Sharded:
         offload = self._offload
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
             for parameter in self.vlm.model.parameters():
-                parameter.ds_active_sub_modules.clear()
+                parameter.ds_active_sub_modules.clear()  # no layer waits for it any more
             for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
                 hook.remove()
-            offload.forward_hooks.clear(), offload.backward_hooks.clear()
+            offload.forward_hooks.clear()
+            offload.backward_hooks.clear()
             sharded_linear, torch.nn.functional.linear = torch.nn.functional.linear, torch._C._nn.linear
             self._whole = True
             try:

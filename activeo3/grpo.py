@@ -90,6 +90,8 @@ def _normalised(values: Tensor, scored: Tensor, totals: Totals) -> Tensor:
     std = (totals({"squares": float(centred.square().sum())})["squares"] / max(1, seen["count"])) ** 0.5
     # Equal values leave a spread of rounding errors, which is none.
     return (centred / std if std > 1e-9 * max(1.0, abs(mean)) else torch.zeros_like(centred)).to(values.dtype)
+
+
 def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
     """How much better each answer is than its siblings: (P, G) rewards -> (P, G) advantages.
 

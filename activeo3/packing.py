@@ -169,8 +169,9 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
     lengths = torch.tensor([[len(branch.answer) for branch in row] for row in rows])  # (R, B)
     real = torch.arange(T) < lengths[..., None]  # (R, B, T)
     kept = needed.nonzero()[:, 0] if any(branch.shown for row in rows for branch in row) else None
-    parts = (tokens, real, columns, kept, ids, owner, depth, era if era.any() else None)
-    return Layout(*(part if part is None else part.to(device) for part in parts))
+    parts = dict(tokens=tokens, real=real, columns=columns, kept=kept, ids=ids, owner=owner, depth=depth)
+    parts["era"] = era if era.any() else None
+    return Layout(**{name: part if part is None else part.to(device) for name, part in parts.items()})
 
 
 def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: bool = False) -> tuple[Tensor, Tensor]:
