@@ -387,7 +387,7 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
     on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
 
-    def half_a_model(self: VisionLanguageModel, folder: Path, weights: None) -> None:
+    def half_a_model(self: VisionLanguageModel, folder: Path, weights: None = None) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise Killed
 
