@@ -32,7 +32,7 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
     It is built under another name and renamed when complete, so a checkpoint that can be seen is whole. ``say`` is told
     of adapters that have lost something in merged weights.
     """
-    ranks, folder = sharded.ranks, Path(config.output_dir)
+    ranks, folder, share = sharded.ranks, Path(config.output_dir), 1.0
     target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
     if ranks.rank == 0:
         for left in folder.glob("building-*"):  # by a run that was killed while it wrote or deleted
@@ -46,9 +46,6 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
                 weights, share = adapters.merged(whole.model)
                 whole.save(building, weights)
                 adapters.save(whole.model, config.model, building / "adapters")
-                if share < KEPT:
-                    say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {whole.model.dtype} rounds "
-                        f"the rest away; {target / 'adapters'} has all of it")
             elif ranks.rank == 0:
                 whole.save(building)
     torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
@@ -60,6 +57,9 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         os.replace(building, target)
         for old in complete(folder)[: -config.keep] if config.keep else []:
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
+        if share < KEPT:
+            say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
+                f"the rest away; {target / 'adapters'} has all of it")
     ranks.wait()
     return target
 
