@@ -13,6 +13,7 @@ as well, in ``adapters/``, as peft saves them.
 
 import re
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Iterator
 
@@ -84,17 +85,13 @@ def merged(model: nn.Module) -> tuple[dict[str, Tensor], float]:
 
 def save(model: nn.Module, start: str, folder: Path) -> None:
     """Write the adapters alone, as peft loads them beside the model ``start``; they must be whole on this rank."""
-    from peft import LoraConfig
+    from peft import get_peft_model_state_dict
 
-    layers = _adapted(model)
-    rank = next(iter(layers.values())).r["default"]
-    config = LoraConfig(
-        r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=sorted(layers), base_model_name_or_path=start, inference_mode=True
-    )
+    config = copy(model.peft_config["default"])
+    config.target_modules, config.base_model_name_or_path, config.inference_mode = sorted(config.target_modules), start, True
     config.save_pretrained(folder)
-    parts = {name: tensor for name, tensor in model.state_dict().items() if NAMES in name}
-    named = {f"base_model.model.{name.replace('.default', '')}": part.detach().cpu().contiguous() for name, part in parts.items()}
-    torch.save(named, folder / "adapter_model.bin")
+    parts = get_peft_model_state_dict(model).items()
+    torch.save({f"base_model.model.{name}": part.detach().cpu().contiguous() for name, part in parts}, folder / "adapter_model.bin")
 
 
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:

@@ -40,6 +40,9 @@ FLEX = "flex_for_packed_rows"
 TOGETHER = "sdpa_in_the_place_of_flash"
 """The name under which transformers knows ``together``. What is called flash is given all pieces at once."""
 
+CHOOSE = ("auto", "flex")
+"""Those of ``--attention`` that leave it to this room how the vision tower attends."""
+
 SHORT = 256
 """A prefix of fewer columns stays with one masked call: a second one then gains less than 2 % of an update."""
 
@@ -145,16 +148,16 @@ def mask_for(attention: str, allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 def of_towers(wanted: str, dtype: torch.dtype) -> dict[str, str]:
     """What transformers is told for an ``--attention``: the wanted one is for vision, the text tower has its own."""
-    vision = _fastest(dtype)[0] if wanted in ("auto", "flex") else wanted
+    vision = _fastest(dtype)[0] if wanted in CHOOSE else wanted
     return {"text_config": FLEX if wanted == "flex" else TWO_CALLS, "vision_config": vision}
 
 
-def see_together(model: nn.Module) -> None:
-    """Let a vision tower that was loaded with sdpa attend to pieces of one length ``together``.
+def see_together(model: nn.Module, wanted: str) -> None:
+    """Let a vision tower that was loaded with sdpa attend to pieces of one length ``together``, unless sdpa was wanted.
 
     Not by name when it is loaded: for one with flash in it transformers would look for a package.
     """
-    if model.config.vision_config._attn_implementation == "sdpa":
+    if wanted in CHOOSE and model.config.vision_config._attn_implementation == "sdpa":
         model.config.vision_config._attn_implementation = TOGETHER
 
 

@@ -89,8 +89,7 @@ class VisionLanguageModel:
         load = AutoModelForImageTextToText.from_pretrained
         model = part_of(source, "weights", load, dtype=dtype, attn_implementation=of_towers(attention, dtype))
         multiply_patches(model)
-        if attention in ("auto", "flex"):
-            see_together(model)
+        see_together(model, attention)
         tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
         if "<|image_pad|>" not in (tokenizer.chat_template or ""):
             raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")

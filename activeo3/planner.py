@@ -34,7 +34,6 @@ from activeo3.flags import read_object
 
 GB = 1e9
 
-
 SHORT = 256
 """attention.SHORT, which would load torch."""
 

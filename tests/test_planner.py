@@ -98,7 +98,7 @@ def test_the_sum_is_the_larger_of_acting_and_learning() -> None:
     assert most == pytest.approx(policy + reference + max(whole + cache, activations + mask + logits))
 
 
-def test_the_mask_is_the_one_that_a_packed_row_has(make_vlm: Callable[..., VisionLanguageModel], picture: Callable) -> None:
+def test_the_mask_is_the_one_that_a_packed_row_has(make_vlm: Callable[..., VisionLanguageModel]) -> None:
     """A prompt in two calls, and a short one under a mask of its own."""
     assert planner.SHORT == attention.SHORT
     for tokens in (planner.SHORT - 1, planner.SHORT + 50):

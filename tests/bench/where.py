@@ -67,9 +67,9 @@ def table(clock: Watching) -> str:
     """Seconds by kind (lines) and phase (columns), and every kind's share of the step, as Markdown."""
     phases = [phase for phase in PHASES if phase in clock.phases]
     whole = sum(clock.phases.values())
-    rest = {phase: clock.phases[phase] - sum(clock.kinds[phase].values()) for phase in phases}
+    rest = [clock.phases[phase] - sum(clock.kinds[phase].values()) for phase in phases]
     rows = {kind: [clock.kinds[phase][kind] for phase in phases] for kind in KINDS}
-    rows |= {"Python, and the rest": list(rest.values()), "whole": [clock.phases[phase] for phase in phases]}
+    rows |= {"Python, and the rest": rest, "whole": [clock.phases[phase] for phase in phases]}
     lines = ["| | " + " | ".join(f"{phase}, s" for phase in phases) + " | share |", "|" + " --- |" * (len(phases) + 2)]
     for name, values in rows.items():
         cells = [name, *(f"{value:.2f}" for value in values), f"{sum(values) / whole:.0%}"]
