@@ -25,7 +25,8 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 import numpy as np
 
 from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, pictures, quiz, report, results, rivals, suites
-from activeo3.config import ConfigError, EvalConfig, TrainConfig
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
 from activeo3.files import DataError, Dataset

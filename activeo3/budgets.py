@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from activeo3 import correction, metrics, report, results
-from activeo3.config import METHODS, ConfigError, EvalConfig, TrainConfig, _Config
+from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, covered_error, error_regions
 from activeo3.files import Dataset
 from activeo3.floors import RULES

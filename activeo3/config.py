@@ -13,7 +13,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Self, Sequence, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
 from activeo3.presets import PRESETS
@@ -368,82 +368,3 @@ class TrainConfig(_Config):
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
 _FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute"}
-
-
-METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
-MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
-OF_A_CHECKPOINT = ("active", "repeat", "answer")  # one row for each checkpoint; the others are the same for all
-MODES = ("baseline", "default", "strict_zoom", "oracle_crop")  # of episodes: modes.py
-TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
-
-
-@dataclass(frozen=True)
-class EvalConfig(_Config):
-    """Evaluate a checkpoint beside every floor and ceiling, in one table."""
-
-    checkpoint: tuple[str, ...] = ()
-    """the trained policy: a checkpoint folder of a run, or any model folder; several are rows of one table"""
-    start: str = ""
-    """the untrained policy and the task model mllm; by default what the checkpoint was trained from"""
-    benchmark: tuple[str, ...] = ()
-    """data sets to evaluate on; by default --data"""
-    methods: tuple[str, ...] = METHODS
-    """rows of the table; beside the default ones there are: direct-native (the whole picture at its own
-    size and shape), repeat (one region, sampled as often as there are regions) and answer (the checkpoint
-    itself finds things, in the whole picture)"""
-    mode: tuple[str, ...] = ()
-    """how questions in words are asked in episodes, a row each: baseline (one look at the whole picture), default (may
-    zoom), strict_zoom (no zoom, no answer) and oracle_crop (is shown where the answer is). Means --task zoom_qa,
-    which takes baseline and default if nothing is said"""
-    budgets: tuple[int, ...] = ()
-    """also measure these numbers of regions, beside --regions: a curve of success over cost"""
-    task_model: tuple[str, ...] = ("mllm",)
-    """who works on the crops, one row each per method: mllm (--start), grounding-dino, sam (for --task
-    segment), oracle (the ground truth inside the regions: the ceiling of any task model). Questions in words (mme,
-    mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
-    black: bool = False
-    """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
-    split: str = "test"
-    """which part of the data set to evaluate on"""
-    limit: int = 200
-    """examples per benchmark; 0: all"""
-    output_dir: str = ""
-    """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id or for
-    several checkpoints"""
-    resamples: int = 1000
-    """bootstrap resamples of the 95 % intervals"""
-    image: str = ""
-    """a picture of your own: draw regions and detections for --find instead of a table"""
-    find: str = ""
-    """what to find in --image"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.checkpoint:
-            raise ConfigError("--checkpoint is missing: name a checkpoint folder, e.g. --checkpoint data/tiny.")
-        if bool(self.image) != bool(self.find):
-            raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
-        if self.image and len(self.checkpoint) > 1:
-            raise ConfigError("--image shows what one policy does; name one --checkpoint.")
-        if not all(1 <= budget <= MOST_REGIONS for budget in self.budgets):
-            shown = " ".join(map(str, self.budgets))
-            raise ConfigError(f"--budgets {shown}: a policy may propose 1 to {MOST_REGIONS} regions.")
-        if not self.image and not self.benchmark:
-            self._needs_root()
-        for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
-            wanted = getattr(self, flag)
-            unknown = " ".join(name for name in wanted if name not in known)
-            if unknown:
-                raise ConfigError(f"--{flag} {unknown} not known; there are: {', '.join(known)}.")
-            if not wanted and flag != "mode":
-                raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
-        self._needs_detector(*self.task_model)
-        if self.image and self.task != "sense":
-            raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
-        if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):
-            what = "--image" if self.image else f"--task {self.task}"
-            raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
-        if self.limit < 0:
-            raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
-        if self.resamples < 0:
-            raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")

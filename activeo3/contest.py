@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Callable, Mapping, Sequence
 
 from activeo3 import suites
-from activeo3.config import OF_A_CHECKPOINT, EvalConfig
+from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
 from activeo3.jobs import BATCH, Expert

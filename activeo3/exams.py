@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from activeo3 import metrics, report
-from activeo3.config import EvalConfig, TrainConfig, _Config
+from activeo3.config import TrainConfig, _Config
+from activeo3.eval_config import EvalConfig
 from activeo3.evidence import asked_of, covered
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes

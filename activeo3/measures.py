@@ -23,7 +23,8 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 
 from activeo3 import metrics, report, results, transcripts
-from activeo3.config import EvalConfig, _Config
+from activeo3.config import _Config
+from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes, iou
 from activeo3.jobs import blocks

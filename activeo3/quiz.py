@@ -39,7 +39,8 @@ from PIL import Image
 
 from activeo3 import metrics, prompts, report, results
 from activeo3.answers import ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
-from activeo3.config import EvalConfig, _Config
+from activeo3.config import _Config
+from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from activeo3 import correction, episodes, evidence, matching, oneshot, perception, prompts, rewards
-from activeo3.config import ConfigError, EvalConfig, TrainConfig, _Config
+from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.models import VisionLanguageModel

@@ -15,7 +15,8 @@ from test_masks import thin_set
 from test_segment import MEAN, STD, sam_1
 
 from activeo3 import budgets, correction, report
-from activeo3.config import METHODS, ConfigError, EvalConfig, TrainConfig
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, coarse_mask, overlaid, true_mask, with_mask
 from activeo3.geometry import mask_to_rle, rle_to_mask
 from activeo3.metrics import bootstrap_interval, mask_iou

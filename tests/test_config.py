@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from activeo3 import engine
-from activeo3.config import _FREE, METHODS, PRESETS, ConfigError, EvalConfig, TrainConfig
+from activeo3.config import _FREE, PRESETS, ConfigError, TrainConfig
+from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.flags import field_docs
 from activeo3.engine import Ranks, ds_config
 from activeo3.rewards import SENSING_TERMS

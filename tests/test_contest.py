@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package
 
 import evaluate  # noqa: E402
 from activeo3 import contest, jobs, ledger, rivals  # noqa: E402
-from activeo3.config import EvalConfig  # noqa: E402
+from activeo3.eval_config import EvalConfig  # noqa: E402
 from activeo3.models import VisionLanguageModel  # noqa: E402
 from activeo3.progress import Progress  # noqa: E402
 

@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 from transformers.models.grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
 from activeo3 import metrics
-from activeo3.config import ConfigError, EvalConfig, TrainConfig
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.models import ModelError
 from activeo3.schema import Example, Region

@@ -23,6 +23,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "presets": (1, {"torch"}),
     "flags": (1, {"torch"}),
     "config": (1, {"torch"}),
+    "eval_config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
     "answers": (1, {"models", "torch"}),
     "perception": (1, {"models", "torch"}),

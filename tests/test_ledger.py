@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3.config import EvalConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.geometry import as_boxes
 from activeo3.ledger import Job, Ledger, digest
 from activeo3.progress import Progress

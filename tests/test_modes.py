@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from activeo3 import evidence, exams, floors, modes, prompts
-from activeo3.config import MODES, ConfigError, EvalConfig, TrainConfig
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_config import MODES, EvalConfig
 from activeo3.files import DataError
 from activeo3.geometry import as_boxes
 from activeo3.jobs import blocks

@@ -14,7 +14,8 @@ from test_engine import rank_environment
 from test_metrics import coco_index
 
 from activeo3 import engine, matching, measures, oneshot, report, scenes, suites
-from activeo3.config import EvalConfig, TrainConfig
+from activeo3.config import TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.measures import compare, measure, per_category

@@ -11,7 +11,8 @@ from PIL import Image
 
 from activeo3 import datasets, jobs, ledger, proposals, quiz, suites
 from activeo3.answers import ERRORS
-from activeo3.config import EvalConfig, TrainConfig
+from activeo3.config import TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import Source
 from activeo3.prompts import sensing_answer

@@ -25,7 +25,8 @@ from test_questions import questions_on_disk
 from test_segment import MEAN, STD, sam_1
 
 from activeo3 import checkpoints, engine, report
-from activeo3.config import EvalConfig, TrainConfig
+from activeo3.config import TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.presets import PRESETS
 from activeo3.referring import FAMILIES
 from activeo3.tasks import task_of

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from activeo3 import fixed, floors, geometry, jobs, ledger, proposals, results, scenes, suites, swaps
-from activeo3.config import METHODS, TrainConfig
+from activeo3.config import TrainConfig
+from activeo3.eval_config import METHODS
 from activeo3.geometry import as_boxes
 from activeo3.metrics import Metric, ap_ar_50, region_recall
 from activeo3.prompts import sensing_answer, sensing_prompt

@@ -19,7 +19,7 @@ import torch
 from step import environment, quiet, ratio, spread
 
 from activeo3 import scenes
-from activeo3.config import EvalConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.floors import random_regions
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example, Outcome
