@@ -33,7 +33,8 @@ from activeo3.files import DataError, Dataset
 from activeo3.flags import writable_folder
 from activeo3.jobs import Expert
 from activeo3.ledger import Ledger
-from activeo3.models import FAMILIES, ModelError, VisionLanguageModel, family_of
+from activeo3.families import FAMILIES
+from activeo3.models import ModelError, VisionLanguageModel, family_of
 from activeo3.page import write_page
 from activeo3.progress import Progress
 from activeo3.sampler import look

@@ -21,7 +21,8 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
 from activeo3.files import DataError
-from activeo3.models import ModelError, Packed, Prompt, VisionLanguageModel
+from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.packing import Packed, Prompt
 from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
 from activeo3.sampler import look

@@ -26,7 +26,8 @@ from torch import Tensor
 from activeo3 import adapters
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object, writable_folder
-from activeo3.models import Packed, VisionLanguageModel, keep_freed_memory
+from activeo3.models import VisionLanguageModel, keep_freed_memory
+from activeo3.packing import Packed
 
 # (package, lowest version that works, what is wrong with earlier ones): refused by name before any work starts.
 _LOWEST = (

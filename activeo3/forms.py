@@ -24,7 +24,8 @@ from activeo3 import close_ups, geometry, matching, perception, prompts, scenes
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
 from activeo3.geometry import Frame
 from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, all_of, cell_of, crop_lesson, practice_sheet
-from activeo3.models import ModelError, Prompt, VisionLanguageModel, keep_freed_memory
+from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory
+from activeo3.packing import Prompt
 from activeo3.schema import Sampling
 from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
 

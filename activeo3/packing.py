@@ -1,4 +1,4 @@
-"""What is said and what is shown, in tensors: prompts, branches, and the packed rows that models.py makes of them.
+"""What is said and what is shown, in tensors: prompts, branches, and the packed rows that scoring.py makes of them.
 
 A row of a forward pass is ``prompt | branch 1 | ... | branch B``. A branch is one answer, or an episode of
 several: turns that the policy sampled, and between two of them an observation that it was shown.

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from activeo3 import geometry, prompts, scenes
 from activeo3.grpo import answer_logps
 from activeo3.lessons import MERGE, PATCH, Lesson, Pool, cell_of, crop_lesson, lessons_of, practice_sheet, rounded
-from activeo3.models import Packed, Prompt, VisionLanguageModel
+from activeo3.models import VisionLanguageModel
+from activeo3.packing import Packed, Prompt
 from activeo3.schema import Sampling
 
 

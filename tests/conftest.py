@@ -31,7 +31,8 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from activeo3 import attention, tiny
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
 

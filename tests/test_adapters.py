@@ -13,7 +13,8 @@ from test_train import prepare, rows_of
 
 from activeo3 import adapters, checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 
 pytest.importorskip("peft")
 import train  # noqa: E402

@@ -21,7 +21,7 @@ from contenders import Naive, Ours  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
 from activeo3 import scenes  # noqa: E402
-from activeo3.models import Prompt  # noqa: E402
+from activeo3.packing import Prompt  # noqa: E402
 from activeo3.schema import Outcome  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -23,7 +23,8 @@ from transformers import AutoModelForImageTextToText
 from activeo3 import checkpoints, engine, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.schema import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's

@@ -16,7 +16,7 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
 from activeo3.jobs import BATCH
-from activeo3.models import FAMILIES
+from activeo3.families import FAMILIES
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from activeo3.grpo import answer_logps
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.schema import Sampling
 

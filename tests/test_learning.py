@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from activeo3 import grpo
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.schema import Sampling
 
 P, G, T = 2, 8, 4

@@ -1,4 +1,4 @@
-"""models.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
+"""models.py, generate.py and scoring.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
 
 from pathlib import Path
 from typing import Callable, Sequence
@@ -12,7 +12,8 @@ from activeo3 import models
 from activeo3.attention import TWO_CALLS
 from activeo3.decoding import until
 from activeo3.grpo import answer_logps
-from activeo3.models import Prompt, VisionLanguageModel
+from activeo3.models import VisionLanguageModel
+from activeo3.packing import Prompt
 from activeo3.schema import Sampling
 
 Picture = Callable[..., Image.Image]

@@ -19,7 +19,7 @@ from activeo3.eval_config import EvalConfig
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.measures import compare, measure, per_category
-from activeo3.models import FAMILIES
+from activeo3.families import FAMILIES
 from activeo3.oneshot import Posed
 from activeo3.perception import TASKS as ONE_SHOT
 from activeo3.perception import Answer

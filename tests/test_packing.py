@@ -1,4 +1,4 @@
-"""packing.py, decoding.py and their use in models.py: episodes of several turns against plain transformers,
+"""packing.py, decoding.py and their use in generate.py and scoring.py: episodes of several turns against plain transformers,
 one whole row at a time without cache, packing or padding."""
 
 import doctest

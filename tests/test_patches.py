@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from activeo3 import patches
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.patches import PatchProduct, multiply_patches
 
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConf
 
 from activeo3 import attention, planner
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.packing import Prompt
 from activeo3.planner import KNOWN, Sizes, Work
 

@@ -27,7 +27,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import geometry, prompts
 from activeo3.config import TrainConfig
-from activeo3.models import FAMILIES, VisionLanguageModel
+from activeo3.families import FAMILIES
+from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, sensing_view
 from activeo3.schema import Example
 

@@ -13,7 +13,7 @@ from PIL import Image
 from activeo3 import prompts
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.models import FAMILIES
+from activeo3.families import FAMILIES
 from activeo3.sampler import look, regions_of, sensing_view
 from activeo3.schema import Action, Example, Rollout, Sampling
 from scripted import END, PATCH, Scripted, blobs, painted

@@ -11,7 +11,7 @@ from PIL import Image
 from activeo3 import prompts
 from activeo3.config import TrainConfig
 from activeo3.geometry import area, as_boxes, iou
-from activeo3.models import FAMILIES
+from activeo3.families import FAMILIES
 from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, crop_view
 from scripted import COLOURS, END, PATCH, Scripted, finds, painted

@@ -12,7 +12,7 @@ from activeo3 import report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.geometry import mask_to_rle
 from activeo3.metrics import ap_ar_50
-from activeo3.models import FAMILIES
+from activeo3.families import FAMILIES
 from activeo3.pictures import Shown, save_samples
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling

@@ -32,7 +32,8 @@ from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, model
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
-from activeo3.models import FAMILIES, VisionLanguageModel  # noqa: E402
+from activeo3.families import FAMILIES  # noqa: E402
+from activeo3.models import VisionLanguageModel  # noqa: E402
 from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
 from activeo3.sampler import Role, look  # noqa: E402

@@ -12,7 +12,8 @@ from setting import BETA, CLIP, QUESTION, Point, Scored, Setting, Stopwatch, pic
 from torch import Tensor
 
 from activeo3 import grpo
-from activeo3.models import Packed, Prompt, VisionLanguageModel
+from activeo3.models import VisionLanguageModel
+from activeo3.packing import Packed, Prompt
 from activeo3.schema import Sampling
 
 Answers = Sequence[Sequence[tuple[int, ...]]]

@@ -1,0 +1,182 @@
+"""Pictures and text become prompts: what both uses of a model, sampling and scoring, share.
+
+Qwen2.5-VL writes boxes in pixels of the view it saw, Qwen3-VL in thousandths of the view's sides; that
+is a property of the loaded model (``text_scale``), and families.py is where it is known.
+"""
+
+from contextlib import contextmanager
+from typing import Any, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from activeo3.attention import described
+from activeo3.eyes import Eyes
+from activeo3.families import FAMILIES
+from activeo3.geometry import fitted
+from activeo3.packing import Prompt, padded
+
+PICTURE = {"type": "image"}
+NO_PICTURES = {"image_grid_thw": torch.zeros((0, 3), dtype=torch.long), "pixel_values": torch.zeros(0, 0)}
+
+Shown = Image.Image | Sequence[Image.Image]
+"""A picture, or several that are shown one after the other."""
+
+
+def _pictures(shown: Shown | None) -> list[Image.Image]:
+    """What is shown, as a list."""
+    return [] if shown is None else [shown] if isinstance(shown, Image.Image) else list(shown)
+
+
+def _words(text: str) -> dict[str, str]:
+    """A text as part of a turn."""
+    return {"type": "text", "text": text}
+
+
+class Encoder:
+    """A model with its tokenizer and image processor: everything that a picture and a text pass through."""
+
+    def __init__(self, model: nn.Module, tokenizer, image_processor) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.eyes = Eyes(model)
+        config = model.config
+        self.family: str = config.model_type
+        self.image_token: int = config.image_token_id
+        self.end_token: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        # A sampled image token would announce features that do not exist: these ids are never drawn.
+        self.forbidden: tuple[int, ...] = tuple(
+            sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id})
+        )
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has, on all ranks together."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
+    @property
+    def learning(self) -> int:
+        """How many of them learn."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def half(self) -> bool:
+        """Are the weights bfloat16, and not float32?"""
+        return self.model.dtype == torch.bfloat16
+
+    # ------------------------------------------------------------------ pictures and text -> prompts
+
+    @property
+    def factor(self) -> int:
+        """Pixels per visual token and axis: patch size x merge size."""
+        return self.image_processor.patch_size * self.image_processor.merge_size
+
+    def view_size(self, size: tuple[int, int], pixels: tuple[int, int] = (1, 2**40)) -> tuple[int, int]:
+        """The (width, height) at which the model sees a picture of ``size``: whole visual tokens only."""
+        return fitted(size, self.factor, *pixels)
+
+    def text_scale(self, view: tuple[int, int]) -> tuple[int, int]:
+        """The coordinate system of boxes in text for a view of (width, height): see FAMILIES."""
+        return view if FAMILIES[self.family] == "pixels" else (1000, 1000)
+
+    def encode(
+        self, views: Sequence[Shown], texts: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Prompt]:
+        """One prompt per (view, text), or (views, text): several pictures are shown before the text, in order.
+
+        Every view already has a size that ``view_size`` returned. ``names`` are the examples' ids, to be named
+        if something is wrong with a prompt.
+        """
+        shown = [_pictures(view) for view in views]
+        chats = [self._chat([PICTURE] * len(of_one) + [_words(text)]) for of_one, text in zip(shown, texts, strict=True)]
+        return self._encoded(shown, chats, names)
+
+    def encode_next(
+        self, views: Sequence[Shown | None], texts: Sequence[str], names: Sequence[str] | None = None
+    ) -> list[Prompt]:
+        """What a policy is shown after a turn of its own, in a user turn: words, and a picture unless None.
+
+        Such a prompt begins behind the end token that the policy sampled. The role is the user's because the
+        chat templates of Qwen leave out pictures of a tool.
+        """
+        shown = [_pictures(view) for view in views]
+        contents = [[PICTURE] * len(of_one) + [_words(text)] for of_one, text in zip(shown, texts, strict=True)]
+        said = "before"  # by the policy: what the template writes behind it is the same whatever it said
+        chats = [self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]) for content in contents]
+        return self._encoded(shown, [chat.partition(f"{said}<|im_end|>")[2] for chat in chats], names)
+
+    def _encoded(
+        self, shown: Sequence[Sequence[Image.Image]], chats: Sequence[str], names: Sequence[str] | None
+    ) -> list[Prompt]:
+        """Prompts from texts that have one image placeholder for each of their pictures."""
+        flat = [view for of_one in shown for view in of_one]
+        processed = self.image_processor(images=flat, do_resize=False, return_tensors="pt") if flat else NO_PICTURES
+        grids = processed["image_grid_thw"].split([len(of_one) for of_one in shown])  # (pictures, 3) each
+        merged, start, prompts = self.image_processor.merge_size**2, 0, []
+        for chat, of_one, name in zip(chats, grids, names or [""] * len(chats), strict=True):
+            patches = of_one.prod(dim=1).tolist()  # of each picture
+            before, *after = chat.split("<|image_pad|>", len(patches))
+            text = before + "".join("<|image_pad|>" * (n // merged) + part for n, part in zip(patches, after, strict=True))
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            pixels = processed["pixel_values"][start : start + sum(patches)]
+            prompts.append(Prompt(torch.tensor(ids), pixels, of_one, name))
+            start += sum(patches)
+        return prompts
+
+    def _chat(self, content: list[dict[str, str]], before: Sequence[dict[str, str]] = ()) -> str:
+        """The chat template's own words around a user turn, up to where the model speaks."""
+        turns = [*before, {"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    # ------------------------------------------------------------------ helpers
+
+    @property
+    def _attention(self) -> str:
+        """The text tower's attention, by its name in transformers."""
+        return self.model.config.get_text_config()._attn_implementation
+
+    @property
+    def manner(self) -> str:
+        """How the model works on packed rows and on pictures, in words."""
+        once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
+        return described(self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype) + once
+
+    def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
+        """``packing.padded`` of prompts, with end tokens."""
+        return padded([prompt.ids for prompt in prompts], self.end_token, self.model.device, before_last)
+
+    def _visual(self, given: Sequence[Sequence[Prompt]], ids: Tensor) -> dict[str, Any]:
+        """The image arguments of a forward pass over ``ids`` (R, S): the pictures of all that each row was given.
+
+        Raises RuntimeError, naming the rows, unless each has as many image tokens as visual features.
+        """
+        is_image = ids == self.image_token
+        announced = is_image.sum(dim=1).tolist()
+        merged = self.image_processor.merge_size**2
+        features = [sum(int(turn.grids.prod(dim=1).sum()) // merged for turn in row) for row in given]
+        if features != announced:
+            wrong = [row[0].name or f"row {r}" for r, row in enumerate(given) if features[r] != announced[r]]
+            raise RuntimeError(
+                f"image tokens {announced} do not match visual features {features}, see {', '.join(wrong)}"
+            )
+        return self.eyes.shown([turn for row in given for turn in row])
+
+    def _rope_index(self, ids: Tensor, attended: Tensor, given: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """transformers' own positions (3, R, S) of texts with the pictures of ``given``, and by how much (R, 1)
+        the position after a text differs from its number of tokens."""
+        grids = torch.cat([turn.grids for turn in given]).to(ids.device)
+        kinds = (ids == self.image_token).long()
+        return self.model.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=attended)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the block; afterwards, also after an error, the model is as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it
