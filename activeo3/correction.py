@@ -13,6 +13,7 @@ from typing import Sequence
 import numpy as np
 
 from activeo3 import prompts, rewards
+from activeo3.answer_parsing import read_regions
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.drafts import Draft, overlaid
 from activeo3.geometry import Frame, as_boxes
@@ -31,7 +32,7 @@ def ask_wrong(actor: VisionLanguageModel, example: Example, config: _Config) -> 
 
 def read_wrong(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The regions of an answer; their number is part of its format."""
-    action = prompts.read_regions(text, finished, most=config.regions, least=config.regions)
+    action = read_regions(text, finished, most=config.regions, least=config.regions)
     return Reading(action, regions_of(action, frame, example.size_px))
 
 

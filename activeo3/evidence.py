@@ -27,7 +27,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.answers import read_letter
+from activeo3.answer_parsing import read_letter
 from activeo3.files import DataError
 from activeo3.schema import Example, Zoom
 from activeo3.transcripts import edit_distance

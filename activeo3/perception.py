@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
-from activeo3.prompts import box_error, read_boxes, unfenced
+from activeo3.answer_parsing import box_error, read_boxes, unfenced
 from activeo3.schema import Action
 
 _PROMPTS: dict[str, dict[str, str]] = {

@@ -1,27 +1,16 @@
-"""Every word that is shown to a model, and how its answer is read.
+"""Every word that is shown to a model, and well-formed answers (answer_parsing.py reads what it writes).
 
 Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
 Fig. 5 to 7): seven sentences for the sensing role, as many where it looks for errors of a mask, one
 for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts
 should cost less than its pictures. Questions that are answered in words have one wording, that of their
-files; answers.py reads those answers.
+files.
 
-Deviations from the paper:
-  1. The sentences are our own; the structure, the tags and the JSON keys are the paper's.
-  2. Format asks for the tags once each, think before answer; the paper asks for their presence only,
-     which tags in any order and number satisfy.
-  3. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action.
-  4. More regions than the prompt allows are a format error, and the surplus is not looked at. Where it asks
-     for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
-
-An answer that breaks the rules is data, never an exception: ``Action.error`` names what is wrong.
+Deviation from the paper: the sentences are our own; the structure, the tags and the JSON keys are the paper's.
 """
 
 import json
-import re
-from typing import Any, Sequence
-
-from activeo3.schema import Action
+from typing import Sequence
 
 WORDINGS = ("paper", "short")
 
@@ -116,21 +105,6 @@ _SHOWN = {
         "zoom_limit": "Answer.",
     },
 }
-
-ERRORS = (
-    "unfinished",
-    "tags",
-    "json",
-    "not_a_list",
-    "no_bbox_2d",
-    "not_four_numbers",
-    "not_finite",
-    "empty",
-    "too_many",
-    "too_few",
-)
-"""Everything that can be wrong with an answer, in the order in which it is checked."""
-
 
 def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
     """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
@@ -271,108 +245,3 @@ def boxes_answer(boxes_text: Sequence[Sequence[int]]) -> str:
     '[{"bbox_2d":[10,20,30,40]}]'
     """
     return json.dumps([{"bbox_2d": list(box)} for box in boxes_text], separators=(",", ":"))
-
-
-_SENSING_LAYOUT = re.compile(
-    r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
-    r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*",
-    re.DOTALL,
-)
-_ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
-_OBJECT = re.compile(r"\{[^{}]*\}")
-
-
-def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1) -> Action:
-    """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
-
-    Args:
-        text: the sampled answer without its end token.
-        finished: False when the answer hit the length limit.
-        most: how many regions the prompt allowed; further ones are dropped and are an error.
-        least: how many it asked for at least; fewer are an error, but are looked at.
-
-    Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
-    it still shows where the policy wanted to look.
-
-    >>> read_regions('<think>left</think><answer>[{"bbox_2d": [0, 0, 500, 500]}]</answer>').boxes_text
-    ((0.0, 0.0, 500.0, 500.0),)
-    >>> read_regions('[{"bbox_2d": [0, 0, 500, 500]}]').error
-    'tags'
-    """
-    layout = _SENSING_LAYOUT.fullmatch(text)
-    bodies = [layout.group(2)] if layout else _ANSWER_BODY.findall(text)
-    if not bodies:
-        return Action((), (), "tags" if finished else "unfinished")
-    action = _read_list(bodies[-1])
-    error = action.error or (None if action.boxes_text else "empty")
-    if error is None and len(action.boxes_text) > most:
-        error = "too_many"
-    if error is None and len(action.boxes_text) < least:
-        error = "too_few"
-    if not layout:
-        error = "tags"
-    return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
-
-
-def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action:
-    """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
-
-    A list that is cut short by the length limit gives up the boxes that are complete. With ``points``
-    an item may be a point_2d instead; a point is a box without sides.
-
-    >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
-    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
-    >>> read_boxes('[{"point_2d": [5, 6]}]', points=True).boxes_text
-    ((5.0, 6.0, 5.0, 6.0),)
-    """
-    action = _read_list(text, points)
-    if action.error != "json":
-        return action
-    whole = [_read_list(f"[{item}]", points) for item in _OBJECT.findall(text)]
-    kept = [part for part in whole if part.error is None]
-    boxes = tuple(box for part in kept for box in part.boxes_text)
-    labels = tuple(label for part in kept for label in part.labels)
-    return Action(boxes, labels, "json" if finished else "unfinished")
-
-
-def unfenced(text: str) -> str:
-    """The text inside a Markdown code fence, or the text itself if there is none around it."""
-    fence = _FENCE.fullmatch(text.strip())
-    return fence.group(1) if fence else text
-
-
-def _read_list(text: str, points: bool = False) -> Action:
-    """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
-    try:
-        items = json.loads(unfenced(text))
-    except (ValueError, RecursionError):
-        return Action((), (), "json")
-    if not isinstance(items, list):
-        return Action((), (), "not_a_list")
-    boxes, labels = [], []
-    for item in items:
-        if not isinstance(item, dict) or not ("bbox_2d" in item or points and "point_2d" in item):
-            return Action((), (), "no_bbox_2d")
-        box = item["bbox_2d"] if "bbox_2d" in item else _as_box(item["point_2d"])
-        error = box_error(box)
-        if error:
-            return Action((), (), error)
-        boxes.append(tuple(float(value) for value in box))
-        labels.append(str(item.get("label", "")))
-    return Action(tuple(boxes), tuple(labels))
-
-
-def _as_box(point: Any) -> Any:
-    """A point [x, y] as the box without sides [x, y, x, y]; None for anything else."""
-    return point * 2 if isinstance(point, list) and len(point) == 2 else None
-
-
-def box_error(box: Any) -> str | None:
-    """What keeps ``box`` from being four finite numbers, or None."""
-    if not isinstance(box, list) or len(box) != 4:
-        return "not_four_numbers"
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
-        return "not_four_numbers"
-    # Beyond 1e9 a number is no coordinate of any picture. The comparison is also False for NaN.
-    return None if all(abs(value) < 1e9 for value in box) else "not_finite"

@@ -16,7 +16,7 @@ What counts, by benchmark. A group is complete or does not count (``--limit`` ma
                  (arXiv 2306.13394, section 2.2; the 2308 of Table 3 is a total; of 2,800)
     mmbench      accuracy of all rows; circular: right under every rotation of the options (arXiv 2307.06281,
                  section 4.1; the 80.1 of Table 3)
-    realworldqa  accuracy (lmms-eval's rule, see answers.py)
+    realworldqa  accuracy (lmms-eval's rule, see answer_parsing.py)
     vstar        accuracy, and that of its two categories
     hrbench      the same; every rotation of the options is a question (the authors average over rotations)
 ``unread`` is the share of answers that cannot be read; they are wrong.
@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import metrics, prompts, report, results
-from activeo3.answers import ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
+from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
 from activeo3.config import _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
@@ -118,7 +118,7 @@ def run(
             row |= {"budget": 0 if method in WHOLE else config.regions, "metrics": values}
             rows.append(
                 row
-                | {"failures": {error: errors[error] for error in ERRORS}}
+                | {"failures": {error: errors[error] for error in WORD_ERRORS}}
                 | {"categories": by_category(benchmark, examples, marks(given)), "columns": columns(benchmark, examples, black)}
             )
             kept.append(records(examples, regions, given))

@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Protocol, Sequence
 from PIL import Image
 
 from activeo3 import geometry, prompts
+from activeo3.answer_parsing import read_regions
 from activeo3.config import _Config
 from activeo3.geometry import Frame
 from activeo3.models import VisionLanguageModel
@@ -107,7 +108,7 @@ def ask_where(actor: VisionLanguageModel, example: Example, config: _Config) -> 
 
 def read_where(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The regions that a sensing answer wants to zoom into."""
-    action = prompts.read_regions(text, finished, config.regions)
+    action = read_regions(text, finished, config.regions)
     return Reading(action, regions_of(action, frame, example.size_px))
 
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 
 from activeo3 import geometry, prompts
+from activeo3.answer_parsing import read_boxes
 from activeo3.config import _Config
 from activeo3.geometry import Frame
 from activeo3.metrics import asked_boxes
@@ -113,7 +114,7 @@ def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> 
         answers = expert.generate(expert.encode(views, asked), 1, sampling)
         for look, frame, (ids,) in zip(part, frames, answers, strict=True):
             text = expert.words_of(ids)
-            boxes = geometry.as_boxes(prompts.read_boxes(text, expert.ends(ids)).boxes_text)
+            boxes = geometry.as_boxes(read_boxes(text, expert.ends(ids)).boxes_text)
             one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
             found.append(one._replace(tokens=len(ids)))
     return found

@@ -9,8 +9,8 @@
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
-its examples first, and to ``load`` task models of its own. A new task is a prompt and
-a parser in prompts.py, a reward in rewards.py with its weight in config.py, and a line in TASKS.
+its examples first, and to ``load`` task models of its own. A new task is a prompt
+in prompts.py, a parser in answer_parsing.py, a reward in rewards.py with its weight in config.py, and a line in TASKS.
 
 Deviations from the paper, and readings of what it leaves open:
   1. Direct RFT shows the whole picture as the task model sees a crop (``--crop_side``, ``--crop_shape``) and
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from activeo3 import correction, episodes, evidence, matching, oneshot, perception, prompts, rewards
+from activeo3.answer_parsing import read_boxes
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
@@ -95,7 +96,7 @@ def ask_what(actor: VisionLanguageModel, example: Example, config: _Config) -> Q
 
 def read_what(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The boxes of an answer as its result, read and merged as a task model's answer about one crop is."""
-    action = prompts.read_boxes(text, finished)
+    action = read_boxes(text, finished)
     boxes = ordered(as_boxes(action.boxes_text))
     found = mapped_back(Look(example, _whole(example)), frame, boxes, np.ones(len(boxes)), text)
     return Reading(action, result=merged([found], config.merge))

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activeo3 import geometry, prompts, scenes
+from activeo3 import geometry, scenes
+from activeo3.answer_parsing import read_boxes
 from activeo3.grpo import answer_logps
 from activeo3.lessons import MERGE, PATCH, Lesson, Pool, cell_of, crop_lesson, lessons_of, practice_sheet, rounded
 from activeo3.models import VisionLanguageModel
@@ -415,8 +416,8 @@ def task_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> dict[
         answers = vlm.generate(encoded, 1, Sampling(temperature=0, max_new_tokens=160))
         for (_, _, answer), (ids,) in zip(part, answers):
             text = vlm.tokenizer.decode(ids, skip_special_tokens=True)
-            boxes = geometry.as_boxes(prompts.read_boxes(text).boxes_text)
-            truth = geometry.as_boxes(prompts.read_boxes(answer).boxes_text)
+            boxes = geometry.as_boxes(read_boxes(text).boxes_text)
+            truth = geometry.as_boxes(read_boxes(answer).boxes_text)
             hits = geometry.iou(boxes, truth) >= 0.5
             found, true = found + len(boxes), true + len(truth)
             matched += int(min(hits.any(0).sum(), hits.any(1).sum())) if hits.size else 0

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3 import drills, forms, geometry, lessons, prompts, scenes, tiny, warmstart
+from activeo3 import drills, forms, geometry, lessons, scenes, tiny, warmstart
+from activeo3.answer_parsing import read_boxes
 from activeo3.drills import Drill
 from activeo3.models import VisionLanguageModel
 from activeo3.perception import read_answer
@@ -47,7 +48,7 @@ def test_every_answer_has_the_form_that_its_reader_wants() -> None:
                 if question.startswith(scenes.QUESTION) or question == drills.CLOSER:
                     said = read_turn(turn.answer)
                     assert said.zooms != (said.answer is not None) and not said.malformed
-                    listed = prompts.read_boxes(turn.answer.partition("</think>")[2]).boxes_text if said.zooms else ()
+                    listed = read_boxes(turn.answer.partition("</think>")[2]).boxes_text if said.zooms else ()
                     assert len(listed) == len(turn.about) if "at once" in question else said.zooms == len(turn.about)
                     seen["answer" if not said.zooms else "zooms" if "at once" in question else "zoom"] += 1
                 else:

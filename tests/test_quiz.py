@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from activeo3 import datasets, jobs, ledger, proposals, quiz, suites
-from activeo3.answers import ERRORS
+from activeo3.answer_parsing import WORD_ERRORS
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.datasets import open_dataset
@@ -118,7 +118,7 @@ def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:
     model = saying(tokenizer, lambda views, text: next(texts))
     examples = [question(k, "Yes", category="OCR", group=str(k)) for k in range(6)]
     (row,), _ = quiz.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
-    assert row["failures"] == dict.fromkeys(ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1, "yes_and_no": 1}
+    assert row["failures"] == dict.fromkeys(WORD_ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1, "yes_and_no": 1}
     assert row["metrics"]["unread"] == pytest.approx(4 / 6) and row["metrics"]["accuracy"].value == pytest.approx(1 / 6)
 
 

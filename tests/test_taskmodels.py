@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from activeo3 import prompts
+from activeo3.answer_parsing import read_boxes
 from activeo3.config import TrainConfig
 from activeo3.geometry import area, as_boxes, iou
 from activeo3.families import FAMILIES
@@ -318,7 +319,7 @@ def test_the_colours_of_these_tests_can_be_told_apart(expert) -> None:
     things = [("red", (10, 20, 40, 50)), ("green", (60, 5, 90, 95))]
     image = painted((112, 112), things)
     for colour in COLOURS:
-        boxes = prompts.read_boxes(finds(expert, image, f"Find every {colour}.").removesuffix(END)).boxes_text
+        boxes = read_boxes(finds(expert, image, f"Find every {colour}.").removesuffix(END)).boxes_text
         scale = expert.text_scale((112, 112))[0] / 112
         (wanted,) = [box for name, box in things if name == colour]
         assert iou(as_boxes(boxes) / scale, as_boxes([wanted]))[0, 0] > 0.97

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from activeo3 import geometry, lessons, prompts, scenes, tiny, warmstart
+from activeo3.answer_parsing import read_regions
 from activeo3.lessons import Lesson
 from activeo3.models import VisionLanguageModel
 from activeo3.warmstart import WarmStart
@@ -54,7 +55,7 @@ def test_an_answer_about_a_whole_picture_says_what_its_regions_hold() -> None:
     held = regions = 0
     for _, lesson in many("view"):
         for turn in lesson.dialogue:
-            action = prompts.read_regions(turn.answer)
+            action = read_regions(turn.answer)
             assert action.error is None and 1 <= len(action.boxes_text) <= 3
             named = colours_of(turn)
             assert len(named) == len(action.boxes_text) == len(turn.about)

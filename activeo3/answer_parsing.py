@@ -1,0 +1,285 @@
+"""How an answer is read: the regions and boxes of a JSON list, a letter, yes or no, a word. What cannot be read has a name.
+
+prompts.py owns what is asked, this room what of an answer counts. A model is asked for the bare letter or word, and
+mostly gives it. These are also read: "(B) the cat.", "The answer is B.", "**B**", an option's own words, and an answer
+that stands in ``<answer>`` tags or behind ``</think>``, as a policy that was trained to look may write it.
+
+Regions: where this differs from the paper (ACTIVE-O3, arXiv 2505.21457v2, B.1)
+  1. Format asks for the tags once each, think before answer; the paper asks for their presence only,
+     which tags in any order and number satisfy.
+  2. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action.
+  3. More regions than the prompt allows are a format error, and the surplus is not looked at. Where it asks
+     for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
+
+Words: what the benchmarks say, and where this differs from it
+  1. Letters (MMBench, arXiv 2307.06281, section 4; V*Bench): rules first, and a language model for what
+     they cannot decide. Here rules only; what they cannot decide is wrong and counted by its name.
+  2. Yes or no (MME, arXiv 2306.13394): its script looks for "yes", then "no" in the first four letters,
+     so that "Not sure" is a no. Here the first word decides, then the only one of the two in the text.
+  3. Words (RealWorldQA has no script; lmms-eval's rule): equal but for case, punctuation and numbers that
+     are written out; options are part of the question, and their words stand for their letter.
+
+An answer that breaks the rules is data, never an exception: ``Action.error`` and ``Reading.error`` name what is wrong.
+"""
+
+import json
+import re
+from typing import Any, NamedTuple, Sequence
+
+from activeo3.schema import Action
+
+REGION_ERRORS = (
+    "unfinished",
+    "tags",
+    "json",
+    "not_a_list",
+    "no_bbox_2d",
+    "not_four_numbers",
+    "not_finite",
+    "empty",
+    "too_many",
+    "too_few",
+)
+"""Everything that can be wrong with an answer of regions or boxes, in the order in which it is checked."""
+
+# ---------------------------------------------------------------------- regions and boxes
+
+_SENSING_LAYOUT = re.compile(
+    r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
+    r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*",
+    re.DOTALL,
+)
+_ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
+_OBJECT = re.compile(r"\{[^{}]*\}")
+
+
+def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1) -> Action:
+    """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
+
+    Args:
+        text: the sampled answer without its end token.
+        finished: False when the answer hit the length limit.
+        most: how many regions the prompt allowed; further ones are dropped and are an error.
+        least: how many it asked for at least; fewer are an error, but are looked at.
+
+    Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
+    it still shows where the policy wanted to look.
+
+    >>> read_regions('<think>left</think><answer>[{"bbox_2d": [0, 0, 500, 500]}]</answer>').boxes_text
+    ((0.0, 0.0, 500.0, 500.0),)
+    >>> read_regions('[{"bbox_2d": [0, 0, 500, 500]}]').error
+    'tags'
+    """
+    layout = _SENSING_LAYOUT.fullmatch(text)
+    bodies = [layout.group(2)] if layout else _ANSWER_BODY.findall(text)
+    if not bodies:
+        return Action((), (), "tags" if finished else "unfinished")
+    action = _read_list(bodies[-1])
+    error = action.error or (None if action.boxes_text else "empty")
+    if error is None and len(action.boxes_text) > most:
+        error = "too_many"
+    if error is None and len(action.boxes_text) < least:
+        error = "too_few"
+    if not layout:
+        error = "tags"
+    return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
+
+
+def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action:
+    """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
+
+    A list that is cut short by the length limit gives up the boxes that are complete. With ``points``
+    an item may be a point_2d instead; a point is a box without sides.
+
+    >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
+    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
+    >>> read_boxes('[{"point_2d": [5, 6]}]', points=True).boxes_text
+    ((5.0, 6.0, 5.0, 6.0),)
+    """
+    action = _read_list(text, points)
+    if action.error != "json":
+        return action
+    whole = [_read_list(f"[{item}]", points) for item in _OBJECT.findall(text)]
+    kept = [part for part in whole if part.error is None]
+    boxes = tuple(box for part in kept for box in part.boxes_text)
+    labels = tuple(label for part in kept for label in part.labels)
+    return Action(boxes, labels, "json" if finished else "unfinished")
+
+
+def unfenced(text: str) -> str:
+    """The text inside a Markdown code fence, or the text itself if there is none around it."""
+    fence = _FENCE.fullmatch(text.strip())
+    return fence.group(1) if fence else text
+
+
+def _read_list(text: str, points: bool = False) -> Action:
+    """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
+    try:
+        items = json.loads(unfenced(text))
+    except (ValueError, RecursionError):
+        return Action((), (), "json")
+    if not isinstance(items, list):
+        return Action((), (), "not_a_list")
+    boxes, labels = [], []
+    for item in items:
+        if not isinstance(item, dict) or not ("bbox_2d" in item or points and "point_2d" in item):
+            return Action((), (), "no_bbox_2d")
+        box = item["bbox_2d"] if "bbox_2d" in item else _as_box(item["point_2d"])
+        error = box_error(box)
+        if error:
+            return Action((), (), error)
+        boxes.append(tuple(float(value) for value in box))
+        labels.append(str(item.get("label", "")))
+    return Action(tuple(boxes), tuple(labels))
+
+
+def _as_box(point: Any) -> Any:
+    """A point [x, y] as the box without sides [x, y, x, y]; None for anything else."""
+    return point * 2 if isinstance(point, list) and len(point) == 2 else None
+
+
+def box_error(box: Any) -> str | None:
+    """What keeps ``box`` from being four finite numbers, or None."""
+    if not isinstance(box, list) or len(box) != 4:
+        return "not_four_numbers"
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
+        return "not_four_numbers"
+    # Beyond 1e9 a number is no coordinate of any picture. The comparison is also False for NaN.
+    return None if all(abs(value) < 1e9 for value in box) else "not_finite"
+
+
+# ---------------------------------------------------------------------- words
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WORD_ERRORS = ("unfinished", "empty", "no_letter", "several_letters", "no_such_option", "no_yes_or_no", "yes_and_no")
+"""Everything that keeps an answer in words from being read."""
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+class Reading(NamedTuple):
+    """What an answer says, a letter, "yes" or "no", or a word, or why that cannot be told."""
+
+    value: str | None
+    error: str | None = None
+
+
+_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)(?:</answer>|$)", re.DOTALL)
+_NO_ARTICLE = r"(?! (?!(?:or|and|because|since|as|is)\b)[a-z])"  # what follows "A" where it is a letter, not a word
+_STATED = re.compile(
+    r"(?:answer|option|choice)(?: is)?\s*:?\s*(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]" + _NO_ARTICLE + r")(?![\w'’])",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"\b([A-Z])[)\]]?(?:,? or |,? and |, ?|/| ?& ?)[(\[]?([A-Z])\b")
+_LINE = re.compile(r"^[^\w\n]*([A-Z])(?:[).:,\]]|[^\w\n]*$)", re.MULTILINE)
+_BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
+_LONE = re.compile(r"(?<![\w.'’])(?<!\bnot )([A-Z])(?![\w'’])" + _NO_ARTICLE)
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s+(\S.*?)\s*$", re.MULTILINE)
+
+
+def said(text: str) -> str:
+    """The part of a text that is the answer: inside the last ``<answer>``, behind ``</think>``, or all of it.
+
+    >>> said("<think>A or B?</think> <answer>B</answer>")
+    'B'
+    """
+    bodies = _BODY.findall(text)
+    body = bodies[-1] if bodies else text.rpartition("</think>")[2]
+    return re.sub(r"\\boxed\{([^{}]*)\}", r"\1", body).replace("*", "").replace("`", "").strip()
+
+
+def plain(text: str) -> str:
+    """Lower case, without punctuation around words, numbers up to ten as digits.
+
+    >>> plain("  The Answer: two cats. "), plain("3.5 m/s")
+    ('the answer 2 cats', '3.5 m/s')
+    """
+    words = [word.strip(".,;:!?\"'()[]") for word in text.lower().split()]
+    return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word)
+
+
+def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Reading:
+    """The letter of one of the options. The first rule that finds any letter decides; it must find one only.
+
+    In order: the text is a letter or an option; "the answer is B"; "B or C"; a line begins with "B." or "(B)", or is "B";
+    "(B)" elsewhere; the words of exactly one option; a capital letter that stands alone.
+
+    >>> read_letter("(B) the cat.", ["dog", "cat"]).value, read_letter("A cat", ["dog", "cat"]).value
+    ('B', 'B')
+    >>> read_letter("A or B", ["dog", "cat"]).error
+    'several_letters'
+    """
+    body, known = said(text), LETTERS[: len(options)]
+    if not body:
+        return Reading(None, "empty" if finished else "unfinished")
+    alone = body.strip(" .,:;()[]\n").upper()
+    if len(alone) == 1 and alone in LETTERS:
+        return Reading(alone) if alone in known else Reading(None, "no_such_option")
+    rules = (
+        lambda: {letter for letter, option in zip(known, options) if plain(option) == plain(body)},
+        lambda: {letter.upper() for letter in _STATED.findall(body)},
+        lambda: {letter for pair in _JOINED.findall(body) for letter in pair},
+        lambda: set(_LINE.findall(body)),
+        lambda: set(_BRACKETS.findall(body)),
+        lambda: _options_in(body, options),
+        lambda: set(_LONE.findall(body)),
+    )
+    for rule in rules:
+        found = rule() & set(known)
+        if found:
+            return Reading(*found) if len(found) == 1 else Reading(None, "several_letters")
+    return Reading(None, "no_letter" if finished else "unfinished")
+
+
+def _options_in(body: str, options: Sequence[str]) -> set[str]:
+    """Letters of the options whose words occur in the text; "red" is not among them where "dark red" is."""
+    there, text = {}, f" {plain(body)} "
+    for letter, option in zip(LETTERS, options):
+        words = plain(option)
+        if words and f" {words} " in text:
+            there[letter] = f" {words} "
+    return {letter for letter, words in there.items() if not any(words in other and words != other for other in there.values())}
+
+
+def read_yes_or_no(text: str, finished: bool = True) -> Reading:
+    """ "yes" or "no": the first word, or else the only one of the two in the text.
+
+    >>> read_yes_or_no("Yes, there is no dog.").value, read_yes_or_no("Not sure.").error
+    ('yes', 'no_yes_or_no')
+    """
+    words = re.findall(r"\w+", said(text).lower())
+    if not words:
+        return Reading(None, "empty" if finished else "unfinished")
+    first = {"y": "yes", "n": "no"}.get(words[0], words[0]) if len(words) == 1 else words[0]
+    found = {first} & {"yes", "no"} or set(words) & {"yes", "no"}
+    if len(found) == 1:
+        return Reading(*found)
+    return Reading(None, "yes_and_no" if found else "no_yes_or_no" if finished else "unfinished")
+
+
+def read_word(text: str, question: str, finished: bool = True) -> Reading:
+    """The ``plain`` words of an answer, "the answer is" left out; a letter where the question lists options.
+
+    >>> read_word("The answer is Two.", "How many cars are there?").value
+    '2'
+    >>> read_word("left", "Where is it?\\nA. left\\nB. right").value
+    'A'
+    """
+    options = listed_options(question)
+    if options:
+        return read_letter(text, options, finished)
+    if not finished:
+        return Reading(None, "unfinished")
+    words = re.sub(r"^(the )?(final )?answer( is)? ", "", plain(said(text)))
+    return Reading(words) if words else Reading(None, "empty")
+
+
+def listed_options(question: str) -> tuple[str, ...]:
+    """The options that a question lists itself, one a line from "A." on; none if it does not.
+
+    >>> listed_options("Which way?\\n\\nA. Left.\\nB. Right.\\nPlease answer with the letter.")
+    ('Left.', 'Right.')
+    """
+    rows = _OPTION.findall(question)
+    letters = "".join(letter for letter, _ in rows)
+    return tuple(words for _, words in rows) if len(rows) > 1 and LETTERS.startswith(letters) else ()

@@ -1,0 +1,388 @@
+"""answer_parsing.py: what is rendered is read back, and whatever else a model writes is a value with a reason.
+
+Letters and words: what models write when one is asked for, with near misses of every rule.
+"""
+
+import ast
+import doctest
+import inspect
+import json
+import math
+import string
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activeo3 import answer_parsing
+from activeo3.answer_parsing import (
+    LETTERS, REGION_ERRORS, WORD_ERRORS, listed_options, plain, read_boxes, read_letter, read_regions, read_word, read_yes_or_no,
+)  # fmt: skip
+from activeo3.prompts import boxes_answer, question_prompt, sensing_answer
+from activeo3.schema import Action
+
+BOX = '{"bbox_2d": [1, 2, 30, 40]}'
+ONE = ((1.0, 2.0, 30.0, 40.0),)
+NONE: tuple = ()
+OPTIONS = ("The cat", "dark red", "red", "vitamin C")
+
+
+def tagged(body: str, thought: str = "left") -> str:
+    return f"<think>{thought}</think><answer>{body}</answer>"
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    results = doctest.testmod(answer_parsing)
+    assert results.attempted > 0 and results.failed == 0
+
+
+# ---------------------------------------------------------------------- rendered, then read
+
+numbers = st.integers(-2000, 2000)
+many_boxes = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=3)
+
+
+@given(many_boxes, st.text().filter(lambda text: "<" not in text))
+def test_a_rendered_sensing_answer_is_read_back(boxes: list[tuple[int, ...]], thought: str) -> None:
+    action = read_regions(sensing_answer(boxes, thought))
+    assert action == Action(tuple(boxes), ("",) * len(boxes))
+    assert all(type(value) is float for box in action.boxes_text for value in box)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=12))
+def test_a_rendered_task_answer_is_read_back(boxes: list[tuple[int, ...]]) -> None:
+    assert read_boxes(boxes_answer(boxes)) == Action(tuple(boxes), ("",) * len(boxes))
+
+
+# ---------------------------------------------------------------------- malformed lists
+
+LISTS = {
+    # name: (text of the list, boxes, error); the same table for both roles
+    "one": (f"[{BOX}]", ONE, None),
+    "labelled": ('[{"bbox_2d": [1, 2, 30, 40], "label": "boat"}]', ONE, None),
+    "floats": ('[{"bbox_2d": [1.0, 2e0, 30.0, 4.0E1]}]', ONE, None),
+    "spread over lines": ('\n[\n  {"bbox_2d":\t[1,\n2, 30, 40]}\n]\n', ONE, None),
+    "inverted": ('[{"bbox_2d": [30, 40, 1, 2]}]', ((30.0, 40.0, 1.0, 2.0),), None),
+    "negative": ('[{"bbox_2d": [-5, -0.5, 3, 4]}]', ((-5.0, -0.5, 3.0, 4.0),), None),
+    "fenced": (f"```json\n[{BOX}]\n```", ONE, None),
+    "fenced without language": (f"\n```\n[{BOX}]```\n", ONE, None),
+    "odd label": ('[{"bbox_2d": [1, 2, 30, 40], "label": {"a": [1]}}]', ONE, None),
+    "key twice": ('[{"bbox_2d": "x", "bbox_2d": [1, 2, 30, 40]}]', ONE, None),
+    "integer at the limit": ('[{"bbox_2d": [0, 0, 1, 999999999]}]', ((0.0, 0.0, 1.0, 999999999.0),), None),
+    "nothing": ("", NONE, "json"),
+    "words": ("I see none", NONE, "json"),
+    "python literal": ("[{'bbox_2d': (1, 2, 30, 40)}]", NONE, "json"),
+    "python call": ("__import__('os').system('false')", NONE, "json"),
+    "deep": ("[" * 100_000, NONE, "json"),
+    "deep and closed": ("[" * 100_000 + "]" * 100_000, NONE, "json"),
+    "five thousand digits": (f'[{{"bbox_2d": [1, 2, 3, {"9" * 5000}]}}]', NONE, "json"),
+    "single object": (BOX, NONE, "not_a_list"),
+    "number": ("7", NONE, "not_a_list"),
+    "null": ("null", NONE, "not_a_list"),
+    "text": ('"[1, 2, 30, 40]"', NONE, "not_a_list"),
+    "list inside an object": (f'{{"boxes": [{BOX}]}}', NONE, "not_a_list"),
+    "bare lists": ("[[1, 2, 30, 40]]", NONE, "no_bbox_2d"),
+    "bare numbers": ("[1, 2, 30, 40]", NONE, "no_bbox_2d"),
+    "list in a list": (f"[[{BOX}]]", NONE, "no_bbox_2d"),
+    "other key": ('[{"bbox": [1, 2, 30, 40]}]', NONE, "no_bbox_2d"),
+    "good, then bad": (f"[{BOX}, null]", NONE, "no_bbox_2d"),
+    "three numbers": ('[{"bbox_2d": [1, 2, 30]}]', NONE, "not_four_numbers"),
+    "five numbers": ('[{"bbox_2d": [1, 2, 30, 40, 50]}]', NONE, "not_four_numbers"),
+    "booleans": ('[{"bbox_2d": [true, false, true, true]}]', NONE, "not_four_numbers"),
+    "strings": ('[{"bbox_2d": ["1", "2", "30", "40"]}]', NONE, "not_four_numbers"),
+    "one string": ('[{"bbox_2d": "1234"}]', NONE, "not_four_numbers"),
+    "nulls": ('[{"bbox_2d": [null, null, null, null]}]', NONE, "not_four_numbers"),
+    "corners": ('[{"bbox_2d": [[1, 2], [30, 40]]}]', NONE, "not_four_numbers"),
+    "nested": ('[{"bbox_2d": [[1], [2], [30], [40]]}]', NONE, "not_four_numbers"),
+    "object": ('[{"bbox_2d": {"x1": 1, "y1": 2, "x2": 30, "y2": 40}}]', NONE, "not_four_numbers"),
+    "NaN": ('[{"bbox_2d": [NaN, 2, 30, 40]}]', NONE, "not_finite"),
+    "Infinity": ('[{"bbox_2d": [1, 2, Infinity, 40]}]', NONE, "not_finite"),
+    "-Infinity": ('[{"bbox_2d": [1, -Infinity, 30, 40]}]', NONE, "not_finite"),
+    "1e309": ('[{"bbox_2d": [1, 2, 30, 1e309]}]', NONE, "not_finite"),
+    "huge integer": (f'[{{"bbox_2d": [1, 2, 30, 1{"0" * 400}]}}]', NONE, "not_finite"),
+    "beyond any picture": ('[{"bbox_2d": [1, 2, 30, 1000000000]}]', NONE, "not_finite"),
+}
+
+
+@pytest.mark.parametrize("text, boxes, error", LISTS.values(), ids=LISTS.keys())
+def test_lists_in_both_roles(text: str, boxes: tuple, error: str | None) -> None:
+    action = read_regions(tagged(text))
+    assert (action.boxes_text, action.error) == (boxes, error)
+    if error != "json":  # the task role also gives up whole objects of a broken list, see below
+        assert read_boxes(text) == action
+    cut_off = read_regions(tagged(text), finished=False)
+    assert (cut_off.boxes_text, cut_off.error) == (boxes, "unfinished")
+
+
+def test_no_regions_is_an_error_and_no_objects_is_an_answer() -> None:
+    assert read_regions(tagged("[]")) == Action((), (), "empty")
+    assert read_boxes("[]") == Action((), ())
+
+
+def test_labels_are_kept_as_text() -> None:
+    text = '[{"bbox_2d": [1, 2, 3, 4], "label": "böat"}, {"bbox_2d": [1, 2, 3, 4], "label": 7}, ' + BOX + "]"
+    assert read_boxes(text).labels == read_regions(tagged(text)).labels == ("böat", "7", "")
+
+
+def test_regions_beyond_the_allowed_number_are_dropped_and_are_an_error() -> None:
+    boxes = [(i, 0, i + 10, 10) for i in range(4)]
+    assert read_regions(sensing_answer(boxes, "")) == Action(tuple(boxes[:3]), ("",) * 3, "too_many")
+    assert read_regions(sensing_answer(boxes, ""), most=4) == Action(tuple(boxes), ("",) * 4)
+    assert read_regions(sensing_answer(boxes[:2], ""), most=1) == Action((boxes[0],), ("",), "too_many")
+
+
+def test_fewer_regions_than_were_asked_for_are_looked_at_and_are_an_error() -> None:
+    boxes = [(i, 0, i + 10, 10) for i in range(4)]
+    for count, error in ((1, "too_few"), (2, "too_few"), (3, None), (4, "too_many")):
+        action = read_regions(sensing_answer(boxes[:count], ""), most=3, least=3)
+        assert (action.boxes_text, action.error) == (tuple(boxes[: min(count, 3)]), error)
+    assert read_regions(sensing_answer([], ""), least=3).error == "empty"
+    assert read_regions(boxes_answer(boxes[:2]), least=3).error == "tags"
+
+
+# ---------------------------------------------------------------------- malformed tags
+
+LAYOUTS = {
+    # name: (answer, boxes, error)
+    "white space around": (f" \n<think>\na\n</think>\n\n<answer> [{BOX}]\n</answer> ", ONE, None),
+    "empty thought": (f"<think></think><answer>[{BOX}]</answer>", ONE, None),
+    "comparison in the thought": (tagged(f"[{BOX}]", "1 < 2 <b>"), ONE, None),
+    "empty": ("", NONE, "tags"),
+    "bare list": (f"[{BOX}]", NONE, "tags"),
+    "answer only": (f"<answer>[{BOX}]</answer>", ONE, "tags"),
+    "wrong order": (f"<answer>[{BOX}]</answer><think>a</think>", ONE, "tags"),
+    "prose before": (f"Sure: {tagged(f'[{BOX}]')}", ONE, "tags"),
+    "prose after": (f"{tagged(f'[{BOX}]')} Done.", ONE, "tags"),
+    "prose between": (f"<think>a</think> so <answer>[{BOX}]</answer>", ONE, "tags"),
+    "answer twice": (f"<think>a</think><answer>[]</answer><answer>[{BOX}]</answer>", ONE, "tags"),
+    "thought twice": (f"<think>a</think><think>b</think><answer>[{BOX}]</answer>", ONE, "tags"),
+    "thought not closed": (f"<think>a<answer>[{BOX}]</answer>", ONE, "tags"),
+    "thought closed twice": (f"<think>a</think></think><answer>[{BOX}]</answer>", ONE, "tags"),
+    "answer not closed": (f"<think>a</think><answer>[{BOX}]", NONE, "tags"),
+    "answer opened twice": (f"<think>a</think><answer><answer>[{BOX}]</answer>", ONE, "tags"),
+    "thought inside the answer": (f"<think>a</think><answer><think>[{BOX}]</answer>", NONE, "tags"),
+    "box in the thought only": (f"<think>[{BOX}]</think><answer></answer>", NONE, "json"),
+    "box in the thought, no answer": (f"<think>[{BOX}]</think>", NONE, "tags"),
+    "other box in the thought": (tagged(f"[{BOX}]", '[{"bbox_2d": [9, 9, 99, 99]}]'), ONE, None),
+    "capital tags": (f"<THINK>a</THINK><ANSWER>[{BOX}]</ANSWER>", NONE, "tags"),
+    "list not closed": (tagged(f"[{BOX}"), NONE, "json"),
+    "tags before json": ("<answer>[nothing</answer>", NONE, "tags"),
+    "prose in the answer": (tagged(f"Here: [{BOX}]"), NONE, "json"),
+}
+
+
+@pytest.mark.parametrize("text, boxes, error", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layouts_of_the_sensing_role(text: str, boxes: tuple, error: str | None) -> None:
+    action = read_regions(text)
+    assert (action.boxes_text, action.error) == (boxes, error)
+    assert read_regions(text, finished=False) == Action(boxes, action.labels, "unfinished")
+
+
+def test_every_error_is_reached_and_named() -> None:
+    reached = {error for *_, error in (*LISTS.values(), *LAYOUTS.values())} | {"empty", "too_many", "too_few", "unfinished"}
+    assert reached - {None} == set(REGION_ERRORS)
+
+
+# ---------------------------------------------------------------------- broken lists of the task role
+
+
+@pytest.mark.parametrize(
+    "text, boxes",
+    [
+        (f'[{BOX}, {{"bbox_2d": [5, 6, 7', ONE),
+        (f"[{BOX},", ONE),
+        (f"[{BOX}", ONE),
+        (f'[{{"bbox_2d": [1, 2, 3]}}, {BOX}, {{"bbox_2d": [0, 0, NaN, 1]}}, {{', ONE),
+        (f"```json\n[{BOX}, {BOX}, {{", ONE * 2),
+        (f"Here they are: [{BOX}]", ONE),
+        ('[{"bbox_2d": [5, 6, 7', NONE),
+        ("", NONE),
+        ("{" * 50_000, NONE),
+    ],
+)
+def test_a_broken_list_gives_up_its_whole_boxes(text: str, boxes: tuple) -> None:
+    assert read_boxes(text, finished=False) == Action(boxes, ("",) * len(boxes), "unfinished")
+    assert read_boxes(text, finished=True) == Action(boxes, ("",) * len(boxes), "json")
+
+
+def test_a_list_that_was_whole_when_the_limit_came_is_whole() -> None:
+    assert read_boxes(f"[{BOX}]", finished=False) == Action(ONE, ("",))
+
+
+# ---------------------------------------------------------------------- never an exception, never code
+
+PIECES = (
+    *("<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", '"bbox_2d":', '"label":', "```json", "```"),
+    *("1", "2.5", "-3", "1e309", "NaN", "Infinity", "true", "null", '"x"', "\\ud800", '"', ",", ":", " ", "\n", BOX),
+)
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)), st.booleans(), st.integers(1, 4))
+@settings(max_examples=400)
+def test_any_text_is_read(text: str, finished: bool, most: int) -> None:
+    sensing = [read_regions(wrapped, finished, most) for wrapped in (text, tagged(text), tagged(f"[{BOX},{text}]"))]
+    task = [read_boxes(wrapped, finished) for wrapped in (text, f"[{BOX},{text}]", f'[{{"bbox_2d":[{text}]}}]')]
+    for action in sensing + task:
+        assert action.error is None or action.error in REGION_ERRORS
+        assert len(action.labels) == len(action.boxes_text)
+        assert all(math.isfinite(value) for box in action.boxes_text for value in box)
+    assert all(len(action.boxes_text) <= most for action in sensing)
+    assert finished or all(action.error == "unfinished" for action in sensing)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([1, 2, 30, 40]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["bbox_2d", "label", "x"]), inner),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+@settings(max_examples=300)
+def test_any_json_is_read(value: object) -> None:
+    action = read_boxes(json.dumps(value))
+    well_formed = isinstance(value, list) and all(
+        isinstance(item, dict)
+        and isinstance(box := item.get("bbox_2d"), list)
+        and len(box) == 4
+        and all(type(v) in (int, float) and -1e9 < v < 1e9 for v in box)
+        for item in value
+    )
+    assert (action.error is None) == well_formed
+    assert len(action.boxes_text) == (len(value) if well_formed else 0)
+
+
+def test_nesting_near_the_recursion_limit_is_read() -> None:
+    for depth in [*range(850, 1020), 10_000]:
+        nested = "[" * depth + "]" * depth
+        for text in (f'[{{"bbox_2d": [1, 2, 30, 40], "label": {nested}}}]', f'[{{"bbox_2d": {nested}}}]', nested):
+            assert read_boxes(text).error in (None, "json", "no_bbox_2d", "not_four_numbers")
+            assert read_regions(tagged(text)).error in (None, "json", "no_bbox_2d", "not_four_numbers")
+
+
+def test_an_answer_that_repeats_itself_is_read_in_linear_time() -> None:
+    """A policy that fell into a loop writes pages of one token; backtracking over them would take minutes."""
+    began = time.process_time()
+    for piece in (" ", "\n", "```", "```json \n", "<think>", "<answer>", "</answer>", "{", "{a", "[", "<", BOX):
+        for start in ("", "```json", "<think></think>", "<think></think><answer>", "<answer>["):
+            read_regions(start + piece * 2500 + "x")
+            read_boxes(start + piece * 2500 + "x")
+    assert time.process_time() - began < 10
+
+
+def test_no_answer_is_ever_run() -> None:
+    tree = ast.parse(inspect.getsource(answer_parsing))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert names.isdisjoint({"eval", "exec", "compile", "__import__"})
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"json", "re"}
+
+
+# ---------------------------------------------------------------------- letters and words
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("B", "B"), ("b", "B"), ("(B)", "B"), ("B.", "B"), ("[b]", "B"), ("**B**", "B"), ("`B`\n", "B"), (r"\boxed{B}", "B"),
+        ("B) dark red", "B"), ("B: dark red", "B"), ("(B) the cat.", "B"), ("B. vitamin C", "B"), ("B\n\nBecause A is wrong.", "B"),
+        ("The answer is B", "B"), ("the answer is (b).", "B"), ("Answer: B", "B"), ("Option B is right", "B"),
+        ("The correct answer is B, not A.", "B"), ("The answer is A because it purrs.", "A"), ("The choice: C. red", "C"),
+        ("I think it is B.", "B"), ("It must be D!", "D"), ("B, because (A) is wrong", "B"),
+        ("The cat", "A"), ("the cat.", "A"), ("It is the cat!", "A"), ("red", "C"), ("It's dark red.", "B"),
+        ("It is vitamin C.", "D"), ("vitamin c", "D"), ("The answer is a red thing", "C"),
+        ("<think>A or C?</think><answer>B</answer>", "B"), ("<think>A</think> B", "B"), ("<answer>B", "B"),
+        ("<answer>A</answer> no, <answer>B</answer>", "B"),
+    ],
+)  # fmt: skip
+def test_letters_that_are_read(text: str, letter: str) -> None:
+    assert read_letter(text, OPTIONS) == (letter, None)
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("", "empty"), (" .", "no_letter"), ("<answer></answer>", "empty"), ("E", "no_such_option"), ("(z)", "no_such_option"),
+        ("A or B", "several_letters"), ("Both A and B", "several_letters"), ("(A) or (B)?", "several_letters"),
+        ("A. The cat\nB. dark red\nC. red", "several_letters"), ("The cat is red", "several_letters"),
+        ("A cat", "no_letter"), ("A dog and a bird", "no_letter"), ("I don't know", "no_letter"), ("U.S.", "no_letter"),
+        ("It's not B", "no_letter"), ("Cat", "no_letter"), ("infrared", "no_letter"), ("I can see it", "no_letter"),
+    ],
+)  # fmt: skip
+def test_letters_that_are_not_there(text: str, error: str) -> None:
+    assert read_letter(text, OPTIONS) == (None, error)
+
+
+def test_an_answer_that_was_cut_off_is_read_if_it_had_begun() -> None:
+    assert read_letter("B. The ca", OPTIONS, finished=False).value == "B"
+    assert read_letter("Let me look at", OPTIONS, finished=False).error == "unfinished"
+    assert read_yes_or_no("Let me look", finished=False).error == "unfinished"
+    assert read_yes_or_no("Yes, I can", finished=False).value == "yes"
+    assert read_word("a long wor", "What?", finished=False).error == "unfinished"
+    assert read_letter("", OPTIONS, finished=False).error == read_yes_or_no("", False).error == "unfinished"
+
+
+def test_every_letter_is_read_and_only_those_that_were_offered() -> None:
+    options = [f"thing number {word}" for word in string.ascii_lowercase]
+    for letter in LETTERS:
+        for form in ("{}", "({})", "{}.", "The answer is {}.", "{}) thing"):
+            assert read_letter(form.format(letter), options) == (letter, None), form
+        if letter > "D":
+            assert read_letter(f"({letter})", options[:4]).error == "no_such_option"
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("Yes", "yes"), ("no.", "no"), ("NO", "no"), ("y", "yes"), ("N", "no"), ("Yes, there is no dog.", "yes"),
+        ("No, yes is wrong", "no"), ("The answer is yes.", "yes"), ("There is no car", "no"), ("**Yes**", "yes"),
+        ("<think>yes?</think>No", "no"), ("<answer>no</answer>", "no"),
+    ],
+)  # fmt: skip
+def test_yes_and_no(text: str, value: str) -> None:
+    assert read_yes_or_no(text) == (value, None)
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [("", "empty"), ("!", "empty"), ("Not sure", "no_yes_or_no"), ("Nothing", "no_yes_or_no"), ("yesterday", "no_yes_or_no"),
+     ("y is it", "no_yes_or_no"), ("It is yes or no", "yes_and_no")],
+)  # fmt: skip
+def test_neither_yes_nor_no(text: str, error: str) -> None:
+    assert read_yes_or_no(text) == (None, error)
+
+
+def test_words_are_equal_but_for_case_punctuation_and_written_numbers() -> None:
+    for text in ("2", "Two", "two.", " 2 ", "The answer is 2", "Answer: two"):
+        assert read_word(text, "How many cars?").value == "2" == plain("2")
+    for text in ("22", "2 cars", "twofold", "1", "2.5"):
+        assert read_word(text, "How many cars?").value != "2"
+    assert read_word("Speed limit: 55 MPH", "What?").value == "speed limit 55 mph"
+    assert read_word("answering", "What?").value == "answering"
+    assert read_word(" ... ", "What?").error == "empty"
+
+
+REAL = "In which direction is the front wheel?\n\nA. Straight.\nB. Left.\nC. Right.\nPlease answer directly with only the letter of the correct option and nothing else."
+
+
+def test_options_that_the_question_lists() -> None:
+    assert listed_options(REAL) == ("Straight.", "Left.", "Right.")
+    assert listed_options("How many?\nPlease answer directly with a single word or number.") == ()
+    assert listed_options("A. is one\nC. is missing B") == () == listed_options("A. only one")
+    assert listed_options("B. begins\nC. late") == ()
+    assert read_word("Left", REAL).value == read_word("b", REAL).value == read_word("B. Left.", REAL).value == "B"
+    assert read_word("D", REAL).error == "no_such_option"
+
+
+def test_options_that_our_prompt_lists_are_found_in_it() -> None:
+    prompt = question_prompt("Which?", OPTIONS, hint="A. is no option here")
+    assert listed_options(prompt.split("\n", 1)[1]) == OPTIONS
+
+
+@given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=5), st.booleans())
+def test_no_text_raises_and_every_failure_has_a_name(text: str, options: list[str], finished: bool) -> None:
+    for reading in (read_letter(text, options, finished), read_yes_or_no(text, finished), read_word(text, "What?", finished)):
+        assert (reading.value is None) == (reading.error is not None) and reading.error in (None, *WORD_ERRORS)
+    letter = read_letter(text, options, finished).value
+    assert letter is None or letter in LETTERS[: len(options)]
