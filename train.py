@@ -148,6 +148,8 @@ def main(config: TrainConfig) -> None:
     if saved:
         checkpoints.restore(policy, saved)
         first = saved["step"] + 1
+    if first <= config.steps:
+        checkpoints.check_room(policy, config)
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
     ahead = Ahead(stream, config.steps)
 

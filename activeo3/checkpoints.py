@@ -4,6 +4,7 @@ A checkpoint is a model folder for plain transformers, with DeepSpeed's state an
 beside it. DeepSpeed itself stays behind ``Sharded``.
 """
 
+import errno
 import json
 import os
 import random
@@ -31,14 +32,36 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
 
     It is built under another name and renamed when complete, so a checkpoint that can be seen is whole. ``say`` is told
     of adapters that have lost something in merged weights.
+
+    Raises ConfigError if the disk is full: earlier checkpoints stay as they are.
     """
-    ranks, folder, share = sharded.ranks, Path(config.output_dir), 1.0
+    ranks, folder = sharded.ranks, Path(config.output_dir)
     target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
     if ranks.rank == 0:
-        for left in folder.glob("building-*"):  # by a run that was killed while it wrote or deleted
-            shutil.rmtree(left)
+        _remove_unfinished(folder)
         building.mkdir(parents=True)
     ranks.wait()
+    try:
+        share = _write(sharded, config, step, building)
+    except Exception as error:  # each library raises its own when it cannot write
+        shutil.rmtree(building, ignore_errors=True)  # what is half written takes the room that is missing
+        missing = _no_room(sharded, folder, f"{target} could not be written", error)
+        raise (missing or error) from None
+    if ranks.rank == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(building, target)
+        for old in complete(folder)[: -config.keep] if config.keep else []:
+            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
+        if share < KEPT:
+            say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
+                f"the rest away; {target / 'adapters'} has all of it")
+    ranks.wait()
+    return target
+
+
+def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> float:
+    """Write all parts of a checkpoint; the share of the adapters' corrections that the weights hold (1 without)."""
+    ranks, share = sharded.ranks, 1.0
     with ranks.quietly():
         sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
         with sharded.gathered() as whole:
@@ -53,15 +76,46 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
     if ranks.rank == 0:
         state = {"step": step, "world": ranks.world, "config": asdict(config)}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
-        for old in complete(folder)[: -config.keep] if config.keep else []:
-            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
-        if share < KEPT:
-            say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
-                f"the rest away; {target / 'adapters'} has all of it")
-    ranks.wait()
-    return target
+    return share
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a run left that was killed while it wrote or deleted a checkpoint."""
+    for left in folder.glob("building-*"):
+        shutil.rmtree(left)
+
+
+def bytes_of(sharded: Sharded) -> int:
+    """How large a checkpoint is, in bytes, without its small files.
+
+    The weights, the optimizer's float32 copy and two moments of each parameter that learns, and the shards of the frozen ones.
+    """
+    vlm, each = sharded.vlm, sharded.vlm.model.dtype.itemsize
+    return vlm.parameters * each + vlm.learning * 12 + (vlm.parameters - vlm.learning) * each
+
+
+def check_room(sharded: Sharded, config: TrainConfig) -> None:
+    """Raise ConfigError, before the work, if there is no room for even one checkpoint in ``--output_dir``."""
+    folder = Path(config.output_dir)
+    if sharded.ranks.rank == 0:
+        _remove_unfinished(folder)
+    sharded.ranks.wait()
+    missing = _no_room(sharded, folder, f"--output_dir {folder} has no room for a checkpoint")
+    if any(sharded.ranks.gather(missing is not None)):
+        raise missing or ConfigError(f"--output_dir {folder} has no room for a checkpoint on another machine.")
+
+
+def _no_room(sharded: Sharded, folder: Path, what: str, error: Exception | None = None) -> ConfigError | None:
+    """What to say if the disk is full; None if it is not, and the ``error`` is about something else."""
+    needed, free = bytes_of(sharded), shutil.disk_usage(folder).free
+    refused = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    if not refused and free >= needed:
+        return None
+    whole = [path.name for path in complete(folder)]
+    kept = f"; {whole[-1]} is whole, and the same command goes on from it" if whole else ""
+    return ConfigError(
+        f"{what}: it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, or lower --keep{kept}."
+    )
 
 
 def complete(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -406,6 +407,53 @@ def test_a_checkpoint_that_lost_a_part_is_not_continued(
     path.joinpath(gone).rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=f"^{path} has lost a part"):
         checkpoints.restore(sharded, checkpoints.resumable(config, ranks))
+
+
+def test_a_checkpoint_is_as_large_as_announced(ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path, picture: Picture) -> None:
+    """After an update, when the optimizer has its moments; all that is not weights and states is small."""
+    for only in ("", "self_attn"):
+        sharded = Sharded(make_vlm("qwen2_5_vl"), ranks, replace(config, train_only=only), learns=True)
+        sharded.backward(sharded.logits(pack(sharded.vlm, picture)).square().mean())
+        sharded.step(1e-3)
+        path = checkpoints.save(sharded, replace(config, output_dir=str(tmp_path)), 1)
+        parts = [file.stat().st_size for file in path.rglob("*") if file.suffix in (".safetensors", ".pt") and "random" not in file.name]
+        assert 0 <= sum(parts) - checkpoints.bytes_of(sharded) < 300_000, only  # names and shapes
+
+
+def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
+    ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharded = Sharded(make_vlm("qwen3_vl"), ranks, config, learns=True)
+    config, needed = replace(config, output_dir=str(tmp_path)), checkpoints.bytes_of(sharded)
+    checkpoints.save(sharded, config, 3)
+    whole = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    save = VisionLanguageModel.save
+
+    def on_a_full_disk(name: str) -> Callable[..., None]:
+        """The policy is saved, and what is written next under ``name`` meets a device without room."""
+        def saved(self: VisionLanguageModel, folder: Path, weights: None = None) -> None:
+            save(self, folder, weights)
+            (folder / name).symlink_to("/dev/full")
+        return saved
+
+    def assert_said(message: str, step: int) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            checkpoints.save(sharded, config, step)
+        assert "\n" not in str(caught.value) and "checkpoint-3 is whole, and the same command goes on from it" in str(caught.value)
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == whole
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VisionLanguageModel, "save", on_a_full_disk("activeo3.json"))  # OSError, "no space left"
+        assert_said(f"^{tmp_path / 'checkpoint-4'} could not be written: it needs about {needed / 1e9:.3g} GB and .* GB are free", 4)
+        patch.setattr(VisionLanguageModel, "save", on_a_full_disk("random-0.pt"))  # torch raises a RuntimeError about positions
+        with pytest.raises(RuntimeError, match="inline_container"):  # there is room: it is about something else
+            checkpoints.save(sharded, config, 5)
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+        assert_said(f"^{tmp_path / 'checkpoint-5'} could not be written", 5)
+        with pytest.raises(ConfigError, match=f"^--output_dir {tmp_path} has no room for a checkpoint: it needs"):
+            checkpoints.check_room(sharded, config)
+    checkpoints.check_room(sharded, config)
+    assert checkpoints.save(sharded, config, 5).name == "checkpoint-5"
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
