@@ -24,7 +24,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, pictures, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, paths, pictures, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -135,9 +135,9 @@ def policies_of(rows: Sequence[rivals.Rival], start: str) -> dict[str, str]:
 
 
 def output_folder(config: EvalConfig) -> Path:
-    """Where results go: never a new folder with the name of a hub id, which would then hide the hub's model."""
+    """Where results go: never into the hub's cache, nor a new folder with the name of a hub id, which would hide its model."""
     checkpoint = Path(config.checkpoint[0])
-    beside = len(config.checkpoint) == 1 and checkpoint.is_dir()
+    beside = len(config.checkpoint) == 1 and checkpoint.is_dir() and not paths.cached(config.checkpoint[0])
     return Path(config.output_dir or (checkpoint / "eval" if beside else "eval"))
 
 

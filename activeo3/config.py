@@ -13,9 +13,12 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
+from activeo3 import paths
 from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
+from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
@@ -37,7 +40,7 @@ class _Config:
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
     format), or another that python -m activeo3.datasets lists"""
-    data_root: str = ""
+    data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     tile: int = 800
     """SODA's large pictures are cut into tiles of tile x tile pixels (its authors: 800); 0: left whole"""
@@ -91,7 +94,7 @@ class _Config:
     """longest task-model answer per crop, in tokens"""
     task_batch: int = 128
     """crops that the task model works on at once (a detector, whose views are large: at most 16)"""
-    task_checkpoint: str = ""
+    task_checkpoint: Place = Place("")
     """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a
     SAM, SAM 2 or SAM 3"""
     box_threshold: float = 0.25
@@ -121,6 +124,8 @@ class _Config:
                 raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
+            if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
+                object.__setattr__(self, field.name, _expanded(field.name, value))
         if not 1 <= self.regions <= MOST_REGIONS:
             raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to {MOST_REGIONS} regions.")
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
@@ -195,7 +200,7 @@ class _Config:
 class TrainConfig(_Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
-    model: str = "data/tiny"
+    model: Place = Place("data/tiny")
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
     """who works on the crops: mllm (the start policy, frozen), grounding-dino, sam (corrects masks, for --task
@@ -204,7 +209,7 @@ class TrainConfig(_Config):
     """which part of the data set to train on"""
     limit: int = 0
     """use only the first N examples of the split; 0: all"""
-    output_dir: str = "runs/tiny"
+    output_dir: Place = Place("runs/tiny")
     """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued.
     By default it is named after the presets"""
 
@@ -308,7 +313,7 @@ class TrainConfig(_Config):
     matching: Literal["hungarian", "sequential"] = "hungarian"
     """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
 
-    ds_config: str = "ds_config.json"
+    ds_config: Place = Place("ds_config.json")
     """DeepSpeed's own settings"""
     save_every: int = 40
     """steps between checkpoints"""
@@ -363,8 +368,20 @@ class TrainConfig(_Config):
         """Sentences for the fields that decide the result and differ from an earlier run's."""
         mine = json.loads(json.dumps(dataclasses.asdict(self)))  # as the other's: with lists for tuples
         names = [name for name in mine if name not in _FREE and mine[name] != other.get(name)]
+        names = [name for name in names if not (name in _PLACES and self._same_place(name, other.get(name)))]
         return [f"--{name} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
 
+    def _same_place(self, name: str, other: Any) -> bool:
+        """Does an earlier run of the same ``output_dir`` name the same place in another spelling?"""
+        return isinstance(other, str) and paths.same(getattr(self, name), paths.beside(Path(self.output_dir), other))
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """The value of a field of places, each of them expanded."""
+    return tuple(paths.expanded(text, name) for text in value) if isinstance(value, tuple) else paths.expanded(value, name)
+
+
+_PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
 _FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute"}

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, close_ups, documents, masks, pageocr, pixmo, questions, referring, scenes, selections, soda
+from activeo3 import annotations, close_ups, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line: list what is registered, found and missing."""
     parser = argparse.ArgumentParser(description="List the data sets: what is registered, found and missing.")
     parser.add_argument("--data_root", default="data", help="the folder that holds the data sets [data]")
-    for line in survey(parser.parse_args(argv).data_root):
+    for line in survey(paths.expanded(parser.parse_args(argv).data_root, "data_root")):
         print(line, flush=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import get_args, get_type_hints
 
 from activeo3.config import MOST_REGIONS, ConfigError, TrainConfig, _Config
+from activeo3.paths import Place
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
 MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
@@ -19,9 +20,9 @@ TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 class EvalConfig(_Config):
     """Evaluate a checkpoint beside every floor and ceiling, in one table."""
 
-    checkpoint: tuple[str, ...] = ()
+    checkpoint: tuple[Place, ...] = ()
     """the trained policy: a checkpoint folder of a run, or any model folder; several are rows of one table"""
-    start: str = ""
+    start: Place = Place("")
     """the untrained policy and the task model mllm; by default what the checkpoint was trained from"""
     benchmark: tuple[str, ...] = ()
     """data sets to evaluate on; by default --data"""
@@ -45,12 +46,12 @@ class EvalConfig(_Config):
     """which part of the data set to evaluate on"""
     limit: int = 200
     """examples per benchmark; 0: all"""
-    output_dir: str = ""
+    output_dir: Place = Place("")
     """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id or for
     several checkpoints"""
     resamples: int = 1000
     """bootstrap resamples of the 95 % intervals"""
-    image: str = ""
+    image: Place = Place("")
     """a picture of your own: draw regions and detections for --find instead of a table"""
     find: str = ""
     """what to find in --image"""

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
+from activeo3 import paths
 from activeo3.checkpoints import run_state
 from activeo3.config import ConfigError
 
@@ -23,22 +24,27 @@ class Rival(NamedTuple):
 def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], str]:
     """(all rivals, the start policy that they share); ``start`` names it, or they must agree.
 
+    A start policy is looked for as its run names it, and beside the run. One folder has one spelling in what is returned.
+
     Raises ConfigError if a checkpoint is named twice, says nothing of its run, or was trained from another
     start policy than the others: then no row could be compared with the next.
     """
-    trained = {source: _trained(source) for source in checkpoints}
-    if len(trained) < len(checkpoints):
-        twice = next(source for source in trained if checkpoints.count(source) > 1)
-        raise ConfigError(f"--checkpoint names {twice} twice; name every checkpoint once.")
-    starts = {source: start or config.get("model", source) for source, config in trained.items()}
-    different = sorted(set(starts.values()))
+    *sources, start = paths.unified([*checkpoints, start])
+    twice = [f"{source} twice, also as {name}" if source != name else f"{source} twice"
+             for place, (source, name) in enumerate(zip(sources, checkpoints)) if source in sources[:place]]  # fmt: skip
+    if twice:
+        raise ConfigError(f"--checkpoint names {twice[0]}; name every checkpoint once.")
+    trained = {source: _trained(source) for source in sources}
+    own = [paths.beside(Path(source), config.get("model", source)) for source, config in trained.items()]
+    starts = paths.unified([*sources, *([start] * len(sources) if start else own)])[len(sources) :]
+    different = sorted(set(starts))
     if len(different) > 1:
         raise ConfigError(
             f"--checkpoint: these were trained from different start policies, {' and '.join(different)}; "
             f"evaluate them apart, or name one for all with --start."
         )
-    names = labels(checkpoints) if len(checkpoints) > 1 else [""]
-    rivals = [Rival(source, name, trained[source].get("task") == "direct") for source, name in zip(checkpoints, names)]
+    names = labels(sources) if len(sources) > 1 else [""]
+    rivals = [Rival(source, name, trained[source].get("task") == "direct") for source, name in zip(sources, names)]
     return rivals, different[0]
 
 
@@ -58,9 +64,9 @@ def labels(sources: Sequence[str]) -> list[str]:
     >>> labels(["x/a/checkpoint-40", "y/a/checkpoint-40"])
     ['x-a-40', 'y-a-40']
     """
-    paths = [Path(os.path.normpath(source)).parts for source in sources]
-    for deep in range(max(map(len, paths)) + 1):
-        names = [_name(parts, deep) for parts in paths]
+    parts_of = [Path(paths.cached(source) or os.path.normpath(source)).parts for source in sources]
+    for deep in range(max(map(len, parts_of)) + 1):
+        names = [_name(parts, deep) for parts in parts_of]
         if len(set(names)) == len(names):
             return names
     return ["-".join(map(str, pair)) for pair in enumerate(names, start=1)]
