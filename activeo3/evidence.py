@@ -17,6 +17,9 @@ Readings of what that system leaves open:
   1. There, a region above 65 % of the view was shown at a discount. Where ours refuses it, ``per_call``
      still values the request as it would have.
   2. A call beyond the third costs there 0.10; we take it that it earns nothing besides.
+
+Deviation from DocVQA: its script divides the distance of two answers without surplus white space by the length of the
+longer one as it was written. Here that is the length without it, too: spaces around an answer do not make it more alike.
 """
 
 import re

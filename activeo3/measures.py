@@ -50,13 +50,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 def ready(task: str) -> None:
     """Raise DataError if the table of a task needs a package that is not there: to be called before long work."""
     if task == "ocr":
-        transcripts.need_nltk("the table of --task ocr")
+        transcripts.need_packages("the table of --task ocr")
 
 
 def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], resamples: int = 1000) -> dict[str, Metric]:
     """COLUMNS of the task, from one answer per posed example.
 
-    Raises DataError for ocr without nltk.
+    Raises DataError for ocr without nltk or jieba.
     """
     pictures = [example.image_id for example in examples]
     values = _PER_EXAMPLE[task](examples, answers) | {"form": [float(answer.action.error is None) for answer in answers]}

@@ -111,11 +111,12 @@ OWNERS = {
     "scipy": {"matching"},
     "rapidfuzz": {"transcripts"},
     "nltk": {"transcripts"},
+    "jieba": {"transcripts"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
-PACKAGES |= {"pyarrow", "nltk", "peft"}  # extras
+PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras
 
 LONGEST = 450  # lines; the aim is 300
 
