@@ -14,6 +14,7 @@ import numpy as np
 
 from activeo3.files import DataError, Source, inside, is_number, needed, read_json, read_picture, within
 from activeo3.geometry import area
+from activeo3.metric_rules import COCO, MetricRules
 from activeo3.schema import Example
 
 
@@ -66,13 +67,13 @@ class BoxDataset:
     An example keeps both ids of the file, so that predictions can be written as COCO results. Its
     fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
     picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px`` and
-    ``source_id``, the picture it is from; ``lowest_iou`` if the set is scored from there on (SODA).
+    ``source_id``, the picture it is from; and how the set is scored, ``rules``.
     """
 
     name: str
     split: str
     index: Index
-    lowest_iou: float | None = None
+    rules: MetricRules = COCO
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -91,12 +92,10 @@ class BoxDataset:
         picture = self.index.pictures[question.image_id]
         example_id = f"{question.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
-        fields = {"file_name": picture.path.name, "areas": question.areas}
+        fields = {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
         fields |= {"exhaustive": question.category_id not in picture.partly}
         if question.category_id in self.index.frequency:
             fields["frequency"] = self.index.frequency[question.category_id]
-        if self.lowest_iou is not None:
-            fields["lowest_iou"] = self.lowest_iou
         if picture.window:
             image = image.crop(picture.window)
             fields |= {"window_px": picture.window, "source_id": picture.source_id}

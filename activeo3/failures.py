@@ -8,7 +8,8 @@
     missed           true boxes not even touched: no detection has an IoU of 0.1 with them; the rest of FN
                      was seen and badly localised
 
-All are counts over all questions together, at one IoU threshold, with COCO's matching.
+All are counts over all questions together, at one IoU threshold, with COCO's matching, of every detection. One
+that matches nothing where not every instance is boxed (LVIS) is in no count.
 
 Readings of what the paper leaves open: its thresholds are not said; ours are 0.5 for a match and 0.1 for a
 touch. Crowds count for nothing.
@@ -20,6 +21,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from activeo3 import geometry, metrics
+from activeo3.metric_rules import SIZES, UNLIMITED
 from activeo3.schema import Example, Outcome, Region
 
 COLUMNS = ("sensing_recall", "recall_inside", "recall", "precision", "TP", "FP", "FN", "missed")
@@ -49,8 +51,7 @@ def failures(
 
 def _counts(examples: Sequence[Example], outcomes: Sequence[Outcome], match: float) -> tuple[int, int, int]:
     """(detections that match, detections that do not, true boxes) over all examples."""
-    everywhere = {"": metrics.SIZES[""]}
-    queries = metrics.match(examples, outcomes, (match,), everywhere, max_detections=100)[""]
+    queries = metrics.match(examples, outcomes, (match,), {"": SIZES[""]}, UNLIMITED)[""]
     curves = [curve for (curve,) in queries]
     hits = sum(int(curve.hit.sum()) for curve in curves)
     return hits, sum(len(curve.hit) for curve in curves) - hits, sum(int(curve.truth.sum()) for curve in curves)

@@ -14,19 +14,19 @@ from typing import Sequence
 
 import numpy as np
 
-from activeo3.metrics import SIZES, Metric, evaluate_detections
+from activeo3.metric_rules import LOW_OVERLAP, rules_of
+from activeo3.metrics import Metric, evaluate_detections
 from activeo3.schema import Example, Outcome
 
 FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}
 """LVIS's marks of a category: in up to 10, up to 100, or more training pictures."""
-LOW = 0.1
-LOW_RANGE = tuple(np.linspace(LOW, 0.95, 18).tolist())
+LOW_RANGE = tuple(np.linspace(LOW_OVERLAP, 0.95, 18).tolist())
 
 
 def headlines(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
     """The numbers that the data set of these examples asks for; none for most data sets.
 
-    An example asks by its fields: ``frequency`` (r, c or f) and ``lowest_iou``.
+    An example asks by its fields: ``frequency`` (r, c or f) and the ``lowest_iou`` of its ``rules``.
     """
     return by_frequency(examples, outcomes, resamples) | at_low_overlap(examples, outcomes, resamples)
 
@@ -46,11 +46,12 @@ def by_frequency(examples: Sequence[Example], outcomes: Sequence[Outcome], resam
 
 
 def at_low_overlap(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
-    """AP and AR by size from an IoU of LOW on, if all examples ask for it."""
-    if {example.fields.get("lowest_iou") for example in examples} != {LOW}:
+    """AP and AR by size from an IoU of LOW_OVERLAP on, if all examples ask for it."""
+    rules = rules_of(examples)
+    if rules.lowest_iou != LOW_OVERLAP:
         return {}
     found = {}
-    for suffix, thresholds in (("10", (LOW,)), ("10_95", LOW_RANGE)):
+    for suffix, thresholds in (("10", (LOW_OVERLAP,)), ("10_95", LOW_RANGE)):
         rows = evaluate_detections(examples, outcomes, thresholds, resamples=resamples)
-        found |= {f"{name}{suffix}{size}": rows[f"{name}{size}"] for name in ("AP", "AR") for size in SIZES}
+        found |= {f"{name}{suffix}{size}": rows[f"{name}{size}"] for name in ("AP", "AR") for size in rules.sizes}
     return found

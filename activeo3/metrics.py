@@ -20,14 +20,15 @@ Choices that COCO leaves to its user:
 import contextlib
 import io
 import math
-from dataclasses import dataclass
-from typing import Any, Iterable, NamedTuple, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from activeo3.geometry import CONTAINED, area, as_boxes, held
+from activeo3.metric_rules import SIZES, UNLIMITED, MetricRules, Range, is_exhaustive, rules_of
 from activeo3.schema import Example, Outcome
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -35,15 +36,6 @@ IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 RECALL_GRID = np.linspace(0.0, 1.0, 101)
 """The recalls at which COCO reads the precision-recall curve."""
-
-SIZES: dict[str, tuple[float, float]] = {
-    "": (0.0, 1e10),
-    "_s": (0.0, 32.0**2),
-    "_m": (32.0**2, 96.0**2),
-    "_l": (96.0**2, 1e10),
-}
-"""COCO's size classes by the suffix of a metric's name: areas in square pixels of the original."""
-
 
 class Metric(NamedTuple):
     """A number of a table and its 95 % interval, NaN where nothing could be measured."""
@@ -58,23 +50,33 @@ class Curve:
     """The ranked detections of one query, for one size class and one IoU threshold.
 
     Only detections that count are listed, best score first: ``hit`` (D,) is True for one that found
-    a true box and False for a false positive; ``owner`` (D,) is the index of its example. ``asked``
-    (A,) are the indices of the examples with this query, ``truth`` (A,) counts their true boxes.
+    a true box and False for a false positive; ``owner`` (D,) is the index of its example and ``place``
+    (D,) its rank there, from 0. ``asked`` (A,) are the indices of the examples with this query,
+    ``truth`` (A,) counts their true boxes.
     """
 
     hit: np.ndarray
     owner: np.ndarray
+    place: np.ndarray
     asked: np.ndarray
     truth: np.ndarray
 
-    def ap_ar(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision (R,) and final recall (R,) with example e counted weights[r, e] times.
+    def best(self, most: int) -> "Curve":
+        """The same curve with at most the best ``most`` detections of every example."""
+        kept = self.place < most
+        return replace(self, hit=self.hit[kept], owner=self.owner[kept], place=self.place[kept])
+
+    def ar(self, weights: np.ndarray) -> np.ndarray:
+        """Final recall (R,) with example e counted weights[r, e] times; NaN where a resample has no true box."""
+        return weights[:, self.owner[self.hit]].sum(axis=1) / self._total(weights)
+
+    def ap(self, weights: np.ndarray) -> np.ndarray:
+        """Average precision (R,), likewise.
 
         All ones is COCO's number. An example drawn twice counts as two copies of each of its
-        detections, side by side in the ranking. NaN where a resample has no true box.
+        detections, side by side in the ranking.
         """
-        total = weights[:, self.asked] @ self.truth  # (R,)
-        total = np.where(total > 0, total, np.nan)
+        total = self._total(weights)
         drawn = weights[:, self.owner]  # (R, D)
         # Only at a hit does recall grow, and the precision envelope has its corners there, so the
         # curve is read at the hits alone.
@@ -86,27 +88,33 @@ class Curve:
         reached = np.searchsorted(RECALL_GRID, recall, side="right")  # (R, H) grid points passed
         gained = np.diff(reached, axis=1, prepend=0)  # (R, H)
         missing = np.where(np.isnan(total), np.nan, 0.0)  # (R,)
-        ap = (envelope * gained).sum(axis=1) / len(RECALL_GRID) + missing
-        return ap, drawn[:, self.hit].sum(axis=1) / total
+        return (envelope * gained).sum(axis=1) / len(RECALL_GRID) + missing
+
+    def _total(self, weights: np.ndarray) -> np.ndarray:
+        """True boxes (R,) of every resample, NaN for none."""
+        total = weights[:, self.asked] @ self.truth
+        return np.where(total > 0, total, np.nan)
 
 
 def detection_metrics(
     examples: Sequence[Example],
     outcomes: Sequence[Outcome],
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
-    max_detections: int = 100,
+    rules: MetricRules | None = None,
 ) -> dict[str, float]:
     """COCO's AP and AR, averaged over queries and thresholds, without intervals.
 
-    Keys: AP, AP_s, AP_m, AP_l, AR, AR_s, AR_m, AR_l, and AP50, AR50, AP75 where 0.5 and 0.75 are
-    among the thresholds. Values are in [0, 1], or NaN where no true box of that size exists. The
+    ``rules`` are those of the examples' data set by default (metric_rules.py).
+
+    Keys: AP, AP_s, AP_m, AP_l, AR, AR_s, AR_m, AR_l, the same for further size classes of the rules, and
+    AP50, AR50, AP75 where 0.5 and 0.75 are among the thresholds. Values are in [0, 1], or NaN where no true box of that size exists. The
     size of a true box is its area in original pixels, or ``fields["areas"]`` (N,) if the example
     has it, because COCO measures masks.
 
     Raises ValueError if examples and outcomes do not pair up, and, naming the example, if there
     are not as many scores as boxes or a number is not finite.
     """
-    rows = evaluate_detections(examples, outcomes, iou_thresholds, max_detections, resamples=0)
+    rows = evaluate_detections(examples, outcomes, iou_thresholds, rules, resamples=0)
     return {name: metric.value for name, metric in rows.items()}
 
 
@@ -114,7 +122,7 @@ def evaluate_detections(
     examples: Sequence[Example],
     outcomes: Sequence[Outcome],
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
-    max_detections: int = 100,
+    rules: MetricRules | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Metric]:
@@ -122,12 +130,13 @@ def evaluate_detections(
 
     ``resamples`` 0 leaves the intervals NaN. The same examples and seed give the same interval.
     """
-    curves = match(examples, outcomes, iou_thresholds, SIZES, max_detections)
+    rules = rules or rules_of(examples)
+    curves = match(examples, outcomes, iou_thresholds, rules.sizes, rules)
     draws = _resampled([example.image_id for example in examples], resamples, seed)
     weights = np.concatenate([np.ones((1, len(examples))), draws])  # (1 + R, E)
     rows: dict[str, Metric] = {}
-    for size in SIZES:
-        ap, ar = _pooled(curves[size], weights)  # (1 + R, thresholds) each
+    for size in rules.sizes:
+        ap, ar = _pooled(curves[size], weights, rules)  # (1 + R, thresholds) each
         rows[f"AP{size}"] = _with_interval(ap.mean(axis=1), lowest=0.0, highest=1.0)
         rows[f"AR{size}"] = _with_interval(ar.mean(axis=1), lowest=0.0, highest=1.0)
         for name, values, threshold in (("AP50", ap, 0.5), ("AP75", ap, 0.75), ("AR50", ar, 0.5)):
@@ -140,15 +149,17 @@ def evaluate_detections(
 def ap_ar_50(example: Example, outcome: Outcome) -> tuple[float, float]:
     """AP and AR at IoU 0.5 of one example; their sum is the paper's R_detect (section 4.4).
 
+    Every detection counts, however many there are. Where not every instance is boxed (LVIS), one that
+    matches nothing is neither right nor false.
+
     An example without a true box (crowds apart) scores (1, 1) if nothing false was found and (0, 0)
     otherwise: a precision of nothing is undefined, and silence is the right answer.
     """
-    everywhere = {"": SIZES[""]}
-    ((curve,),) = match([example], [outcome], (0.5,), everywhere, max_detections=100)[""]
+    ((curve,),) = match([example], [outcome], (0.5,), {"": SIZES[""]}, UNLIMITED)[""]
     if curve.truth.sum() == 0:
         return (1.0, 1.0) if len(curve.hit) == 0 else (0.0, 0.0)
-    ap, ar = curve.ap_ar(np.ones((1, 1)))
-    return float(ap[0]), float(ar[0])
+    once = np.ones((1, 1))
+    return float(curve.ap(once)[0]), float(curve.ar(once)[0])
 
 
 def asked_boxes(example: Example) -> np.ndarray:
@@ -216,30 +227,60 @@ def match(
     examples: Sequence[Example],
     outcomes: Sequence[Outcome],
     iou_thresholds: Sequence[float],
-    sizes: dict[str, tuple[float, float]],
-    max_detections: int,
+    sizes: Mapping[str, Range],
+    rules: MetricRules,
 ) -> dict[str, list[list[Curve]]]:
-    """COCO's matching, as the curves [size][query][threshold], queries in order of appearance."""
+    """COCO's matching, as the curves [size][query][threshold], queries in order of appearance.
+
+    A curve holds what counts for AP or AR; ``Curve.best`` tells them apart.
+    """
     if len(examples) != len(outcomes) or not examples:
         raise ValueError(f"{len(examples)} examples and {len(outcomes)} outcomes do not pair up")
-    found = _coco_matches(examples, outcomes, iou_thresholds, list(sizes.values()), max_detections)
+    listed = best_of_pictures(examples, outcomes, rules.of_picture)
+    found = _coco_matches(examples, listed, iou_thresholds, list(sizes.values()), max(rules.for_ap, rules.for_ar))
+    forgiven = np.array([not is_exhaustive(example) for example in examples])
     asked: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         asked.setdefault(example.query, []).append(index)
     count, thresholds = len(examples), len(iou_thresholds)
     return {
         size: [
-            _curves(found[k * count : (k + 1) * count], indices, thresholds)
+            _curves(found[k * count : (k + 1) * count], indices, thresholds, forgiven)
             for indices in asked.values()
         ]
         for k, size in enumerate(sizes)
     }
 
 
-def _curves(found: list[dict[str, Any] | None], asked: list[int], thresholds: int) -> list[Curve]:
-    """One curve per threshold from COCOeval's records (E,) of one size class; None: no boxes."""
+def best_of_pictures(examples: Sequence[Example], outcomes: Sequence[Outcome], most: int) -> list[Outcome]:
+    """The outcomes with at most the ``most`` best detections of a picture, over all questions about it.
+
+    Equal scores rank in the order of examples and boxes, as in the predictions that results.py writes.
+    """
+    of_picture: dict[int, list[int]] = {}
+    for index, example in enumerate(examples):
+        of_picture.setdefault(example.image_id, []).append(index)
+    kept = list(outcomes)
+    for indices in of_picture.values():
+        sizes = [len(outcomes[index].scores) for index in indices]
+        if sum(sizes) <= most:
+            continue
+        scores = np.concatenate([outcomes[index].scores for index in indices])
+        best = np.zeros(len(scores), dtype=bool)
+        best[np.argsort(-scores, kind="stable")[:most]] = True
+        for index, own in zip(indices, np.split(best, np.cumsum(sizes)[:-1])):
+            outcome = outcomes[index]
+            kept[index] = replace(outcome, boxes_px=as_boxes(outcome.boxes_px)[own], scores=outcome.scores[own])
+    return kept
+
+
+def _curves(found: list[dict[str, Any] | None], asked: list[int], thresholds: int, forgiven: np.ndarray) -> list[Curve]:
+    """One curve per threshold from COCOeval's records (E,) of one size class; None: no boxes.
+
+    Where ``forgiven`` (E,), a detection that matches nothing is left out, as LVIS does.
+    """
     truth = np.zeros(len(asked))
-    scores, owners = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
+    scores, owners, places = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     hits, skips = ([np.zeros((thresholds, 0), dtype=bool)] for _ in range(2))
     for place, index in enumerate(asked):
         record = found[index]
@@ -248,12 +289,13 @@ def _curves(found: list[dict[str, Any] | None], asked: list[int], thresholds: in
         truth[place] = np.count_nonzero(record["gtIgnore"] == 0)
         scores.append(np.asarray(record["dtScores"], dtype=np.float64))
         owners.append(np.full(len(scores[-1]), index))
+        places.append(np.arange(len(scores[-1])))  # COCOeval lists the best first
         hits.append(record["dtMatches"] > 0)
-        skips.append(record["dtIgnore"].astype(bool))
+        skips.append(record["dtIgnore"].astype(bool) | (forgiven[index] & ~hits[-1]))
     order = np.argsort(-np.concatenate(scores), kind="stable")  # as COCOeval.accumulate sorts
-    owner = np.concatenate(owners)[order]
+    owner, rank = np.concatenate(owners)[order], np.concatenate(places)[order]
     hit, skip = np.concatenate(hits, axis=1)[:, order], np.concatenate(skips, axis=1)[:, order]
-    rows = [(hit[t][~skip[t]], owner[~skip[t]]) for t in range(thresholds)]
+    rows = [(hit[t][~skip[t]], owner[~skip[t]], rank[~skip[t]]) for t in range(thresholds)]
     return [Curve(*row, np.array(asked), truth) for row in rows]
 
 
@@ -261,7 +303,7 @@ def _coco_matches(
     examples: Sequence[Example],
     outcomes: Sequence[Outcome],
     iou_thresholds: Sequence[float],
-    area_ranges: list[tuple[float, float]],
+    area_ranges: list[Range],
     max_detections: int,
 ) -> list[dict[str, Any] | None]:
     """COCOeval's match records: all examples for the first area range, then for the next.
@@ -332,9 +374,11 @@ def xywh(boxes: np.ndarray) -> list[list[float]]:
     return np.concatenate([boxes[:, :2], side], axis=1).tolist()
 
 
-def _pooled(curves: list[list[Curve]], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(curves: list[list[Curve]], weights: np.ndarray, rules: MetricRules) -> tuple[np.ndarray, np.ndarray]:
     """AP and AR (R, thresholds): the mean over the queries that have a true box in the resample."""
-    both = np.array([[curve.ap_ar(weights) for curve in row] for row in curves])  # (Q, t, 2, R)
+    both = np.array([
+        [(curve.best(rules.for_ap).ap(weights), curve.best(rules.for_ar).ar(weights)) for curve in row] for row in curves
+    ])  # (Q, t, 2, R)  # fmt: skip
     there = ~np.isnan(both)
     mean = _ratio(np.where(there, both, 0.0).sum(axis=0), there.sum(axis=0))  # (t, 2, R)
     return mean[:, 0].T, mean[:, 1].T

@@ -28,6 +28,7 @@ import numpy as np
 
 from activeo3.annotations import BoxDataset, Index, Question, read_coco
 from activeo3.files import DataError, Source, read_json
+from activeo3.metric_rules import LVIS
 
 SMALL_PX = 100.0
 """An instance is small below this area in square pixels."""
@@ -68,7 +69,7 @@ def _open(name: str, source: Source) -> BoxDataset:
     by_key = {(question.image_id, question.category_id): question for question in index.questions}
     if not chosen:
         raise DataError(f"{path}: no question of split '{split}' fits the rule of {name}")
-    return BoxDataset(name, split, index._replace(questions=tuple(by_key[key] for key in chosen)))
+    return BoxDataset(name, split, index._replace(questions=tuple(by_key[key] for key in chosen)), LVIS)
 
 
 @lru_cache(maxsize=2)  # a gigabyte of json, read once for both rules; two splits

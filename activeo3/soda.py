@@ -26,12 +26,11 @@ import numpy as np
 from activeo3.annotations import BoxDataset, Index, Picture, Question, checked_picture, group_boxes, read_coco
 from activeo3.files import DataError, Source, is_number, needed, read_json
 from activeo3.geometry import as_boxes, containment
+from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = ("train", "val", "test")
 TRAINED_ON = 1_000
 """Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
-LOWEST_IOU = 0.1
-"""Where ACTIVE-O3's scores of SODA begin (its E.3); headlines.py says how that is read."""
 TILES = 10_000
 """A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
 
@@ -64,7 +63,7 @@ def open_soda_a(source: Source) -> BoxDataset:
         questions += found
         dropped += [*no_polygons, *no_areas]
     index = Index(pictures, tuple(questions), tuple(dropped), tuple(picture.path for picture in pictures.values()))
-    return _finished("soda_a", source, index, ignored=AERIAL.index("ignore"), enough=0.7)
+    return _finished("soda_a", source, index, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
 
 
 def open_soda_d(source: Source) -> BoxDataset:
@@ -75,7 +74,7 @@ def open_soda_d(source: Source) -> BoxDataset:
     index = read_coco(folder / "Annotations" / f"{split}.json", _images(folder, split), names)
     # "More than 40 %": the next number after 0.4.
     enough = float(np.nextafter(0.4, 1))
-    return _finished("soda_d", source, index, ignored=1 + DRIVING.index("ignore"), enough=enough)
+    return _finished("soda_d", source, index, SODA_D, ignored=1 + DRIVING.index("ignore"), enough=enough)
 
 
 def _images(folder: Path, split: str) -> Path:
@@ -112,7 +111,7 @@ def _aerial_picture(
     return picture, found, dropped
 
 
-def _finished(name: str, source: Source, index: Index, ignored: int, enough: float) -> BoxDataset:
+def _finished(name: str, source: Source, index: Index, rules: MetricRules, ignored: int, enough: float) -> BoxDataset:
     """From whole pictures to what is asked: ignored areas spread, tiles cut, training pictures drawn."""
     index = spread_ignored(index, ignored)
     if source.tile:
@@ -121,7 +120,7 @@ def _finished(name: str, source: Source, index: Index, ignored: int, enough: flo
         index = drawn(index, TRAINED_ON, source.seed)
     if not index.questions:
         raise DataError(f"{source.folder(name, '')}: {name} has no question in its split '{source.split}'")
-    return BoxDataset(name, source.split, index, LOWEST_IOU)
+    return BoxDataset(name, source.split, index, rules)
 
 
 def spread_ignored(index: Index, ignored: int) -> Index:

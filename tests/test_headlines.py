@@ -10,7 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from activeo3 import results
-from activeo3.headlines import LOW, LOW_RANGE, headlines
+from activeo3.headlines import LOW_RANGE, headlines
+from activeo3.metric_rules import LOW_OVERLAP, MetricRules
 from test_results import world
 
 
@@ -57,7 +58,7 @@ def test_a_frequency_that_nothing_is_asked_about_is_no_number() -> None:
 def test_low_overlaps_are_those_of_pycocotools(seed: int) -> None:
     examples, outcomes = world("real", seed)
     assert headlines(examples, outcomes, 0) == {}
-    low = [replace(e, fields=e.fields | {"lowest_iou": LOW}) for e in examples]
+    low = [replace(e, fields=e.fields | {"rules": MetricRules("low", lowest_iou=LOW_OVERLAP)}) for e in examples]
     found = headlines(low, outcomes, resamples=0)
     for suffix, thresholds in (("10", [0.1]), ("10_95", LOW_RANGE)):
         wanted = scored(examples, outcomes, thresholds)

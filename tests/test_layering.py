@@ -30,6 +30,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "perception": (1, {"models", "torch"}),
     "transcripts": (1, {"rewards", "models", "torch"}),
     "zooms": (1, {"models", "torch"}),
+    "metric_rules": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),
     "close_ups": (1, {"models", "torch"}),

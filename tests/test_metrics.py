@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from activeo3 import metrics
+from activeo3 import metric_rules, metrics
 from activeo3.metrics import (
     Metric,
     ap_ar_50,
@@ -112,8 +112,8 @@ def test_the_numbers_are_cocos_own(seed: int, ties: bool) -> None:
 def test_an_example_drawn_twice_is_cocos_number_of_two_copies() -> None:
     examples, outcomes = random_pairs(7, count=20, queries=3)
     counts = np.random.default_rng(0).integers(0, 4, len(examples))
-    curves = metrics.match(examples, outcomes, metrics.IOU_THRESHOLDS, metrics.SIZES, 100)[""]
-    ap, ar = metrics._pooled(curves, counts[None].astype(float))
+    curves = metrics.match(examples, outcomes, metrics.IOU_THRESHOLDS, metric_rules.SIZES, metric_rules.COCO)[""]
+    ap, ar = metrics._pooled(curves, counts[None].astype(float), metric_rules.COCO)
     copies = [k for k, count in enumerate(counts) for _ in range(count)]
     theirs = official([examples[k] for k in copies], [outcomes[k] for k in copies])
     assert ap.mean() == pytest.approx(theirs["AP"], abs=1e-9)
@@ -193,9 +193,87 @@ def test_another_category_of_the_same_picture_is_no_false_positive() -> None:
     assert detection_metrics(examples[:1], [answer([cat])])["AP"] == 1.0
 
 
-def test_only_the_best_hundred_count() -> None:
-    example, wrong = question([[0, 0, 10, 10]]), [[50, 50, 60, 60]] * 100
-    assert ap_ar_50(example, answer(wrong + [[0, 0, 10, 10]])) == (0.0, 0.0)
+def test_only_the_best_hundred_count_in_a_table_and_all_of_them_in_the_reward() -> None:
+    example, outcome = question([[0, 0, 10, 10]]), answer([[50, 50, 60, 60]] * 100 + [[0, 0, 10, 10]])
+    table = detection_metrics([example], [outcome])
+    assert (table["AP50"], table["AR50"]) == (0.0, 0.0)
+    assert ap_ar_50(example, outcome) == pytest.approx((1 / 101, 1.0))
+
+
+def test_150_perfect_boxes_earn_the_whole_reward() -> None:
+    boxes = [[20 * (k % 15), 20 * (k // 15), 20 * (k % 15) + 10, 20 * (k // 15) + 10] for k in range(150)]
+    assert ap_ar_50(question(boxes), answer(boxes)) == (1.0, 1.0)
+    assert detection_metrics([question(boxes)], [answer(boxes)])["AR"] == pytest.approx(100 / 150)
+
+
+def crowded(seed: int) -> Pairs:
+    """Three questions, each with more true boxes of SODA's sizes and more detections than SODA-D counts for AP."""
+    rng = np.random.default_rng(seed)
+    examples, outcomes = [], []
+    for k in range(3):
+        low = rng.uniform(0, 2000, (180, 2))
+        true = np.concatenate([low, low + rng.uniform(5, 50, (180, 2))], axis=1)
+        found = np.concatenate([true + rng.normal(0, 1, true.shape), random_boxes(rng, 20)])
+        examples.append(question(true, f"e{k}", query=f"q{k % 2}", image_id=k, fields={"rules": metric_rules.SODA_D}))
+        outcomes.append(answer(found[rng.permutation(200)], rng.random(200)))
+    return examples, outcomes
+
+
+def test_sodas_size_classes_and_limits_are_cocoeval_with_its_parameters() -> None:
+    """The evaluation code of SODA is COCOeval with these maxDets and areaRng; its AP is at 100 and its AR at 1,000."""
+    examples, outcomes = crowded(0)
+    names, truth, found = ["q0", "q1"], [], []
+    for k, (example, outcome) in enumerate(zip(examples, outcomes), start=1):
+        base = {"image_id": k, "category_id": 1 + names.index(example.query), "iscrowd": 0}
+        truth += [base | {"bbox": box, "area": box[2] * box[3]} for box in metrics.xywh(example.boxes_px)]
+        rows = zip(metrics.xywh(outcome.boxes_px), outcome.scores)
+        found += [base | {"bbox": box, "area": box[2] * box[3], "score": score} for box, score in rows]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = COCOeval(coco_index(3, names, truth), coco_index(3, names, found), "bbox")
+        run.params.maxDets = [100, 300, 1000]
+        run.params.areaRng = [[0, 1024], [0, 144], [144, 400], [400, 1024], [1024, 2000]]
+        run.params.areaRngLbl = ["s", "eS", "rS", "gS", "N"]
+        run.evaluate(), run.accumulate()
+    ours = detection_metrics(examples, outcomes)
+    for place, size in enumerate(run.params.areaRngLbl):
+        ap, ar = run.eval["precision"][:, :, :, place, 0], run.eval["recall"][:, :, place, 2]
+        assert ours[f"AP_{size}"] == pytest.approx(ap[ap > -1].mean(), abs=1e-9), size
+        assert ours[f"AR_{size}"] == pytest.approx(ar[ar > -1].mean(), abs=1e-9), size
+    cut = detection_metrics(examples, outcomes, rules=metric_rules.COCO)
+    assert cut["AP"] == ours["AP"] and cut["AR"] < ours["AR"] - 0.1 and "AP_eS" not in cut
+    more = detection_metrics(examples, outcomes, rules=metric_rules.SODA_A)
+    assert more["AR"] == ours["AR"] and more["AP"] > ours["AP"] + 0.1
+
+
+def test_a_mixture_of_sets_is_scored_as_coco() -> None:
+    examples, outcomes = crowded(1)
+    mixed = [examples[0], question(examples[1].boxes_px, query="q1", image_id=9), examples[2]]
+    assert metric_rules.rules_of(examples) is metric_rules.SODA_D and metric_rules.rules_of(mixed) is metric_rules.COCO
+    assert set(evaluate_detections(mixed, outcomes, resamples=0)) == set(detection_metrics(*random_pairs(0)))
+
+
+def test_the_best_of_a_picture_are_a_naive_ranking() -> None:
+    rng = np.random.default_rng(0)
+    examples = [question([[0, 0, 10, 10]], f"e{k}", query=f"q{k}", image_id=k % 2) for k in range(6)]
+    outcomes = [answer(random_boxes(rng, n), np.sort(rng.integers(1, 4, n))[::-1]) for n in (5, 0, 3, 9, 7, 1)]
+    kept = metrics.best_of_pictures(examples, outcomes, 8)
+    for picture in (0, 1):
+        own = [k for k in range(6) if k % 2 == picture]
+        ranked = sorted((-score, k, place) for k in own for place, score in enumerate(outcomes[k].scores))[:8]
+        for k in own:
+            places = [place for _, of, place in ranked if of == k]
+            assert kept[k].boxes_px.tolist() == outcomes[k].boxes_px[places].tolist()
+            assert kept[k].scores.tolist() == outcomes[k].scores[places].tolist()
+    assert all(a is b for a, b in zip(metrics.best_of_pictures(examples, outcomes, 100), outcomes))
+
+
+def test_where_not_every_instance_is_boxed_a_detection_without_a_match_is_not_false() -> None:
+    boxes, wrong = [[0, 0, 10, 10], [20, 0, 30, 10]], [50, 50, 60, 60]
+    partly = question(boxes, fields={"exhaustive": False})
+    assert ap_ar_50(partly, answer([wrong, boxes[0]])) == pytest.approx((51 / 101, 0.5))
+    assert ap_ar_50(question(boxes), answer([wrong, boxes[0]])) == pytest.approx((51 / 101 / 2, 0.5))
+    assert ap_ar_50(partly, answer([boxes[0]] * 2 + [boxes[1]])) == (1.0, 1.0)  # found twice is no match either
+    assert ap_ar_50(question([], fields={"exhaustive": False}), answer([wrong])) == (1.0, 1.0)
 
 
 def test_bad_program_state_names_the_example() -> None:

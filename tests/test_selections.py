@@ -18,6 +18,7 @@ from activeo3 import selections
 from activeo3.annotations import read_coco
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Source
+from activeo3.metric_rules import LVIS
 from activeo3.selections import CROWDED, PER_CATEGORY, SMALL_PX, TOTAL, candidates, draw
 
 
@@ -83,7 +84,7 @@ def test_small_and_dense_questions(tmp_path: Path, pictures: str) -> None:
     assert dense[0].image.getpixel((0, 0))[0] == pytest.approx(12, abs=2)
     assert pin.fields["exhaustive"] is False and dense[0].fields["exhaustive"] is True
     assert [example.fields["frequency"] for example in (pin, *dense)] == ["r", "f", "r"]
-    assert "lowest_iou" not in pin.fields
+    assert pin.fields["rules"] is LVIS
     assert len(small.paths) == 3 and all(path.is_file() for path in small.paths)
 
 

@@ -15,6 +15,7 @@ from activeo3 import results, soda
 from activeo3.annotations import Index, Picture, Question
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Source
+from activeo3.metric_rules import SODA_A, SODA_D
 
 AERIAL_NAMES = ["airplane", "helicopter", "small-vehicle", "large-vehicle", "ship", "container", "storage-tank",
                 "swimming-pool", "windmill", "ignore"]  # fmt: skip
@@ -90,7 +91,7 @@ def test_polygons_become_boxes(tmp_path: Path, images: str) -> None:
     assert data[1].boxes_px.tolist() == [[10, 10, 40, 40]] * 2 and data[1].fields["areas"].tolist() == [50, 50]
     assert data[2].boxes_px.tolist() == [[100, 40, 120, 60]] and data[2].category_id == 2
     assert [path.name for path in data.paths] == ["00002.jpg", "00007.jpg"]
-    assert data.dropped == () and data[0].fields["lowest_iou"] == 0.1
+    assert data.dropped == () and data[0].fields["rules"] is SODA_A
 
 
 def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
         assert example.boxes_px[1:].tolist() == [[0, 100, 300, 150], [200, 0, 220, 20]]
         assert example.crowd.tolist() == [False, True, True] and example.asked_for.sum() == 1
     assert data[0].boxes_px[0].tolist() == [10, 10, 15, 19]
-    assert {example.fields["lowest_iou"] for example in data} == {0.1} and "frequency" not in data[0].fields
+    assert {example.fields["rules"] for example in data} == {SODA_D} and "frequency" not in data[0].fields
 
 
 def test_ignored_areas_of_one_picture_stay_there(tmp_path: Path) -> None:
