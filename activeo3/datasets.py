@@ -1,18 +1,22 @@
 """Before step 1 of train.py: where the questions come from. Their order is stream.py's.
 
-    python -m activeo3.datasets --data_root FOLDER     # what is registered, found and missing
+    python -m activeo3.datasets --data_root FOLDER                        # what is registered, found and missing
+    python -m activeo3.datasets --data_root FOLDER --fetch pixmo_count    # pictures of a set that is a list of urls
 
 A data set is one line in ``READERS``: its name, what opens it, how much it should hold and where it
 comes from. Adding one means writing a class with what ``files.Dataset`` asks for, and that line.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, close_ups, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3 import annotations, close_ups, data_fetch, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3.data_fetch import Fetched
+from activeo3.data_layouts import present
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
 from activeo3.schema import Example
 
@@ -94,6 +98,9 @@ READERS: dict[str, Reader] = {
     "fox_en": Reader(pageocr.open_fox_en, {"test": 112}, "https://github.com/ucaslcl/Fox"),
     "fox_cn": Reader(pageocr.open_fox_cn, {"test": 0}, "https://github.com/ucaslcl/Fox"),
 }  # fmt: skip
+
+FETCHABLE = {"pixmo_count": pixmo.FETCHED}
+"""Data sets that are lists of urls, and the folder their pictures are downloaded to."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ def _coco_folders(data_root: str) -> list[Source]:
 def _state(dataset: Dataset, wanted: int) -> str:
     """What there is of a split that should hold so many pictures, or questions (0: not known)."""
     there = len(dataset.paths) or len(dataset)
-    files = sum(path.is_file() for path in dataset.paths)
+    files = present(dataset.paths)
     words = [f"{there:,}{f' of {wanted:,}' if wanted else ''} {'pictures' if dataset.paths else 'questions'}"]
     if dataset.paths:
         words += [f"{files:,} of their files", f"in {dataset.paths[0].parent}", f"{len(dataset):,} questions"]
@@ -205,13 +212,38 @@ def _state(dataset: Dataset, wanted: int) -> str:
     return f"{'found' if whole else 'PARTLY'}  {', '.join(words)}"
 
 
+def fetch_pictures(name: str, data_root: str, splits: Sequence[str] = (), retry: bool = False) -> Fetched:
+    """Downloads the pictures of a data set whose tables hold urls, of all its splits or of some.
+
+    Raises DataError if its tables are not there or its pictures cannot be downloaded.
+    """
+    if name not in FETCHABLE:
+        raise DataError(f"{name}: its pictures are not a list of urls; --fetch is for {listed(FETCHABLE)}")
+    opened = [READERS[name].open(Source(split, data_root, keep=False)) for split in splits or READERS[name].expected]
+    wanted = {file.sha256: file for dataset in opened for file in dataset.wanted}
+    return data_fetch.fetch(list(wanted.values()), Path(data_root) / FETCHABLE[name], retry=retry)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: list what is registered, found and missing."""
+    """The command line: list what is registered, found and missing, or download pictures."""
     parser = argparse.ArgumentParser(description="List the data sets: what is registered, found and missing.")
     parser.add_argument("--data_root", default="data", help="the folder that holds the data sets [data]")
-    for line in survey(paths.expanded(parser.parse_args(argv).data_root, "data_root")):
+    parser.add_argument("--fetch", metavar="NAME", help=f"download the pictures of a set that is a list of urls ({listed(FETCHABLE)})")
+    parser.add_argument("--split", nargs="+", default=(), help="with --fetch: only these splits [all]")
+    parser.add_argument("--retry", action="store_true", help="with --fetch: ask again for what was unavailable")
+    config = parser.parse_args(argv)
+    data_root = paths.expanded(config.data_root, "data_root")
+    if config.fetch:
+        fetch_pictures(config.fetch, data_root, config.split, config.retry)
+        return
+    for line in survey(data_root):
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"activeo3: {error}")
+    except KeyboardInterrupt:
+        sys.exit("activeo3: stopped; the same command goes on where this one was")

@@ -1,34 +1,59 @@
 """PixMo-Count: things in pictures from the web, counted and pointed at (Molmo, arXiv 2409.17146).
 
 The tables name pictures by url and by the SHA-256 of their content; they come without the pictures. A picture
-lies under its SHA-256, with any ending, in ``pixmo-count/images``. One whose content has changed on the web since
-is refused, because its points would be elsewhere.
+lies under the SHA-256 of its content, with any ending, in ``pixmo-count/images``, where data_fetch.py puts it, or under
+the SHA-256 of its url in ``pixmo_images``, where Molmo's own downloader does (``olmo/data/download_urls.py``). One whose
+content has changed on the web since is refused, because its points would be elsewhere; Molmo's downloader keeps it, and
+keeps the text of an error in place of a picture that it could not get.
+
+Others publish the same table with the pictures inside (a column ``image``). These are taken as they are: most have been
+written anew, so that no SHA-256 fits them.
 """
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from activeo3.data_fetch import PART, Wanted
+from activeo3.data_layouts import files_of
 from activeo3.files import DAMAGED, DataError, Source, decode_picture, is_number, within
 from activeo3.schema import Example
-from activeo3.tables import parquet_rows
+from activeo3.tables import PICTURE, ParquetTable, parquet_columns, parquet_rows, picture_of
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
-COLUMNS = ("image_url", "image_sha256", "count", "points", "label")
+COLUMNS = ("image_sha256", "count", "points", "label")
+TABLES = (
+    "pixmo-count/data/{split}-*.parquet", "pixmo_count/data/{split}-*.parquet",
+    "pixmo-count-images/data/{split}-*.parquet", "pixmo-count/{split}-*.parquet",
+)  # fmt: skip
+FETCHED = "pixmo-count/images"
+"""Where downloaded pictures go."""
+PICTURES = (FETCHED, "pixmo_count/images", "pixmo_images", "torch_datasets/pixmo_images")
+"""Where pictures lie; the last two are Molmo's PIXMO_IMAGE_DIR."""
 
 
 class Counted(NamedTuple):
-    """How many ``label`` there are in a picture, and where (pixels); () if nobody pointed."""
+    """How many ``label`` there are in a picture, and where (pixels); () if nobody pointed.
+
+    ``stored`` is the table and row that the picture is in, None if it is a file of its own.
+    """
 
     sha256: str
     url: str
     label: str
     count: int
     points_px: tuple[tuple[float, float], ...]
+    stored: tuple[ParquetTable, int] | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What its file may be called, without an ending."""
+        return self.sha256, hashlib.sha256(self.url.encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +62,43 @@ class PixmoDataset:
     split, ``points_px`` (N, 2). The sets to evaluate on have no points."""
 
     split: str
-    folder: Path
+    root: Path
     questions: tuple[Counted, ...]
     dropped: tuple[str, ...] = ()
     name: str = "pixmo_count"
 
     @cached_property
-    def paths(self) -> tuple[Path, ...]:
-        """The file of every picture, with the ending that it has on this disk."""
-        there = {path.stem: path for path in sorted(self.folder.iterdir())} if self.folder.is_dir() else {}
-        names = dict.fromkeys(question.sha256 for question in self.questions)
-        return tuple(there.get(name, self.folder / f"{name}.jpg") for name in names)
+    def _numbers(self) -> Mapping[str, int]:
+        """The number of every picture, by its SHA-256."""
+        return {sha256: number for number, sha256 in enumerate(dict.fromkeys(asked.sha256 for asked in self.questions), start=1)}
 
     @cached_property
-    def _numbers(self) -> dict[str, tuple[int, Path]]:
-        return {path.stem: (number, path) for number, path in enumerate(self.paths, start=1)}
+    def _files(self) -> Mapping[str, Path]:
+        """The file of every picture that has one, by its SHA-256, with the ending that it has on this disk."""
+        there: dict[str, Path] = {}
+        for folder in reversed([self.root / place for place in PICTURES]):  # the first place counts most
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            there |= {path.stem: path for path in files if path.suffix != PART}
+        found: dict[str, Path] = {}
+        for asked in self.questions:
+            if asked.stored is None and asked.sha256 not in found:
+                own = (there[name] for name in asked.names if name in there)
+                found[asked.sha256] = next(own, self.root / FETCHED / f"{asked.sha256}.jpg")
+        return found
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The file of every picture; none if they are inside the tables."""
+        return tuple(self._files.values())
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """Every picture with the urls that it can be had from."""
+        urls: dict[str, list[str]] = {}
+        for asked in self.questions:
+            if asked.url and asked.stored is None:
+                urls.setdefault(asked.sha256, []).append(asked.url)
+        return [Wanted(sha256, tuple(dict.fromkeys(own))) for sha256, own in urls.items()]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -60,43 +107,43 @@ class PixmoDataset:
         """Raises DataError if the picture is missing, has changed or cannot be read."""
         index = within(index, len(self))
         asked = self.questions[index]
-        number, path = self._numbers[asked.sha256]
         example_id = f"{self.name}:{self.split}:{index}"
-        try:
-            content = path.read_bytes()
-        except DAMAGED:
-            raise DataError(f"{path}: the picture of example {example_id} is missing, get it from {asked.url}", example_id) from None
-        if hashlib.sha256(content).hexdigest() != asked.sha256:
-            raise DataError(f"{path}: this is not the picture that example {example_id} is about, remove it", example_id)
         fields: dict[str, Any] = {"count": asked.count}
         if asked.points_px:
             fields["points_px"] = np.array(asked.points_px)
-        image = decode_picture(content, str(path), example_id)
-        return Example(example_id, image, asked.label, np.zeros((0, 4)), image_id=number, fields=fields)
+        if asked.stored is None:
+            image = _checked_picture(self._files[asked.sha256], asked, example_id)
+        else:
+            image = picture_of(*asked.stored, example_id)
+            _refuse_outside(asked, image.size, example_id)
+        return Example(example_id, image, asked.label, np.zeros((0, 4)), image_id=self._numbers[asked.sha256], fields=fields)
 
 
 def open_pixmo_count(source: Source) -> PixmoDataset:
-    """Reads ``pixmo-count/data/<split>-*.parquet`` (image_url, image_sha256, count, points, label)."""
-    folder = source.folder("pixmo_count", "pixmo-count")
+    """Reads the tables of TABLES (image_url, image_sha256, count, points, label, and maybe image)."""
+    root = source.folder("pixmo_count", "")
     split = source.one_of("pixmo_count", SPLITS)
     questions: list[Counted] = []
     dropped: list[str] = []
-    for path in sorted((folder / "data").glob(f"{SPLITS[split]}-*.parquet")):
-        for number, row in enumerate(parquet_rows(path, COLUMNS)):
-            counted = _checked(path, f"row {number}", row)
+    for path in files_of(root, "pixmo_count", TABLES, split=SPLITS[split]).paths:
+        columns = parquet_columns(path)
+        table = ParquetTable(path) if PICTURE in columns else None
+        named = [] if table and "image_url" not in columns else ["image_url"]
+        for number, row in enumerate(parquet_rows(path, [*COLUMNS, *named])):
+            counted = _checked(path, f"row {number}", row)._replace(stored=(table, number) if table else None)
             if counted.points_px and len(counted.points_px) != counted.count:
                 dropped.append(f"{path}: row {number} has {len(counted.points_px)} points and the count {counted.count}, it is left out")
             else:
                 questions.append(counted)
     if not questions:
-        raise DataError(f"{folder / 'data'}: there is no table of the split '{split}', see data/README.md")
-    return PixmoDataset(split, folder / "images", tuple(questions), tuple(dropped))
+        raise DataError(f"{root / TABLES[0]}: the tables of the split '{split}' hold no question, download them again")
+    return PixmoDataset(split, root, tuple(questions), tuple(dropped))
 
 
-def _checked(path: Path, what: str, row: dict[str, Any]) -> Counted:
+def _checked(path: Path, what: str, row: Mapping[str, Any]) -> Counted:
     """A row of a table. Raises DataError for the first thing that is wrong."""
     for key in ("image_sha256", "image_url", "label"):
-        if not isinstance(row[key], str) or not row[key].strip():
+        if key in row and (not isinstance(row[key], str) or not row[key].strip()):
             raise DataError(f"{path}: {what} has no {key}, download the file again")
     sha256 = row["image_sha256"]
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):  # it becomes the name of a file
@@ -109,4 +156,21 @@ def _checked(path: Path, what: str, row: dict[str, Any]) -> Counted:
     if not all(isinstance(point, dict) and is_number(point.get("x")) and is_number(point.get("y")) for point in points):
         raise DataError(f"{path}: {what} has points that are not numbers, download the file again")
     label = " ".join(row["label"].split())
-    return Counted(sha256, row["image_url"], label, row["count"], tuple((point["x"], point["y"]) for point in points))
+    return Counted(sha256, row.get("image_url", ""), label, row["count"], tuple((point["x"], point["y"]) for point in points))
+
+
+def _checked_picture(path: Path, asked: Counted, example_id: str) -> Image.Image:
+    """The picture in a file, if it is the one that was counted. Raises DataError."""
+    try:
+        content = path.read_bytes()
+    except DAMAGED:
+        raise DataError(f"{path}: the picture of example {example_id} is missing, get it from {asked.url}", example_id) from None
+    if hashlib.sha256(content).hexdigest() != asked.sha256:
+        raise DataError(f"{path}: this is not the picture that example {example_id} is about, remove it", example_id)
+    return decode_picture(content, str(path), example_id)
+
+
+def _refuse_outside(asked: Counted, size: tuple[int, int], example_id: str) -> None:
+    """Raises DataError if a picture inside a table has been made smaller than its points are."""
+    if any(not (0 <= x <= size[0] and 0 <= y <= size[1]) for x, y in asked.points_px):
+        raise DataError(f"example {example_id}: points lie outside of its picture of {size[0]}x{size[1]}, it was resized", example_id)

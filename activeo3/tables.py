@@ -115,6 +115,15 @@ class _Lines:
             yield line.decode("utf-8")
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a parquet file's columns. Raises DataError if it cannot be read."""
+    pyarrow = _pyarrow(path)
+    try:
+        return pyarrow.parquet.ParquetFile(path).schema_arrow.names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+
+
 def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """These columns of a parquet file without pictures, row by row. Raises DataError if one is not there."""
     pyarrow = _pyarrow(path)

@@ -49,6 +49,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
     "files": (1, {"torch"}),
+    "data_layouts": (1, {"torch"}),
+    "data_fetch": (1, {"torch"}),
     "annotations": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
     "soda": (2, {"models", "rewards", "torch"}),

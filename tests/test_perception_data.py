@@ -274,6 +274,39 @@ def test_rows_whose_points_do_not_fit_are_left_out(tmp_path: Path) -> None:
     assert len(data) == 1 and "row 1 has 2 points and the count 3, it is left out" in data.dropped[0]
 
 
+def test_pictures_by_the_names_of_molmos_downloader(tmp_path: Path) -> None:
+    """It names a picture by the SHA-256 of its url, without an ending, and leaves the error where it got none."""
+    rows = [pixmo_row(picture(number)) | {"image_url": f"https://example.org/{number}"} for number in range(4)]
+    root = Path(pixmo_set(tmp_path, rows))
+    for folder, numbers in (("torch_datasets/pixmo_images", (0, 1)), ("pixmo_images", (1, 2))):
+        (root / folder).mkdir(parents=True)
+        for number in numbers:
+            name = hashlib.sha256(rows[number]["image_url"].encode()).hexdigest()
+            (root / folder / name).write_bytes(picture(number) if number < 2 else b"404 Client Error: Not Found")
+    data = open_dataset("pixmo_count", "train", str(root))
+    assert [data[k].image.getpixel((0, 0))[0] for k in (0, 1)] == [0, 1]
+    assert [path.parent.name for path in data.paths] == ["pixmo_images"] * 3 + ["images"]
+    assert "this is not the picture that example pixmo_count:train:2 is about" in complaint(lambda: data[2])
+    assert "is missing, get it from https://example.org/3" in complaint(lambda: data[3])
+    (root / "pixmo-count" / "images" / f"{rows[2]['image_sha256']}.png").write_bytes(picture(2))  # ours counts more
+    assert open_dataset("pixmo_count", "train", str(root))[2].image.getpixel((0, 0)) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("folder, urls", [("pixmo-count", True), ("pixmo-count-images", False)])
+def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [pixmo_row(picture(number)) | {"image": {"bytes": picture(10 * number), "path": None}} for number in (1, 2, 1)]
+    rows[2] |= {"points": {"x": [1.0, 500.0], "y": [1.0, 1.0]}}
+    rows = [{key: value for key, value in row.items() if urls or key != "image_url"} for row in rows]
+    (tmp_path / folder / "data").mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / folder / "data" / "train-00000-of-00002.parquet")
+    data = open_dataset("pixmo_count", "train", str(tmp_path))
+    assert (len(data), data.paths, data.wanted) == (3, (), [])
+    assert [data[k].image.getpixel((0, 0))[0] for k in (0, 1)] == [10, 20]  # written anew, so no SHA-256 fits
+    assert [data[k].image_id for k in (0, 1)] == [1, 2] and data[0].fields["points_px"].shape == (2, 2)
+    assert "points lie outside of its picture of 40x30, it was resized" in complaint(lambda: data[2])
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [
@@ -292,7 +325,7 @@ def test_pixmo_tables_that_hold_something_else(tmp_path: Path) -> None:
     row = pixmo_row(picture(1))
     root = pixmo_set(tmp_path, [{key: value for key, value in row.items() if key != "points"}])
     assert "there is no column 'points', download the file again" in complaint(lambda: open_dataset("pixmo_count", "train", root))
-    assert "there is no table of the split 'val'" in complaint(lambda: open_dataset("pixmo_count", "val", root))
+    assert "pixmo_count has neither pixmo-count/data/validation-*.parquet nor pixmo_count/data/" in complaint(lambda: open_dataset("pixmo_count", "val", root))
     (tmp_path / "pixmo-count" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     assert "the file cannot be read" in complaint(lambda: open_dataset("pixmo_count", "train", root))
 
