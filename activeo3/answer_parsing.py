@@ -12,18 +12,18 @@ Regions: where this differs from the paper (ACTIVE-O3, arXiv 2505.21457v2, B.1)
      for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
 
 Words: what the benchmarks say, and where this differs from it
-  1. Letters (MMBench, arXiv 2307.06281, section 4; V*Bench): rules first, and a language model for what
-     they cannot decide. Here rules only; what they cannot decide is wrong and counted by its name.
-  2. Yes or no (MME, arXiv 2306.13394): its script looks for "yes", then "no" in the first four letters,
-     so that "Not sure" is a no. Here the first word decides, then the only one of the two in the text.
-  3. Words (RealWorldQA has no script; lmms-eval's rule): equal but for case, punctuation and numbers that
-     are written out; options are part of the question, and their words stand for their letter.
+  1. Letters (MMBench, arXiv 2307.06281, section 4; HR-Bench; V*Bench): rules first, and a language model for what
+     they cannot decide. Here rules only, more of them and for Chinese as well; what they cannot decide is wrong
+     and counted by its name.
+  2. Yes or no (MME), and words (RealWorldQA): by the published rules (answer_rules.py). ``read_yes_or_no`` and
+     ``read_word`` are kinder, for the column beside them.
 
 An answer that breaks the rules is data, never an exception: ``Action.error`` and ``Reading.error`` name what is wrong.
 """
 
 import json
 import re
+import unicodedata
 from typing import Any, NamedTuple, Sequence
 
 from activeo3.schema import Action
@@ -165,16 +165,20 @@ class Reading(NamedTuple):
 
 
 _BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)(?:</answer>|$)", re.DOTALL)
+_CJK = "\u3400-\u9fff"  # is written without spaces, so that it may touch a letter
+_BEFORE, _AFTER = rf"(?<![^\W{_CJK}])", rf"(?![^\W{_CJK}])"  # no word touches the letter
 _NO_ARTICLE = r"(?! (?!(?:or|and|because|since|as|is)\b)[a-z])"  # what follows "A" where it is a letter, not a word
 _STATED = re.compile(
-    r"(?:answer|option|choice)(?: is)?\s*:?\s*(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]" + _NO_ARTICLE + r")(?![\w'’])",
+    r"(?:answer|option|choice)(?: is)?\s*:?\s*(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]" + _NO_ARTICLE + rf")(?!['’]){_AFTER}",
     re.IGNORECASE,
 )
-_JOINED = re.compile(r"\b([A-Z])[)\]]?(?:,? or |,? and |, ?|/| ?& ?)[(\[]?([A-Z])\b")
-_LINE = re.compile(r"^[^\w\n]*([A-Z])(?:[).:,\]]|[^\w\n]*$)", re.MULTILINE)
+_STATED_IN_CHINESE = re.compile(rf"(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选)?\s*:?\s*(?:选项)?\s*[(\[]?([A-Z]){_AFTER}")
+_JOINED = re.compile(rf"{_BEFORE}([A-Z])[)\]]?(?:,? or |,? and |, ?|/| ?& ?| ?[或和、] ?)[(\[]?([A-Z]){_AFTER}")
+_LINE = re.compile(r"^[^\w\n]*([A-Z])(?:[).:,、\]]|[^\w\n]*$)", re.MULTILINE)
 _BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
-_LONE = re.compile(r"(?<![\w.'’])(?<!\bnot )([A-Z])(?![\w'’])" + _NO_ARTICLE)
+_LONE = re.compile(rf"{_BEFORE}(?<![.'’])(?<!\bnot )(?<!不是)(?<!不选)([A-Z])(?!['’]){_AFTER}" + _NO_ARTICLE)
 _OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s+(\S.*?)\s*$", re.MULTILINE)
+_EDGES = ".,;:!?\"'()[]。、“”‘’《》「」"
 
 
 def said(text: str) -> str:
@@ -189,12 +193,12 @@ def said(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Lower case, without punctuation around words, numbers up to ten as digits.
+    """Lower case, without punctuation around words, numbers up to ten as digits, wide letters as narrow ones.
 
     >>> plain("  The Answer: two cats. "), plain("3.5 m/s")
     ('the answer 2 cats', '3.5 m/s')
     """
-    words = [word.strip(".,;:!?\"'()[]") for word in text.lower().split()]
+    words = [word.strip(_EDGES) for word in unicodedata.normalize("NFKC", text).lower().split()]
     return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word)
 
 
@@ -206,18 +210,20 @@ def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Rea
 
     >>> read_letter("(B) the cat.", ["dog", "cat"]).value, read_letter("A cat", ["dog", "cat"]).value
     ('B', 'B')
+    >>> read_letter("答案是Ｂ。", ["狗", "猫"]).value, read_letter("图中是一只猫。", ["狗", "猫"]).value
+    ('B', 'B')
     >>> read_letter("A or B", ["dog", "cat"]).error
     'several_letters'
     """
-    body, known = said(text), LETTERS[: len(options)]
+    body, known = unicodedata.normalize("NFKC", said(text)), LETTERS[: len(options)]
     if not body:
         return Reading(None, "empty" if finished else "unfinished")
-    alone = body.strip(" .,:;()[]\n").upper()
+    alone = body.strip(_EDGES + " \n").upper()
     if len(alone) == 1 and alone in LETTERS:
         return Reading(alone) if alone in known else Reading(None, "no_such_option")
     rules = (
         lambda: {letter for letter, option in zip(known, options) if plain(option) == plain(body)},
-        lambda: {letter.upper() for letter in _STATED.findall(body)},
+        lambda: {letter.upper() for letter in _STATED.findall(body) + _STATED_IN_CHINESE.findall(body)},
         lambda: {letter for pair in _JOINED.findall(body) for letter in pair},
         lambda: set(_LINE.findall(body)),
         lambda: set(_BRACKETS.findall(body)),
@@ -233,10 +239,12 @@ def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Rea
 
 def _options_in(body: str, options: Sequence[str]) -> set[str]:
     """Letters of the options whose words occur in the text; "red" is not among them where "dark red" is."""
-    there, text = {}, f" {plain(body)} "
+    there, spaced, closed = {}, f" {plain(body)} ", "".join(plain(body).split())
     for letter, option in zip(LETTERS, options):
         words = plain(option)
-        if words and f" {words} " in text:
+        if re.search(f"[{_CJK}]", words) and "".join(words.split()) in closed:
+            there[letter] = "".join(words.split())
+        elif words and f" {words} " in spaced:
             there[letter] = f" {words} "
     return {letter for letter, words in there.items() if not any(words in other and words != other for other in there.values())}
 

@@ -13,11 +13,13 @@ An example's ``query`` is the question. Its fields, all text unless said otherwi
     hint       MMBench: what should be known beforehand, often empty
     group      questions that count only together have the same text here: MME's two about a picture,
                the copies of a question with rotated options in MMBench and HR-Bench. They have one ``image_id``
+    rotations  MMBench: how many copies of the question the file holds; 0 if the one without rotation is not among them
     targets    V*Bench: tuple of the things the question is about; their boxes are ``target_boxes_px``
                (N, 4), and ``boxes_px`` as well, so that regions can be judged
 """
 
 import string
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
@@ -32,6 +34,7 @@ from activeo3.tables import Table, open_table, picture_of
 ONE_SPLIT = ("test", "val", "dev")
 """These sets have one public part to evaluate on, whichever of these names it is asked for by."""
 LETTERS = string.ascii_uppercase
+MMBENCH = ("mmbench",)
 MMBENCH_COPY = 1_000_000
 """What separates the index of a question and of its copies."""
 
@@ -186,7 +189,17 @@ def open_mmbench(source: Source) -> TableDataset:
     Options stay in the order of the file, which holds a question once for each rotation of them; the
     index of a copy is the question's plus a million, two millions, and so on.
     """
-    return _open_tables("mmbench", source, "MMBench", "MMBench_DEV_EN_V11.tsv", _by_letter)
+    return _with_rotations(_open_tables("mmbench", source, "MMBench", "MMBench_DEV_EN_V11.tsv", _by_letter))
+
+
+def _with_rotations(dataset: TableDataset) -> TableDataset:
+    """The data set with the field ``rotations`` in every question."""
+    of_group = Counter(asked.fields["group"] for asked in dataset.questions)
+    first = {asked.fields["group"] for asked in dataset.questions if asked.fields["group"] == asked.table.rows[asked.row]["index"]}
+    for asked in dataset.questions:
+        group = asked.fields["group"]
+        asked.fields["rotations"] = of_group[group] if group in first else 0
+    return dataset
 
 
 def open_hrbench(source: Source) -> TableDataset:

@@ -10,15 +10,18 @@ to answer. A row is a way of choosing regions and who answers, ``start`` or ``ch
     oracle-regions   the same with regions around the true targets, where they are known (V*Bench)
     random, grid, repeat    the same, with regions as in suites.py
 
-What counts, by benchmark. A group is complete or does not count (``--limit`` may cut one):
+What counts, by benchmark. A group of which a question is missing does not count (``--limit`` may cut one):
     mme          accuracy; accuracy_plus: both questions about a picture right; a category scores 100 times the sum
                  of the two; perception and cognition are the sums over their categories, total that of all
                  (arXiv 2306.13394, section 2.2; the 2308 of Table 3 is a total; of 2,800)
-    mmbench      accuracy of all rows; circular: right under every rotation of the options (arXiv 2307.06281,
-                 section 4.1; the 80.1 of Table 3)
-    realworldqa  accuracy (lmms-eval's rule, see answer_parsing.py)
+    mmbench      accuracy of all rows; circular: right in every row that the file has of a question (arXiv 2307.06281,
+                 section 4.1; the 80.1 of Table 3), as VLMEvalKit counts: rotations that the file lacks are not asked
+                 for, and a question whose row without rotation is missing is none. The test files (mmbench_test, ...)
+                 have no answers: what is written is the file for the publisher's server (eval_submission.py)
+    realworldqa  accuracy
     vstar        accuracy, and that of its two categories
     hrbench      the same; every rotation of the options is a question (the authors average over rotations)
+MME and RealWorldQA are read by published rules (answer_rules.py); accuracy_lenient is what a kinder reader finds.
 ``unread`` is the share of answers that cannot be read; they are wrong.
 
 Readings of what the paper leaves open:
@@ -32,13 +35,14 @@ import time
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
 
 from activeo3 import metrics, prompts, report, results
 from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
+from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
@@ -48,7 +52,7 @@ from activeo3.metrics import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.proposals import propose
-from activeo3.questions import HRBENCH_KINDS, VSTAR_KINDS
+from activeo3.questions import HRBENCH_KINDS, MMBENCH, VSTAR_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
 from activeo3.stream import readable
@@ -63,9 +67,12 @@ KINDS: dict[str, tuple[str, ...]] = {"vstar": VSTAR_KINDS, "hrbench": HRBENCH_KI
 """Categories that have a column of their own."""
 GROUPS: dict[str, tuple[str, Callable[[Example], int]]] = {
     "mme": ("accuracy_plus", lambda example: 2),
-    "mmbench": ("circular", lambda example: len(example.fields["options"])),
+    **{name: ("circular", lambda example: example.fields["rotations"]) for name in MMBENCH},
 }
 """Where questions count together: the column, and how many belong to the group of an example."""
+PUBLISHED = ("mme", "realworldqa")
+"""Benchmarks with a published rule of how an answer is read; ``LENIENT`` is their accuracy as ours reads them."""
+LENIENT = "accuracy_lenient"
 SAME_WITH_BLACK_CROPS = "accuracy_black"
 
 Records = dict[str, list[dict[str, Any]]]
@@ -73,11 +80,14 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 class Answer(NamedTuple):
-    """What a model wrote, and what that says."""
+    """What a model wrote, what that says, and whether it is right (None: the right answer is not known).
+
+    ``lenient`` is the same as a kind reader sees it, where ``reading`` goes by a published rule."""
 
     text: str
     reading: Reading
-    right: bool
+    right: bool | None
+    lenient: bool | None
 
 
 def run(
@@ -105,12 +115,17 @@ def run(
     for method in usable(methods, examples, say):
         regions, proposing, asked = answered(benchmark, method, examples, actor, start, models, config, black, share)
         for name, (given, seconds, blind) in asked.items():
-            values = scores(benchmark, examples, marks(given), resamples)
+            right = marks(answer.right for answer in given)
+            values = scores(benchmark, examples, right, resamples)
+            if values and benchmark in PUBLISHED:
+                lenient = marks(answer.lenient for answer in given)
+                values[LENIENT] = metrics.bootstrap_interval(lenient, ids(examples), resamples)
             if method not in WHOLE and any(len(example.boxes_px) for example in examples):
                 recalls = [metrics.region_recall(r, metrics.asked_boxes(e)) for r, e in zip(regions, examples)]
                 values["region_recall"] = metrics.bootstrap_interval(recalls, ids(examples), resamples)
             if black and method not in WHOLE:
-                values[SAME_WITH_BLACK_CROPS] = metrics.bootstrap_interval(marks(blind), ids(examples), resamples)
+                unseen = marks(answer.right for answer in blind)
+                values[SAME_WITH_BLACK_CROPS] = metrics.bootstrap_interval(unseen, ids(examples), resamples)
             errors = Counter(answer.reading.error for answer in given)
             values |= {"unread": 1 - errors[None] / len(given), "regions": float(np.mean([len(r) for r in regions]))}
             values["seconds"] = (proposing + seconds) / len(examples)
@@ -119,10 +134,11 @@ def run(
             rows.append(
                 row
                 | {"failures": {error: errors[error] for error in WORD_ERRORS}}
-                | {"categories": by_category(benchmark, examples, marks(given)), "columns": columns(benchmark, examples, black)}
+                | {"categories": by_category(benchmark, examples, right), "columns": columns(benchmark, examples, black)}
             )
             kept.append(records(examples, regions, given))
-            say(f"{benchmark} {method}, answered by {name}: accuracy {values['accuracy'].value:.3f}")
+            result = f"accuracy {values['accuracy'].value:.3f}" if "accuracy" in values else f"{len(given)} answers"
+            say(f"{benchmark} {method}, answered by {name}: {result}")
     return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
 
 
@@ -216,21 +232,26 @@ def views(
 
 def read(benchmark: str, example: Example, text: str, finished: bool) -> Answer:
     """What an answer says, by the rules of its benchmark, and whether that is right."""
+    options, right = example.fields["options"], example.fields.get("answer")
+    published = benchmark == "mme" or benchmark == "realworldqa" and not options
     if benchmark == "mme":
-        reading = read_yes_or_no(text, finished)
-    elif example.fields["options"]:
-        reading = read_letter(text, example.fields["options"], finished)
+        reading, kind = mme_script(text, finished), read_yes_or_no(text, finished)
+    elif published:
+        reading, kind = lmms_eval_word(text, example.query, finished), read_word(text, example.query, finished)
     else:
-        reading = read_word(text, example.query, finished)
-    return Answer(text, reading, reading.value is not None and plain(reading.value) == plain(example.fields["answer"]))
+        reading = kind = read_letter(text, options, finished) if options else read_word(text, example.query, finished)
+    if right is None:
+        return Answer(text, reading, None, None)
+    lenient = kind.value is not None and plain(kind.value) == plain(right)
+    return Answer(text, reading, reading.value == right.strip().lower() if published else lenient, lenient)
 
 
 # ---------------------------------------------------------------------- score
 
 
-def marks(answers: Sequence[Answer]) -> np.ndarray:
-    """1 for a right answer and 0 for a wrong one, (E,)."""
-    return np.array([float(answer.right) for answer in answers])
+def marks(verdicts: Iterable[bool | None]) -> np.ndarray:
+    """1 for a right answer, 0 for a wrong one and NaN where nobody knows, (E,)."""
+    return np.array([np.nan if right is None else float(right) for right in verdicts])
 
 
 def ids(examples: Sequence[Example]) -> list[int]:
@@ -239,15 +260,20 @@ def ids(examples: Sequence[Example]) -> list[int]:
 
 def whole_groups(benchmark: str, examples: Sequence[Example]) -> list[list[int]]:
     """The indices of each group of which every question is there, in order of appearance."""
-    members: dict[tuple[str, str], list[int]] = {}
+    members: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
-        members.setdefault((example.fields["category"], example.fields["group"]), []).append(index)
+        members.setdefault(example.fields["group"], []).append(index)
     _, wanted = GROUPS[benchmark]
-    return [of_group for of_group in members.values() if len(of_group) >= wanted(examples[of_group[0]])]
+    return [of_group for of_group in members.values() if 0 < wanted(examples[of_group[0]]) <= len(of_group)]
 
 
 def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resamples: int) -> dict[str, Any]:
-    """The numbers of a benchmark by column, with intervals over pictures; ``right`` (E,) is 1 or 0."""
+    """The numbers of a benchmark by column, with intervals over pictures; ``right`` (E,) is 1 or 0.
+
+    There are none if nobody knows the right answers (all NaN).
+    """
+    if np.isnan(right).all():
+        return {}
     found: dict[str, Any] = {"accuracy": metrics.bootstrap_interval(right, ids(examples), resamples)}
     for kind in KINDS.get(benchmark, ()):
         own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
@@ -286,10 +312,13 @@ def by_category(benchmark: str, examples: Sequence[Example], right: np.ndarray) 
 
 def columns(benchmark: str, examples: Sequence[Example], black: bool) -> list[str]:
     """The columns of a benchmark's table, beside method and task model."""
-    own = {"mme": ["accuracy_plus", "perception", "cognition", "total"], "mmbench": ["circular"]} | KINDS
+    judged = ["accuracy", *([LENIENT] if benchmark in PUBLISHED else [])]
+    judged += ["accuracy_plus", "perception", "cognition", "total"] if benchmark == "mme" else KINDS.get(benchmark, ())
+    judged += ["circular"] if benchmark in MMBENCH else []
+    known = any("answer" in example.fields for example in examples)
     boxed = ["region_recall"] if any(len(example.boxes_px) for example in examples) else []
-    blind = [SAME_WITH_BLACK_CROPS] if black else []
-    return ["accuracy", *own.get(benchmark, []), *boxed, *blind, "unread", "regions", "seconds"]
+    blind = [SAME_WITH_BLACK_CROPS] if black and known else []
+    return [*(judged if known else []), *boxed, *blind, "unread", "regions", "seconds"]
 
 
 def records(
@@ -298,7 +327,7 @@ def records(
     """Every question with its answer, for programs and doubters."""
     return [
         {"id": example.id, "category": example.fields["category"], "question": example.query,
-         "options": list(example.fields["options"]), "answer": example.fields["answer"], "text": answer.text,
+         "options": list(example.fields["options"]), "answer": example.fields.get("answer"), "text": answer.text,
          "read": answer.reading.value, "error": answer.reading.error, "right": answer.right,
          "regions": [list(region) for region in of_one]}
         for example, of_one, answer in zip(examples, regions, given, strict=True)

@@ -276,7 +276,7 @@ def test_no_answer_is_ever_run() -> None:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert names.isdisjoint({"eval", "exec", "compile", "__import__"})
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"json", "re"}
+    assert imported == {"json", "re", "unicodedata"}
 
 
 # ---------------------------------------------------------------------- letters and words
@@ -386,3 +386,19 @@ def test_no_text_raises_and_every_failure_has_a_name(text: str, options: list[st
         assert (reading.value is None) == (reading.error is not None) and reading.error in (None, *WORD_ERRORS)
     letter = read_letter(text, options, finished).value
     assert letter is None or letter in LETTERS[: len(options)]
+
+
+ANIMALS = ("狗", "黑猫", "猫", "鸟 类")
+
+
+@pytest.mark.parametrize(
+    "text, value, error",
+    [
+        ("答案是B。", "B", None), ("答案：C", "C", None), ("正确答案应该是 （D）。", "D", None), ("我选Ａ", "A", None), ("选项B正确", "B", None),
+        ("B、黑猫", "B", None), ("C。", "C", None), ("图中的动物是黑猫。", "B", None), ("图中是鸟类", "D", None), ("应选B，因为它是黑的", "B", None),
+        ("A或B", None, "several_letters"), ("图中没有动物", None, "no_letter"), ("不是A，是C。", "C", None), ("选E", None, "no_letter"),
+        ("图中的A是猫和狗", None, "several_letters"),
+    ],
+)  # fmt: skip
+def test_letters_in_chinese(text: str, value: str | None, error: str | None) -> None:
+    assert read_letter(text, ANIMALS) == (value, error)

@@ -26,6 +26,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "config": (1, {"torch"}),
     "eval_config": (1, {"torch"}),
     "prompts": (1, {"models", "torch"}),
+    "answer_rules": (1, {"models", "torch"}),
     "answer_parsing": (1, {"models", "torch"}),
     "perception": (1, {"models", "torch"}),
     "transcripts": (1, {"rewards", "models", "torch"}),

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -118,8 +119,8 @@ def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:
     model = saying(tokenizer, lambda views, text: next(texts))
     examples = [question(k, "Yes", category="OCR", group=str(k)) for k in range(6)]
     (row,), _ = quiz.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
-    assert row["failures"] == dict.fromkeys(WORD_ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1, "yes_and_no": 1}
-    assert row["metrics"]["unread"] == pytest.approx(4 / 6) and row["metrics"]["accuracy"].value == pytest.approx(1 / 6)
+    assert row["failures"] == dict.fromkeys(WORD_ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1}  # "not" begins with "no"
+    assert row["metrics"]["unread"] == pytest.approx(3 / 6) and row["metrics"]["accuracy"].value == pytest.approx(1 / 6)
 
 
 # ---------------------------------------------------------------------- numbers
@@ -165,23 +166,74 @@ def test_mme_is_counted_as_by_hand() -> None:
     assert cut["accuracy_plus"].value == pytest.approx(sum(left) / len(left))
 
 
-def test_mmbench_is_right_under_every_rotation_or_not_at_all() -> None:
+def test_mme_is_the_total_of_its_own_script(tokenizer) -> None:
+    """calculation.py, written again: two lines a picture, the first four letters of each answer."""
+    rng = np.random.default_rng(3)
+    said = ["Yes", "no.", "NO", "Not sure", "The answer is yes", "yes, it is", "It is not", "**Yes**", ""]
+    lines = [(kind, f"{kind}/{k}.jpg", ["Yes", "No"][q], str(rng.choice(said))) for kind in (*quiz.PERCEPTION, *quiz.COGNITION)
+             for k in range(3) for q in range(2)]  # fmt: skip
+    total, accuracy = 0.0, []
+    for kind in (*quiz.PERCEPTION, *quiz.COGNITION):
+        right = []
+        for category, _, truth, answer in lines:
+            if category == kind:
+                start = answer.strip("*").lower()[:4]
+                label = "yes" if "yes" in start else "no" if "no" in start else "other"
+                right.append(label == truth.lower())
+        pairs = list(zip(right[0::2], right[1::2]))
+        total += 100 * sum(right) / len(right) + 100 * sum(a and b for a, b in pairs) / len(pairs)
+        accuracy += right
+    answers = iter(answer for *_, answer in lines)
+    model = saying(tokenizer, lambda views, text: next(answers))
+    examples = [question(k // 2, truth, category=kind, group=group) for k, (kind, group, truth, _) in enumerate(lines)]
+    (row,), records = quiz.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
+    assert row["metrics"]["total"].value == pytest.approx(total)
+    assert row["metrics"]["accuracy"].value == pytest.approx(np.mean(accuracy))
+    kind = {"Not sure": None, "The answer is yes": "Yes", "It is not": None, "": None, "yes, it is": "Yes", "no.": "No", "NO": "No"}
+    lenient = [kind.get(answer, "Yes") == truth for *_, truth, answer in lines]
+    assert row["metrics"]["accuracy_lenient"].value == pytest.approx(np.mean(lenient)) and np.mean(lenient) != np.mean(accuracy)
+    assert row["columns"][:3] == ["accuracy", "accuracy_lenient", "accuracy_plus"]
+    assert [one["right"] for one in records["direct"]] == accuracy
+
+
+def test_realworldqa_is_right_by_the_published_rule_and_kindly_in_a_column_of_its_own(tokenizer) -> None:
+    asked = "Which way?\n\nA. Left\nB. Right\nAnswer with the letter only."
+    texts = {"B": (1, 1), "b.": (1, 1), "It is Right": (1, 1), "(B)": (1, 1), "The answer is B": (0, 1), "right": (0, 1), "A": (0, 0)}
+    examples = [question(k, "B") for k in range(len(texts))]
+    examples = [replace(example, query=asked, fields=example.fields | {"question": asked}) for example in examples]
+    answers = iter(texts)
+    model = saying(tokenizer, lambda views, text: next(answers))
+    (row,), records = quiz.run("realworldqa", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
+    assert [one["right"] for one in records["direct"]] == [bool(right) for right, _ in texts.values()]
+    assert row["metrics"]["accuracy_lenient"].value == pytest.approx(6 / 7)
+    assert {"accuracy", "accuracy_lenient"} <= set(row["columns"])
+
+
+def vlmevalkits_circular(rows: Sequence[tuple[int, bool]]) -> float:
+    """mcq_circular_eval, written again: (index, right) of each row; a group is what there is behind an index below a million."""
+    hits = [all(right for other, right in rows if other % 1_000_000 == index) for index, _ in rows if index == index % 1_000_000]
+    return sum(hits) / len(hits)
+
+
+def test_mmbench_is_right_under_every_rotation_as_vlmevalkit_counts() -> None:
+    """Groups lack rotations, or even their first row; rows are in any order."""
     rng = np.random.default_rng(1)
-    sizes = [2, 3, 4, 4, 3, 2, 4]
-    examples = [question(g, "A", "abcd"[:size], f"kind {g % 2}", str(g)) for turn in range(4) for g, size in enumerate(sizes) if turn < size]
-    right = (rng.random(len(examples)) < 0.8).astype(float)
-    by_hand = []
-    for g in range(len(sizes)):
-        by_hand.append(all(r == 1 for example, r in zip(examples, right) if example.fields["group"] == str(g)))
-    assert 0 < sum(by_hand) < len(sizes)
+    sizes = [2, 3, 4, 4, 3, 2, 4, 4]
+    rows = [(g + 1_000_000 * turn, bool(rng.random() < 0.8)) for g, size in enumerate(sizes) for turn in range(size)]
+    rows = [rows[k] for k in rng.permutation(len(rows)) if rows[k][0] not in (2_000_003, 1_000_006, 3_000_006, 5)]
+    left = [sum(index % 1_000_000 == g for index, _ in rows) * (g != 5) for g in range(len(sizes))]  # 5 has no first row
+    examples = [question(i % 1_000_000, "A", "abcd", f"kind {i % 2}", str(i % 1_000_000), rotations=left[i % 1_000_000]) for i, _ in rows]
+    right = np.array([float(right) for _, right in rows])
+    wanted = vlmevalkits_circular(rows)
+    assert 0 < wanted < 1
     found = quiz.scores("mmbench", examples, right, resamples=100)
-    assert found["circular"].value == pytest.approx(sum(by_hand) / len(sizes))
+    assert found["circular"].value == pytest.approx(wanted)
     assert found["accuracy"].value == pytest.approx(right.mean()) and "total" not in found
     assert found["circular"].low <= found["circular"].value <= found["circular"].high
-    of_kinds = quiz.by_category("mmbench", examples, right)
-    assert of_kinds["kind 0"]["circular"] == pytest.approx(np.mean(by_hand[::2]))
-    first_pass = quiz.scores("mmbench", examples[: len(sizes)], right[: len(sizes)], resamples=0)
-    assert np.isnan(first_pass["circular"].value)  # no question is there under every rotation
+    even = [row for row in rows if row[0] % 2 == 0]
+    assert quiz.by_category("mmbench", examples, right)["kind 0"]["circular"] == pytest.approx(vlmevalkits_circular(even))
+    cut = [k for k, (index, _) in enumerate(rows) if index < 1_000_000]  # --limit has cut them: no question is whole
+    assert np.isnan(quiz.scores("mmbench", [examples[k] for k in cut], right[cut], resamples=0)["circular"].value)
 
 
 def test_vstar_has_its_two_categories_beside_the_mean() -> None:
