@@ -7,7 +7,8 @@ that stands in ``<answer>`` tags or behind ``</think>``, as a policy that was tr
 Regions: where this differs from the paper (ACTIVE-O3, arXiv 2505.21457v2, B.1)
   1. Format asks for the tags once each, think before answer; the paper asks for their presence only,
      which tags in any order and number satisfy.
-  2. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action.
+  2. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action. In the task
+     role, which has no tags, only the text outside of thoughts is.
   3. More regions than the prompt allows are a format error, and the surplus is not looked at. Where it asks
      for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
 
@@ -24,9 +25,12 @@ An answer that breaks the rules is data, never an exception: ``Action.error`` an
 import json
 import re
 import unicodedata
-from typing import Any, NamedTuple, Sequence
+from contextlib import suppress
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from activeo3.schema import Action
+
+Box = tuple[float, float, float, float]
 
 REGION_ERRORS = (
     "unfinished",
@@ -42,6 +46,51 @@ REGION_ERRORS = (
 )
 """Everything that can be wrong with an answer of regions or boxes, in the order in which it is checked."""
 
+# ---------------------------------------------------------------------- thoughts
+
+_TAGS = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
+
+
+def without_thoughts(text: str) -> str:
+    """The text outside of thoughts, which are no answer.
+
+    A thought that is never closed ends where an ``<answer>`` begins, or with the text. One that is closed without having
+    been opened began with the text: so it is where a chat template opens it, and its words are not put in front
+    (``begun_by_template``).
+
+    >>> without_thoughts('<think>a [1] b</think> c <think>d'), without_thoughts("a [1]</think> c")
+    (' c ', ' c')
+    """
+    kept: list[str] = []
+    begin, opened, answer = 0, -1, -1  # where the text outside begins; the open thought, and an answer inside it
+    for tag in _TAGS.finditer(text):
+        closing, thinks = bool(tag.group(1)), tag.group(2).lower() == "think"
+        if opened < 0 and thinks and not closing:
+            kept.append(text[begin : tag.start()])
+            opened, answer = tag.start(), -1
+        elif thinks and closing:
+            kept = kept if opened >= 0 else []
+            begin, opened = tag.end(), -1
+        elif opened >= 0 and not thinks and not closing and answer < 0:
+            answer = tag.start()
+    if opened >= 0:
+        begin = answer if answer >= 0 else len(text)
+    return "".join(kept) + text[begin:]
+
+
+def begun_by_template(chat: str, role: str = "assistant") -> str:
+    """What a chat template has written of the answer itself: what follows the last turn's role in a rendered prompt.
+
+    Templates of thinking models open the thought, or write an empty one. It belongs to the answer: put it in front of what
+    was sampled before that is read.
+
+    >>> begun_by_template("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n<think>\\n")
+    '<think>\\n'
+    """
+    tag = _TAGS.search(chat, chat.rfind(role) + len(role) if role in chat else len(chat))
+    return chat[tag.start() :] if tag else ""
+
+
 # ---------------------------------------------------------------------- regions and boxes
 
 _SENSING_LAYOUT = re.compile(
@@ -52,6 +101,7 @@ _SENSING_LAYOUT = re.compile(
 _ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
 _OBJECT = re.compile(r"\{[^{}]*\}")
+_BOX, _POINT = "bbox_2d", "point_2d"
 
 
 def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1) -> Action:
@@ -89,22 +139,46 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
 def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
-    A list that is cut short by the length limit gives up the boxes that are complete. With ``points``
-    an item may be a point_2d instead; a point is a box without sides.
+    What is no such list has an error, and is read object by object: whole boxes count in whatever container they stand,
+    beside broken ones, and in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d
+    instead; a point is a box without sides.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
     >>> read_boxes('[{"point_2d": [5, 6]}]', points=True).boxes_text
     ((5.0, 6.0, 5.0, 6.0),)
+    >>> read_boxes('{"cups": [{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": null}]}')
+    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='not_a_list')
     """
-    action = _read_list(text, points)
-    if action.error != "json":
+    outside = without_thoughts(text)
+    action = _read_list(outside, points)
+    if action.error is None:
         return action
-    whole = [_read_list(f"[{item}]", points) for item in _OBJECT.findall(text)]
-    kept = [part for part in whole if part.error is None]
-    boxes = tuple(box for part in kept for box in part.boxes_text)
-    labels = tuple(label for part in kept for label in part.labels)
-    return Action(boxes, labels, "json" if finished else "unfinished")
+    items = [_read_item(item, points) for item in _objects_of(outside, points)]
+    kept = [item for item in items if not isinstance(item, str)]
+    error = "unfinished" if action.error == "json" and not finished else action.error
+    return Action(tuple(box for box, _ in kept), tuple(label for _, label in kept), error)
+
+
+def _objects_of(text: str, points: bool) -> Iterator[dict[str, Any]]:
+    """Every object with a box (or point) of a JSON value, wherever in it; of a text that is none, every whole object."""
+    try:
+        yield from _objects_in(json.loads(unfenced(text), strict=False), points)  # not strict: a label may have line breaks
+    except (ValueError, RecursionError):
+        for item in _OBJECT.findall(text):
+            with suppress(ValueError, RecursionError):
+                yield from _objects_in(json.loads(item, strict=False), points)
+
+
+def _objects_in(value: Any, points: bool) -> Iterator[dict[str, Any]]:
+    """The objects with a box inside a JSON value, in their order; those inside one of them are not looked for."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and (_BOX in value or points and _POINT in value):
+            yield value
+        elif isinstance(value, (dict, list)):
+            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
 
 
 def unfenced(text: str) -> str:
@@ -123,15 +197,24 @@ def _read_list(text: str, points: bool = False) -> Action:
         return Action((), (), "not_a_list")
     boxes, labels = [], []
     for item in items:
-        if not isinstance(item, dict) or not ("bbox_2d" in item or points and "point_2d" in item):
-            return Action((), (), "no_bbox_2d")
-        box = item["bbox_2d"] if "bbox_2d" in item else _as_box(item["point_2d"])
-        error = box_error(box)
-        if error:
-            return Action((), (), error)
-        boxes.append(tuple(float(value) for value in box))
-        labels.append(str(item.get("label", "")))
+        found = _read_item(item, points)
+        if isinstance(found, str):
+            return Action((), (), found)
+        boxes.append(found[0])
+        labels.append(found[1])
     return Action(tuple(boxes), tuple(labels))
+
+
+def _read_item(item: Any, points: bool) -> tuple[Box, str] | str:
+    """The box and the label of an object of a list, or what is wrong with it."""
+    if not isinstance(item, dict) or not (_BOX in item or points and _POINT in item):
+        return "no_bbox_2d"
+    box = item[_BOX] if _BOX in item else _as_box(item[_POINT])
+    error = box_error(box)
+    if error:
+        return error
+    x1, y1, x2, y2 = map(float, box)
+    return (x1, y1, x2, y2), str(item.get("label", ""))
 
 
 def _as_box(point: Any) -> Any:
@@ -182,13 +265,14 @@ _EDGES = ".,;:!?\"'()[]。、“”‘’《》「」"
 
 
 def said(text: str) -> str:
-    """The part of a text that is the answer: inside the last ``<answer>``, behind ``</think>``, or all of it.
+    """The part of a text that is the answer: inside the last ``<answer>``, or all of it, thoughts left out.
 
     >>> said("<think>A or B?</think> <answer>B</answer>")
     'B'
     """
-    bodies = _BODY.findall(text)
-    body = bodies[-1] if bodies else text.rpartition("</think>")[2]
+    outside = without_thoughts(text)
+    bodies = _BODY.findall(outside)
+    body = bodies[-1] if bodies else outside
     return re.sub(r"\\boxed\{([^{}]*)\}", r"\1", body).replace("*", "").replace("`", "").strip()
 
 

@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Sequence
 
-from activeo3.answer_parsing import box_error, read_boxes, unfenced
+from activeo3.answer_parsing import box_error, read_boxes, unfenced, without_thoughts
 from activeo3.schema import Action
 
 _PROMPTS: dict[str, dict[str, str]] = {
@@ -137,14 +137,15 @@ _COUNT = re.compile(r"(.*[\]`])?\s*(\d{1,6})\s*", re.DOTALL)
 
 def _body(text: str, thinking: bool) -> tuple[str | None, bool]:
     """The part of the text that answers (None: there is none), and whether the tags are as they must be."""
-    layout, inside = _LAYOUT.fullmatch(text), _INSIDE.findall(text)
+    layout, outside = _LAYOUT.fullmatch(text), without_thoughts(text)
     if thinking and layout:
         return layout.group(1), True
+    inside = _INSIDE.findall(outside)
     if inside:
         return inside[-1], False
-    if thinking or _TAG.search(text):
+    if thinking or _TAG.search(outside):
         return None, False
-    return text, True
+    return outside, outside == text
 
 
 def _grounding(body: str, finished: bool) -> Answer:

@@ -10,7 +10,7 @@ of the calls are looked at is not decided here (episodes.py).
 
 The tag and the names are those of Active-Perception-R1 (commit 14f2841), with these differences:
   1. A tag counts wherever it stands, except inside ``<answer>``; there, the first think block alone was
-     read. A JSON box counts outside of ``<think>`` only: a box that is merely thought about is no action.
+     read. A JSON box counts outside of thoughts only, and so does an answer: what is merely thought about is no action.
   2. Without ``normalized``, numbers are shares of the view if none is above 2, not 1: a slip like x1="1.2"
      is then outside of the view rather than a region of one pixel. No real region has two pixels.
   3. Regions are bounded by the view in either unit; there, pixel boxes were not.
@@ -25,6 +25,7 @@ from typing import Any, Iterator, Literal, get_args
 import numpy as np
 
 from activeo3 import geometry
+from activeo3.answer_parsing import without_thoughts
 from activeo3.geometry import Frame
 from activeo3.schema import Region, Zoom
 
@@ -91,7 +92,8 @@ class Limits:
 # ---------------------------------------------------------------------- reading
 
 _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
-_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+# A thought that is closed without having been opened began with the text (answer_parsing.without_thoughts).
+_THINK = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE)
 _ATTRIBUTES = re.compile(r"""(?:\s+[a-z_]\w*\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?\s*""", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"""([a-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
@@ -110,7 +112,7 @@ def read_turn(text: str) -> Said:
     >>> read_turn('<answer>42</answer>').answer
     '42'
     """
-    answers = _ANSWER.findall(text)
+    answers = _ANSWER.findall(without_thoughts(text))
     answer = answers[-1].strip() if answers else None
     outside = _blanked(_ANSWER, text)
     spoken, calls, begin = _blanked(_THINK, outside), [], 0

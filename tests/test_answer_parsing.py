@@ -8,8 +8,10 @@ import doctest
 import inspect
 import json
 import math
+import re
 import string
 import time
+from typing import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 
 from activeo3 import answer_parsing
 from activeo3.answer_parsing import (
-    LETTERS, REGION_ERRORS, WORD_ERRORS, listed_options, plain, read_boxes, read_letter, read_regions, read_word, read_yes_or_no,
+    LETTERS, REGION_ERRORS, WORD_ERRORS, begun_by_template, listed_options, plain, read_boxes, read_letter, read_regions, read_word,
+    read_yes_or_no, without_thoughts,
 )  # fmt: skip
 from activeo3.prompts import boxes_answer, question_prompt, sensing_answer
 from activeo3.schema import Action
@@ -105,12 +108,17 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("text, boxes, error", LISTS.values(), ids=LISTS.keys())
-def test_lists_in_both_roles(text: str, boxes: tuple, error: str | None) -> None:
+IN_CONTAINERS = ("single object", "list inside an object", "list in a list", "good, then bad")
+"""No lists of objects, and yet the task role finds a whole object in them."""
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_in_both_roles(name: str) -> None:
+    text, boxes, error = LISTS[name]
     action = read_regions(tagged(text))
     assert (action.boxes_text, action.error) == (boxes, error)
     if error != "json":  # the task role also gives up whole objects of a broken list, see below
-        assert read_boxes(text) == action
+        assert read_boxes(text) == (Action(ONE, ("",), error) if name in IN_CONTAINERS else action)
     cut_off = read_regions(tagged(text), finished=False)
     assert (cut_off.boxes_text, cut_off.error) == (boxes, "unfinished")
 
@@ -186,6 +194,108 @@ def test_every_error_is_reached_and_named() -> None:
 
 # ---------------------------------------------------------------------- broken lists of the task role
 
+CUP = '{"bbox_2d": [5, 6, 70, 80], "label": "cup"}'
+CONTAINERS = {
+    # name: (text, error); each holds BOX and CUP, in this order
+    "list inside an object": (f'{{"things": [{BOX}, {CUP}]}}', "not_a_list"),
+    "objects inside an object": (f'{{"a": {BOX}, "b": {{"c": {CUP}}}}}', "not_a_list"),
+    "list of lists": (f"[[{BOX}], [[{CUP}]]]", "no_bbox_2d"),
+    "a bad one among good ones": (f'[{BOX}, {{"bbox_2d": [1, 2, 3]}}, {CUP}]', "not_four_numbers"),
+    "words among good ones": (f'["two", {BOX}, 3, {CUP}, null]', "no_bbox_2d"),
+    "another key among good ones": (f'[{BOX}, {{"box": [1, 2, 3, 4]}}, {CUP}]', "no_bbox_2d"),
+    "one without end": (f'[{BOX}, {{"bbox_2d": [1, 2, 3, Infinity]}}, {CUP}]', "not_finite"),
+    "one object after the other": (f"{BOX}\n{CUP}", "json"),
+    "fenced, in words": (f"Here they are:\n```json\n[{BOX}, {CUP}]\n```\nTwo.", "json"),
+    "a box inside a box": (f'[{BOX}, {{"bbox_2d": [5, 6, 70, 80], "label": "cup", "part": {BOX}}}, 1]', "no_bbox_2d"),
+}
+
+
+@pytest.mark.parametrize("text, error", CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_the_task_role_reads_object_by_object_whatever_the_container(text: str, error: str) -> None:
+    wanted = Action((*ONE, (5.0, 6.0, 70.0, 80.0)), ("", "cup"), error)
+    assert read_boxes(text) == read_boxes(f"<think>no: {BOX}</think>{text}") == wanted
+    if "part" not in text:  # made unreadable as a whole, it keeps the same
+        assert read_boxes(text + "]").boxes_text == wanted.boxes_text
+
+
+def test_a_label_may_have_a_line_break() -> None:
+    text = '[{"bbox_2d": [1, 2, 30, 40], "label": "a\nboat"}, {"bbox_2d": [1, 2, 30, 40], "label": "x\ty"}]'
+    assert read_boxes(text) == Action(ONE * 2, ("a\nboat", "x\ty"), "json")
+
+
+def test_points_are_read_object_by_object_too() -> None:
+    text = f'{{"points": [{{"point_2d": [5, 6]}}, {{"point_2d": [5]}}, {BOX}]}}'
+    assert read_boxes(text, points=True).boxes_text == ((5.0, 6.0, 5.0, 6.0), *ONE)
+    assert read_boxes(text).boxes_text == ONE
+
+
+# ---------------------------------------------------------------------- thoughts
+
+OUTSIDE = {
+    # text: what of it is no thought
+    "": "",
+    "[1]": "[1]",
+    "<think>a</think>b": "b",
+    "a<think>b</think>c<think>d</think>e": "ace",
+    "<think>a": "",
+    "a <think>b": "a ",
+    "<think>a<answer>b</answer>": "<answer>b</answer>",  # the thought ends where it is answered
+    "<think>a<answer>b</answer> c <answer>d": "<answer>b</answer> c <answer>d",
+    "<think>a<answer>b</answer>c</think>d": "d",  # an answer that was merely thought about
+    "<think>a<answer>b</answer></think><think>c<answer>d</answer>": "<answer>d</answer>",
+    "a</think>b": "b",  # the template had begun the thought
+    "a</think>b<think>c</think>d": "bd",
+    "<think>a</think>b</think>c": "c",
+    "<think><think>a</think>b": "b",
+    "<THINK>a</Think>b": "b",
+    "<thinking>a</thinking>": "<thinking>a</thinking>",
+    "<answer>b</answer><think>a</think>": "<answer>b</answer>",
+}
+
+
+@pytest.mark.parametrize("text", OUTSIDE, ids=range(len(OUTSIDE)))
+def test_what_is_outside_of_thoughts(text: str) -> None:
+    assert without_thoughts(text) == OUTSIDE[text]
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "a", "é "])).map("".join))
+def test_thoughts_are_those_that_a_walk_finds(text: str) -> None:
+    """The second opinion walks through the pieces with the rules as the docstring has them."""
+    pieces, kept, thought = re.findall(r"</?think>|<answer>|.", text), "", None
+    for piece in pieces:
+        if piece == "</think>":
+            kept, thought = (kept, None) if thought is not None else ("", None)
+        elif thought is not None:
+            thought += piece
+        elif piece == "<think>":
+            thought = ""
+        else:
+            kept += piece
+    kept += "<answer>" + thought.partition("<answer>")[2] if thought and "<answer>" in thought else ""
+    assert without_thoughts(text) == kept
+
+
+def test_the_task_role_reads_no_thoughts() -> None:
+    other = '[{"bbox_2d": [9, 9, 99, 99]}]'
+    for thought in (f"<think>{other}</think>", f"{other} no.</think>\n", "<think>\n\n</think>"):
+        assert read_boxes(f"{thought}[{BOX}]") == Action(ONE, ("",))
+        assert read_boxes(f"{thought}[]") == Action((), ())
+    assert read_boxes(f"<think>{other}") == read_boxes(f"<think>{other}</think>") == Action((), (), "json")
+
+
+def test_a_thought_that_the_template_began_belongs_to_the_answer() -> None:
+    chat = "<|im_start|>user\nWho is the assistant? <think><|im_end|>\n<|im_start|>assistant\n"
+    assert begun_by_template(chat) == begun_by_template("") == begun_by_template("no role, <think>") == ""
+    sampled = f"it is red</think><answer>[{BOX}]</answer>"
+    assert read_regions(sampled).error == "tags"
+    for begun in ("<think>", "<think>\n"):
+        assert begun_by_template(chat + begun) == begun
+        assert read_regions(begun + sampled) == Action(ONE, ("",))
+    empty = "<think>\n\n</think>\n\n"  # as templates of models that may think write it when they shall not
+    assert begun_by_template(chat + empty) == empty
+    assert read_regions(empty + f"<answer>[{BOX}]</answer>") == Action(ONE, ("",))
+
+
 
 @pytest.mark.parametrize(
     "text, boxes",
@@ -238,6 +348,17 @@ json_values = st.recursive(
 )
 
 
+def boxes_anywhere(value: object) -> Iterator[tuple[float, ...]]:
+    """The whole boxes of a JSON value, by recursion."""
+    if isinstance(value, dict) and "bbox_2d" in value:
+        box = value["bbox_2d"]
+        if isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and -1e9 < v < 1e9 for v in box):
+            yield tuple(map(float, box))
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from boxes_anywhere(part)
+
+
 @given(json_values)
 @settings(max_examples=300)
 def test_any_json_is_read(value: object) -> None:
@@ -250,7 +371,7 @@ def test_any_json_is_read(value: object) -> None:
         for item in value
     )
     assert (action.error is None) == well_formed
-    assert len(action.boxes_text) == (len(value) if well_formed else 0)
+    assert action.boxes_text == tuple(boxes_anywhere(value))
 
 
 def test_nesting_near_the_recursion_limit_is_read() -> None:
@@ -312,6 +433,14 @@ def test_letters_that_are_read(text: str, letter: str) -> None:
 )  # fmt: skip
 def test_letters_that_are_not_there(text: str, error: str) -> None:
     assert read_letter(text, OPTIONS) == (None, error)
+
+
+def test_a_thought_is_no_answer_in_words() -> None:
+    assert read_letter("<think>The answer is B", OPTIONS, finished=False).error == "unfinished"
+    assert read_letter("<think>maybe <answer>A</answer></think> B", OPTIONS).value == "B"
+    assert read_letter("The answer is A. No.</think>\n\nB", OPTIONS).value == "B"
+    assert read_yes_or_no("<think>yes").error == "empty" and read_word("<think>two</think>", "How many?").error == "empty"
+    assert read_letter("<think>A or<answer>B</answer>", OPTIONS).value == "B"
 
 
 def test_an_answer_that_was_cut_off_is_read_if_it_had_begun() -> None:

@@ -144,6 +144,22 @@ def test_what_can_be_used_of_a_wrong_answer_is_kept() -> None:
     assert read_answer("ocr", "half a pa", finished=False).text == "half a pa"
 
 
+def test_thoughts_are_not_read() -> None:
+    """Nobody asked for a thought: the form is wrong, and what follows it is the answer."""
+    for thought in (f"<think>[{BOX}, {BOX}] 2?</think>", f"[{BOX}, {BOX}] 2?</think>"):
+        counted = read_answer("counting", f"{thought}[{BOX}] 1")
+        assert (counted.boxes_text, counted.count, counted.error) == (ONE, 1, "tags")
+        assert read_answer("ocr", thought + "7").text == "7"
+    rejected = read_answer("grounding", f"<think><answer>[{BOX}]</answer>?</think>", thinking=True)
+    assert (rejected.boxes_text, rejected.error) == ((), "tags")
+
+
+def test_objects_are_read_one_by_one_whatever_the_container() -> None:
+    assert read_answer("grounding", f'{{"cup": {BOX}}}').boxes_text == ONE
+    found = read_answer("detection", f'{{"things": [{CUP}, {{"label": "cup"}}, null]}}')
+    assert (found.boxes_text, found.labels, found.error) == (ONE, ("cup",), "not_a_list")
+
+
 def test_forms_that_are_right() -> None:
     for text in ("[1, 2, 30, 40]", " [1,2,30.0,4e1] ", f"[{BOX}]", f"```json\n[{BOX}]\n```", "```\n[1, 2, 30, 40]```"):
         answer = read_answer("grounding", text)

@@ -97,6 +97,21 @@ def test_a_turn_is_read_into_all_of_its_calls_in_order(text: str) -> None:
     assert said.call == (said.calls or (None,))[0] and said.malformed == (said.zooms and said.calls[0] is None)
 
 
+REJECTED = '{"bbox_2d": [1, 2, 3, 4]}'
+
+
+@pytest.mark.parametrize("thought", [f"{REJECTED} no.</think>", f"<think>{REJECTED} no.</think>", f"<think>a</think><think>{REJECTED}</think>"])
+def test_a_box_that_a_thought_rejects_is_no_zoom(thought: str) -> None:
+    """Also where the chat template has begun the thought, and its words are not in front of what was sampled."""
+    assert read_turn(thought + '{"bbox_2d": [20, 10, 50, 40]}') == Said((PIXELS,))
+    assert read_turn(thought + "<answer>42</answer>") == Said(answer="42")
+    assert read_turn(thought) == Said()
+
+
+def test_a_tag_in_a_thought_is_a_zoom_whoever_began_it() -> None:
+    assert read_turn(TAG + "</think>") == read_turn("<think>" + TAG + "</think>") == Said((SHARES,))
+
+
 NO_ZOOM: dict[str, str | None] = {
     # what is said: the answer
     "": None,
@@ -113,6 +128,10 @@ NO_ZOOM: dict[str, str | None] = {
     "<ANSWER>\n 42 \n</ANSWER> done": "42",
     "<answer>1</answer><answer>2</answer>": "2",
     "<answer><answer>1</answer>": "1",
+    "<think>is it <answer>1</answer>?</think>": None,  # merely thought about
+    "<think>is it <answer>1</answer>?</think><answer>2</answer>": "2",
+    "is it <answer>1</answer>?</think><answer>2</answer>": "2",
+    "<think>so<answer>1</answer>": "1",
     "<think>so</think><answer></answer>": "",
     f"<answer>{TAG}</answer>": TAG,  # the answer is words
     '<answer>{"bbox_2d": [20, 10, 50, 40]}</answer>': '{"bbox_2d": [20, 10, 50, 40]}',
