@@ -24,7 +24,7 @@ if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
 
 import numpy as np
 
-from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, paths, pictures, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, outputs, paths, pictures, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -50,6 +50,7 @@ def main(config: EvalConfig) -> None:
     """Run every method of every checkpoint on every benchmark, print and write the tables."""
     config = as_meant(config)
     folder, task = output_folder(config), task_of(config)
+    outputs.claim(folder, *outputs.OF_AN_EVALUATION)  # before the work, so that nothing is refused at its end
     ranks = engine.join(folder)
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     benchmarks = config.benchmark or config.data
@@ -182,7 +183,7 @@ def write(
         say("\n" + report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1)))
     curve = draw_curve(curve_rows, f"{name}, {len(examples)} questions") if curve_rows else None
     if curve:
-        curve.save(folder / f"budgets-{name}.png")
+        outputs.leave_picture(folder / f"budgets-{name}.png", curve)
     titles = {label: label for row, label in zip(rows, shown) if row["method"] in ("cot", "active")}
     summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
     pairs = suites.gallery(shown, titles, TrainConfig().weights)

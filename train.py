@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import budgets, checkpoints, engine, grpo, planner, report, suites
+from activeo3 import budgets, checkpoints, engine, grpo, outputs, planner, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -132,6 +132,7 @@ def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     task = task_of(config)
     ranks = engine.start(Path(config.output_dir))
+    outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
     saved = checkpoints.resumable(config, ranks)
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)

@@ -23,7 +23,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from activeo3 import correction, metrics, report, results
+from activeo3 import correction, metrics, outputs, report, results
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, covered_error, error_regions
@@ -209,14 +209,14 @@ def write(folder: Path, rows: Sequence[results.Row]) -> None:
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]
         parts.append((*table(own), f"{name}, masks of {own[0]['n']} pictures"))
-        plot(own).save(folder / f"{name}-zooms.png")
+        outputs.leave_picture(folder / f"{name}-zooms.png", plot(own))
     texts = {
         "results.json": report.strict_json(results.results(rows)),
         "results.md": "\n\n".join(report.table(*part, digits=3) for part in parts),
         "results.tex": "\n\n".join(results.latex(*part) for part in parts),
     }
     for name, text in texts.items():
-        report.replace_file(folder / name, (text + "\n").encode())
+        outputs.leave(folder / name, (text + "\n").encode())
 
 
 # ---------------------------------------------------------------------- for the two scripts

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from activeo3.flags import read_object
 from activeo3.report import counted
 
 
+_STEP = re.compile(r"checkpoint-(\d+)")
 KEPT = 0.98
 """Merged weights that hold less of the adapters' corrections are worth a word."""
 
@@ -81,8 +83,9 @@ def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> 
 
 def _remove_unfinished(folder: Path) -> None:
     """Remove what a run left that was killed while it wrote or deleted a checkpoint."""
-    for left in folder.glob("building-*"):
-        shutil.rmtree(left)
+    for left in folder.glob("building-checkpoint-*"):
+        if _STEP.fullmatch(left.name.removeprefix("building-")):
+            shutil.rmtree(left)
 
 
 def bytes_of(sharded: Sharded) -> int:
@@ -144,6 +147,7 @@ def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
     Raises ConfigError when that run had another world size or other numbers: it would not be the same run.
     """
     found = complete(Path(config.output_dir))
+    _refuse_foreign(config, {path.name for path in found})
     if not found:
         return None
     state = run_state(found[-1])
@@ -156,6 +160,16 @@ def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
     if different:
         raise ConfigError(f"{found[-1]} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
     return state | {"path": found[-1]}
+
+
+def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
+    """Raise ConfigError if a checkpoint would take the place of a folder that no run of ours left."""
+    for path in Path(config.output_dir).glob("checkpoint-*"):
+        match = _STEP.fullmatch(path.name)
+        step = int(match.group(1)) if match else 0
+        saved = step == config.steps or 0 < step < config.steps and step % config.save_every == 0
+        if saved and path.name not in complete:
+            raise ConfigError(f"{path} is no checkpoint of activeo3 and would be replaced; move it, or choose another --output_dir.")
 
 
 def restore(sharded: Sharded, state: dict[str, Any]) -> None:

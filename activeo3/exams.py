@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from activeo3 import metrics, report
+from activeo3 import metrics, outputs, report
 from activeo3.config import TrainConfig, _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.evidence import asked_of, covered
@@ -173,6 +173,6 @@ def evaluate(
         titles = (f"{name} ({dataset.split}), {len(examples)} questions", f"{name}, what the turns came to")
         texts += [report.table(*table, title) for table, title in zip(tables(rows), titles)]
         print("\n\n".join(texts[-2:]))
-        report.replace_file(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
-        report.replace_file(folder / "results.md", ("\n\n".join(texts) + "\n").encode())
+        outputs.leave(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
+        outputs.leave(folder / "results.md", ("\n\n".join(texts) + "\n").encode())
     print(f"numbers and every episode: {folder / 'results.json'}")

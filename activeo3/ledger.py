@@ -12,7 +12,8 @@ Results are plain JSON, whose numbers come back bit for bit. Nothing that is rea
 
 import hashlib
 import json
-import shutil
+import re
+from contextlib import suppress
 from dataclasses import fields
 from functools import lru_cache
 from importlib.metadata import version
@@ -26,9 +27,13 @@ import torch
 from activeo3.config import _Config
 from activeo3.models import VisionLanguageModel
 from activeo3.progress import Progress
-from activeo3.report import replace_file
+from activeo3.outputs import replace_file
 from activeo3.schema import Example
 from activeo3.taskmodels import Oracle, TaskModel
+
+
+_NAME = re.compile(r"\.?[0-9a-f]{40}\.json(\.tmp)?")
+"""A file of the ledger."""
 
 
 class Job(NamedTuple):
@@ -89,8 +94,12 @@ class Ledger:
         return [fresh[index] if index in fresh else kept[name] for index, name in enumerate(names)]
 
     def close(self) -> None:
-        """Everything is in the tables: forget the jobs, so that the same command measures again."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Everything is in the tables: forget the jobs, so that the same command measures again. Other files stay."""
+        for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.tmp")]:
+            if _NAME.fullmatch(path.name):
+                path.unlink(missing_ok=True)  # of several ranks each may be the first
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _read(self, name: str) -> Any:
         """What is kept of a job, or None: a file that is torn or of another job counts for nothing."""

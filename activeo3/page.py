@@ -18,8 +18,9 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from activeo3 import outputs
 from activeo3.pictures import FOUND, LACKING, REGION, SURPLUS, TRUE, Shown, save_jpeg
-from activeo3.report import METRIC_GLOSSARY, MISSING, figure, is_number, printable, replace_file
+from activeo3.report import METRIC_GLOSSARY, MISSING, figure, is_number, printable
 
 Row = Mapping[str, Any]
 Points = tuple[np.ndarray, np.ndarray]  # steps (n,), values (n,)
@@ -123,7 +124,7 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
             f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, body)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (page + "\n</main></body></html>\n").encode("utf-8", "replace"))
+    outputs.leave(path, (page + "\n</main></body></html>\n").encode("utf-8", "replace"))
     return path
 
 

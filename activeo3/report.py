@@ -8,7 +8,6 @@ here: it is made printable before it is shown.
 import collections
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drafts import Draft
 from activeo3.metrics import mask_iou
+from activeo3.outputs import replace_file
 from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
 
@@ -102,13 +102,6 @@ def glossary_table() -> str:
 
 
 # ----------------------------------------------------------------------------------- files and JSON
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``path`` so that a kill at any moment leaves either the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
 
 def strict_json(value: Any) -> str:
     """One line of JSON that every reader takes: NaN and infinity become null, text is ASCII.

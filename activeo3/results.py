@@ -11,7 +11,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import failures, geometry, report
+from activeo3 import failures, geometry, outputs, report
 from activeo3.metrics import Metric, xywh
 from activeo3.schema import Example, Outcome
 
@@ -167,7 +167,7 @@ def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = ())
         "results.tex": "\n\n".join(latex(cells, columns, title) for title, cells, columns in parts),
     }
     for name, text in texts.items():
-        report.replace_file(folder / name, (text + "\n").encode())
+        outputs.leave(folder / name, (text + "\n").encode())
 
 
 # ---------------------------------------------------------------------- COCO's formats
@@ -227,4 +227,4 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> lis
 def write_coco(folder: Path, name: str, content: Any) -> None:
     """One COCO file, ``<name>.json``, replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    report.replace_file(folder / f"{name}.json", (report.strict_json(content) + "\n").encode())
+    outputs.leave(folder / f"{name}.json", (report.strict_json(content) + "\n").encode())

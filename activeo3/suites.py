@@ -27,7 +27,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3 import exams, measures, metrics, report, results
+from activeo3 import exams, measures, metrics, outputs, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.datasets import open_dataset
 from activeo3.failures import failures
@@ -262,7 +262,7 @@ def before_and_after(
         rows = exams.exam(policies, examples, task, config, share, config, say=say)
         if not writes:
             return
-        report.replace_file(folder / "results.json", (report.strict_json({"rows": rows}) + "\n").encode())
+        outputs.leave(folder / "results.json", (report.strict_json({"rows": rows}) + "\n").encode())
         table, turns = exams.tables(rows)
         say(report.table(*turns, "what the turns came to"))
         _finish(folder, config, say, "to zoom, look again and answer", table, answered(policies, examples, task, config), len(examples))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import results
+from activeo3 import outputs, results
 from activeo3.schema import Example
 from test_results import STATS, scored_by_pycocotools
 
@@ -65,7 +65,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     assert "<html" in (tmp_path / "scenes.html").read_text()
     predictions = [f"predictions-scenes-{name}.json" for name in sorted(methods)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
+        outputs.LIST, *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
     ]  # fmt: skip
     assert "| recall_inside " in printed or " recall_inside |" in printed
 

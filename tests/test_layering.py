@@ -22,6 +22,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "grpo": (0, {"transformers", "deepspeed"}),
     "presets": (1, {"torch"}),
     "flags": (1, {"torch"}),
+    "outputs": (1, {"torch"}),
     "paths": (1, {"torch"}),
     "config": (1, {"torch"}),
     "eval_config": (1, {"torch"}),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import pictures, report
+from activeo3 import outputs, pictures, report
 from activeo3.config import ConfigError
 from activeo3.page import html_table, series, smoothed, ticks, write_page
 from activeo3.pictures import (FOUND, REGION, TRUE, Shown, annotated_picture, contact_sheet,
@@ -337,7 +337,7 @@ def test_page_is_self_contained_and_runs_nothing(tmp_path: Path) -> None:
         assert tag != "img" or attributes["src"].startswith("data:image/jpeg;base64,")
     assert tags.text.count(evil) == 7  # title, heading, two lines, a column, its cell, the answer
     assert sum(tag == "img" for tag, _ in tags.seen) == 4
-    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    assert {entry.name for entry in path.parent.iterdir()} == {"report.html", outputs.LIST}
 
 
 def test_page_shows_curves_gallery_and_glossary(tmp_path: Path) -> None:

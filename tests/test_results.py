@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from activeo3 import metrics, results
+from activeo3 import metrics, outputs, results
 from activeo3.geometry import as_boxes
 from activeo3.metrics import Metric
 from activeo3.schema import Example, Outcome
@@ -129,7 +129,7 @@ def test_results_are_written_whole_and_again(tmp_path: Path) -> None:
         assert len(json.loads((folder / "results.json").read_text())["rows"]) == len(rows)
         for name in ("results.md", "results.tex"):
             assert (folder / name).read_text().count("active") == 2 * (len(rows) - 1)  # in both tables
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results.md", "results.tex"]
+    assert sorted(path.name for path in folder.iterdir()) == [outputs.LIST, "results.json", "results.md", "results.tex"]
 
 
 def test_the_task_model_is_named_where_there_are_several() -> None:

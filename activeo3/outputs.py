@@ -1,0 +1,71 @@
+"""What a run or an evaluation leaves in a folder: its own files, and never in the place of a file that is not ours.
+
+Somebody may name a folder of their own as ``--output_dir``. So every folder has a list of what was written into it,
+``.activeo3``, one name a line. A file with a name of ours that is not in the list is not ours: it stays, and the program
+says so before the work if it can.
+"""
+
+import io
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from activeo3.flags import ConfigError
+
+LIST = ".activeo3"
+OF_A_RUN = ("metrics.jsonl", "results.json", "results.md", "results.tex", "report.html")
+OF_AN_EVALUATION = ("results.json", "results.md", "results.tex")
+
+
+def claim(folder: Path, *names: str) -> None:
+    """Note that files of these names in a folder are ours. Does nothing while there is no such folder.
+
+    Raises ConfigError if one of them is there and was not written by us.
+    """
+    if not folder.is_dir():
+        return
+    noted = _noted(folder)
+    wanted = sorted(set(names) - noted)
+    foreign = [name for name in wanted if os.path.lexists(folder / name)]
+    if not noted and _of_an_older_version(folder):
+        wanted, foreign = sorted({*wanted, *(path.name for path in folder.iterdir())}), []
+    if foreign:
+        raise ConfigError(f"{folder / foreign[0]} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
+    if wanted:
+        with open(folder / LIST, "a", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in wanted))
+
+
+def _noted(folder: Path) -> set[str]:
+    """The names in a folder's list."""
+    path = folder / LIST
+    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+
+
+def _of_an_older_version(folder: Path) -> bool:
+    """Is this the folder of a run or an evaluation from before there were lists: a run, in a checkpoint, or with its results?"""
+    if any(folder.glob("checkpoint-*/activeo3.json")) or (folder.parent / "activeo3.json").is_file():
+        return True
+    results = folder / "results.json"
+    return results.is_file() and results.read_bytes()[:9] == b'{"rows": '
+
+
+def leave(path: Path, data: bytes) -> None:
+    """Write a file of ours as a whole, a new one or in the place of an older one. Raises ConfigError as ``claim`` does."""
+    claim(path.parent, path.name)
+    replace_file(path, data)
+
+
+def leave_picture(path: Path, image: Image.Image) -> None:
+    """``leave`` a picture, as PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    leave(path, stream.getvalue())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``path`` so that a kill at any moment leaves either the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

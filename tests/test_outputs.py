@@ -1,0 +1,124 @@
+"""outputs.py: in a folder of the user's, what is not ours stays byte for byte, and is named before the work."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from activeo3 import checkpoints, outputs
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.ledger import Job, Ledger
+from activeo3.progress import Progress
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_our_own_file_is_replaced_and_anothers_is_not(tmp_path: Path) -> None:
+    (tmp_path / "results.md").write_text("my notes")
+    outputs.leave(tmp_path / "results.json", b"1")
+    outputs.leave(tmp_path / "results.json", b"2")
+    outputs.leave_picture(tmp_path / "plot.png", Image.new("RGB", (3, 2), "red"))
+    assert (tmp_path / "results.json").read_bytes() == b"2"
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.size == (3, 2) and image.getpixel((0, 0)) == (255, 0, 0)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"^{tmp_path / 'results.md'} was not written by activeo3 .*--output_dir"):
+            outputs.leave(tmp_path / "results.md", b"ours")
+    assert (tmp_path / "results.md").read_text() == "my notes"
+
+
+def test_a_dangling_link_of_a_name_of_ours_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "results.json").symlink_to("elsewhere.json")
+    with pytest.raises(ConfigError, match="was not written by activeo3"):
+        outputs.leave(tmp_path / "results.json", b"ours")
+    assert not (tmp_path / "elsewhere.json").exists()
+
+
+def test_a_claim_before_the_work_keeps_its_word(tmp_path: Path) -> None:
+    outputs.claim(tmp_path / "nowhere", "results.json")  # there is nothing to be refused, and nothing is made
+    assert not (tmp_path / "nowhere").exists()
+    outputs.claim(tmp_path, "results.json")
+    (tmp_path / "results.json").write_text("left by our own killed run")
+    outputs.claim(tmp_path, "results.json")
+    outputs.leave(tmp_path / "results.json", b"ours")
+
+
+@pytest.mark.parametrize("older", ["a run", "in a checkpoint", "an evaluation"])
+def test_folders_from_before_there_were_lists_are_ours(older: str, tmp_path: Path) -> None:
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    for name in ("results.json", "report.html"):
+        (folder / name).write_text('{"rows": []}' if older == "an evaluation" else "older")
+    if older == "a run":
+        (folder / "checkpoint-3").mkdir()
+        (folder / "checkpoint-3" / "activeo3.json").write_text("{}")
+    if older == "in a checkpoint":
+        (tmp_path / "activeo3.json").write_text("{}")
+    outputs.leave(folder / "results.json", b"new")
+    outputs.leave(folder / "report.html", b"new")
+    (folder / "mine.html").write_text("made since")
+    with pytest.raises(ConfigError):
+        outputs.leave(folder / "mine.html", b"new")
+
+
+# ---------------------------------------------------------------------- both scripts
+
+
+def test_an_evaluation_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.json").write_text('{"my": "thesis"}')
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", "no/such/model", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+    assert stop.value.code.startswith(f"activeo3: {tmp_path / 'results.json'} was not written by activeo3")
+    assert (tmp_path / "results.json").read_text() == '{"my": "thesis"}'
+
+
+def test_a_run_does_not_replace_anothers_checkpoints(tmp_path: Path) -> None:
+    """Other trainers name their checkpoints alike."""
+    (tmp_path / "checkpoint-40").mkdir()
+    (tmp_path / "checkpoint-40" / "model.safetensors").write_text("weights of another trainer")
+    config, ranks = TrainConfig(output_dir=str(tmp_path), steps=90, save_every=20), SimpleNamespace(world=1)
+    with pytest.raises(ConfigError, match=f"^{tmp_path / 'checkpoint-40'} is no checkpoint of activeo3 and would be replaced"):
+        checkpoints.resumable(config, ranks)
+    for harmless in (replace(config, save_every=30), replace(config, steps=30)):
+        assert checkpoints.resumable(harmless, ranks) is None
+    with pytest.raises(ConfigError):
+        checkpoints.resumable(replace(config, save_every=30, steps=40), ranks)  # the last step is always saved
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    for name in ("building-checkpoint-4", "building-plans", "building-checkpoint-plans"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("here")
+    checkpoints._remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["building-checkpoint-plans", "building-plans"]
+
+
+def test_a_ledger_removes_its_own_files_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    folder.mkdir()
+    (folder / "novel.json").write_text("chapter 1")
+    ledger = Ledger(folder, lambda work, parts: [work(part) for part in parts], lambda mine: [mine], Progress(1, speaks=False))
+    assert ledger.share(Job((), lambda part: part), [7]) == [7] and len(list(folder.iterdir())) == 2
+    ledger.close()
+    assert [path.name for path in folder.iterdir()] == ["novel.json"]
+
+
+def test_a_run_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_engine import rank_environment
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    import train
+
+    for name, value in rank_environment(0, 1).items():
+        monkeypatch.setenv(name, value)
+    rows = json.dumps({"step": 1, "loss": 2.5}) + "\n"  # as another trainer writes them
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    with pytest.raises(ConfigError, match="metrics.jsonl was not written by activeo3"):
+        train.main(TrainConfig(output_dir=str(tmp_path), model="no/such/model"))
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
