@@ -44,12 +44,26 @@ class Question:
     crowd: np.ndarray
 
 
+class Whole(NamedTuple):
+    """A question about a whole picture, of which each tile asks a part.
+
+    ``boxes_px`` (N, 4), ``areas`` and ``crowd`` (N,) are in the whole picture's frame; ``tiles`` says in how many tiles
+    the question is asked.
+    """
+
+    boxes_px: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    tiles: int
+
+
 class Index(NamedTuple):
     """Checked annotations: pictures by id, questions in order, what was left out.
 
     ``paths`` are the files of all pictures, also of those that nothing is asked about. ``frequency`` says of
     LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent). ``names`` are the words for
-    every category of the file, by its id.
+    every category of the file, by its id. Of pictures in tiles, ``wholes`` are the questions about the whole ones, by
+    (id of the whole picture, category id).
     """
 
     pictures: Mapping[int, Picture]
@@ -58,6 +72,7 @@ class Index(NamedTuple):
     paths: tuple[Path, ...]
     frequency: Mapping[int, str] = {}
     names: Mapping[int, str] = {}
+    wholes: Mapping[tuple[int, int], Whole] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +81,8 @@ class BoxDataset:
 
     An example keeps both ids of the file, so that predictions can be written as COCO results. Its
     fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px`` and
-    ``source_id``, the picture it is from; and how the set is scored, ``rules``.
+    picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px``,
+    ``source_id``, the picture it is from, and ``whole``, the question about all of it (eval_tiles.py); and how the set is scored, ``rules``.
     """
 
     name: str
@@ -99,6 +114,7 @@ class BoxDataset:
         if picture.window:
             image = image.crop(picture.window)
             fields |= {"window_px": picture.window, "source_id": picture.source_id}
+            fields |= {"whole": self.index.wholes[picture.source_id, question.category_id]}
         return Example(
             id=example_id,
             image=image,

@@ -1,7 +1,8 @@
-"""Numbers that single data sets ask for beside COCO's: AP by category frequency, AP at a low overlap.
+"""Numbers that single data sets ask for beside COCO's: AP by category frequency, at a low overlap, on whole pictures.
 
     AP_r, AP_c, AP_f   LVIS: the mean over rare, common and frequent categories alone (ACTIVE-O3, Table 11)
     AP10, AR10, ...    SODA: AP and AR at an IoU of 0.1 (ACTIVE-O3, E.3)
+    AP_s_whole, ...    SODA: tiles merged back into whole pictures (eval_tiles.py)
 
 Readings of what the paper leaves open:
   1. "The IoU threshold is lowered to 0.1" is read as the one threshold 0.1, which is the table's headline.
@@ -14,6 +15,7 @@ from typing import Sequence
 
 import numpy as np
 
+from activeo3.eval_tiles import on_whole_pictures
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
 from activeo3.metrics import Metric, evaluate_detections
 from activeo3.schema import Example, Outcome
@@ -26,9 +28,10 @@ LOW_RANGE = tuple(np.linspace(LOW_OVERLAP, 0.95, 18).tolist())
 def headlines(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
     """The numbers that the data set of these examples asks for; none for most data sets.
 
-    An example asks by its fields: ``frequency`` (r, c or f) and the ``lowest_iou`` of its ``rules``.
+    An example asks by its fields: ``frequency`` (r, c or f) and the ``lowest_iou`` of its ``rules``, and ``whole``.
     """
-    return by_frequency(examples, outcomes, resamples) | at_low_overlap(examples, outcomes, resamples)
+    found = by_frequency(examples, outcomes, resamples) | at_low_overlap(examples, outcomes, resamples)
+    return found | on_whole_pictures(examples, outcomes, resamples)
 
 
 def by_frequency(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:

@@ -23,6 +23,11 @@ BLACK = "AP50_black"
 LOW_OVERLAP = {"AP": "AP10", "AP_s": "AP10_s", "AR": "AR10", "AR_s": "AR10_s"}
 """What stands in the first table instead, where a data set is scored from an IoU of 0.1 on (headlines.py)."""
 FREQUENCIES = ("AP_r", "AP_c", "AP_f")
+WHOLE = {
+    f"{name}_whole": name
+    for name in ("AP_s", "AP50_s", "AP75_s", "AP_eS", "AP_rS", "AP_gS", "AP_N", "AR_s", "AP10_s", "AR10_s")
+}  # fmt: skip
+"""Numbers of whole pictures that were cut into tiles (eval_tiles.py), and how they are shown."""
 ITSELF = "itself"
 """The task model of a row in which the checkpoint itself answers."""
 
@@ -70,6 +75,13 @@ def frequency_table(rows: Sequence[Row]) -> Table:
     return _flat(rows, "metrics"), _columns(rows, FREQUENCIES) if known else []
 
 
+def whole_table(rows: Sequence[Row]) -> Table:
+    """Numbers of whole pictures; no columns where pictures were not cut into tiles."""
+    known = any(name in row["metrics"] for row in rows for name in WHOLE)
+    cells = [row | {shown: row.get(name) for name, shown in WHOLE.items()} for row in _flat(rows, "metrics")]
+    return cells, _columns(rows, list(WHOLE.values())) if known else []
+
+
 def _flat(rows: Sequence[Row], part: str) -> list[dict[str, Any]]:
     return [{"method": shown_as(row), "task_model": row["task_model"], **row[part]} for row in rows]
 
@@ -88,6 +100,7 @@ def titled(rows: Sequence[Row], curves: Sequence[Row] = ()) -> list[tuple[str, l
         second = "answers that cannot be read" if "columns" in own[0] else "sensing apart from task"
         found.append((f"{benchmark}, {second}", *second_table(own)))
         found.append((f"{benchmark}, AP by how often a category occurs", *frequency_table(own)))
+        found.append((f"{benchmark}, tiles merged back into whole pictures", *whole_table(own)))
         of_curve = [row for row in curves if row["benchmark"] == benchmark]
         found.append((f"{benchmark}, what a budget of regions buys", *budget_table(of_curve)))
     return [(title, cells, columns) for title, cells, columns in found if cells and columns]

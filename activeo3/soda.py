@@ -8,9 +8,12 @@ Their authors cut the pictures into tiles of 800 x 800 pixels that share 150 (th
 stride, their code uses it as the overlap). An object at the border of a tile counts there if enough of it
 is inside: more than 40 % in SODA-D, at least 70 % in SODA-A; less is treated as a crowd.
 
+The tables of an evaluation have both: what is found in each tile, and what the tiles of a picture have found together,
+as the authors score it (eval_tiles.py).
+
 Deviations from the authors' tools:
 
-1. Ignored areas stay in the picture, as crowds. They paint them black in SODA-D.
+1. Ignored areas stay in the picture, as crowds. They paint them black, apart from labelled objects in them.
 2. A picture smaller than a tile is not padded.
 3. A polygon becomes the smallest upright box around it. SODA-A's authors use rotated boxes, and leave out
    polygons with more than four corners.
@@ -19,20 +22,18 @@ Deviations from the authors' tools:
 """
 
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 
 from activeo3.annotations import BoxDataset, Index, Picture, Question, checked_picture, group_boxes, read_coco
+from activeo3.data_tiles import cut
 from activeo3.files import DataError, Source, is_number, needed, read_json
-from activeo3.geometry import as_boxes, containment
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = ("train", "val", "test")
 TRAINED_ON = 1_000
 """Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
-TILES = 10_000
-"""A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
 
 AERIAL = ("airplane", "helicopter", "small-vehicle", "large-vehicle", "ship", "container", "storage-tank",
           "swimming-pool", "windmill", "ignore")  # fmt: skip
@@ -147,64 +148,3 @@ def drawn(index: Index, count: int, seed: int) -> Index:
     asked = sorted({question.image_id for question in index.questions})
     taken = set(np.random.default_rng(seed).permutation(asked)[:count].tolist())
     return index._replace(questions=tuple(q for q in index.questions if q.image_id in taken))
-
-
-# ---------------------------------------------------------------------------- tiles
-
-
-def windows(size: tuple[int, int], tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """The tiles of a picture of ``size``, xyxy in whole pixels, column by column.
-
-    Neighbours share ``overlap`` pixels; the last ones are moved back to end at the border, so they
-    share more. Whatever is at most ``overlap`` wide and high is whole in at least one tile.
-
-    >>> windows((1500, 600), tile=800, overlap=150)
-    [(0, 0, 800, 600), (650, 0, 1450, 600), (700, 0, 1500, 600)]
-    """
-    across, down = (_starts(side, tile, overlap) for side in size)
-    return [(x, y, min(x + tile, size[0]), min(y + tile, size[1])) for x in across for y in down]
-
-
-def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side."""
-    return [*range(0, max(1, side - tile), tile - overlap), *([side - tile] if side > tile else [])]
-
-
-def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
-    """Every picture as its tiles, each a picture of its own with the boxes that reach into it.
-
-    A box of which a share of less than ``enough`` is inside becomes a crowd, and so does what was one.
-    Tiles without a question are left out. ``Picture.source_id`` keeps the id of the whole picture.
-    """
-    pictures: dict[int, Picture] = {}
-    questions = []
-    for image_id, of_picture in _by_picture(index.questions).items():
-        whole = index.pictures[image_id]
-        for number, window in enumerate(windows(whole.size, tile, overlap)):
-            tile_id = image_id * TILES + number
-            inside = [part for question in of_picture if (part := _reaching(question, tile_id, window, enough))]
-            if inside:
-                pictures[tile_id] = whole._replace(window=window, source_id=image_id)
-                questions += inside
-    return index._replace(pictures=pictures, questions=tuple(questions))
-
-
-def _by_picture(questions: Sequence[Question]) -> Mapping[int, list[Question]]:
-    found: dict[int, list[Question]] = {}
-    for question in questions:
-        found.setdefault(question.image_id, []).append(question)
-    return found
-
-
-def _reaching(
-    question: Question, tile_id: int, window: tuple[int, int, int, int], enough: float
-) -> Question | None:
-    """A question in the frame of a tile, or None if no box in it counts."""
-    share = containment(question.boxes_px, as_boxes([window]))[:, 0]  # (N,)
-    reach = share > 0
-    crowd = question.crowd[reach] | (share[reach] < enough)
-    if crowd.all():
-        return None
-    boxes = np.clip(question.boxes_px[reach], window[:2] * 2, window[2:] * 2) - np.array(window[:2] * 2)
-    areas = question.areas[reach] * share[reach]
-    return Question(tile_id, question.category_id, question.query, boxes, areas, crowd)

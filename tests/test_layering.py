@@ -56,6 +56,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "annotations": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
     "soda": (2, {"models", "rewards", "torch"}),
+    "data_tiles": (2, {"models", "rewards", "torch"}),
+    "eval_tiles": (2, {"models", "rewards", "torch"}),
     "masks": (2, {"models", "rewards", "torch"}),
     "tables": (2, {"models", "rewards", "torch"}),
     "questions": (2, {"models", "rewards", "torch"}),

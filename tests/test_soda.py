@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 
-from activeo3 import results, soda
+from activeo3 import data_tiles, results, soda
 from activeo3.annotations import Index, Picture, Question
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Source
@@ -71,7 +71,7 @@ def driving_set(root: Path, split: str, annotations: list[dict[str, Any]], size:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(soda).failed == 0
+    assert doctest.testmod(soda).failed == doctest.testmod(data_tiles).failed == 0
 
 
 # ---------------------------------------------------------------------- the files
@@ -181,7 +181,7 @@ def authors_starts(side: int, tile: int, overlap: int) -> list[int]:
 def test_tiles_lie_as_the_authors_lay_them(side: int, tile: int, overlap: int) -> None:
     if overlap >= tile:
         return
-    found = soda.windows((side, side), tile, overlap)
+    found = data_tiles.windows((side, side), tile, overlap)
     starts = authors_starts(side, tile, overlap)
     assert found == [(x, y, min(x + tile, side), min(y + tile, side)) for x in starts for y in starts]
     covered = np.zeros(side, dtype=int)
@@ -194,7 +194,7 @@ def test_tiles_lie_as_the_authors_lay_them(side: int, tile: int, overlap: int) -
 
 def test_the_papers_numbers() -> None:
     assert (Source.tile, Source.tile_overlap) == (800, 150)
-    assert len(soda.windows((4761, 2777), 800, 150)) == 8 * 5
+    assert len(data_tiles.windows((4761, 2777), 800, 150)) == 8 * 5
 
 
 def naive_tile(boxes: np.ndarray, crowd: np.ndarray, window: tuple[int, ...], enough: float) -> list[tuple]:
@@ -220,12 +220,12 @@ def test_boxes_in_tiles_by_a_naive_loop(enough: float) -> None:
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     picture = Picture(Path("x.jpg"), (100, 70))
     whole = Index({5: picture}, (Question(5, 1, "a", boxes, areas, crowd),), (), (Path("x.jpg"),))
-    cut = soda.cut(whole, tile=40, overlap=10, enough=enough)
+    cut = data_tiles.cut(whole, tile=40, overlap=10, enough=enough)
     by_tile = {question.image_id: question for question in cut.questions}
     expected = 0
-    for number, window in enumerate(soda.windows((100, 70), 40, 10)):
+    for number, window in enumerate(data_tiles.windows((100, 70), 40, 10)):
         wanted = naive_tile(boxes, crowd, window, enough)
-        found = by_tile.get(5 * soda.TILES + number)
+        found = by_tile.get(5 * data_tiles.TILES + number)
         if all(is_crowd for _, is_crowd, _ in wanted):
             assert found is None
             continue
@@ -267,7 +267,7 @@ def test_a_tile_shows_its_part_of_the_picture(tmp_path: Path) -> None:
         x1, y1, x2, y2 = example.fields["window_px"]
         assert np.array_equal(np.asarray(example.image), whole[y1:y2, x1:x2])
         assert example.size_px == (100, 100) and example.fields["source_id"] == 41
-        assert example.image_id // soda.TILES == 41
+        assert example.image_id // data_tiles.TILES == 41
         assert (example.boxes_px[0] + [x1, y1, x1, y1]).tolist() == [150, 120, 170, 140]
     assert len({example.image_id for example in data}) == len(data)
 

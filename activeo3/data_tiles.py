@@ -1,0 +1,88 @@
+"""Large pictures as tiles that overlap, each a picture of its own with the boxes that reach into it.
+
+The tiles lie as the authors of SODA lay them (arXiv 2207.14096; ``sodaa_split.py``, ``sodad_split.py``): a step is the
+side less the overlap, and the last tile is moved back to end at the border. What is left of a box at the border of a
+tile counts there if it is enough of the box, and is a crowd otherwise.
+"""
+
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from activeo3.annotations import Index, Picture, Question, Whole
+from activeo3.geometry import as_boxes, containment
+
+TILES = 10_000
+"""A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
+
+Window = tuple[int, int, int, int]
+"""xyxy in whole pixels of the whole picture."""
+
+
+def windows(size: tuple[int, int], tile: int, overlap: int) -> list[Window]:
+    """The tiles of a picture of ``size``, column by column.
+
+    Neighbours share ``overlap`` pixels; the last ones are moved back to end at the border, so they
+    share more. Whatever is at most ``overlap`` wide and high is whole in at least one tile.
+
+    >>> windows((1500, 600), tile=800, overlap=150)
+    [(0, 0, 800, 600), (650, 0, 1450, 600), (700, 0, 1500, 600)]
+    """
+    across, down = (_starts(side, tile, overlap) for side in size)
+    return [(x, y, min(x + tile, size[0]), min(y + tile, size[1])) for x in across for y in down]
+
+
+def _starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side."""
+    return [*range(0, max(1, side - tile), tile - overlap), *([side - tile] if side > tile else [])]
+
+
+def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
+    """Every picture as its tiles.
+
+    A box of which a share of less than ``enough`` is inside becomes a crowd, and so does what was one.
+    Tiles without a question are left out. ``Picture.source_id`` keeps the id of the whole picture, and
+    ``Index.wholes`` its questions.
+    """
+    pictures: dict[int, Picture] = {}
+    questions: list[Question] = []
+    wholes: dict[tuple[int, int], Whole] = {}
+    for image_id, of_picture in by_picture(index.questions).items():
+        whole = index.pictures[image_id]
+        tiles = windows(whole.size, tile, overlap)
+        for number, window in enumerate(tiles):
+            tile_id = image_id * TILES + number
+            inside = [part for question in of_picture if (part := _reaching(question, tile_id, window, enough))]
+            if inside:
+                pictures[tile_id] = whole._replace(window=window, source_id=image_id)
+                questions += inside
+            for part in inside:
+                known = wholes.get((image_id, part.category_id))
+                wholes[image_id, part.category_id] = known._replace(tiles=known.tiles + 1) if known else _whole(part, of_picture)
+    return index._replace(pictures=pictures, questions=tuple(questions), wholes=wholes)
+
+
+def by_picture(questions: Sequence[Question]) -> Mapping[int, list[Question]]:
+    """The questions of every picture, by its id."""
+    found: dict[int, list[Question]] = {}
+    for question in questions:
+        found.setdefault(question.image_id, []).append(question)
+    return found
+
+
+def _whole(part: Question, of_picture: Sequence[Question]) -> Whole:
+    """The question that ``part`` is a part of, asked in one tile."""
+    asked = next(question for question in of_picture if question.category_id == part.category_id)
+    return Whole(asked.boxes_px, asked.areas, asked.crowd, 1)
+
+
+def _reaching(question: Question, tile_id: int, window: Window, enough: float) -> Question | None:
+    """A question in the frame of a tile, or None if no box in it counts."""
+    share = containment(question.boxes_px, as_boxes([window]))[:, 0]  # (N,)
+    reach = share > 0
+    crowd = question.crowd[reach] | (share[reach] < enough)
+    if crowd.all():
+        return None
+    boxes = np.clip(question.boxes_px[reach], window[:2] * 2, window[2:] * 2) - np.array(window[:2] * 2)
+    areas = question.areas[reach] * share[reach]
+    return Question(tile_id, question.category_id, question.query, boxes, areas, crowd)
