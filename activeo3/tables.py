@@ -6,8 +6,8 @@ A table is rows of text, held in memory, and pictures, read from the file one at
 import base64
 import binascii
 import csv
-from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any, Iterator, Protocol, Sequence
 
@@ -17,6 +17,11 @@ from activeo3.files import DAMAGED, DataError, decode_picture
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
+
+READ_AT_ONCE = 2**22
+"""Bytes of pictures that are read from a parquet file together, or one picture if that is larger."""
+REFERENCE = 64
+"""Characters: text up to this length is no picture but the ``index`` of the row that has it (VLMEvalKit's limit)."""
 
 csv.field_size_limit(2**31 - 1)  # a picture is one field of a line
 
@@ -148,13 +153,17 @@ def _pyarrow(path: Path) -> ModuleType:
 
 
 class ParquetTable:
-    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, or base64 text."""
+    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, those bytes, or base64 text.
+
+    Text that is too short for a picture stands for that of the row with this ``index``, as in ``TextTable``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         pyarrow = _pyarrow(path)
         try:
-            self.file = pyarrow.parquet.ParquetFile(path)
+            # A picture of 8K is 6 MB of text, and a group of rows can have gigabytes: it is read bit by bit.
+            self.file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_AT_ONCE)
             columns = self.file.schema_arrow.names
             if PICTURE not in columns:
                 raise DataError(f"{path}: there is no column '{PICTURE}', download the file again")
@@ -164,14 +173,43 @@ class ParquetTable:
         self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text.to_pylist()]
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
-        # Rows are stored in groups and read group by group; the next row is most often in the same one.
-        self.group = lru_cache(maxsize=1)(lambda number: self.file.read_row_group(number, [PICTURE]).column(0))
+        self.by_index = {row.get("index", ""): number for number, row in enumerate(self.rows)}
+        self.forwards: _Forwards | None = None
+        self.one_at_a_time = Lock()  # the pictures of the next step are read in a thread (stream.Ahead)
 
     def picture(self, row: int) -> bytes:
-        """Reads the group that the row is in, unless it was the last one read."""
-        number, within = self.places[row]
-        stored = self.group(number)[within].as_py() or {}
-        content = _decoded(stored) if isinstance(stored, str) else stored.get("bytes")
+        """Reads on from the row that was read last; a row before it is read from the beginning of its group."""
+        with self.one_at_a_time:
+            stored = self._stored(row)
+            if isinstance(stored, str) and len(stored) <= REFERENCE and stored in self.by_index:
+                stored = self._stored(self.by_index[stored])
+        content = _decoded(stored) if isinstance(stored, str) else stored.get("bytes") if isinstance(stored, dict) else stored
         if not content:
             raise ValueError("the file holds no bytes for it")
         return content
+
+    def _stored(self, row: int) -> Any:
+        """What the picture column holds in a row."""
+        group, within = self.places[row]
+        if not self.forwards or self.forwards.group != group or within < self.forwards.first:
+            self.forwards = _Forwards(self.file, group)
+        return self.forwards.at(within)
+
+
+class _Forwards:
+    """The pictures of a group of rows, from the first one on, some READ_AT_ONCE bytes at a time."""
+
+    def __init__(self, file: Any, group: int) -> None:
+        self.group = group
+        about = file.metadata.row_group(group)
+        size = sum(about.column(k).total_uncompressed_size for k in range(about.num_columns))
+        at_once = max(1, READ_AT_ONCE * about.num_rows // max(1, size))
+        self.batches = file.iter_batches(at_once, row_groups=[group], columns=[PICTURE])
+        self.first, self.column = 0, ()
+
+    def at(self, row: int) -> Any:
+        """The row's picture; rows must come in order, or the same one again."""
+        while row >= self.first + len(self.column):
+            self.first += len(self.column)
+            self.column = next(self.batches).column(0)
+        return self.column[row - self.first].as_py()

@@ -304,6 +304,39 @@ def test_hrbench_as_the_hub_stores_it(tmp_path: Path, wrapped: bool) -> None:
         open_dataset("hrbench_8k", "test", str(tmp_path))
 
 
+def test_a_picture_in_parquet_is_read_without_the_gigabytes_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One group of rows, as pandas writes it; pictures of 90 kB are read two at a time, forwards, and again from the start."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    monkeypatch.setattr(tables, "READ_AT_ONCE", 200_000)
+    noise = [base64.b64encode(np.random.default_rng(k).bytes(90_000)).decode() for k in range(30)]
+    path = tmp_path / "hr_bench_8k.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"index": k, "image": text} for k, text in enumerate(noise)]), path)
+    table = tables.ParquetTable(path)
+    assert table.file.num_row_groups == 1
+    held = []
+    for row in (0, 1, 2, 9, 9, 8, 29, 0):
+        assert table.picture(row) == base64.b64decode(noise[row])
+        held.append(len(table.forwards.column))
+    assert set(held) <= {1, 2}  # rows whose pictures are in memory
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "bytes", "reference"])
+def test_pictures_in_parquet_come_in_many_ways(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    text = [base64.b64encode(picture(k)).decode() for k in (10, 20)]
+    stored = {"dictionary": [text[0], text[1], text[0]], "bytes": [picture(10), picture(20), picture(10)],
+              "reference": ["1000007", text[1], text[0]]}[kind]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    rows = [{"index": index, "image": image} for index, image in zip((7, 8, 1_000_007), stored)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, use_dictionary=kind == "dictionary")
+    table = tables.ParquetTable(path)
+    assert [tables.picture_of(table, row, "x").getpixel((0, 0))[0] for row in (0, 1, 2, 0)] == [10, 20, 10, 10]
+
+
 def test_text_that_is_no_base64_in_parquet_is_one_examples_matter(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
