@@ -14,6 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":
     print("activeo3: waking up (loading torch, transformers and deepspeed takes some seconds)", flush=True)
 
+import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
 from activeo3 import budgets, checkpoints, engine, grpo, outputs, planner, report, suites
@@ -22,7 +23,7 @@ from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
 from activeo3.files import DataError
 from activeo3.models import ModelError, VisionLanguageModel
-from activeo3.packing import Packed, Prompt
+from activeo3.packing import Branch, Packed, Prompt, sampler_logps
 from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
 from activeo3.sampler import look
@@ -82,14 +83,16 @@ def learn(
     ranks, micro, longest = policy.ranks, config.micro_prompts, task_of(config).longest(config)
     tokens = ranks.totals({"all": sum(len(a.token_ids) for group in rollouts for a in group)})["all"]
     responses = ranks.world * config.prompts * config.group
-    batches = []
+    batches, sampled_logps = [], []
     for first in range(0, config.prompts, micro):
         rows = slice(first, first + micro)
-        packed = policy.vlm.pack(prompts[rows], [[a.branch or a.token_ids for a in group] for group in rollouts[rows]])
+        branches = [[Branch.of(a.branch or a.token_ids) for a in group] for group in rollouts[rows]]
+        packed = policy.vlm.pack(prompts[rows], branches)
         weight = grpo.token_weights(packed.real, config.normalise, responses, int(tokens), longest)
         with torch.no_grad():
             ref_logp = log_probs(reference, packed, config)[0] if config.beta else None  # (P, G, T)
         batches.append((packed, advantage[rows], weight, ref_logp))
+        sampled_logps.append(sampler_logps(branches).to(ranks.device))
 
     old_logps: list[torch.Tensor] = []  # per micro-batch (P, G, T): the policy that sampled
     for _ in range(config.epochs):
@@ -107,9 +110,11 @@ def learn(
             for name, value in ({"loss": loss.detach(), "entropy": (weight * entropy).sum()} | seen).items():
                 sums[name] += float(value)
         grad_norm, skipped = policy.step(config.lr_at(step))
-    return ranks.totals(sums) | {
-        "ratio_max": max(ranks.gather(ratio_max)), "grad_norm": grad_norm, "lr": config.lr_at(step),
-        "skipped_steps": skipped, "memory_gb": ranks.memory_gb(),
+    # How far the sampler's arithmetic is from the scorer's: other kernels and a cache, but the same distribution.
+    apart = torch.cat([(old - said).abs()[packed.real] for old, said, (packed, *_) in zip(old_logps, sampled_logps, batches)])
+    return ranks.totals(sums | {"logp_difference/mean": float(apart.sum()) / tokens}) | {
+        "logp_difference/max": max(ranks.gather(float(apart.max()))), "ratio_max": max(ranks.gather(ratio_max)),
+        "grad_norm": grad_norm, "lr": config.lr_at(step), "skipped_steps": skipped, "memory_gb": ranks.memory_gb(),
     }  # fmt: skip
 
 

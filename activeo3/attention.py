@@ -13,6 +13,10 @@ The other way is FlexAttention, whose mask is a rule, known block by block: what
 never computed. That pays where the branches outweigh the prompt, G T against S. Flash-attention itself takes no such
 mask; sdpa's own call for a prefix without one is the same kernel.
 
+cuDNN's attention is never used. On Hopper torch 2.11 and newer prefer it, its backward pass gives NaN for masked rows
+whose number of keys is 64 modulo 128 (pytorch issue 196678, trl issue 7181), and it makes a plan for every new shape,
+which decoding and packed rows have at every step.
+
 The vision tower needs no masks: pictures, and windows of them, are pieces that see themselves alone. Flash-attention takes
 all of them in one call. Where it does not work, pieces of one length are a batch.
 """
@@ -30,6 +34,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from activeo3.packing import Rule, branching_mask
+
+torch.backends.cuda.enable_cudnn_sdp(False)  # one switch for the whole process; does nothing on a CPU
 
 TWO_CALLS = "sdpa_in_two_calls"
 """The name under which transformers knows ``in_two_calls``."""

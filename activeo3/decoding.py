@@ -7,11 +7,12 @@ the attended columns alone, so such holes change nothing.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Self, Sequence
+from typing import Callable, Collection, Self, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from activeo3.packing import Prompt
@@ -144,6 +145,34 @@ class Rows:
         return cls(which, ids, attended, torch.cat([part.deltas for part in parts]), cache)
 
 
-def until(ids: Sequence[int], end: int) -> tuple[int, ...]:
+class DrawnLogps(LogitsProcessor):
+    """Keeps the log-probability of every token that is drawn, at a ``temperature``; changes no score.
+
+    It stands behind all that forbids tokens and before the temperature, and learns at the next token what was drawn.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self._last: Tensor | None = None  # (rows, V) of the token that is being drawn
+        self._kept: list[Tensor] = []  # (rows,) each
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._keep(input_ids[:, -1])
+        self._last = (scores / self.temperature).log_softmax(dim=-1)
+        return scores
+
+    def _keep(self, drawn: Tensor) -> None:
+        if self._last is not None:
+            self._kept.append(self._last.gather(1, drawn[:, None])[:, 0])
+
+    def of(self, new: Tensor) -> Tensor:
+        """Log-probabilities (rows, n) of ``new`` (rows, n), all tokens that were drawn; behind an end they mean nothing."""
+        self._keep(new[:, -1])
+        self._last = None
+        return torch.stack(self._kept, dim=1)
+
+
+def until(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
     """The ids up to and with the first end token, or all of them: what follows an end is padding."""
-    return tuple(ids[: list(ids).index(end) + 1]) if end in ids else tuple(ids)
+    first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return tuple(ids[: first + 1])

@@ -4,8 +4,9 @@ Qwen2.5-VL writes boxes in pixels of the view it saw, Qwen3-VL in thousandths of
 is a property of the loaded model (``text_scale``), and families.py is where it is known.
 """
 
-from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+import re
+from functools import cached_property
+from typing import Any, Sequence
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from activeo3.geometry import fitted
 from activeo3.packing import Prompt, padded
 
 PICTURE = {"type": "image"}
+QUOTED = re.compile("\ue000([0-9]{1,4})\ue001")  # a special token that stands in a text of the data's, by its number
 NO_PICTURES = {"image_grid_thw": torch.zeros((0, 3), dtype=torch.long), "pixel_values": torch.zeros(0, 0)}
 
 Shown = Image.Image | Sequence[Image.Image]
@@ -27,6 +29,13 @@ Shown = Image.Image | Sequence[Image.Image]
 def _pictures(shown: Shown | None) -> list[Image.Image]:
     """What is shown, as a list."""
     return [] if shown is None else [shown] if isinstance(shown, Image.Image) else list(shown)
+
+
+def _stated_ends(model: nn.Module, tokenizer) -> set[int]:
+    """The ids that a checkpoint's own files call the end of an answer: one, several or none."""
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = stated if isinstance(stated, (list, tuple)) else [stated]
+    return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}
 
 
 def _words(text: str) -> dict[str, str]:
@@ -46,6 +55,7 @@ class Encoder:
         self.family: str = config.model_type
         self.image_token: int = config.image_token_id
         self.end_token: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.end_tokens: frozenset[int] = frozenset({self.end_token, *_stated_ends(model, tokenizer)})
         # A sampled image token would announce features that do not exist: these ids are never drawn.
         self.forbidden: tuple[int, ...] = tuple(
             sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id})
@@ -65,6 +75,22 @@ class Encoder:
     def half(self) -> bool:
         """Are the weights bfloat16, and not float32?"""
         return self.model.dtype == torch.bfloat16
+
+    # ------------------------------------------------------------------ tokens -> text
+
+    @cached_property
+    def opening(self) -> str:
+        """How the chat template itself begins an answer, e.g. "<think>" for models that always think; mostly nothing."""
+        begun = self._chat([_words("?")]).rpartition("<|im_start|>")[2]
+        return begun.partition("\n")[2]  # behind the line that names the role
+
+    def ends(self, turn: Sequence[int]) -> bool:
+        """Did a turn end by itself, and not by the length limit?"""
+        return bool(turn) and turn[-1] in self.end_tokens
+
+    def words_of(self, turn: Sequence[int]) -> str:
+        """A turn as text: what the template began it with, and what was sampled, without its end token."""
+        return self.opening + self.tokenizer.decode(turn[:-1] if self.ends(turn) else turn, skip_special_tokens=False)
 
     # ------------------------------------------------------------------ pictures and text -> prompts
 
@@ -90,7 +116,7 @@ class Encoder:
         if something is wrong with a prompt.
         """
         shown = [_pictures(view) for view in views]
-        chats = [self._chat([PICTURE] * len(of_one) + [_words(text)]) for of_one, text in zip(shown, texts, strict=True)]
+        chats = [self._chat([PICTURE] * len(of_one) + [_words(self._masked(text))]) for of_one, text in zip(shown, texts, strict=True)]
         return self._encoded(shown, chats, names)
 
     def encode_next(
@@ -102,7 +128,7 @@ class Encoder:
         chat templates of Qwen leave out pictures of a tool.
         """
         shown = [_pictures(view) for view in views]
-        contents = [[PICTURE] * len(of_one) + [_words(text)] for of_one, text in zip(shown, texts, strict=True)]
+        contents = [[PICTURE] * len(of_one) + [_words(self._masked(text))] for of_one, text in zip(shown, texts, strict=True)]
         said = "before"  # by the policy: what the template writes behind it is the same whatever it said
         chats = [self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]) for content in contents]
         return self._encoded(shown, [chat.partition(f"{said}<|im_end|>")[2] for chat in chats], names)
@@ -119,11 +145,32 @@ class Encoder:
             patches = of_one.prod(dim=1).tolist()  # of each picture
             before, *after = chat.split("<|image_pad|>", len(patches))
             text = before + "".join("<|image_pad|>" * (n // merged) + part for n, part in zip(patches, after, strict=True))
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            ids = self._tokens(text)
             pixels = processed["pixel_values"][start : start + sum(patches)]
             prompts.append(Prompt(torch.tensor(ids), pixels, of_one, name))
             start += sum(patches)
         return prompts
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """The tokenizer's special tokens as text, longer ones first, so that none is taken for its own beginning."""
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return sorted(tokens, key=len, reverse=True)
+
+    def _masked(self, text: str) -> str:
+        """A text of the data's with a mark in the place of every special token that it quotes: it must not act as one."""
+        for number, token in enumerate(self._special):
+            text = text.replace(token, f"\ue000{number}\ue001")
+        return text
+
+    def _tokens(self, chat: str) -> list[int]:
+        """The ids of a chat: the template's special tokens are one id each, those that the data quotes are plain text."""
+        ids: list[int] = []
+        for place, part in enumerate(QUOTED.split(chat)):
+            quoted = place % 2 == 1 and int(part) < len(self._special)
+            text = self._special[int(part)] if quoted else part
+            ids += self.tokenizer(text, add_special_tokens=False, split_special_tokens=quoted).input_ids if text else []
+        return ids
 
     def _chat(self, content: list[dict[str, str]], before: Sequence[dict[str, str]] = ()) -> str:
         """The chat template's own words around a user turn, up to where the model speaks."""
@@ -169,14 +216,3 @@ class Encoder:
         grids = torch.cat([turn.grids for turn in given]).to(ids.device)
         kinds = (ids == self.image_token).long()
         return self.model.model.get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=attended)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for the block; afterwards, also after an error, the model is as it was."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
-            self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it

@@ -6,15 +6,35 @@ An answer may be an episode of several turns with observations in between (packi
 special case: rows that are shown something go on with their cache, in the same batch and the same loop.
 """
 
-from typing import Sequence
+from contextlib import contextmanager
+from typing import Callable, Iterator, Sequence, TypeVar
 
 import torch
+from transformers import GenerationConfig, LogitsProcessorList
 
 from activeo3.attention import mask_for
-from activeo3.decoding import Observe, Rows, new_cache, until
+from activeo3.decoding import DrawnLogps, Observe, Rows, new_cache, until
 from activeo3.encoding import Encoder
 from activeo3.packing import Branch, Prompt
 from activeo3.schema import Sampling
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def in_batches(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], most: int) -> list[R]:
+    """``work`` on up to ``most`` items at a time, and on half as many as soon as a GPU's memory is not enough."""
+    found: list[R] = []
+    while len(found) < len(items):
+        part = items[len(found) : len(found) + most]
+        try:
+            found += work(part)
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        most = len(part) // 2  # behind the except block, whose traceback holds the tensors
+        torch.cuda.empty_cache()
+    return found
 
 
 class Generator(Encoder):
@@ -39,17 +59,19 @@ class Generator(Encoder):
         with self._evaluating():
             rows = self._prefilled(prompts, group)
             turns: list[list[tuple[int, ...]]] = [[()] for _ in rows.which]
+            logps: list[tuple[float, ...]] = [()] * len(rows.which)
             shown: list[list[Prompt]] = [[] for _ in rows.which]
             waiting: list[Rows] = []
             written = 0
             while rows.which:
                 # In stretches that double, so that answers which have ended do not wait for the longest.
                 stretch = min(max(4, written), 32, sampling.max_new_tokens - written)
-                fresh = self._decode(rows, stretch, sampling)
+                fresh, probable = self._decode(rows, stretch, sampling)
                 written += stretch
-                for row, tokens in zip(rows.which, fresh):
+                for row, tokens, values in zip(rows.which, fresh, probable):
                     turns[row][-1] += tokens
-                ended = [i for i, tokens in enumerate(fresh) if tokens[-1] == self.end_token]
+                    logps[row] += values
+                ended = [i for i, tokens in enumerate(fresh) if self.ends(tokens)]
                 if observe and ended:
                     seen = observe([(rows.which[i], turns[rows.which[i]][-1]) for i in ended])
                     going_on = [i for i, observation in zip(ended, seen, strict=True) if observation]
@@ -64,7 +86,7 @@ class Generator(Encoder):
                     self._show(rows, [shown[row][-1] for row in rows.which])
                     for row in rows.which:
                         turns[row].append(())
-        branches = [Branch(tuple(said), tuple(seen)) for said, seen in zip(turns, shown)]
+        branches = [Branch(tuple(said), tuple(seen), values) for said, seen, values in zip(turns, shown, logps)]
         return [branches[i : i + group] for i in range(0, len(branches), group)]
 
     def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
@@ -87,28 +109,41 @@ class Generator(Encoder):
         )
         return Rows(list(range(len(ids))), ids, attended, deltas, cache)
 
-    def _decode(self, rows: Rows, stretch: int, sampling: Sampling) -> list[tuple[int, ...]]:
-        """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token."""
+    def _decode(self, rows: Rows, stretch: int, sampling: Sampling) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+        """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token, and their
+        log-probabilities, none if greedy."""
         self.model.model.rope_deltas = rows.deltas
+        drawn = DrawnLogps(sampling.temperature) if sampling.temperature > 0 else None
         out = self.model.generate(
             input_ids=rows.ids,
             attention_mask=rows.attended,
             past_key_values=rows.cache,
-            max_new_tokens=stretch,
-            do_sample=sampling.temperature > 0,
-            temperature=sampling.temperature or None,
-            top_k=0 if sampling.temperature > 0 else None,
-            top_p=1.0 if sampling.temperature > 0 else None,
-            repetition_penalty=1.0,
-            suppress_tokens=list(self.forbidden),
-            eos_token_id=self.end_token,
-            pad_token_id=self.end_token,
+            generation_config=self._settings(stretch, sampling),
+            logits_processor=LogitsProcessorList([drawn] if drawn else []),
         )
         new = out[:, rows.ids.shape[1] :]  # (rows, up to stretch)
-        fresh = [until(ids, self.end_token) for ids in new.tolist()]
+        fresh = [until(ids, self.end_tokens) for ids in new.tolist()]
+        logps = drawn.of(new).tolist() if drawn else [()] * len(fresh)
         lengths = torch.tensor([[len(tokens)] for tokens in fresh], device=new.device)
         rows.extend(new, torch.arange(new.shape[1], device=new.device) < lengths)
-        return fresh
+        return fresh, [tuple(values[: len(tokens)]) for values, tokens in zip(logps, fresh)]
+
+    def _settings(self, stretch: int, sampling: Sampling) -> GenerationConfig:
+        """How transformers is to write: from the model's own distribution, with the temperature and without image tokens.
+
+        A checkpoint's own settings (beams, a least probability, bans and penalties, no cache) have no part in it. What
+        is scored would be another distribution than the one that was sampled.
+        """
+        settings = GenerationConfig(
+            max_new_tokens=stretch,
+            do_sample=sampling.temperature > 0,
+            suppress_tokens=list(self.forbidden),
+            eos_token_id=sorted(self.end_tokens),
+            pad_token_id=self.end_token,
+        )
+        if sampling.temperature > 0:
+            settings.temperature, settings.top_k, settings.top_p = sampling.temperature, 0, 1.0
+        return settings
 
     def _show(self, rows: Rows, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
@@ -131,10 +166,18 @@ class Generator(Encoder):
         )
         rows.deltas = rows.deltas + deltas
 
-    def ends(self, turn: Sequence[int]) -> bool:
-        """Did a turn end by itself, and not by the length limit?"""
-        return bool(turn) and turn[-1] == self.end_token
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the block; afterwards, also after an error, the model is as it was.
 
-    def words_of(self, turn: Sequence[int]) -> str:
-        """A turn as text, without its end token."""
-        return self.tokenizer.decode(turn[:-1] if self.ends(turn) else turn, skip_special_tokens=False)
+        The checkpoint's generation settings are put aside: transformers fills up with them what a call leaves open.
+        """
+        training, stated = self.model.training, self.model.generation_config
+        self.model.eval()
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            self.model.generation_config = stated
+            self.model.model.rope_deltas = None  # state of one rollout; a later forward must not inherit it

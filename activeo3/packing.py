@@ -51,7 +51,8 @@ class Branch:
     """What follows a prompt: the turns that were sampled, and what was shown between them.
 
     ``turns`` (one or more) are sampled ids, the end token included unless the turn was cut off;
-    ``shown[i]`` stands between turn i and turn i + 1.
+    ``shown[i]`` stands between turn i and turn i + 1. ``logps`` are the sampler's log-probabilities of all sampled ids
+    in order, or none if it was greedy.
 
     >>> Branch(((5, 6), (7,)), (Prompt(torch.tensor([1, 2, 3]), torch.zeros(0, 4), torch.zeros(0, 3)),)).ids
     (5, 6, 1, 2, 3, 7)
@@ -59,6 +60,7 @@ class Branch:
 
     turns: tuple[tuple[int, ...], ...]
     shown: tuple[Prompt, ...] = ()
+    logps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.turns) != len(self.shown) + 1:
@@ -172,6 +174,12 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
     parts = dict(tokens=tokens, real=real, columns=columns, kept=kept, ids=ids, owner=owner, depth=depth)
     parts["era"] = era if era.any() else None
     return Layout(**{name: part if part is None else part.to(device) for name, part in parts.items()})
+
+
+def sampler_logps(rows: Sequence[Sequence[Branch]]) -> Tensor:
+    """The sampler's log-probabilities (R, B, T) of R rows of B branches, laid out as ``Packed.tokens``; NaN where there is none."""
+    longest = max(len(branch.answer) for row in rows for branch in row)
+    return torch.tensor([[[*branch.logps, *[torch.nan] * (longest - len(branch.logps))] for branch in row] for row in rows])
 
 
 def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: bool = False) -> tuple[Tensor, Tensor]:

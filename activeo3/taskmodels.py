@@ -35,6 +35,7 @@ from activeo3 import geometry, prompts
 from activeo3.answer_parsing import read_boxes
 from activeo3.config import _Config
 from activeo3.geometry import Frame
+from activeo3.generate import in_batches
 from activeo3.metrics import asked_boxes
 from activeo3.models import VisionLanguageModel, family_of, part_of
 from activeo3.schema import Example, Outcome, Region, Sampling
@@ -105,18 +106,21 @@ def act(
 
 def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> list[Found]:
     """The task role of a language model: greedy answers to "find every ...", read and mapped back."""
+    return in_batches(lambda part: _ask_together(expert, part, config), looks, config.task_batch)
+
+
+def _ask_together(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> list[Found]:
+    """``ask`` about crops that form one batch."""
     sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
+    views, frames = zip(*(crop_view(expert, look.example.image, look.window, config) for look in looks))
+    asked = [prompts.task_prompt(look.example.query, config.wording) for look in looks]
+    answers = expert.generate(expert.encode(views, asked), 1, sampling)
     found: list[Found] = []
-    for start in range(0, len(looks), config.task_batch):
-        part = looks[start : start + config.task_batch]
-        views, frames = zip(*(crop_view(expert, look.example.image, look.window, config) for look in part))
-        asked = [prompts.task_prompt(look.example.query, config.wording) for look in part]
-        answers = expert.generate(expert.encode(views, asked), 1, sampling)
-        for look, frame, (ids,) in zip(part, frames, answers, strict=True):
-            text = expert.words_of(ids)
-            boxes = geometry.as_boxes(read_boxes(text, expert.ends(ids)).boxes_text)
-            one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
-            found.append(one._replace(tokens=len(ids)))
+    for look, frame, (ids,) in zip(looks, frames, answers, strict=True):
+        text = expert.words_of(ids)
+        boxes = geometry.as_boxes(read_boxes(text, expert.ends(ids)).boxes_text)
+        one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
+        found.append(one._replace(tokens=len(ids)))
     return found
 
 
@@ -178,8 +182,8 @@ class GroundingDino(TaskModel):
             of_size.setdefault(self.view_size(look.window), []).append(place)
         most, found = min(config.task_batch, MOST_VIEWS), {}
         for size, places in of_size.items():
-            for part in (places[start : start + most] for start in range(0, len(places), most)):
-                found |= zip(part, self._detect([looks[place] for place in part], size), strict=True)
+            detected = in_batches(lambda part: self._detect([looks[place] for place in part], size), places, most)  # noqa: B023
+            found |= zip(places, detected, strict=True)
         return [found[place] for place in range(len(looks))]
 
     @torch.no_grad()

@@ -1,9 +1,12 @@
 """After every step of train.py: what goes wrong in a run, said in a sentence when it begins."""
 
+from collections import deque
 from typing import Callable, Sequence
 
 from activeo3.config import ConfigError
 
+RECENT = 100  # steps over which skipped updates are counted
+MOST_SKIPPED = 0.1  # share of them that may be skipped
 FLAT_STEPS = 10  # steps in a row without any spread before a run is told that it does not learn
 TOO_MANY_CUT = 0.5  # share of answers that hit the length limit
 NOTHING_TO_LEARN = (
@@ -19,27 +22,32 @@ CUT_OFF = (
 class Watch:
     """Looks at every step's row: names a skipped update, and warns, once each, of what keeps a run from learning.
 
-    ``most`` skipped updates in a row end the run; ``skipped`` is how many there were before it began.
+    ``most`` skipped updates in a row end the run, and so do more than MOST_SKIPPED of the last RECENT steps;
+    ``skipped`` is how many there were before it began.
     """
 
     def __init__(self, most: int, skipped: int) -> None:
         self.most, self.skipped, self.in_a_row = most, skipped, 0
+        self.recent: deque[int] = deque(maxlen=RECENT)  # updates that each of the last steps skipped
         self.flat_in_a_row = 0
         self.warned: set[str] = set()
 
     def check(self, row: dict[str, float], ids: Callable[[], Sequence[str]], say: Callable[[str], None]) -> None:
-        """Look at a step's row; raises ConfigError after ``most`` skipped updates in a row.
+        """Look at a step's row; raises ConfigError after too many skipped updates, in a row or of the last steps.
 
         ``ids`` names the examples of all ranks, a collective, and is called after a skipped update only: the
         row is the same on every rank, so all of them call it or none.
         """
-        self.in_a_row = self.in_a_row + 1 if row["skipped_steps"] > self.skipped else 0
+        new = int(row["skipped_steps"] - self.skipped)
         self.skipped = row["skipped_steps"]
-        if self.in_a_row:
+        self.in_a_row = self.in_a_row + 1 if new else 0
+        self.recent.append(min(new, 1))
+        if new:
             say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(ids())}")
-        if self.in_a_row >= self.most:
+        of_last = f"{sum(self.recent)} of the last {RECENT} steps were" if sum(self.recent) > MOST_SKIPPED * RECENT else ""
+        if many := f"{self.most} updates in a row were" if self.in_a_row >= self.most else of_last:
             raise ConfigError(
-                f"{self.most} updates in a row were skipped because a loss or gradient was not finite; "
+                f"{many} skipped because a loss or gradient was not finite; "
                 f"lower --lr, or continue from the last checkpoint with another --seed in a new --output_dir."
             )
         self.flat_in_a_row = self.flat_in_a_row + 1 if row["zero_spread"] == 1 else 0

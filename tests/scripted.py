@@ -46,6 +46,7 @@ class Scripted(VisionLanguageModel):
         self.family, self.tokenizer, self.says = family, tokenizer, says
         self.image_processor = SimpleNamespace(patch_size=PATCH[family], merge_size=2)
         self.end_token, self.image_token = tokenizer.convert_tokens_to_ids([END, "<|image_pad|>"])
+        self.end_tokens = frozenset({self.end_token})
         self.shown: list[tuple[Image.Image, str]] = []
         self.batches: list[tuple[int, int, Sampling]] = []
 

@@ -211,3 +211,9 @@ def test_a_mask_that_is_added_is_that_of_booleans(dtype: torch.dtype) -> None:
 def test_flex_without_a_gpu_is_one_sentence() -> None:
     with pytest.raises(ModelError, match="--attention flex needs a GPU.*leave it at auto"):
         VisionLanguageModel.load("data/tiny", torch.float32, "flex")
+
+
+def test_cudnns_attention_is_off() -> None:
+    """It gives NaN on some GPUs; torch has it on unless told otherwise."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+import activeo3
 from activeo3 import checkpoints, engine, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
@@ -461,3 +463,18 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path)
     for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(ConfigError, match=f"^--output_dir {folder} is no folder that can be written to: .*[a-z]\\.$"):
             engine.start(folder)
+
+
+@pytest.mark.parametrize("given, wanted", [
+    ({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+    ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+])  # fmt: skip
+def test_gpu_memory_is_allocated_in_segments_that_grow_unless_the_user_says_how(
+    given: dict[str, str], wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(activeo3)
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == wanted

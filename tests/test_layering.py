@@ -110,7 +110,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "attention", "decoding", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "attention", "decoding", "generate", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

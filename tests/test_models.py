@@ -1,5 +1,6 @@
 """models.py, generate.py and scoring.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
 
+import copy
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -349,7 +350,7 @@ def test_answers_are_drawn_from_the_distribution_that_scores_them(
             for ((_, ids), _), chosen in zip(drawing, torch.multinomial(torch.stack(probabilities), 1)[:, 0].tolist()):
                 ids.append(chosen)
         ours = [answer for answers in drawn for answer in answers]
-        assert ours == [until(ids, vlm.end_token) for _, ids in rows]
+        assert ours == [until(ids, {vlm.end_token}) for _, ids in rows]
         lengths = [len(answer) for answer in ours]
         assert min(lengths) < max(lengths)  # some ended early, while their siblings went on
 
@@ -428,14 +429,91 @@ def test_sampling_stops_when_every_answer_has_ended(
     assert len(passes) == 2  # the prefill, and the first token
 
 
+def with_settings(make_vlm: Make, family: str = "qwen3_vl", **settings) -> VisionLanguageModel:
+    """A model whose checkpoint states these settings of generation."""
+    made = make_vlm(family)
+    for name, value in settings.items():
+        setattr(made.model.generation_config, name, value)
+    return VisionLanguageModel(made.model, made.tokenizer, made.image_processor)
+
+
+@pytest.mark.parametrize("settings", [
+    {"use_cache": False}, {"num_beams": 3}, {"cache_implementation": "static"}, {"stop_strings": ["a"]}, {"num_return_sequences": 2},
+    {"do_sample": True, "min_p": 0.9}, {"typical_p": 0.2}, {"epsilon_cutoff": 0.3}, {"top_k": 1}, {"top_p": 0.1}, {"temperature": 0.1},
+    {"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [[17], [18]]}, {"min_new_tokens": 12},
+    {"encoder_repetition_penalty": 2.0}, {"exponential_decay_length_penalty": (1, 5.0)}, {"forced_eos_token_id": 40},
+    {"begin_suppress_tokens": [50, 51]}, {"sequence_bias": [[[30], 9.0]]}, {"guidance_scale": 2.0}, {"renormalize_logits": True},
+    {"max_length": 5}, {"output_scores": True, "return_dict_in_generate": True}, {"penalty_alpha": 0.6},
+], ids=lambda settings: "-".join(settings))  # fmt: skip
+def test_a_checkpoints_own_settings_of_generation_have_no_part_in_sampling(
+    make_vlm: Make, picture: Picture, biased: Callable, settings: dict
+) -> None:
+    """The same ids are drawn and the same log-probabilities kept as without them, and they are still there to be saved."""
+    drawn = []
+    for vlm in (with_settings(make_vlm), stated := with_settings(make_vlm, **settings)):
+        torch.manual_seed(3)
+        with biased(vlm, {vlm.end_token: 3.0}):
+            (row,) = vlm.converse(prompts_of(vlm, picture, 1), 4, Sampling(1.0, max_new_tokens=10))
+        drawn.append([(branch.answer, branch.logps) for branch in row])
+    assert drawn[0] == drawn[1] and len({answer for answer, _ in drawn[0]}) > 1
+    assert all(getattr(stated.model.generation_config, name) == value for name, value in settings.items())
+
+
+def test_every_end_token_of_a_checkpoint_ends_an_answer(make_vlm: Make, picture: Picture, biased: Callable) -> None:
+    other = make_vlm("qwen3_vl").tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    vlm = with_settings(make_vlm, eos_token_id=[other, 40])
+    assert vlm.end_tokens == {vlm.end_token, other, 40} and len(vlm.end_tokens) == 3
+    for end in sorted(vlm.end_tokens):
+        with biased(vlm, {end: 100.0}):
+            ((answer, _),) = vlm.generate(prompts_of(vlm, picture, 1), 2, Sampling(1.0, max_new_tokens=5))
+        assert answer == (end,) and vlm.ends(answer) and vlm.words_of(answer) == ""
+    assert not vlm.ends((41,)) and not vlm.ends(())
+
+
+def test_what_the_template_begins_an_answer_with_belongs_to_its_text(make_vlm: Make) -> None:
+    plain = make_vlm("qwen3_vl")
+    ids = plain.tokenizer("left</think><answer>[]</answer>").input_ids
+    assert plain.opening == "" and plain.words_of(ids) == "left</think><answer>[]</answer>"
+    thinking = copy.deepcopy(plain.tokenizer)  # as the templates of models that always think
+    thinking.chat_template = plain.tokenizer.chat_template.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    vlm = VisionLanguageModel(plain.model, thinking, plain.image_processor)
+    assert vlm.opening == "<think>\n"
+    assert vlm.words_of([*ids, vlm.end_token]) == "<think>\nleft</think><answer>[]</answer>"
+    (prompt,) = vlm.encode_next([None], ["Closer."])
+    assert vlm.tokenizer.decode(prompt.ids).endswith("assistant\n<think>\n")
+
+
 def test_the_end_token_is_kept_and_what_follows_is_not() -> None:
-    assert until([4, 5, 2, 2, 2], 2) == (4, 5, 2)
-    assert until([2, 7], 2) == (2,)
-    assert until([4, 5], 2) == (4, 5)  # cut off by the length limit
-    assert until([], 2) == ()
+    assert until([4, 5, 2, 2, 2], {2}) == (4, 5, 2)
+    assert until([2, 7], {2}) == (2,)
+    assert until([4, 5], {2}) == (4, 5)  # cut off by the length limit
+    assert until([], {2}) == ()
+    assert until([4, 7, 2], {2, 7}) == (4, 7)
 
 
 # ---------------------------------------------------------------------- pictures and text -> prompts
+
+
+@pytest.mark.parametrize("quoted", ["<|image_pad|>", "<|im_end|>", "<|vision_start|><|image_pad|><|vision_end|>", "a <|im_start|>system b"])
+def test_special_tokens_that_the_data_quotes_are_text(vlm: VisionLanguageModel, picture: Picture, quoted: str) -> None:
+    """As many image tokens as features, the special ids of the template alone, and the very same words."""
+    question = f"What does {quoted} mean?"
+    view = picture(64, 48)
+    plain, prompt = vlm.encode([view, view], ["What does it mean?", question])
+    special = [i for i, token in vlm.tokenizer.added_tokens_decoder.items() if token.special]
+    kinds = [[token for token in one.ids.tolist() if token in special] for one in (plain, prompt)]
+    assert kinds[0] == kinds[1] and kinds[0].count(vlm.image_token) == 12
+    assert vlm.tokenizer.decode(prompt.ids) == vlm.tokenizer.decode(plain.ids).replace("What does it mean?", question)
+    (shown,) = vlm.encode_next([None], [question])
+    assert question in vlm.tokenizer.decode(shown.ids) and vlm.image_token not in shown.ids
+
+
+def test_marks_of_quoted_tokens_do_no_harm_in_data(vlm: VisionLanguageModel, picture: Picture) -> None:
+    for text in ("\ue0005\ue001", "\ue0009999\ue001", "\ue000\ue001", "\ue0001"):
+        (prompt,) = vlm.encode([picture(64, 48)], [text])
+        assert prompt.ids.tolist().count(vlm.image_token) == 12
 
 
 def test_prompt_ids_are_the_chat_template_with_image_tokens_expanded(

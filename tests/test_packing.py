@@ -15,7 +15,7 @@ from activeo3 import packing
 from activeo3.decoding import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
 from activeo3.models import VisionLanguageModel
-from activeo3.packing import Branch, Packed, Prompt
+from activeo3.packing import Branch, Packed, Prompt, sampler_logps
 from activeo3.schema import Sampling
 
 Picture = Callable[..., Image.Image]
@@ -459,14 +459,14 @@ def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
         heads: list[Tensor] = []
         hook = vlm.model.register_forward_hook(lambda module, inputs, out: heads.append(out.logits[:, -1]))
         which = list(rows.which)
-        fresh = decode(rows, stretch, sampling)
+        fresh, logps = decode(rows, stretch, sampling)
         hook.remove()
         for row, tokens in zip(range(len(which)), fresh):
             for step, token in enumerate(tokens):
                 logits = heads[step][row].clone()
                 logits[list(vlm.forbidden)] = -torch.inf
                 drawn.append((which[row], float(logits.log_softmax(dim=-1)[token])))
-        return fresh
+        return fresh, logps
 
     with biased(vlm, {vlm.end_token: 4.0}), pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlm, "_decode", noted)
@@ -478,6 +478,9 @@ def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
     for row in range(8):
         wanted = torch.tensor([logp for which, logp in drawn if which == row])
         torch.testing.assert_close(scored[row][real[row]], wanted, rtol=0, atol=2e-5)
+        kept = sampler_logps(branches).flatten(0, 1)[row]
+        torch.testing.assert_close(kept[real[row]], wanted, rtol=0, atol=2e-6)
+        assert kept[~real[row]].isnan().all()
     assert max(len(branch.turns) for row in branches for branch in row) > 2
 
 

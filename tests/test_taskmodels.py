@@ -6,6 +6,7 @@ place in the original picture went through the real crop, the real view size and
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from activeo3 import prompts
@@ -13,6 +14,7 @@ from activeo3.answer_parsing import read_boxes
 from activeo3.config import TrainConfig
 from activeo3.geometry import area, as_boxes, iou
 from activeo3.families import FAMILIES
+from activeo3.generate import in_batches
 from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, crop_view
 from scripted import COLOURS, END, PATCH, Scripted, finds, painted
@@ -228,6 +230,21 @@ def many(count: int) -> tuple[list[Example], list[list[Region]]]:
         corners = rng.integers(0, 200, (k % 4, 2)).astype(float)
         regions.append([Region(x1, y1, x1 + 200, y1 + 150) for x1, y1 in corners])
     return examples, regions
+
+
+def test_what_does_not_fit_into_memory_is_done_in_smaller_parts() -> None:
+    sizes: list[int] = []
+
+    def work(part: list[int]) -> list[int]:
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [10 * item for item in part]
+
+    assert in_batches(work, list(range(14)), 12) == [10 * item for item in range(14)]
+    assert sizes == [12, 6, 3, 3, 3, 3, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(lambda part: work([0] * 4), [1, 2], 2)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7])

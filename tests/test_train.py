@@ -183,6 +183,12 @@ def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], c
             ids = torch.tensor(answer.token_ids)
             expected = drawn[p, g].log_softmax(-1)[torch.arange(len(ids)), ids]
             torch.testing.assert_close(logp[p, g, : len(ids)], expected, rtol=0, atol=1e-4)
+    for apart in (0.0, 0.5):  # the update reports the difference that there is, also one that a wrong mask would make
+        said = [[replace(a, branch=replace(a.branch, logps=tuple(x + apart for x in a.branch.logps))) for a in row] for row in rollouts]
+        small = replace(config, prompts=2, micro_prompts=1, group=2, beta=0.0, lr=1e-9)
+        row = train.learn(1, prompts, said, torch.zeros(2, 2), policy, policy, small)
+        assert row["logp_difference/mean"] == pytest.approx(apart, abs=1e-4)
+        assert row["logp_difference/mean"] < row["logp_difference/max"] < apart + 1e-3
 
 
 def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]], Tensor]:
@@ -196,6 +202,7 @@ def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]
     (crop,) = vlm.encode_next([examples[1].image.crop((0, 0, 32, 48))], ["Closer."])
     turns = ids[1][1][:5], ids[1][1][5:]
     rollouts[1][1] = replace(rollouts[1][1], branch=Branch(turns, (crop,)))
+    rollouts = [[replace(a, branch=replace(Branch.of(a.branch or a.token_ids), logps=(-3.0,) * len(a.token_ids))) for a in row] for row in rollouts]
     return prompts, rollouts, torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
 
 
@@ -248,7 +255,7 @@ def assert_same_lesson(
     weights, readings = one
     for name, tensor in two[0].items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
-    for name in ("loss", "kl", "entropy", "clip_fraction", "grad_norm", "ratio_max"):
+    for name in ("loss", "kl", "entropy", "clip_fraction", "grad_norm", "ratio_max", "logp_difference/mean", "logp_difference/max"):
         assert readings[name] == pytest.approx(two[1][name], rel=1e-4, abs=1e-6), name
 
 
@@ -355,6 +362,7 @@ def test_at_the_first_step_the_policy_is_the_one_that_sampled_and_the_reference(
     assert row["kl"] == 0.0 and row["clip_fraction"] == 0.0 and row["ratio_max"] == 1.0
     assert row["reward_spread"] > 0 and row["grad_norm"] > 0 and row["entropy"] > 0
     assert row["lr"] == 5e-4 and later[0]["lr"] == 1e-3
+    assert all(0 < other["logp_difference/mean"] < 1e-5 and other["logp_difference/max"] < 1e-3 for other in (row, *later))
     assert all(other["kl"] > 0 and other["ratio_max"] == 1.0 for other in later)
 
 

@@ -31,6 +31,26 @@ def test_the_watch_names_examples_and_ends_a_run_that_only_skips() -> None:
     assert "f" in said[-1]
 
 
+def test_a_run_that_skips_too_often_ends_although_never_twice_in_a_row() -> None:
+    """Every 9th update is skipped: the 11th such step is more than a tenth of the last hundred, before it all was allowed."""
+    watch, skipped = Watch(most=5, skipped=0), 0
+    for step in range(1, 100):
+        skipped += step % 9 == 0
+        if skipped == 11:
+            break
+        watch.check(row(step, skipped_steps=skipped), lambda: ["a"], lambda said: None)
+    assert step == 99
+    with pytest.raises(ConfigError, match=r"^11 of the last 100 steps were skipped .*\.$"):
+        watch.check(row(step, skipped_steps=skipped), lambda: ["a"], lambda said: None)
+
+
+def test_what_was_skipped_long_ago_is_forgotten() -> None:
+    watch, skipped = Watch(most=5, skipped=0), 0
+    for step in range(1, 1000):
+        skipped += step % 10 == 0  # exactly a tenth
+        watch.check(row(step, skipped_steps=skipped), lambda: ["a"], lambda said: None)
+
+
 def watched(values: list[dict[str, float]]) -> list[str]:
     """What is said about a run whose steps have these values."""
     said: list[str] = []
