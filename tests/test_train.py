@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, models as room, proposals, suites  # noqa: E402
+from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, proposals, scoring, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
@@ -307,7 +307,7 @@ def test_two_calls_teach_what_one_does(
     """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again, adapters."""
     monkeypatch.setattr(attention, "SHORT", 1)
     free = []
-    monkeypatch.setattr(room, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
+    monkeypatch.setattr(scoring, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
     found = learned(replace(config, micro_prompts=2, **SETTINGS[index]), alone, models["other"])
     assert_same_lesson(found, learned_at_once[index])
     assert free and min(free) > 10
