@@ -17,6 +17,8 @@ Readings of what that system leaves open:
   1. There, a region above 65 % of the view was shown at a discount. Where ours refuses it, ``per_call``
      still values the request as it would have.
   2. A call beyond the third costs there 0.10; we take it that it earns nothing besides.
+  3. An episode without an answer that counts earns nothing for its zooms, whatever the evidence is worth otherwise; its
+     costs stay. There, the last line of any text was an answer.
 
 Deviation from DocVQA: its script divides the distance of two answers without surplus white space by the length of the
 longer one as it was written. Here that is the length without it, too: spaces around an answer do not make it more alike.
@@ -159,10 +161,11 @@ def terms(
     """
     right = rightness(said, asked)
     if per_call:
-        return {"answer": right, "evidence": process_per_call(zooms, asked.evidence_px), "calls": 0.0}
+        process = process_per_call(zooms, asked.evidence_px)
+        return {"answer": right, "evidence": process if said is not None else min(0.0, process), "calls": 0.0}
     looked_at = geometry.as_boxes([zoom.window_px for zoom in zooms if zoom.status == "zoom_executed"])
     found = evidence(looked_at, asked.evidence_px, size)
-    return {"answer": right, "evidence": found * (right if gated else 1.0), "calls": 0.0 - len(zooms)}
+    return {"answer": right, "evidence": found * (right if gated else float(said is not None)), "calls": 0.0 - len(zooms)}
 
 
 def evidence(regions_px: np.ndarray, evidence_px: np.ndarray, size: tuple[int, int]) -> float:

@@ -22,7 +22,8 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
      is the mean IoU of the pairs and ``class`` the share of them with the right name; ``number`` is F1 of the
      pairs that are hits, IoU of at least 0.5 and the right name; ``missing`` is minus the share of true
      things in no pair, 0 to -1. Predictions mostly inside a crowd that are in no pair count for nothing.
-  5. Where nothing is to be found, silence is worth full marks, and anything said nothing.
+  5. Where nothing is to be found, silence is worth full marks, and anything said nothing. Silence is an answer that
+     can be read and lists nothing; one that cannot be read is worth nothing (oneshot.py).
 """
 
 from typing import Mapping, Sequence

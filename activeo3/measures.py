@@ -77,10 +77,9 @@ def _located(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[st
 
 
 def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
-    """Per example: whether the number is right, and how far off it is."""
-    pairs = zip(examples, answers, strict=True)
-    off = [abs(answer.action.count - example.fields["count"]) for example, answer in pairs]  # type: ignore[attr-defined]
-    return {"exact": [float(not error) for error in off], "MAE": list(map(float, off))}
+    """Per example: whether the number is right, and how far off it is; a number that cannot be read is as far off as none."""
+    pairs = [(answer.action.count, example.fields["count"]) for example, answer in zip(examples, answers, strict=True)]  # type: ignore[attr-defined]
+    return {"exact": [float(said == true) for said, true in pairs], "MAE": [float(abs(max(0, said) - true)) for said, true in pairs]}
 
 
 def _transcribed(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:

@@ -119,7 +119,10 @@ def read(task: str, text: str, finished: bool, frame: Frame, example: Example, c
 
 
 def score(task: str, rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
-    """The task's terms (matching.TERMS) and their weighted sum, for a posed example."""
+    """The task's terms (matching.TERMS) and their weighted sum, for a posed example.
+
+    An answer that cannot be read earns nothing, also where nothing is to be found (matching.py, reading 5).
+    """
     example, answer, matched = rollout.example, rollout.action, config.matching == "hungarian"
     assert isinstance(answer, Answer), f"example {example.id}: the answer was read by another task"
     terms = {"format": float(answer.error is None)}
@@ -127,15 +130,16 @@ def score(task: str, rollout: Rollout, outcome: Outcome, config: TrainConfig) ->
         case "grounding":
             terms["iou"] = matching.box_iou(outcome.boxes_px, example.boxes_px, config.iou_power)
         case "counting":
-            terms["match"] = _places_found(example, answer, outcome, config)
+            terms["match"] = _places_found(example, answer, outcome, config) if answer.readable else 0.0
             terms["count"] = float(answer.count == example.fields["count"])
         case "ocr":
             terms["text"] = text_similarity(answer.text, example.fields["text"])
         case "detection":
             labels = example.fields["labels"]
-            terms |= matching.detection_terms(
+            found = matching.detection_terms(
                 outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched
             )
+            terms |= found if answer.readable else dict.fromkeys(found, 0.0) | {"missing": found["missing"]}
     return weighted(terms, config.weights)
 
 

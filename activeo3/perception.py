@@ -71,8 +71,8 @@ ERRORS = (
 class Answer(Action):
     """An answer to a one-shot task, read. A point is a box without sides.
 
-    ``count`` is the number of things, as it was said or else as they were listed; ``text`` is what was
-    read off a page, and empty for the other tasks.
+    ``count`` is the number of things, as it was said or else as they were listed, -1 if neither can be read; ``text`` is
+    what was read off a page, and empty for the other tasks.
     """
 
     count: int = 0
@@ -121,7 +121,7 @@ def read_answer(task: str, text: str, finished: bool = True, thinking: bool = Fa
     """
     body, tagged = _body(text, thinking)
     if body is None:
-        return Answer((), (), "tags" if finished else "unfinished")
+        return Answer((), (), "tags" if finished else "unfinished", count=-1 if task == "counting" else 0)
     answer = _READ[task](body, finished)
     error = answer.error if tagged else "tags"
     return Answer(answer.boxes_text, answer.labels, error if finished else "unfinished", answer.count, answer.text)
@@ -167,7 +167,7 @@ def _counting(body: str, finished: bool) -> Answer:
     said = _COUNT.fullmatch(body)
     action = read_boxes((said.group(1) or "") if said else body, finished, points=True)
     listed = len(action.boxes_text)
-    count = int(said.group(2)) if said else listed
+    count = int(said.group(2)) if said else listed if action.readable else -1
     error = action.error or (None if said else "no_count") or (None if count == listed else "count_differs")
     return Answer(action.boxes_text, action.labels, error, count)
 

@@ -14,7 +14,8 @@ Where a mask is corrected (drafts.py), the last two are
     task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)
 
 Deviations from the paper, and readings of what it leaves open:
-  1. An answer without regions scores 0 on every heuristic term; taken literally, no region overlaps none.
+  1. An answer without regions scores 0 on every heuristic term; taken literally, no region overlaps none. An answer
+     that cannot be read scores 0 on every term: it has not said that a picture is empty, or a first mask right.
   2. Coverage ``contain``: 90 % of a true box's area inside one region. An IoU between a large region and
      a small thing, the paper's B.4 b, can hardly fire; it stays selectable, as does mask purity (B.4 a).
      The paper does not say its thresholds; ours are IOU_ENOUGH and PURITY_ENOUGH.
@@ -50,8 +51,7 @@ _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the ro
 
 def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
     """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
-    precision, recall = metrics.ap_ar_50(rollout.example, outcome)
-    return weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": precision + recall}, weights)
+    return weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": _detected(rollout, outcome)}, weights)
 
 
 def score_mask(
@@ -60,7 +60,7 @@ def score_mask(
     """The reward of one rollout whose regions turned the mask of ``draft`` into ``corrected`` (H, W)."""
     terms = {
         "coverage": covered_mask(rollout, draft.error, coverage),
-        "task": metrics.mask_iou(corrected, draft.true),
+        "task": metrics.mask_iou(corrected, draft.true) if rollout.action.readable else 0.0,
     }
     return weighted(_form(rollout) | terms, weights)
 
@@ -80,9 +80,13 @@ def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float
 
     An answer that was cut off has no format, even if the list in it is whole.
     """
-    precision, recall = metrics.ap_ar_50(rollout.example, outcome)
-    readable = rollout.finished and rollout.action.error is None
-    return weighted({"format": float(readable), "task": precision + recall}, weights)
+    well_formed = rollout.finished and rollout.action.error is None
+    return weighted({"format": float(well_formed), "task": _detected(rollout, outcome)}, weights)
+
+
+def _detected(rollout: Rollout, outcome: Outcome) -> float:
+    """R_detect in [0, 2] of what was found for a rollout; 0 for an answer that cannot be read (deviation 1)."""
+    return sum(metrics.ap_ar_50(rollout.example, outcome)) if rollout.action.readable else 0.0
 
 
 def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Score:

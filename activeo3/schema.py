@@ -69,6 +69,12 @@ class Action:
     labels: tuple[str, ...] = ()
     error: str | None = None
 
+    @property
+    def readable(self) -> bool:
+        """Whether anything can be read of it. A list that is there and empty can; what breaks the form and names no box
+        is no answer, not even "nothing"."""
+        return self.error in (None, "empty") or bool(self.boxes_text)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:

@@ -160,6 +160,15 @@ def test_objects_are_read_one_by_one_whatever_the_container() -> None:
     assert (found.boxes_text, found.labels, found.error) == (ONE, ("cup",), "not_a_list")
 
 
+def test_a_number_that_cannot_be_read_is_none() -> None:
+    for text in ("", "nonsense", "[", "<answer>", "<think>[] 0</think>", '[{"bbox_2d": [1]}]', '{"count": 0}'):
+        answer = read_answer("counting", text)
+        assert (answer.count, answer.readable) == (-1, False)
+    for text in ("[] 0", "[]"):  # nothing is listed, in words that can be read
+        assert read_answer("counting", text).count == 0
+    assert read_answer("counting", "0").count == 0 and not read_answer("counting", "0").readable
+
+
 def test_forms_that_are_right() -> None:
     for text in ("[1, 2, 30, 40]", " [1,2,30.0,4e1] ", f"[{BOX}]", f"```json\n[{BOX}]\n```", "```\n[1, 2, 30, 40]```"):
         answer = read_answer("grounding", text)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from scripted import END, Scripted, finds, painted
 
 from activeo3 import report, suites
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.geometry import mask_to_rle
+from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
 from activeo3.families import FAMILIES
 from activeo3.pictures import Shown, save_samples
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling
+from activeo3.taskmodels import Oracle
 from activeo3.tasks import TASKS, Task, task_of
 
 CONFIG = TrainConfig(crop_side=256)
@@ -61,6 +63,67 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
             assert tuple(score.terms) == task.terms
             assert score.total == pytest.approx(sum(CONFIG.weights[term] * score.terms[term] for term in task.terms))
             assert report.rollout_lines(rollout, outcome, score).startswith("example a")
+
+
+UNREADABLE = ("", " \n", "<think>[]</think>", "<answer>", "<think>[] 0", "[] 0</think>")
+"""Answers of which nothing can be read, in any task; below, those that are at least a transcript."""
+NO_BOXES = ("[", "nothing here", "{}", '[{"bbox_2d": [1, 2]}]', "null", "[[]", '{"things": []}')
+SILENT = {  # what is to be said of an empty picture, and what that earns beside the format
+    "sense": ("<think>no</think><answer>[]</answer>", {"task": 2.0}), "direct": ("[]", {"task": 2.0}),
+    "counting": ("[] 0", {"match": 1.0, "count": 1.0}), "detection": ("[]", {"location": 1.0, "class": 1.0, "number": 1.0}),
+}  # fmt: skip
+
+
+def situation(name: str, empty: bool) -> tuple[Any, Example]:
+    """Who works on crops in a task, and a question of it about a picture with two things or without any."""
+    task, example, expert = TASKS[name], question(), Oracle()
+    if empty:
+        fields = {**example.fields, "labels": (), "count": 0}
+        example = replace(example, boxes_px=np.zeros((0, 4)), fields=fields)
+    if name == "segment":
+        expert, true = task.load("oracle", CONFIG, torch.device("cpu")), np.zeros((320, 480), dtype=bool)
+        true[60:140, 40:120] = True
+        example = replace(example, boxes_px=as_boxes([THINGS[0][1]]), fields={"masks": lambda: [mask_to_rle(true)]})
+    (example,) = task.prepare(expert, [task.pose(example) if task.pose else example], CONFIG)
+    return expert, example
+
+
+def terms_of(name: str, said: str, empty: bool, tokenizer: Any, config: TrainConfig = CONFIG) -> dict[str, float]:
+    expert, example = situation(name, empty)
+    (rollout,) = answers(TASKS[name], Scripted("qwen3_vl", tokenizer, lambda *_: said), example, config)
+    return dict(TASKS[name].score(rollout, *TASKS[name].act(expert, [rollout], config), config).terms)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("name", TASKS)
+def test_an_answer_that_cannot_be_read_earns_nothing_in_any_term_of_any_task(name: str, empty: bool, tokenizer) -> None:
+    """Finished or cut off. An empty picture is no reason: only an answer that can be read has said that it is empty."""
+    if empty and name in ("grounding", "ocr", "segment"):
+        return  # there is always something to find
+    for said in UNREADABLE + (() if name == "ocr" else NO_BOXES):
+        for ending in (END, ""):
+            terms = terms_of(name, said + ending, empty, tokenizer)
+            assert tuple(terms) == TASKS[name].terms and max(terms.values()) <= 0.0, (said, terms)
+    if empty and name in SILENT:
+        said, worth = SILENT[name]
+        assert {term: terms_of(name, said + END, empty, tokenizer)[term] for term in worth} == worth
+
+
+@pytest.mark.parametrize("evidence", ["union", "per_call"])
+def test_zooms_without_an_answer_earn_nothing(evidence: str, tokenizer) -> None:
+    """Not even where evidence counts for wrong answers; costs stay."""
+    config = replace(CONFIG, evidence=evidence, evidence_gate=False, max_turns=2)
+    zoom = '<zoom_roi x0="0.05" y0="0.15" x1="0.3" y1="0.5"/>' + END
+    expert, example = situation("zoom_qa", False)
+    for last in ("It is red." + END, "<answer>red", zoom):
+        turns = [zoom, last]
+        (rollout,) = answers(TASKS["zoom_qa"], Scripted("qwen3_vl", tokenizer, lambda *_: turns.pop(0)), example, config)
+        (outcome,) = TASKS["zoom_qa"].act(expert, [rollout], config)
+        terms = TASKS["zoom_qa"].score(rollout, outcome, config).terms
+        assert rollout.episode.looked_at and max(terms.values()) <= 0.0
+    turns = [zoom, "<answer>blue</answer>" + END]
+    (rollout,) = answers(TASKS["zoom_qa"], Scripted("qwen3_vl", tokenizer, lambda *_: turns.pop(0)), example, config)
+    assert TASKS["zoom_qa"].score(rollout, *TASKS["zoom_qa"].act(expert, [rollout], config), config).terms["evidence"] > 0.5
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
