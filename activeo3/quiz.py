@@ -33,6 +33,7 @@ Readings of what the paper leaves open:
 
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
@@ -45,7 +46,7 @@ from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, re
 from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
 from activeo3.eval_config import EvalConfig
-from activeo3.files import Dataset
+from activeo3.files import Dataset, Derived, within
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.metrics import Metric
@@ -74,6 +75,7 @@ PUBLISHED = ("mme", "realworldqa")
 """Benchmarks with a published rule of how an answer is read; ``LENIENT`` is their accuracy as ours reads them."""
 LENIENT = "accuracy_lenient"
 SAME_WITH_BLACK_CROPS = "accuracy_black"
+NO_PICTURE = Image.new("RGB", (1, 1))
 
 Records = dict[str, list[dict[str, Any]]]
 """Every question with its answer, by the label of the row."""
@@ -101,8 +103,11 @@ def run(
     say: Callable[[str], None] = print,
     black: bool = False,
     share: Share = alone,
+    whole: Callable[[Example], Example] = lambda example: example,
 ) -> tuple[list[dict[str, Any]], Records]:
     """Ask every question in every way: (table rows, what was answered).
+
+    ``whole`` gives an example its picture, if it was put aside (``Light``): it is then read when its turn comes.
 
     ``actor``, ``start``, ``resamples``, ``say`` and ``share`` as in ``suites.run``. With ``black``, questions
     are asked once more with black crops beside the picture. Rows are those of ``suites.run``; ``task_model``
@@ -113,7 +118,7 @@ def run(
     rows: list[dict[str, Any]] = []
     kept = []
     for method in usable(methods, examples, say):
-        regions, proposing, asked = answered(benchmark, method, examples, actor, start, models, config, black, share)
+        regions, proposing, asked = answered(benchmark, method, examples, actor, start, models, config, black, share, whole)
         for name, (given, seconds, blind) in asked.items():
             right = marks(answer.right for answer in given)
             values = scores(benchmark, examples, right, resamples)
@@ -153,6 +158,22 @@ def usable(methods: Sequence[str], examples: Sequence[Example], say: Callable[[s
     return [method for method in methods if method not in reasons]
 
 
+class Light(Derived):
+    """The questions of a data set without their pictures: 800 of 8K would need 80 GB of memory.
+
+    ``readable(Light(dataset))`` has still read every picture once, and ``whole`` reads it again.
+    """
+
+    def __getitem__(self, index: int) -> Example:
+        index = within(index, len(self))
+        example = self.dataset[index]
+        return replace(example, image=NO_PICTURE, fields=example.fields | {"place": index})
+
+    def whole(self, example: Example) -> Example:
+        """The example with its picture."""
+        return self.dataset[example.fields["place"]]
+
+
 # ---------------------------------------------------------------------- look and answer
 
 
@@ -166,11 +187,13 @@ def answered(
     config: _Config,
     black: bool,
     share: Share,
+    whole: Callable[[Example], Example],
 ) -> tuple[list[tuple[Region, ...]], float, dict[str, tuple[list[Answer], float, list[Answer]]]]:
     """What a method looks at: regions, seconds of proposing them; and per model: answers, seconds, answers
     with black crops (none unless asked for)."""
 
     def work(block: Sequence[Example]) -> tuple[list, float, dict]:
+        block = [whole(example) for example in block]
         began = time.perf_counter()
         regions: list[tuple[Region, ...]] = [()] * len(block)
         if method not in WHOLE:
@@ -356,7 +379,11 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
-        found, given = run(name, config.methods, readable(dataset), actor, start, config, config.resamples, black=config.black)
+        light = Light(dataset)
+        examples = readable(light)
+        found, given = run(
+            name, config.methods, examples, actor, start, config, config.resamples, black=config.black, whole=light.whole
+        )
         rows += found
         results.write_results(folder, rows)
         show(folder, name, config.split, found, given, config.checkpoint[0])

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -19,6 +20,7 @@ from activeo3.files import Source
 from activeo3.prompts import sensing_answer
 from activeo3.questions import open_vstar
 from activeo3.schema import Example
+from activeo3.stream import readable
 from scripted import END, Scripted, blobs, looks, painted, written
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import questions_on_disk, vstar_set
@@ -112,6 +114,38 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     for row in (*alone, *together):
         row["metrics"].pop("seconds")
     assert repr(alone) == repr(together)
+
+
+def test_pictures_are_read_when_their_turn_comes(tokenizer) -> None:
+    """800 pictures of 8K are 80 GB: the questions are held without them, and the same rows come out."""
+    full = [question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(jobs.BATCH + 3)]
+
+    class OnDisk:
+        name, split, paths, dropped, inside = "vstar", "test", (), (), 0
+
+        def __len__(self) -> int:
+            return len(full)
+
+        def __getitem__(self, index: int) -> Example:
+            image = full[index].image.copy()
+            OnDisk.inside += 1
+            weakref.finalize(image, lambda: setattr(OnDisk, "inside", OnDisk.inside - 1))
+            most.append(OnDisk.inside)
+            return replace(full[index], image=image)
+
+    most: list[int] = []
+    light = quiz.Light(OnDisk())
+    examples = readable(light)
+    model = saying(tokenizer, lambda views, text: "A" if (np.asarray(views[0])[..., 0] > 200).any() else "B")
+    ways = ("direct", "active", "oracle-regions")
+    (held, _), (read, _) = (
+        quiz.run("vstar", ways, which, model, model, CONFIG, 50, lambda _: None, whole=whole)
+        for which, whole in ((full, lambda example: example), (examples, light.whole))
+    )
+    for row in (*held, *read):
+        row["metrics"].pop("seconds")
+    assert repr(held) == repr(read)
+    assert len(most) == 4 * len(full) and max(most) <= 2 * jobs.BATCH  # a block, and the last one until it is replaced
 
 
 def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:
