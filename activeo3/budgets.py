@@ -23,7 +23,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from activeo3 import correction, metrics, outputs, report, results
+from activeo3 import correction, intervals, metrics, outputs, report, results
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, covered_error, error_regions
@@ -134,7 +134,7 @@ def measured(found: Sequence[Corrected], budget: int, resamples: int) -> dict[st
     ious = np.array([one.ious for one in found])  # (E, K + 1)
     held = [covered_error(Draft.of(one.rollout.example).error, one.rollout.regions) for one in found]
     columns = {f"mIoU@{k}": ious[:, k] for k in range(budget + 1)} | {"gain": ious[:, -1] - ious[:, 0], "covered": held}
-    values: dict[str, Any] = {name: metrics.bootstrap_interval(column, pictures, resamples) for name, column in columns.items()}
+    values: dict[str, Any] = {name: intervals.bootstrap_interval(column, pictures, resamples) for name, column in columns.items()}
     return values | {"regions": float(np.mean([len(one.rollout.regions) for one in found]))}
 
 

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from activeo3 import metrics, outputs, report
+from activeo3 import intervals, outputs, report
 from activeo3.config import TrainConfig, _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.evidence import asked_of, covered
@@ -106,7 +106,7 @@ def _record(rollout: Rollout, score: Score) -> Record:
 def _row(title: str, way: Way, examples: Sequence[Example], records: Sequence[Record], resamples: int) -> dict[str, Any]:
     pictures = [example.image_id for example in examples]
     values = [_values(record, way.told) for record in records]
-    means = {name: metrics.bootstrap_interval([one[name] for one in values], pictures, resamples) for name in COLUMNS}
+    means = {name: intervals.bootstrap_interval([one[name] for one in values], pictures, resamples) for name in COLUMNS}
     turns = Counter(chain(*(record["statuses"] for record in records)))
     row = {"policy": title, "mode": way.title, "n": len(examples)} | {name: mean.value for name, mean in means.items()}
     row |= {"intervals": {name: [mean.low, mean.high] for name, mean in means.items()}}

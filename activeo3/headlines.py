@@ -16,8 +16,9 @@ from typing import Sequence
 import numpy as np
 
 from activeo3.eval_tiles import on_whole_pictures
+from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
-from activeo3.metrics import Metric, evaluate_detections
+from activeo3.metrics import evaluate_detections
 from activeo3.schema import Example, Outcome
 
 FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}

@@ -22,7 +22,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import metrics, report, results, transcripts
+from activeo3 import intervals, metrics, report, results, transcripts
 from activeo3.config import _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
@@ -30,7 +30,7 @@ from activeo3.geometry import as_boxes, iou
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.matching import plain
-from activeo3.metrics import Metric
+from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import Role, look
 from activeo3.schema import Example, Outcome, Rollout, Sampling
@@ -60,7 +60,7 @@ def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], 
     """
     pictures = [example.image_id for example in examples]
     values = _PER_EXAMPLE[task](examples, answers) | {"form": [float(answer.action.error is None) for answer in answers]}
-    found = {name: metrics.bootstrap_interval(of_each, pictures, resamples) for name, of_each in values.items()}
+    found = {name: intervals.bootstrap_interval(of_each, pictures, resamples) for name, of_each in values.items()}
     if task == "detection":
         found |= metrics.evaluate_detections(*per_category(examples, answers), resamples=resamples)
     return {name: found[name] for name in COLUMNS[task]}

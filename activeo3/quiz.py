@@ -41,7 +41,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import metrics, prompts, report, results
+from activeo3 import intervals, metrics, prompts, report, results
 from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
 from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
@@ -49,7 +49,7 @@ from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset, Derived, within
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
-from activeo3.metrics import Metric
+from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.proposals import propose
@@ -124,13 +124,13 @@ def run(
             values = scores(benchmark, examples, right, resamples)
             if values and benchmark in PUBLISHED:
                 lenient = marks(answer.lenient for answer in given)
-                values[LENIENT] = metrics.bootstrap_interval(lenient, ids(examples), resamples)
+                values[LENIENT] = intervals.bootstrap_interval(lenient, ids(examples), resamples)
             if method not in WHOLE and any(len(example.boxes_px) for example in examples):
                 recalls = [metrics.region_recall(r, metrics.asked_boxes(e)) for r, e in zip(regions, examples)]
-                values["region_recall"] = metrics.bootstrap_interval(recalls, ids(examples), resamples)
+                values["region_recall"] = intervals.bootstrap_interval(recalls, ids(examples), resamples)
             if black and method not in WHOLE:
                 unseen = marks(answer.right for answer in blind)
-                values[SAME_WITH_BLACK_CROPS] = metrics.bootstrap_interval(unseen, ids(examples), resamples)
+                values[SAME_WITH_BLACK_CROPS] = intervals.bootstrap_interval(unseen, ids(examples), resamples)
             errors = Counter(answer.reading.error for answer in given)
             values |= {"unread": 1 - errors[None] / len(given), "regions": float(np.mean([len(r) for r in regions]))}
             values["seconds"] = (proposing + seconds) / len(examples)
@@ -297,15 +297,15 @@ def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resam
     """
     if np.isnan(right).all():
         return {}
-    found: dict[str, Any] = {"accuracy": metrics.bootstrap_interval(right, ids(examples), resamples)}
+    found: dict[str, Any] = {"accuracy": intervals.bootstrap_interval(right, ids(examples), resamples)}
     for kind in KINDS.get(benchmark, ()):
         own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
-        found[kind] = metrics.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
+        found[kind] = intervals.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
     if benchmark in GROUPS:
         groups = whole_groups(benchmark, examples)
         pictures = [examples[of_group[0]].image_id for of_group in groups]
         together = [float(right[of_group].all()) for of_group in groups]
-        found[GROUPS[benchmark][0]] = metrics.bootstrap_interval(together, pictures, resamples)
+        found[GROUPS[benchmark][0]] = intervals.bootstrap_interval(together, pictures, resamples)
     if benchmark == "mme":
         for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", PERCEPTION + COGNITION)):
             found[name] = mme_points(examples, right, [g for g in groups if examples[g[0]].fields["category"] in kinds], resamples)
@@ -316,7 +316,7 @@ def mme_points(examples: Sequence[Example], right: np.ndarray, groups: Sequence[
     """The sum over categories of 100 x (accuracy + accuracy_plus), at most 200 each."""
     points = [100 * (right[of_group].mean() + right[of_group].all()) for of_group in groups]
     firsts = [examples[of_group[0]] for of_group in groups]
-    return metrics.bootstrap_total(points, ids(firsts), [first.fields["category"] for first in firsts], resamples)
+    return intervals.bootstrap_total(points, ids(firsts), [first.fields["category"] for first in firsts], resamples)
 
 
 def by_category(benchmark: str, examples: Sequence[Example], right: np.ndarray) -> dict[str, dict[str, float]]:

@@ -12,7 +12,8 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from activeo3 import failures, geometry, outputs, report
-from activeo3.metrics import Metric, xywh
+from activeo3.intervals import Metric
+from activeo3.metrics import xywh
 from activeo3.schema import Example, Outcome
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")

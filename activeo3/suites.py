@@ -125,7 +125,7 @@ def lines(
 
     ``checkpoint`` is its name among several, and ``answers`` says that it was trained to answer without a
     zoom. A row holds ``benchmark``, ``method``, ``checkpoint``, ``task_model``, ``budget`` (of regions; 0
-    without a zoom), ``n``, and two mappings from column to ``metrics.Metric`` (value, low, high) or a plain
+    without a zoom), ``n``, and two mappings from column to ``intervals.Metric`` (value, low, high) or a plain
     number: ``metrics`` and ``failures``.
     """
     made = []

@@ -12,7 +12,7 @@ from typing import Sequence
 
 import numpy as np
 
-from activeo3 import floors, metrics
+from activeo3 import floors, intervals, metrics
 from activeo3.config import _Config
 from activeo3.jobs import blocks
 from activeo3.ledger import Job, Share, alone
@@ -30,15 +30,15 @@ def sensing_metrics(
     resamples: int,
     share: Share = alone,
     swaps: bool = True,
-) -> dict[str, metrics.Metric | None]:
+) -> dict[str, intervals.Metric | None]:
     """Region recall and what it loses when picture or query are swapped (None where that is meaningless).
 
     ``policy`` is who was asked for the regions, if somebody was. Without ``swaps`` only recall is measured.
     """
     pictures = [example.image_id for example in examples]
     own = recalls(examples, regions)
-    result: dict[str, metrics.Metric | None] = {
-        "region_recall": metrics.bootstrap_interval(own, pictures, resamples),
+    result: dict[str, intervals.Metric | None] = {
+        "region_recall": intervals.bootstrap_interval(own, pictures, resamples),
         "swap_picture": None,
         "swap_query": None,
     }
@@ -48,13 +48,13 @@ def sensing_metrics(
         units = [floors.to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
         lenders = [other_picture(examples, i) for i in range(len(examples))]
         borrowed = [floors.from_unit(units[lender], example.size_px) for lender, example in zip(lenders, examples)]
-        result["swap_picture"] = metrics.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
+        result["swap_picture"] = intervals.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
         job = Job(("swap", policy, config), lambda block: [answer.regions for answer in greedy_look(policy, block, config)])
         answers = chain(*share(job, blocks(asked)))
         elsewhere = recalls(examples, [tuple(Region(*box) for box in answer) for answer in answers])
-        result["swap_query"] = metrics.bootstrap_interval(own - elsewhere, pictures, resamples)
+        result["swap_query"] = intervals.bootstrap_interval(own - elsewhere, pictures, resamples)
     return result
 
 

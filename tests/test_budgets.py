@@ -19,7 +19,8 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, coarse_mask, overlaid, true_mask, with_mask
 from activeo3.geometry import mask_to_rle, rle_to_mask
-from activeo3.metrics import bootstrap_interval, mask_iou
+from activeo3.intervals import bootstrap_interval
+from activeo3.metrics import mask_iou
 from activeo3.pictures import LACKING, SURPLUS, TRUE, Shown, corrected_picture, save_samples, under_mask
 from activeo3.prompts import sensing_answer
 from activeo3.sampler import look, sensing_view

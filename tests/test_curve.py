@@ -5,7 +5,7 @@ import pytest
 
 from activeo3 import curve
 from activeo3.curve import COLOURS, HEIGHT, WIDTH, draw_curve
-from activeo3.metrics import Metric
+from activeo3.intervals import Metric
 
 NAN = float("nan")
 

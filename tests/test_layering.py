@@ -32,6 +32,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "perception": (1, {"models", "torch"}),
     "transcripts": (1, {"rewards", "models", "torch"}),
     "zooms": (1, {"models", "torch"}),
+    "intervals": (0, {"torch"}),
     "metric_rules": (1, {"models", "torch"}),
     "metrics": (1, {"rewards", "models", "torch"}),
     "scenes": (1, {"torch"}),

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from activeo3 import metrics, outputs, results
 from activeo3.geometry import as_boxes
-from activeo3.metrics import Metric
+from activeo3.intervals import Metric
 from activeo3.schema import Example, Outcome
 
 NAN = float("nan")

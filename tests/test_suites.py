@@ -14,7 +14,8 @@ from activeo3 import fixed, floors, geometry, jobs, ledger, proposals, results, 
 from activeo3.config import TrainConfig
 from activeo3.eval_config import METHODS
 from activeo3.geometry import as_boxes
-from activeo3.metrics import Metric, ap_ar_50, region_recall
+from activeo3.intervals import Metric
+from activeo3.metrics import ap_ar_50, region_recall
 from activeo3.prompts import sensing_answer, sensing_prompt
 from activeo3.schema import Example, Region, Sampling
 from activeo3.taskmodels import Oracle, act
