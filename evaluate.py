@@ -55,6 +55,7 @@ def main(config: EvalConfig) -> None:
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     benchmarks = config.benchmark or config.data
     apart = suite_of(config, benchmarks, len(rows), ranks.world)
+    check_columns(config, apart)
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not apart}
@@ -115,6 +116,19 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     return by_task or quiz.evaluate
 
 
+def check_columns(config: EvalConfig, apart: Callable[..., None] | None) -> None:
+    """Raise ConfigError for a name in --columns that no table of this evaluation can have."""
+    if not config.columns:
+        return
+    known = results.BOX_COLUMNS if apart is None else ()
+    if apart is measures.evaluate:
+        known = measures.COLUMNS[config.task] + (results.BOX_COLUMNS if config.task == "detection" else ())
+    unknown = [name for name in config.columns if name not in known]
+    if unknown:
+        there_are = f"there are: {', '.join(dict.fromkeys(known))}" if known else "this evaluation has tables of a fixed form, leave it out"
+        raise ConfigError(f"--columns {' '.join(unknown)}: {there_are}.")
+
+
 def as_meant(config: EvalConfig) -> EvalConfig:
     """``--mode`` asks for episodes, and so do data sets whose answers are free text: both mean ``--task zoom_qa``.
 
@@ -172,22 +186,23 @@ def write(
     """The tables of all benchmarks so far; the tables, files and page of the newest one, ``name``."""
     main_rows = [line for line in made if line.row["budget"] in (0, config.regions)]
     every_budget = [line.row for line in made] if config.budgets else []
-    results.write_results(folder, [line.row for line in main_rows], every_budget)
+    style = results.TableStyle(config.columns, config.digits)
+    results.write_results(folder, [line.row for line in main_rows], every_budget, style)
     own = [line for line in main_rows if line.row["benchmark"] == name]
     rows, shown = [line.row for line in own], suites.shown(own)
     results.write_coco(folder, f"truth-{name}", results.truth(examples))
     for label, (_, outcomes) in shown.items():
         results.write_coco(folder, f"predictions-{name}-{label}", results.predictions(examples, outcomes))
     curve_rows = [row for row in every_budget if row["benchmark"] == name]
-    for title, cells, columns in results.titled(rows, curve_rows):
-        say("\n" + report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1)))
+    for title, cells, columns in results.titled(rows, curve_rows, style.columns):
+        say("\n" + report.table(cells, columns, title.replace(name, f"{name} ({config.split})", 1), style.digits))
     curve = draw_curve(curve_rows, f"{name}, {len(examples)} questions") if curve_rows else None
     if curve:
         outputs.leave_picture(folder / f"budgets-{name}.png", curve)
     titles = {label: label for row, label in zip(rows, shown) if row["method"] in ("cot", "active")}
     summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
     pairs = suites.gallery(shown, titles, TrainConfig().weights)
-    write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *results.first_table(rows), pairs, curve)
+    write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *results.first_table(rows, style.columns), pairs, curve)
 
 
 def own_picture(config: EvalConfig) -> Example:

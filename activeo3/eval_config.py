@@ -49,6 +49,11 @@ class EvalConfig(_Config):
     output_dir: Place = Place("")
     """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id or for
     several checkpoints"""
+    columns: tuple[str, ...] = ()
+    """columns of the first table beside the method, e.g. AP_s AR_s AP_m AR_m AP_l AR_l (the paper's); by default a few
+    that fit the data set. A benchmark shows those of them that it has; results.json has all"""
+    digits: int = 2
+    """decimals in the tables of boxes and one-shot tasks"""
     resamples: int = 1000
     """bootstrap resamples of the 95 % intervals"""
     image: Place = Place("")
@@ -84,5 +89,7 @@ class EvalConfig(_Config):
             raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
         if self.limit < 0:
             raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
+        if not 0 <= self.digits <= 10:
+            raise ConfigError(f"--digits is {self.digits}; tables have 0 to 10 decimals.")
         if self.resamples < 0:
             raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")

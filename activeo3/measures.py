@@ -54,7 +54,7 @@ def ready(task: str) -> None:
 
 
 def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], resamples: int = 1000) -> dict[str, Metric]:
-    """COLUMNS of the task, from one answer per posed example.
+    """COLUMNS of the task, from one answer per posed example; of detection all that metrics.py measures.
 
     Raises DataError for ocr without nltk or jieba.
     """
@@ -63,7 +63,7 @@ def measure(task: str, examples: Sequence[Example], answers: Sequence[Rollout], 
     found = {name: intervals.bootstrap_interval(of_each, pictures, resamples) for name, of_each in values.items()}
     if task == "detection":
         found |= metrics.evaluate_detections(*per_category(examples, answers), resamples=resamples)
-    return {name: found[name] for name in COLUMNS[task]}
+    return {name: found[name] for name in dict.fromkeys([*COLUMNS[task], *found])}
 
 
 def _located(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
@@ -175,6 +175,8 @@ def evaluate(
             policy = {title: load(source)}
             found += compare(config.task, task, policy, name, examples, config, alone, config.resamples)[0]
         rows += found
-        results.write_results(folder, rows)
-        print(report.table(*results.first_table(found), f"{name}, {config.task}, {len(examples)} questions"))
+        style = results.TableStyle(config.columns, config.digits)
+        results.write_results(folder, rows, style=style)
+        title = f"{name}, {config.task}, {len(examples)} questions"
+        print(report.table(*results.first_table(found, style.columns), title, style.digits))
     print(f"numbers: {folder / 'results.json'}")

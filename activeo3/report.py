@@ -295,13 +295,14 @@ def introduction(config: TrainConfig, terms: Sequence[str], policy: Model, world
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
+    often = config.steps * pictures / examples
     need = standing(policy.parameters, policy.learning, policy.half)
     need += 0 if config.lora else standing(policy.parameters, 0, policy.half)  # the reference
     weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
     return "\n".join([
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{policy.parameters / 1e6:.1f} M parameters, of which {policy.learning / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}",
-        f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions",
+        f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average",
         f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
         f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
         f"then an update at learning rate {config.lr:g}",

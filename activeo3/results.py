@@ -7,12 +7,13 @@ without us and finds our number.
 """
 
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from activeo3 import failures, geometry, outputs, report
 from activeo3.intervals import Metric
+from activeo3.metric_rules import SIZES, SODA_SIZES
 from activeo3.metrics import xywh
 from activeo3.schema import Example, Outcome
 
@@ -32,9 +33,23 @@ WHOLE = {
 ITSELF = "itself"
 """The task model of a row in which the checkpoint itself answers."""
 
+BOX_COLUMNS = (
+    *(f"{name}{overlap}{size}" for name in ("AP", "AR") for overlap in ("", "10", "10_95") for size in [*SIZES, *dict(SODA_SIZES)]),
+    "AP50", "AP75", "AR50", *FREQUENCIES, "region_recall", "swap_picture", "swap_query", "regions", "calls", "tokens", "seconds",
+)  # fmt: skip
+"""Every number that a row of boxes may have; which of them a data set has, its rules say (metric_rules.py)."""
+
 Row = Mapping[str, Any]
 Table = tuple[list[dict[str, Any]], list[str]]
 """(rows, columns) as report.table wants them."""
+
+
+
+class TableStyle(NamedTuple):
+    """How tables of boxes are shown: the columns beside the method (none: COLUMNS), and their decimals."""
+
+    columns: tuple[str, ...] = ()
+    digits: int = 2
 
 
 # ---------------------------------------------------------------------- rows for people
@@ -52,8 +67,14 @@ def label(row: Row, rows: Sequence[Row]) -> str:
     return "-".join(filter(None, [row["method"], row["checkpoint"], row["task_model"] if several else ""]))
 
 
-def first_table(rows: Sequence[Row]) -> Table:
-    """Metrics with their intervals; rows of another kind than boxes bring ``columns`` of their own."""
+def first_table(rows: Sequence[Row], chosen: Sequence[str] = ()) -> Table:
+    """Metrics with their intervals; rows of another kind than boxes bring ``columns`` of their own.
+
+    Of the ``chosen`` columns those are shown that some row has; if none has any, the usual ones.
+    """
+    chosen = [name for name in chosen if any(name in row["metrics"] for row in rows)]
+    if chosen:
+        return _flat(rows, "metrics"), _columns(rows, chosen)
     if rows and "columns" in rows[0]:
         return _flat(rows, "metrics"), _columns(rows, rows[0]["columns"])
     low = all("AP10" in row["metrics"] for row in rows)
@@ -92,12 +113,15 @@ def _columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return ["method", *["task_model"] * several, *columns]
 
 
-def titled(rows: Sequence[Row], curves: Sequence[Row] = ()) -> list[tuple[str, list[dict[str, Any]], list[str]]]:
-    """(title, rows, columns) of the tables of every benchmark; ``curves`` are the rows of all budgets."""
+def titled(
+    rows: Sequence[Row], curves: Sequence[Row] = (), chosen: Sequence[str] = ()
+) -> list[tuple[str, list[dict[str, Any]], list[str]]]:
+    """(title, rows, columns) of the tables of every benchmark; ``curves`` are the rows of all budgets, ``chosen``
+    the columns of the first table."""
     found = []
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == benchmark]
-        found.append((f"{benchmark}, {own[0]['n']} questions", *first_table(own)))
+        found.append((f"{benchmark}, {own[0]['n']} questions", *first_table(own, chosen)))
         second = "answers that cannot be read" if "columns" in own[0] else "sensing apart from task"
         found.append((f"{benchmark}, {second}", *second_table(own)))
         found.append((f"{benchmark}, AP by how often a category occurs", *frequency_table(own)))
@@ -113,7 +137,7 @@ def budget_table(rows: Sequence[Row]) -> Table:
     return cells, _columns(rows, BUDGET_COLUMNS)
 
 
-def latex(rows: Sequence[Row], columns: Sequence[str], title: str) -> str:
+def latex(rows: Sequence[Row], columns: Sequence[str], title: str, digits: int = 2) -> str:
     """A LaTeX table (of the package booktabs) with the same cells as report.table.
 
     >>> print(latex([{"method": "a_b", "AP": 0.414}], ["method", "AP"], "50 % more"))
@@ -130,7 +154,7 @@ def latex(rows: Sequence[Row], columns: Sequence[str], title: str) -> str:
     """
     sides = "".join("r" if all(report.is_number(row.get(name)) for row in rows) else "l" for name in columns)
     lines = [[escaped(name) for name in columns]]
-    lines += [[escaped(report.figure(row.get(name))) for name in columns] for row in rows]
+    lines += [[escaped(report.figure(row.get(name), digits)) for name in columns] for row in rows]
     head, *body = [" & ".join(cells) + r" \\" for cells in lines]
     return "\n".join([
         r"\begin{table}", rf"\caption{{{escaped(title)}}}", rf"\begin{{tabular}}{{{sides}}}",
@@ -171,14 +195,14 @@ def _values(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell.value if isinstance(cell, Metric) else cell for name, cell in cells.items()}
 
 
-def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = ()) -> None:
+def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = (), style: TableStyle = TableStyle()) -> None:
     """``results.json``, ``results.md`` and ``results.tex``, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = titled(rows, curves)
+    parts = titled(rows, curves, style.columns)
     texts = {
         "results.json": report.strict_json(results(rows, curves)),
-        "results.md": "\n\n".join(report.table(cells, columns, title) for title, cells, columns in parts),
-        "results.tex": "\n\n".join(latex(cells, columns, title) for title, cells, columns in parts),
+        "results.md": "\n\n".join(report.table(cells, columns, title, style.digits) for title, cells, columns in parts),
+        "results.tex": "\n\n".join(latex(cells, columns, title, style.digits) for title, cells, columns in parts),
     }
     for name, text in texts.items():
         outputs.leave(folder / name, (text + "\n").encode())
@@ -225,12 +249,18 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> lis
 
     Equal scores rank here in the order of examples and boxes; COCO would rank them by image id. So every
     score that is not below the one before it is lowered to the next smaller number.
+
+    COCO's tools cannot read an empty list. Where nothing at all was found it therefore holds one box without sides
+    and with score 0, which finds nothing and changes no number.
     """
     found = [
         {"image_id": example.image_id, "category_id": example.category_id, "bbox": box, "score": score}
         for example, outcome in zip(examples, outcomes, strict=True)
         for box, score in zip(xywh(outcome.boxes_px), outcome.scores.tolist(), strict=True)
     ]
+    if examples and not found:
+        first = examples[0]
+        return [{"image_id": first.image_id, "category_id": first.category_id, "bbox": [0.0] * 4, "score": 0.0}]
     found.sort(key=lambda one: -one["score"])
     before = np.inf
     for one in found:

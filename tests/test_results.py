@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,20 @@ def test_the_truth_is_the_questions() -> None:
             {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 64, 48], "area": 64 * 48, "iscrowd": 1},
         ],
     }
-    assert results.predictions(examples, [Outcome(np.zeros((0, 4)), np.zeros(0))] * 2) == []
+
+
+@pytest.mark.parametrize("size", [1.0, 0.05])
+def test_pycocotools_reads_predictions_without_any_detection(tmp_path: Path, size: float) -> None:
+    """And finds our numbers: zeros, or nothing where no true box of the size is."""
+    examples = [replace(e, boxes_px=e.boxes_px * size, fields={}) for e in world("real", 1)[0]]
+    outcomes = [Outcome(np.zeros((0, 4)), np.zeros(0))] * len(examples)
+    results.write_coco(tmp_path, "truth", results.truth(examples))
+    results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
+    stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes)
+    assert ours["AP"] == 0 and np.isnan(ours["AP_l"]) == (size < 1)
+    for name, place in STATS.items():
+        assert stats[place] == (-1 if np.isnan(ours[name]) else ours[name]), name
+    assert results.predictions([], []) == []
 
 
 # ---------------------------------------------------------------------- tables
@@ -168,3 +182,25 @@ def test_latex_is_balanced_escaped_and_has_every_cell(tmp_path: Path) -> None:
 
 def test_latex_escapes_every_special_character() -> None:
     assert results.escaped("a\\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
+
+
+PAPER = ("AP_s", "AR_s", "AP_m", "AR_m", "AP_l", "AR_l")
+
+
+def test_the_columns_of_the_paper_are_a_choice_in_text_markdown_and_latex(tmp_path: Path) -> None:
+    """The second opinion are COCOeval's twelve numbers, to the three decimals that are asked for."""
+    examples, outcomes = world("real", 4)
+    values = metrics.evaluate_detections(examples, outcomes, resamples=0)
+    mine = row("active") | {"metrics": values}
+    style = results.TableStyle((*PAPER, "AP10_s"), digits=3)
+    results.write_results(tmp_path, [mine], style=style)
+    results.write_coco(tmp_path, "truth", results.truth(examples))
+    results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
+    stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
+    numbers = [f"{stats[STATS[name]]:.3f}" for name in PAPER]
+    text, markdown, latex = (tmp_path / "results.md").read_text(), results.first_table([mine], style.columns), (tmp_path / "results.tex").read_text()
+    assert markdown[1] == ["method", *PAPER]  # what no row has is no column
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["method", *PAPER] in cells and ["active", *numbers] in cells
+    assert r"method & AP\_s & AR\_s & AP\_m & AR\_m & AP\_l & AR\_l \\" in latex and " & ".join(["active", *numbers]) in latex
+    assert results.first_table([row()], ("AR_rS",))[1] == results.first_table([row()])[1]  # a benchmark without any: as usual
