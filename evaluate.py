@@ -120,12 +120,13 @@ def check_columns(config: EvalConfig, apart: Callable[..., None] | None) -> None
     """Raise ConfigError for a name in --columns that no table of this evaluation can have."""
     if not config.columns:
         return
-    known = results.BOX_COLUMNS if apart is None else ()
+    known = results.BOX_COLUMNS if apart is None else frozenset()
     if apart is measures.evaluate:
-        known = measures.COLUMNS[config.task] + (results.BOX_COLUMNS if config.task == "detection" else ())
+        known = {*measures.COLUMNS[config.task], *(results.BOX_COLUMNS if config.task == "detection" else ())}
     unknown = [name for name in config.columns if name not in known]
     if unknown:
-        there_are = f"there are: {', '.join(dict.fromkeys(known))}" if known else "this evaluation has tables of a fixed form, leave it out"
+        usual = measures.COLUMNS[config.task] if apart is measures.evaluate else results.COLUMNS[1:]
+        there_are = f"there are {', '.join(usual)} and what else results.json has" if known else "these tables have columns of their own"
         raise ConfigError(f"--columns {' '.join(unknown)}: {there_are}.")
 
 

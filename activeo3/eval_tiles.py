@@ -28,8 +28,9 @@ import numpy as np
 
 from activeo3 import geometry
 from activeo3.annotations import Whole
+from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
-from activeo3.metrics import Metric, evaluate_detections
+from activeo3.metrics import evaluate_detections
 from activeo3.schema import Example, Outcome
 
 SUFFIX = "_whole"

@@ -12,6 +12,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from activeo3 import failures, geometry, outputs, report
+from activeo3.eval_tiles import SUFFIX
 from activeo3.intervals import Metric
 from activeo3.metric_rules import SIZES, SODA_SIZES
 from activeo3.metrics import xywh
@@ -33,11 +34,13 @@ WHOLE = {
 ITSELF = "itself"
 """The task model of a row in which the checkpoint itself answers."""
 
-BOX_COLUMNS = (
-    *(f"{name}{overlap}{size}" for name in ("AP", "AR") for overlap in ("", "10", "10_95") for size in [*SIZES, *dict(SODA_SIZES)]),
-    "AP50", "AP75", "AR50", *FREQUENCIES, "region_recall", "swap_picture", "swap_query", "regions", "calls", "tokens", "seconds",
-)  # fmt: skip
-"""Every number that a row of boxes may have; which of them a data set has, its rules say (metric_rules.py)."""
+_SIZES = (*SIZES, *dict(SODA_SIZES))
+BOX_COLUMNS = frozenset({
+    *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75", "AR50",
+    *(f"{name}{size}{SUFFIX}" for name in ("AP", "AR") for size in (*_SIZES, "50", "75", "10", "50_s", "75_s", "10_s")),
+    *FREQUENCIES, "region_recall", "swap_picture", "swap_query", "regions", "calls", "tokens", "seconds",
+})  # fmt: skip
+"""Every number that a row of boxes may have. Which of them it has, the rules of its data set say (metric_rules.py)."""
 
 Row = Mapping[str, Any]
 Table = tuple[list[dict[str, Any]], list[str]]

@@ -13,8 +13,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from activeo3 import metrics, outputs, results
+from activeo3.annotations import Whole
 from activeo3.geometry import as_boxes
+from activeo3.headlines import headlines
 from activeo3.intervals import Metric
+from activeo3.metric_rules import LVIS, SODA_A
 from activeo3.schema import Example, Outcome
 
 NAN = float("nan")
@@ -204,3 +207,15 @@ def test_the_columns_of_the_paper_are_a_choice_in_text_markdown_and_latex(tmp_pa
     assert ["method", *PAPER] in cells and ["active", *numbers] in cells
     assert r"method & AP\_s & AR\_s & AP\_m & AR\_m & AP\_l & AR\_l \\" in latex and " & ".join(["active", *numbers]) in latex
     assert results.first_table([row()], ("AR_rS",))[1] == results.first_table([row()])[1]  # a benchmark without any: as usual
+
+
+def test_every_number_that_a_row_of_boxes_has_may_be_a_column() -> None:
+    """Of SODA's tiles, merged and not, and of LVIS: no name is missing in the list that --columns is checked by."""
+    window = (0, 0, 640, 560)
+    examples, outcomes = world("real", 0)
+    for rules in (SODA_A, LVIS):
+        whole = Whole(examples[0].boxes_px, examples[0].fields["areas"], examples[0].crowd, 1)
+        fields = {"rules": rules, "frequency": "r", "window_px": window, "whole": whole, "file_name": "a"}
+        tiles = [replace(e, fields=e.fields | fields | {"source_id": k}) for k, e in enumerate(examples)]
+        named = {**metrics.evaluate_detections(tiles, outcomes, resamples=0), **headlines(tiles, outcomes, 0)}
+        assert len(named) > 30 and set(named) <= results.BOX_COLUMNS
