@@ -9,6 +9,9 @@ tower whose names match ``--train_only``; the layers are peft's, which is needed
 A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds, and a correction
 smaller than half a step of W's is gone: so a checkpoint says how much of the corrections its weights hold, and has A and B
 as well, in ``adapters/``, as peft saves them.
+
+A folder that holds an adapter only, of peft's or of a checkpoint's ``adapters/``, is a model too: its base model with the
+adapter merged in.
 """
 
 import re
@@ -20,8 +23,10 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
+from activeo3 import paths
 from activeo3.config import ConfigError
-from activeo3.models import VisionLanguageModel
+from activeo3.encoding import Encoder
+from activeo3.model_files import ModelError, part_of, read_json
 
 SCALE = 2.0
 """Of the correction, whatever the rank: alpha = 2 x rank, as is usual."""
@@ -29,7 +34,7 @@ NAMES = "lora_"
 """The parameters of adapters have this in their names, and no others have."""
 
 
-def add(vlm: VisionLanguageModel, rank: int, which: str) -> None:
+def add(vlm: Encoder, rank: int, which: str) -> None:
     """Put adapters beside the text tower's matrices whose name matches the regular expression ``which``.
 
     Raises ConfigError if peft is not installed, or no matrix matches.
@@ -94,22 +99,52 @@ def save(model: nn.Module, start: str, folder: Path) -> None:
     torch.save({f"base_model.model.{name}": part.detach().cpu().contiguous() for name, part in parts}, folder / "adapter_model.bin")
 
 
+# ---------------------------------------------------------------------- a folder that holds an adapter
+
+
+def base_of(source: str, start: str = "") -> str:
+    """The base model of a folder that holds an adapter only; "" for any other folder or hub id.
+
+    It is the one that the adapter names, as it stands or seen from the folders above; else ``start``, the start policy that
+    the user names; else a hub id.
+
+    Raises ModelError if there is an adapter beside whole weights, or its base model is not to be found.
+    """
+    folder = Path(source)
+    if not (folder / "adapter_config.json").is_file():
+        return ""
+    if whole := sorted(path.name for path in folder.glob("model*.safetensors*")) or sorted(path.name for path in folder.glob("pytorch_model*")):
+        raise ModelError(
+            f"{source} has whole weights ({whole[0]}) and an adapter beside them; take adapter_config.json away if they are merged "
+            f"already, or the whole weights if the adapter is meant."
+        )
+    named = str(read_json(source, "adapter_config.json").get("base_model_name_or_path") or "")
+    found = paths.beside(folder, named) if named else ""
+    if Path(found).is_dir() and found:
+        return found
+    if start or (named.count("/") == 1 and not named.startswith((".", "/"))):
+        return start or named
+    raise ModelError(f"{source} is an adapter of {named or 'a model that it does not name'}, which is not there; name it with --start.")
+
+
+def merge(model: nn.Module, source: str) -> None:
+    """Add the adapter of a folder to the weights of its base model, in their dtype.
+
+    Raises ConfigError if peft is not installed; ModelError for an adapter of another model or of a kind that cannot be merged.
+    """
+    try:
+        from peft import PeftConfig, get_peft_model
+    except ImportError:
+        raise ConfigError(f'{source} is an adapter, which needs peft: pip install -e ".[lora]".') from None
+    config = part_of(source, "adapter_config.json", PeftConfig.from_pretrained)
+    adapted = part_of(source, "adapter", lambda _: get_peft_model(model, config))
+    seen = part_of(source, "adapter", lambda _: adapted.load_adapter(source, "default"))
+    wrong = sorted(seen.unexpected_keys) or sorted(seen.missing_keys)
+    if wrong:
+        raise ModelError(f"{source} is an adapter of another model: {wrong[0]} is {'not in' if seen.unexpected_keys else 'in'} this one.")
+    part_of(source, "adapter", lambda _: adapted.merge_and_unload())
+
+
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that have adapters, by name; none in a model without them."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-class Unadapted(VisionLanguageModel):
-    """The start policy inside a policy with adapters: the same weights, with the adapters off while it works."""
-
-    def __init__(self, adapted: VisionLanguageModel) -> None:
-        self.__dict__.update(adapted.__dict__)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        with off(self.model), super()._evaluating():
-            yield
-
-    def forward_packed(self, packed, module: nn.Module | None = None) -> Tensor:
-        with off(self.model), torch.no_grad():  # a backward pass would come when they are on again
-            return super().forward_packed(packed, module)

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 
 from activeo3 import adapters
 from activeo3.config import ConfigError, TrainConfig
@@ -303,11 +303,27 @@ class Sharded:
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
 
 
+class Unadapted(VisionLanguageModel):
+    """The start policy inside a policy with adapters: the same weights, with the adapters off while it works."""
+
+    def __init__(self, adapted: VisionLanguageModel) -> None:
+        self.__dict__.update(adapted.__dict__)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with adapters.off(self.model), super()._evaluating():
+            yield
+
+    def forward_packed(self, packed, module: nn.Module | None = None) -> Tensor:
+        with adapters.off(self.model), torch.no_grad():  # a backward pass would come when they are on again
+            return super().forward_packed(packed, module)
+
+
 class WithoutAdapters:
     """The frozen start policy, as ``Sharded``, inside a policy that learns adapters: it needs no memory of its own."""
 
     def __init__(self, policy: Sharded) -> None:
-        self.policy, self.ranks, self.vlm = policy, policy.ranks, adapters.Unadapted(policy.vlm)
+        self.policy, self.ranks, self.vlm = policy, policy.ranks, Unadapted(policy.vlm)
 
     @contextmanager
     def gathered(self) -> Iterator[VisionLanguageModel]:

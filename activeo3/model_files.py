@@ -1,0 +1,203 @@
+"""The files of a model folder beside its weights: read as transformers' own processor reads them, and saved as they were read.
+
+Qwen-VL folders come in several layouts, by the version of transformers that wrote them:
+
+    chat template      4.x: chat_template.json, and a text-only one with tools in tokenizer_config.json
+                       5.x: chat_template.jinja, additional_chat_templates/ for further ones
+    picture settings   4.x: preprocessor_config.json          5.x: also nested in processor_config.json
+    config             to 4.51: flat, with rope_scaling "mrope" and torch_dtype; later: text_config and rope_parameters
+
+Training changes weights and nothing else. So a checkpoint is the folder it began from with other weights: config, tokenizer
+and picture settings are written as they were read, and whatever version of transformers loads the one loads the other.
+
+Deviations from transformers' processor:
+  1. A chat template without a place for a picture, or one that fails, is passed over for the next one.
+  2. min_pixels and max_pixels (or ``size``) are read, kept and saved, but a view has the size that the method asks for:
+     --sensing_side and --crop_side (paper E.2), --max_view_pixels in questions. Mean, std, rescaling, patch and merge size hold.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping
+
+import torch
+from transformers import AutoImageProcessor
+from transformers.utils import cached_file
+
+IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
+"""The class that all supported families name, with or without "Fast": Qwen3-VL's is the same with other numbers."""
+MORE_TEMPLATES = "additional_chat_templates"
+KEPT = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+)  # fmt: skip
+"""Files that are saved again as they were read; chat templates are written in both forms, see ``saved_again``."""
+
+
+class ModelError(Exception):
+    """A checkpoint that cannot be used, in one sentence that says what to do."""
+
+
+def part_of(source: str, part: str, load: Callable[..., Any], **options: Any) -> Any:
+    """One part of a checkpoint folder or hub id. Raises ModelError whatever the matter is.
+
+    For a file that is missing, damaged or of another version, each library raises errors of its own.
+    """
+    try:
+        return load(source, **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"{source} has no {part} that can be used ({type(error).__name__}: {reason}).") from None
+
+
+def read(source: str, name: str) -> bytes | None:
+    """A file of a checkpoint folder or hub id; None if it has no such file."""
+    path = cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(path).read_bytes() if path else None
+
+
+def read_json(source: str, name: str) -> dict[str, Any]:
+    """A json file of a checkpoint folder or hub id; empty if it has no such file.
+
+    Raises ModelError if it holds no json object.
+    """
+    content = part_of(source, name, lambda source: json.loads(read(source, name) or b"{}"))
+    if not isinstance(content, dict):
+        raise ModelError(f"{source} has no {name} that can be used: it holds no json object.")
+    return content
+
+
+# ---------------------------------------------------------------------- chat template
+
+
+def templates(source: str) -> Iterator[tuple[str, str]]:
+    """(file, chat template) of all that a folder has, in the order in which transformers' processor, then its tokenizer, takes them."""
+    for name in ("processor_config.json", "chat_template.json"):
+        yield from ((name, text) for text in _named(read_json(source, name).get("chat_template")))
+    for name in ("chat_template.jinja", *more_templates(source)):
+        text = part_of(source, name, read, name=name)
+        yield from [(name, part_of(source, name, lambda _: text.decode()))] if text else []
+    name = "tokenizer_config.json"
+    yield from ((name, text) for text in _named(read_json(source, name).get("chat_template")))
+
+
+def more_templates(source: str) -> list[str]:
+    """The files of ``additional_chat_templates/``, the one named "default" first; of a hub id, those that came with its tokenizer."""
+    folder = Path(source) if Path(source).is_dir() else Path(cached_file(source, "config.json")).parent
+    names = sorted(folder.glob(f"{MORE_TEMPLATES}/*.jinja"), key=lambda path: (path.stem != "default", path.name))
+    return [f"{MORE_TEMPLATES}/{path.name}" for path in names]
+
+
+def _named(templates: Any) -> list[str]:
+    """One template, or several by name, as a list with the one named "default" first."""
+    if isinstance(templates, list):
+        templates = {entry["name"]: entry["template"] for entry in templates}
+    named = templates if isinstance(templates, dict) else {"default": templates} if templates else {}
+    return [named[name] for name in sorted(named, key=lambda name: name != "default")]
+
+
+def picture_template(source: str, tokenizer: Any) -> str:
+    """The first chat template that has a place for a picture. Raises ModelError if none has, naming those there are."""
+    looked_at: list[str] = []
+    for name, template in templates(source):
+        if _shows_a_picture(tokenizer, template):
+            return template
+        looked_at.append(name)
+    there = f" ({', '.join(looked_at)} {'has' if len(looked_at) == 1 else 'have'} none)" if looked_at else ""
+    raise ModelError(
+        f"{source} has no chat template with a place for a picture{there}; "
+        f"copy chat_template.jinja or chat_template.json from the original model."
+    )
+
+
+def _shows_a_picture(tokenizer: Any, template: str) -> bool:
+    """Does a template put one place where a user shows one picture?"""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    try:
+        text = tokenizer.apply_chat_template([turn], chat_template=template, tokenize=False, add_generation_prompt=True)
+    except Exception:  # each template fails in its own way at content that it was not made for
+        return False
+    return text.count("<|image_pad|>") == 1
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def image_processor(source: str, vision: Any) -> Any:
+    """The image processor of a folder, on Pillow, for a vision tower with the config ``vision``.
+
+    Raises ModelError if the folder has none, names a class that does not exist here, or other patches than the tower.
+    """
+    nested = read_json(source, "processor_config.json").get("image_processor")
+    name = "processor_config.json" if isinstance(nested, dict) else "preprocessor_config.json"
+    settings = nested if isinstance(nested, dict) else read_json(source, name)
+    kind = settings.get("image_processor_type")
+    if kind is not None and str(kind).removesuffix("Fast").removesuffix("Pil") != IMAGE_PROCESSOR:
+        raise ModelError(f'{source}: {name} names the image processor {kind}; write "image_processor_type": "{IMAGE_PROCESSOR}" instead.')
+    processor = part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil", trust_remote_code=False)
+    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
+        if getattr(processor, ours) != getattr(vision, theirs):
+            raise ModelError(
+                f"{source}: {ours} is {getattr(processor, ours)} in {name} and {getattr(vision, theirs)} in config.json; "
+                f"copy {name} from the original model."
+            )
+    return processor
+
+
+# ---------------------------------------------------------------------- vocabulary
+
+
+def check_vocabulary(source: str, tokenizer: Any, config: Any, rows: int) -> None:
+    """Raise ModelError unless the tokenizer fits to an embedding of ``rows`` rows and has the tokens that the config means."""
+    highest = max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
+    if highest >= rows:
+        raise ModelError(
+            f"{source}: the tokenizer has tokens up to {highest} and the model's embedding {rows} rows; "
+            f"copy the tokenizer's files from the original model, or resize the embedding and train it."
+        )
+    for token, meant in (("<|image_pad|>", config.image_token_id), ("<|im_end|>", None)):
+        found = tokenizer.get_added_vocab().get(token)
+        if found is None or meant not in (None, found):
+            should = "" if meant is None else f" and {meant} in config.json"
+            raise ModelError(
+                f"{source}: {token} is {'missing' if found is None else found} in the tokenizer{should}; "
+                f"copy the tokenizer's files from the original model."
+            )
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def kept(source: str, template: str) -> dict[str, bytes]:
+    """The files of a folder that training does not change, by name; ``template`` is the chat template that is used.
+
+    It is there in the form of transformers 5.x and in that of 4.x, except beside additional templates, where 5.x refuses the latter.
+    No file has an ``auto_map``: code of the folder's own is neither run nor saved.
+    """
+    more = more_templates(source)
+    found = {name: part_of(source, name, read, name=name) for name in (*KEPT, *more)}
+    files = {name: content for name, content in found.items() if content is not None}
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        content = read_json(source, name)
+        if content.pop("auto_map", None) or name == "processor_config.json" and content.pop("chat_template", None):
+            files[name] = _json(content)
+    files["chat_template.jinja"] = template.encode()
+    return files if more else files | {"chat_template.json": _json({"chat_template": template})}
+
+
+def save(files: Mapping[str, bytes], folder: Path, dtype: torch.dtype) -> None:
+    """Write the files beside new weights of ``dtype``, which config.json then names."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    if "config.json" in files:
+        config = json.loads(files["config.json"])
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            part |= {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in part}
+        (folder / "config.json").write_bytes(_json(config))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

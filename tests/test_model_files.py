@@ -1,0 +1,226 @@
+"""model_files.py, adapters.py and models.py on model folders as they are published (published.py).
+
+Second opinion: transformers' own processor, on the same folder. It needs torchvision for videos only, so that part is
+replaced; template, tokenizer, pictures and the ids of a prompt are its own.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import published
+import torch
+from PIL import Image
+from published import LAYOUTS
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
+
+from activeo3.models import ModelError, VisionLanguageModel
+
+QUESTION = "What is the colour of the cup?\n(A) red\n(B) blue\nAnswer with the option's letter."
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``folder(name)``: a published folder, made once."""
+    made: dict[str, Path] = {}
+    base = tmp_path_factory.mktemp("published")
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = published.write(LAYOUTS[name], base / name.replace(" ", "-"))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """transformers' own processor of a folder, without videos."""
+    check = ProcessorMixin.check_argument_for_proper_class
+
+    def no_videos(self: ProcessorMixin, name: str, argument: Any) -> Any:
+        return None if name == "video_processor" else check(self, name, argument)
+
+    class NoVideos:
+        @classmethod
+        def from_pretrained(cls, *args: Any, **options: Any) -> None:
+            return None
+
+    known = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
+    classes = {name: NoVideos if name == "video_processor" else known[name] for name in known.keys()}
+    monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", no_videos)
+    monkeypatch.setattr(processing_utils, "MODALITY_TO_AUTOPROCESSOR_MAPPING", classes)
+    return lambda folder: AutoProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_published_folder_gives_the_official_prompts_and_is_saved_as_it_was_read(
+    name: str, folder: Callable[[str], Path], official: Callable, picture: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    layout = LAYOUTS[name]
+    vlm = VisionLanguageModel.load(str(folder(name)), torch.float32)
+    processor = official(folder(name))
+    view = picture(12 * vlm.factor, 7 * vlm.factor)
+    (prompt,) = vlm.encode([view], [QUESTION])
+    chat = [{"role": "user", "content": [{"type": "image", "image": view}, {"type": "text", "text": QUESTION}]}]
+    template = None if processor.chat_template else processor.tokenizer.chat_template  # the processor takes none from its tokenizer
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    expected = processor.apply_chat_template(chat, template, **options)
+    assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
+    assert prompt.grids.tolist() == expected["image_grid_thw"].tolist() == [[1, 14, 24]]
+    assert torch.equal(prompt.pixels, expected["pixel_values"])
+    weights = published.weights_of(layout.family, layout.tied)
+    for key, tensor in vlm.model.state_dict().items():
+        same = "model.language_model.embed_tokens.weight" if layout.tied and key == "lm_head.weight" else key
+        assert torch.equal(tensor, weights[same].float()), key
+    least, most = published.PIXELS[layout.family]
+    assert dict(vlm.image_processor.size) == {"shortest_edge": least, "longest_edge": most}
+    vlm.save(tmp_path)
+    _assert_saved_as_read(folder(name), tmp_path, vlm.tokenizer.chat_template)
+
+
+def _assert_saved_as_read(before: Path, after: Path, template: str) -> None:
+    """The files, keys and names that versions of transformers look for are those of the published folder; weights are float32 now."""
+    templates = {"chat_template.jinja", "chat_template.json"}
+    for path in before.rglob("*.*"):
+        name = str(path.relative_to(before))
+        if name in ("config.json", "processor_config.json") or name in templates or name.startswith("model"):
+            continue
+        assert (after / name).read_bytes() == path.read_bytes(), name
+    read = json.loads((before / "config.json").read_text().replace('dtype": "bfloat16"', 'dtype": "float32"'))
+    assert json.loads((after / "config.json").read_text()) == read
+    names = {key for path in before.glob("*.safetensors") for key in safe_open(path, "pt").keys()}
+    assert {key for path in after.glob("*.safetensors") for key in safe_open(path, "pt").keys()} == names
+    _, seen = AutoModelForImageTextToText.from_pretrained(after, output_loading_info=True)
+    assert not any(seen.values())
+    assert (after / "chat_template.jinja").read_text() == template
+    found = ProcessorMixin.get_processor_dict(after)[0]["chat_template"]  # that of transformers 5
+    if (before / "additional_chat_templates").exists():
+        assert found == {"default": template, "tool_use": published.TEXT_ONLY} and not (after / "chat_template.json").exists()
+    else:
+        assert found == json.loads((after / "chat_template.json").read_text())["chat_template"] == template  # up to 4.51 as well
+
+
+def test_saving_changes_neither_the_generation_config_nor_fails_for_a_wrong_one(make_vlm: Callable, tmp_path: Path) -> None:
+    """Trainers leave a temperature beside do_sample false, which transformers reads but does not write."""
+    make_vlm("qwen3_vl").save(tmp_path / "a")
+    own = json.dumps({"do_sample": False, "temperature": 0.7, "use_cache": False, "num_beams": 4, "eos_token_id": [2, 0]})
+    (tmp_path / "a/generation_config.json").write_text(own)
+    vlm = VisionLanguageModel.load(str(tmp_path / "a"), torch.float32)
+    vlm.save(tmp_path / "b")
+    assert (tmp_path / "b/generation_config.json").read_text() == own
+    assert vlm.model.generation_config.num_beams == 4
+
+
+# ---------------------------------------------------------------------- what cannot be used
+
+
+def edited(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Write some keys of a json file anew."""
+    return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+
+def weighed(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Write the weights anew."""
+    return lambda folder: save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(old: str, new: str) -> Callable[[Path], None]:
+    return weighed(lambda weights: {name.replace(old, new, 1): tensor for name, tensor in weights.items()})
+
+
+def without(part: str) -> Callable[[Path], None]:
+    return weighed(lambda weights: {name: tensor for name, tensor in weights.items() if part not in name})
+
+
+def spoiled(weights: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
+    weights["model.language_model.norm.weight"][3] = value
+    return weights
+
+
+def grown(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["star", "circle"])
+    tokenizer.save_pretrained(folder)
+
+
+def texts_only(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(published.TEXT_ONLY)
+    edited("tokenizer_config.json", chat_template="{{ broken")(folder)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "layer": (without("language_model.layers.1."), r"lacks 11 of \d+ weights, model.language_model.layers.1.input_layernorm.weight, .*, \.\.\.\.$"),
+    "tower": (without("visual"), r"lacks \d+ of \d+ weights, model.visual.*\.\.\.\.$"),
+    "ddp": (renamed("model.", "module.model."), r"has module.model.* instead: saved inside torch's DistributedDataParallel, take 'module\.' off every name"),
+    "compiled": (renamed("model.", "_orig_mod.model."), "saved inside torch.compile, take '_orig_mod.' off"),
+    "head": (lambda folder: (edited("config.json", tie_word_embeddings=False)(folder), edited("config.json", text_config={
+        **json.loads((folder / "config.json").read_text())["text_config"], "tie_word_embeddings": False})(folder)),
+        r"lacks 1 of \d+ weights, lm_head.weight"),
+    "shape": (weighed(lambda weights: weights | {"model.language_model.norm.weight": torch.ones(7)}),
+              r"model.language_model.norm.weight has the shape \(7,\), and config.json means \(64,\)"),
+    "nan": (weighed(lambda weights: spoiled(weights, float("nan"))), "not finite, model.language_model.norm.weight;"),
+    "infinite": (weighed(lambda weights: spoiled(weights, float("inf"))), "not finite, model.language_model.norm.weight;"),
+    "more layers": (weighed(lambda weights: weights | {name.replace("layers.2.", "layers.3."): tensor.clone() for name, tensor in
+                                                       weights.items() if "language_model.layers.2." in name}),
+                    "has 11 weights that config.json leaves no place for, model.language_model.layers.3"),
+    "adapter not merged": (weighed(lambda weights: weights | {"model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 64)}),
+                           "leaves no place for, model.language_model.layers.0.self_attn.q_proj.lora_A.weight"),
+    "quantised": (edited("config.json", quantization_config={"quant_method": "awq", "bits": 4}), r"is quantised \(awq\); name the model it was made from"),
+    "vocabulary": (grown, "the tokenizer has tokens up to 513 and the model's embedding 512 rows; copy the tokenizer"),
+    "image token": (edited("config.json", image_token_id=7), r"<\|image_pad\|> is 5 in the tokenizer and 7 in config.json"),
+    "text templates": (texts_only, r"no chat template with a place for a picture \(chat_template.jinja, tokenizer_config.json have none\); copy"),
+    "unknown processor": (edited("preprocessor_config.json", image_processor_type="Qwen2_5_VLImageProcessor"),
+                          r'preprocessor_config.json names the image processor Qwen2_5_VLImageProcessor; write "image_processor_type": "Qwen2VLImageProcessor"'),
+    "other patches": (edited("preprocessor_config.json", patch_size=14), "patch_size is 14 in preprocessor_config.json and 8 in config.json"),
+    "code of its own": (edited("config.json", model_type="own_vl", auto_map={"AutoConfig": "own.Config"}), "is a own_vl model; supported are"),
+    "adapter beside": (lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y"}'),
+                       r"has whole weights \(model.safetensors\) and an adapter beside them; take adapter_config.json away"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def saved(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small healthy folder."""
+    folder = tmp_path_factory.mktemp("healthy")
+    make_vlm("qwen3_vl").save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_used_is_one_sentence(fault: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    spoil, sentence = FAULTS[fault]
+    shutil.copytree(saved, tmp_path / "model")
+    spoil(tmp_path / "model")
+    capfd.readouterr()
+    with pytest.raises(ModelError, match=sentence) as caught:
+        VisionLanguageModel.load(str(tmp_path / "model"), torch.float32)
+    assert str(caught.value).startswith(str(tmp_path / "model")) and "\n" not in str(caught.value)
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_code_in_the_folder_is_neither_run_nor_saved(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "a")
+    (tmp_path / "a/own.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    for name, entry in (("config.json", "AutoModelForImageTextToText"), ("preprocessor_config.json", "AutoImageProcessor")):
+        edited(name, auto_map={entry: "own.Own"})(tmp_path / "a")
+    edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})(tmp_path / "a")
+    VisionLanguageModel.load(str(tmp_path / "a"), torch.float32).save(tmp_path / "b")
+    assert not any("auto_map" in path.read_text() for path in (tmp_path / "b").glob("*.json"))
+
+
+def test_pixel_limits_in_every_spelling(saved: Path, tmp_path: Path) -> None:
+    """transformers 4.45 to 4.48 saved the limits inside ``size``."""
+    settings = json.loads((saved / "preprocessor_config.json").read_text())
+    for number, size in enumerate(({"min_pixels": 3136, "max_pixels": 50176}, {"shortest_edge": 3136, "longest_edge": 50176})):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        more = {"min_pixels": 3136, "max_pixels": 50176} if number == 0 else {}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings | more | {"size": size}))
+        vlm = VisionLanguageModel.load(str(folder), torch.float32)
+        assert (vlm.image_processor.size["shortest_edge"], vlm.image_processor.size["longest_edge"]) == (3136, 50176)
+        assert vlm.encode([Image.new("RGB", (32, 16))], ["?"])[0].grids.tolist() == [[1, 2, 4]]  # a view keeps the size that was asked for
