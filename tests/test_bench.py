@@ -15,9 +15,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
 import crops  # noqa: E402
+import gpu  # noqa: E402
+import gpu_kernels  # noqa: E402
+import gpu_sections  # noqa: E402
 import step  # noqa: E402
 import where  # noqa: E402
 from contenders import Naive, Ours  # noqa: E402
+from probe import Probe  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
 from activeo3 import scenes  # noqa: E402
@@ -186,3 +190,47 @@ def test_crops_need_pictures(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         crops.parse(["--pictures", "0"])
     assert "--pictures and --repeats must be at least 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- the GPU check
+
+
+@pytest.mark.parametrize("section", ["env", "sdpa", "equal", "decode", "update", "vision"])
+def test_every_section_of_the_gpu_check_runs_at_toy_size(section: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = getattr(gpu_kernels, section, None) or getattr(gpu_sections, section)
+    run(Probe(section, tmp_path, tiny=True))
+    rows = gpu.findings(tmp_path)
+    assert rows and not [row for row in rows if "failed" in row]
+    printed = capsys.readouterr().out
+    assert all(f"[{section}] {row['what']}" in printed for row in rows)
+    if section == "equal":
+        assert rows[0]["logp_max"] < 1e-4 and rows[0]["gradient_worst"] < 1e-4
+    if section == "decode":
+        apart = next(row for row in rows if "scorer" in row["what"])
+        assert apart["max_abs"] < 0.1 and all(row["tokens_as_generate"] == 1.0 for row in rows if "sdpa" in row["what"])
+
+
+def test_the_gpu_check_runs_sections_as_processes_and_ends_with_a_table(tmp_path: Path) -> None:
+    command = [sys.executable, "tests/bench/gpu.py", "--tiny", "--sections", "default", "zero3", "--out", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith("\n" + gpu.table(gpu.findings(tmp_path)) + "\n")
+    found = {row["what"]: row for row in gpu.findings(tmp_path)}
+    assert found["deepspeed train.py, tiny"]["logp_difference/max"] < 1e-3
+    assert found["train.learn"]["ratio_max"] == 1.0 and found["train.learn"]["skipped_steps"] == 0
+
+
+def test_a_failure_is_a_finding_and_the_check_says_so_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe("sdpa", tmp_path, tiny=True)
+    with probe.trying("a kernel"):
+        raise RuntimeError("no kernel image")
+    probe.note("another", ms=1.23456)
+    assert [row.get("failed") or row["ms"] for row in gpu.findings(tmp_path)] == ["RuntimeError: no kernel image", 1.235]
+
+    def fails(name: str, out: Path, tiny: bool, limit: float) -> None:
+        with Probe(name, out, tiny).trying("a kernel"):
+            raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(gpu, "start_section", fails)
+    with pytest.raises(SystemExit, match="failed: env: a kernel"):
+        gpu.main(["--sections", "env", "--tiny", "--out", str(tmp_path)])

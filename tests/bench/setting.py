@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from activeo3 import tiny
@@ -28,9 +28,11 @@ BETA, CLIP, LR, GRAD_CLIP = 0.04, 0.2, 1e-6, 1.0
 
 # name: vocabulary, hidden, MLP, layers, heads, key-value heads, tied head; vision depth, hidden, MLP, heads
 SIZES: dict[str, tuple[int, int, int, int, int, int, bool, int, int, int, int]] = {
+    "toy": (512, 128, 96, 2, 8, 2, True, 2, 32, 48, 2),
     "mini": (512, 64, 96, 2, 4, 2, True, 2, 32, 48, 2),
     "small": (512, 256, 640, 4, 4, 2, True, 4, 192, 576, 3),
     "3b-slice": (151936, 2048, 11008, 4, 16, 2, True, 4, 1280, 3420, 16),  # a ninth and an eighth of the layers
+    "3b-half": (151936, 2048, 11008, 18, 16, 2, True, 32, 1280, 3420, 16),
     "3b": (151936, 2048, 11008, 36, 16, 2, True, 32, 1280, 3420, 16),
     "7b": (152064, 3584, 18944, 28, 28, 4, False, 32, 1280, 3420, 16),
 }
@@ -135,7 +137,7 @@ class Setting:
         for vlm in (policy, reference):
             vlm.model.to(device).eval()
         reference.model.requires_grad_(False)
-        policy.forbidden = (*policy.forbidden, policy.end_token)  # no answer ends early
+        policy.forbidden = (*policy.forbidden, *policy.end_tokens)  # no answer ends early
         policy.model.model.visual.requires_grad_(not frozen_vision)
         torch.manual_seed(1)
         with torch.no_grad():
@@ -178,8 +180,8 @@ class Contender(Protocol):
         """What its update computes for P x G given answers with advantages (P, G); the weights stay."""
 
 
-def save_start(size: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Write a random Qwen2.5-VL with the tiny policy's tokenizer, as a checkpoint is written."""
+def random_model(size: str, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil]:
+    """A Qwen2.5-VL with random weights, made on the device, the tiny policy's tokenizer, and an image processor."""
     V, hidden, mlp, layers, heads, kv_heads, tied, depth, vision_hidden, vision_mlp, vision_heads = SIZES[size]
     tokenizer = tiny.build_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tiny.SPECIAL_TOKENS}
@@ -224,11 +226,14 @@ def save_start(size: str, folder: Path, dtype: torch.dtype, device: torch.device
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     limits = {"shortest_edge": 1, "longest_edge": 2**30}  # pictures come in the size at which they are seen
-    processor = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=limits)
-    processor.save_pretrained(folder)
+    return model, tokenizer, Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=limits)
+
+
+def save_start(size: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Write a random model as a checkpoint is written."""
+    for part in random_model(size, dtype, device):
+        part.save_pretrained(folder)
 
 
 def pictures(count: int, image_tokens: int) -> list[Image.Image]:
