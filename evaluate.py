@@ -4,7 +4,8 @@
     python evaluate.py --checkpoint runs/a/checkpoint-160 runs/b/checkpoint-160  # two rows of one table
     python evaluate.py --preset paper --checkpoint DIR --benchmark coco --data_root FOLDER --split val
     deepspeed evaluate.py --checkpoint DIR                                       # the same table, on all GPUs
-    python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws photo.png
+    python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws photo.jpg.looked.png
+    python evaluate.py --checkpoint DIR --image photo.jpg --question "What number is on the traffic light?"
     python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
     python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions in words, with and without zooms
     python evaluate.py --help
@@ -22,25 +23,20 @@ from typing import Callable, Sequence
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
 
-import numpy as np
-
-from activeo3 import budgets, contest, datasets, engine, exams, files, floors, measures, modes, outputs, paths, pictures, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, eval_demo, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
 from activeo3.files import DataError, Dataset
 from activeo3.flags import writable_folder
-from activeo3.jobs import Expert
 from activeo3.ledger import Ledger
 from activeo3.families import FAMILIES
 from activeo3.models import ModelError, VisionLanguageModel, family_of
 from activeo3.page import write_page
 from activeo3.progress import Progress
-from activeo3.sampler import look
-from activeo3.schema import Example, Sampling
+from activeo3.schema import Example
 from activeo3.stream import readable
-from activeo3.taskmodels import act
 from activeo3.tasks import task_of
 
 FITTED_ON = 40  # training pictures that the fixed regions are chosen on
@@ -48,18 +44,20 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 
 def main(config: EvalConfig) -> None:
     """Run every method of every checkpoint on every benchmark, print and write the tables."""
-    config = as_meant(config)
+    config = eval_demo.as_trained(as_meant(config), rivals.trained_task(config.checkpoint[0]))
     folder, task = output_folder(config), task_of(config)
-    outputs.claim(folder, *outputs.OF_AN_EVALUATION)  # before the work, so that nothing is refused at its end
+    # Before the work, so that nothing is refused at its end.
+    outputs.claim(folder, *(eval_demo.names(config) if config.image else outputs.OF_AN_EVALUATION))
     ranks = engine.join(folder)
     rows, start_source = rivals.contest(config.checkpoint, config.start)
+    start_source = rows[0].source if config.question else start_source  # one model looks and answers
     benchmarks = config.benchmark or config.data
     apart = suite_of(config, benchmarks, len(rows), ranks.world)
     check_columns(config, apart)
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not apart}
-    picture = own_picture(config) if config.image else None
+    picture = eval_demo.own_picture(config) if config.image else None
     load = loader(config, ranks, start_source)
     start = load(start_source)
     for rival in rows:
@@ -67,7 +65,7 @@ def main(config: EvalConfig) -> None:
     experts = {name: start if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
-        return look_once(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
+        return eval_demo.show(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too
     if apart:
         return apart(opened, policies_of(rows, start_source), load, experts, config, folder)
@@ -204,26 +202,6 @@ def write(
     summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
     pairs = suites.gallery(shown, titles, TrainConfig().weights)
     write_page(folder / f"{name}.html", f"activeo3: {name}", summary, (), *results.first_table(rows, style.columns), pairs, curve)
-
-
-def own_picture(config: EvalConfig) -> Example:
-    """A picture of the user's as an example without ground truth."""
-    path = Path(config.image)
-    return Example(path.stem, files.read_picture(path), config.find, np.zeros((0, 4)))
-
-
-def look_once(example: Example, actor: VisionLanguageModel, expert: Expert, config: EvalConfig, folder: Path) -> None:
-    """Look, zoom and act on one picture; print the boxes and draw everything into a PNG."""
-    _, ((rollout,),) = look(actor, [example], 1, Sampling(0.0, config.max_new_tokens), config)
-    (outcome,) = act(expert, [example], [rollout.regions], config)
-    print(f"answer:  {report.printable(rollout.text, 400)}")
-    for name, boxes in (("region", rollout.regions), (config.find, outcome.boxes_px)):
-        for x1, y1, x2, y2 in boxes:
-            print(f"{name}:  ({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f})")
-    drawn = folder / f"{example.id}.png"
-    sheet = [pictures.annotated_picture(example, rollout.regions, outcome), pictures.crops_strip(example, rollout.regions, outcome)]
-    pictures.contact_sheet(sheet, columns=1).save(drawn)
-    print(f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions; drawn in {drawn}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ What a policy is shown and how it answers is shared with training and stands in 
 """
 
 from dataclasses import dataclass
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 from activeo3.config import MOST_REGIONS, ConfigError, TrainConfig, _Config
 from activeo3.paths import Place
@@ -57,16 +57,22 @@ class EvalConfig(_Config):
     resamples: int = 1000
     """bootstrap resamples of the 95 % intervals"""
     image: Place = Place("")
-    """a picture of your own: draw regions and detections for --find instead of a table"""
+    """a picture of your own: draw regions, and what comes of --find or --question, instead of a table"""
     find: str = ""
     """what to find in --image"""
+    question: str = ""
+    """a question in words about --image: the checkpoint says where to look, and answers"""
+    options: tuple[str, ...] = ()
+    """answers of --question to choose from, without letters"""
+    protocol: Literal["together", "per_crop"] = "together"
+    """how --question is asked about the crops: together (the picture and all crops in one prompt), or per_crop (each
+    crop alone, as in the authors' demo)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.checkpoint:
             raise ConfigError("--checkpoint is missing: name a checkpoint folder, e.g. --checkpoint data/tiny.")
-        if bool(self.image) != bool(self.find):
-            raise ConfigError("--image and --find belong together: --image photo.jpg --find 'red star'.")
+        self._check_picture()
         if self.image and len(self.checkpoint) > 1:
             raise ConfigError("--image shows what one policy does; name one --checkpoint.")
         if not all(1 <= budget <= MOST_REGIONS for budget in self.budgets):
@@ -82,8 +88,6 @@ class EvalConfig(_Config):
             if not wanted and flag != "mode":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._needs_detector(*self.task_model)
-        if self.image and self.task != "sense":
-            raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
         if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):
             what = "--image" if self.image else f"--task {self.task}"
             raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
@@ -93,3 +97,18 @@ class EvalConfig(_Config):
             raise ConfigError(f"--digits is {self.digits}; tables have 0 to 10 decimals.")
         if self.resamples < 0:
             raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")
+
+    def _check_picture(self) -> None:
+        """Raise ConfigError if the flags about a picture of the user's do not go together."""
+        asked = [flag for flag in ("find", "question") if getattr(self, flag)]
+        if len(asked) > 1 or bool(self.image) != bool(asked):
+            raise ConfigError("--image goes with --find or with --question: --image photo.jpg --find 'red star'.")
+        if self.image and self.task != "sense" and (self.find or self.task != "zoom_qa"):
+            raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
+        for flag in ("options", "protocol"):
+            if not self.question and getattr(self, flag) != getattr(EvalConfig, flag):
+                raise ConfigError(f"--{flag} belongs to --question 'What is it?' about --image photo.jpg.")
+        if self.protocol == "per_crop" and self.task == "zoom_qa":
+            raise ConfigError("--protocol per_crop asks about crops; with --task zoom_qa the policy answers itself: leave out one.")
+        if self.options and not 2 <= len(self.options) <= 26:
+            raise ConfigError(f"--options has {len(self.options)}; there must be 2 to 26 to choose from.")

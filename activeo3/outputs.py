@@ -31,7 +31,8 @@ def claim(folder: Path, *names: str) -> None:
     if not noted and _of_an_older_version(folder):
         wanted, foreign = sorted({*wanted, *(path.name for path in folder.iterdir())}), []
     if foreign:
-        raise ConfigError(f"{folder / foreign[0]} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
+        there = folder / foreign[0]
+        raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
     if wanted:
         with open(folder / LIST, "a", encoding="utf-8") as file:
             file.write("".join(f"{name}\n" for name in wanted))

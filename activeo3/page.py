@@ -118,11 +118,24 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
         zooms, corrects = any(item.regions is not None for item in shown), any(item.outcome.mask is not None for item in shown)
         body += ["<h2>Held-out pictures</h2>", _legend(zooms, corrects), *map(_article, pairs)]
     body += ["<h2>What the numbers mean</h2>", _glossary()]
+    return _write(Path(path), title, body)
+
+
+def write_picture_page(path: Path | str, title: str, summary_lines: Sequence[str], images: Sequence[Image.Image],
+                       rows: Sequence[Row], columns: Sequence[str]) -> Path:
+    """Write a page about one picture to ``path``: what it is about, ``images`` of it, and a table of words. Returns the path."""
+    body = [f"<h1>{html.escape(title)}</h1>", _summary(summary_lines), "<article>",
+            *(f"<div class=pair>{_image(image, title)}</div>" for image in images), "</article>",
+            "<h2>What was said</h2>", html_table(rows, columns)]
+    return _write(Path(path), title, body)
+
+
+def _write(path: Path, title: str, body: Sequence[str]) -> Path:
+    """Write a page of these parts, without the empty ones."""
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
             f'{html.escape(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
             f'"{POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, body)))
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     outputs.leave(path, (page + "\n</main></body></html>\n").encode("utf-8", "replace"))
     return path

@@ -93,21 +93,23 @@ def _mark(view: Image.Image, frame: Frame, example: Example, outcome: Outcome,
 
 
 def annotated_picture(example: Example, regions: Sequence[Region] | None, outcome: Outcome,
-                      max_side: int = 720, said: str | None = None) -> Image.Image:
+                      max_side: int = 720, said: str | None = None, truth: bool = True) -> Image.Image:
     """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
 
     The strip holds the query and the legend with counts; a very narrow picture is centred above it.
     ``regions`` is None where there can be none: nothing is said of them. What was ``said``, if the
-    answer is in words, stands in the place of what was found.
+    answer is in words, stands in the place of what was found; "" leaves the place empty. Without ``truth`` nothing is
+    said of true boxes.
     """
     width, height = example.size_px
     shrink = min(1.0, max_side / max(width, height))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     _mark(view, Frame((0, 0, width, height), size), example, outcome, regions or ())
-    legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes")),
+    legend = [*([(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes"))] if truth else []),
               *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
-              (FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {printable(said, limit=40)}")]
+              *([] if said == "" else
+                [(FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {printable(said, limit=40)}")])]
     return _captioned(view, example.query, legend)
 
 
@@ -194,6 +196,37 @@ def _crop_tile(example: Example, region: Region, outcome: Outcome, side: int,
         tile = _empty_tile(side, "outside the picture")
     _badge(ImageDraw.Draw(tile), (5, 5), str(number))
     return tile
+
+
+def words_panel(lines: Sequence[tuple[str, str]], width: int) -> Image.Image:
+    """Lines (name, words) as a picture of ``width`` pixels, the words broken where they would not fit."""
+    font, left, rows = _font(14), 12, []
+    indent = min(width // 2, left + 16 + round(max((font.getlength(name) for name, _ in lines), default=0)))
+    for name, words in lines:
+        broken = [part for line in printable(words, limit=1200).splitlines() or [""] for part in _broken(line, font, width - indent - left)]
+        rows += [(name if place == 0 else "", part) for place, part in enumerate(broken)]
+    panel = Image.new("RGB", (width, 20 * len(rows) + 2 * left), PAPER)
+    pen = ImageDraw.Draw(panel)
+    for place, (name, part) in enumerate(rows):
+        pen.text((left, left + 20 * place), name, font=font, fill=FAINT)
+        pen.text((indent, left + 20 * place), part, font=font, fill=INK)
+    return panel
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """A line as lines of at most ``width`` pixels: broken at spaces, or inside a word that is longer than a line."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12) -> Image.Image:

@@ -48,6 +48,11 @@ def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], s
     return rivals, different[0]
 
 
+def trained_task(source: str) -> str:
+    """The task that a checkpoint was trained for; "" for a model folder that no run left."""
+    return _trained(source).get("task", "")
+
+
 def _trained(source: str) -> dict[str, Any]:
     """The config of the training run that left a checkpoint; nothing for any other model."""
     checkpoint = Path(source)

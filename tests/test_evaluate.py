@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import outputs, results
+from activeo3 import eval_demo, outputs, results
+from activeo3.eval_config import EvalConfig
 from activeo3.schema import Example
 from test_results import STATS, scored_by_pycocotools
 
@@ -144,8 +145,8 @@ def test_a_picture_of_ones_own_is_looked_at_and_drawn(checkpoint: str, evaluate,
         "--output_dir", str(tmp_path / "drawn"), *SMALL,
     )  # fmt: skip
     assert complaint == ""
-    drawn = tmp_path / "drawn" / "my photo.png"
-    assert "answer:" in printed and "0 found in 0 regions" in printed and str(drawn) in printed
+    drawn = tmp_path / "drawn" / "my photo.png.looked.png"
+    assert "sensing:" in printed and "0 found in 0 regions" in printed and str(drawn) in printed
     with Image.open(drawn) as image:
         assert image.width > 200 and image.height > 120
         assert np.asarray(image).std() > 10
@@ -168,8 +169,7 @@ def test_a_picture_of_ones_own_is_read_with_the_care_of_a_data_set(tmp_path: Pat
 
 
 def own_picture(path: Path) -> Example:
-    script = runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")
-    return script["own_picture"](script["EvalConfig"](checkpoint=("x",), image=str(path), find="dot"))
+    return eval_demo.own_picture(EvalConfig(checkpoint=("x",), image=str(path), find="dot"))
 
 
 # ---------------------------------------------------------------------- what cannot be used

@@ -106,6 +106,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "modes": (3, {"engine", "checkpoints"}),
     "exams": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),
+    "eval_demo": (3, {"engine"}),
     "quiz": (3, {"engine", "checkpoints"}),
 }
 

@@ -292,7 +292,7 @@ def test_the_evaluation_commands_evaluate(
         config = EvalConfig.from_args([*given, "--checkpoint", str(trained), *SMALL, *few, "--output_dir", str(folder)])
         evaluate.main(config)
         if config.image:
-            assert (folder / "photo.png").exists()
+            assert (folder / "photo.jpg.looked.png").exists()
         else:
             apart = task_of(config).measured or task_of(config).follow
             row = "| trained" if apart else "| active"

@@ -1,0 +1,177 @@
+"""One picture of the user's: what is in it, or the answer to a question in words, drawn into a PNG and onto a page.
+
+    --find "red star"           the checkpoint proposes regions, and the task model searches them
+    --question "What is it?"    the checkpoint proposes regions, and answers from the picture and its crops in one prompt
+    ... --protocol per_crop     it is asked about each crop alone: the authors' demo
+    ... --task zoom_qa          it zooms in turns, as a checkpoint does that was trained for this task
+
+A question is also asked about the whole picture without a zoom, for comparison. ``--task_model mllm --task_checkpoint
+FOLDER`` lets another model answer about the crops.
+
+Differences from the authors' demo (aim-uofa/Active-o3, commit 7219a37):
+  1. Crops are cut from the original pixels. There, from a copy that was enlarged to 1024 pixels.
+  2. It asks the bare question; options, where some are given, are part of the question here.
+  3. It joins nothing, and neither does ``per_crop``: three crops have three answers.
+"""
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+from PIL import Image
+
+from activeo3 import files, outputs, pictures, prompts
+from activeo3.answer_parsing import LETTERS, read_letter
+from activeo3.config import ConfigError
+from activeo3.eval_config import EvalConfig
+from activeo3.jobs import Expert
+from activeo3.models import VisionLanguageModel
+from activeo3.modes import ways
+from activeo3.page import write_picture_page
+from activeo3.proposals import greedy_look
+from activeo3.quiz import views
+from activeo3.report import printable
+from activeo3.schema import Example, Outcome, Region, Sampling
+from activeo3.taskmodels import act, visible
+from activeo3.tasks import task_of
+
+LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
+WITHOUT_ZOOM = "whole picture, no zoom"
+
+
+class Told(NamedTuple):
+    """What came of looking at a picture: ``lines`` (what, words) to print and to show, regions and boxes to draw.
+
+    ``said`` is the answer in words that stands below the picture; "" if boxes were searched, or several answers stand apart.
+    """
+
+    lines: list[tuple[str, str]]
+    regions: Sequence[Region]
+    outcome: Outcome = pictures.NOTHING
+    said: str = ""
+
+
+def as_trained(config: EvalConfig, task: str) -> EvalConfig:
+    """The config, with the task zoom_qa for a question to a checkpoint whose run had this ``task``."""
+    in_turns = config.question and config.task == "sense" and config.protocol == "together" and task == "zoom_qa"
+    return replace(config, task=task) if in_turns else config
+
+
+def names(config: EvalConfig) -> tuple[str, str]:
+    """The names of the PNG and the page: never those of a picture, and different for ``a.jpg`` and ``a.png``."""
+    name = Path(config.image).name
+    if len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+        name = f"{name[:40]}-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
+    return f"{name}.looked.png", f"{name}.looked.html"
+
+
+def own_picture(config: EvalConfig) -> Example:
+    """The user's picture as an example without ground truth. Raises DataError if it cannot be read."""
+    path = Path(config.image)
+    asked = {"question": config.question, "answer": "", "options": config.options} if config.question else {}
+    return Example(path.stem, files.read_picture(path), config.question or config.find, np.zeros((0, 4)), fields=asked)
+
+
+def show(example: Example, policy: VisionLanguageModel, expert: Expert, config: EvalConfig, folder: Path) -> None:
+    """Let the policy look at a picture, print what came of it, and write PNG and page into ``folder``.
+
+    Raises ConfigError if ``expert``, which works on the crops, is to answer in words and is no language model.
+    """
+    if config.question and not isinstance(expert, VisionLanguageModel):
+        raise ConfigError(f"--question is answered in words: leave out --task_model {config.task_model[0]}.")
+    if config.find:
+        told = found(example, policy, expert, config)
+    else:
+        told = (in_turns if task_of(config).follow else answered)(example, policy, expert, config)
+    for what, words in told.lines:
+        print(f"{what}:  {printable(words, 400)}")
+    drawn, page = (folder / name for name in names(config))
+    sheet = draw(example, told)
+    panel = pictures.words_panel(told.lines, max(image.width for image in sheet))
+    outputs.leave_picture(drawn, pictures.contact_sheet([*sheet, panel], columns=1))
+    cells = [{"asked about": what, "answer": words} for what, words in told.lines]
+    summary = [f"picture: {config.image}", f"checkpoint: {config.checkpoint[0]}"]
+    write_picture_page(page, f"activeo3: {example.query}", summary, sheet, cells, ["asked about", "answer"])
+    print(f"drawn in {drawn}, and on {page}")
+
+
+def draw(example: Example, told: Told) -> list[Image.Image]:
+    """The picture with its regions, and the crops."""
+    said = told.said or (None if told.outcome is not pictures.NOTHING else "")
+    picture = pictures.annotated_picture(example, told.regions, told.outcome, said=said, truth=False)
+    return [picture, pictures.crops_strip(example, told.regions, told.outcome)]
+
+
+# ---------------------------------------------------------------------- boxes
+
+
+def found(example: Example, policy: VisionLanguageModel, expert: Expert, config: EvalConfig) -> Told:
+    """Where the policy wants to look, and what the task model finds there."""
+    (rollout,) = greedy_look(policy, [example], config)
+    (outcome,) = act(expert, [example], [rollout.regions], config)
+    boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
+    summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
+    return Told([("sensing", rollout.text), *_named(rollout.regions), *boxes, summary], rollout.regions, outcome)
+
+
+def _named(regions: Sequence[Region]) -> list[tuple[str, str]]:
+    return [(f"region {place}", _corners(region)) for place, region in enumerate(regions, start=1)]
+
+
+def _corners(box: Sequence[float]) -> str:
+    x1, y1, x2, y2 = box
+    return f"({x1:.0f}, {y1:.0f}) to ({x2:.0f}, {y2:.0f})"
+
+
+# ---------------------------------------------------------------------- words
+
+
+def answered(example: Example, policy: VisionLanguageModel, expert: VisionLanguageModel, config: EvalConfig) -> Told:
+    """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and crops."""
+    (rollout,) = greedy_look(policy, [example], config)
+    regions = tuple(filter(visible, rollout.regions))
+    whole, *crops = views(expert, example, regions, config, native=False, black=False)
+    if config.protocol == "per_crop":
+        shown = [(f"crop {place} alone", [crop]) for place, crop in enumerate(crops, start=1)]
+    else:
+        shown = [("picture and crops", [whole, *crops])] if crops else []
+    texts = ask(expert, [of_one for _, of_one in [(WITHOUT_ZOOM, [whole]), *shown]], config)
+    lines = list(zip([WITHOUT_ZOOM, *(what for what, _ in shown)], texts))
+    nowhere = [] if regions else [("regions", f"none, so there is no crop ({rollout.action.error or 'too small'})")]
+    said = texts[-1] if config.protocol == "together" else ""
+    return Told([("sensing", rollout.text), *_named(regions), *nowhere, *lines], regions, said=said)
+
+
+def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], config: EvalConfig) -> list[str]:
+    """The greedy answer about each list of pictures; with options, the one that was chosen stands behind it."""
+    asked = [prompts.question_prompt(config.question, config.options, crops=len(of_one) - 1) for of_one in shown]
+    encoded = model.encode([list(of_one) for of_one in shown], asked)
+    answers = model.generate(encoded, 1, Sampling(0.0, config.task_max_new_tokens))
+    return [with_option(model.words_of(ids), model.ends(ids), config.options) for (ids,) in answers]
+
+
+def with_option(text: str, finished: bool, options: Sequence[str]) -> str:
+    """An answer, and behind it the option that it names, if there are options.
+
+    >>> with_option("(B)", True, ["cat", "dog"]), with_option("(B)", True, [])
+    ('(B)  [B. dog]', '(B)')
+    """
+    letter = read_letter(text, options, finished).value if options else None
+    return f"{text}  [{letter}. {options[LETTERS.index(letter)]}]" if letter else text
+
+
+def in_turns(example: Example, policy: VisionLanguageModel, expert: VisionLanguageModel, config: EvalConfig) -> Told:
+    """The policy's dialogue, turn by turn, and its answer without a zoom; the ``expert`` has no part in it."""
+    task = task_of(config)
+    told = []
+    for way in ways(task, config, ["baseline", "default"]):
+        (rollout,) = greedy_look(policy, [example], way.config, way.task)
+        answer = rollout.episode.answer
+        told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
+    (_, at_once), (rollout, said) = told
+    turns = [(f"turn {place} ({status})", policy.words_of(turn))
+             for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)]  # fmt: skip
+    regions = rollout.episode.looked_at
+    return Told([(WITHOUT_ZOOM, at_once), *turns, *_named(regions), ("answer", said)], regions, said=said)
