@@ -74,8 +74,8 @@ def main(config: EvalConfig) -> None:
     ledger = Ledger(folder / "unfinished", ranks.share, ranks.gather, progress)
     made: list[suites.Line] = []
     for name, dataset in opened.items():
-        examples = readable(dataset, ranks.gather, progress.speaks)
-        training = readable(to_fit[name], ranks.gather, progress.speaks) if to_fit else []
+        examples = readable(dataset, folder, ranks.gather, progress.speaks)
+        training = readable(to_fit[name], folder, ranks.gather, progress.speaks) if to_fit else []
         made += contest.compare(name, examples, training, rows, load, start, experts, config, ledger.share, progress.say)
         if ranks.rank == 0:
             write(folder, name, examples, made, config, progress.say)

@@ -28,7 +28,7 @@ from activeo3.pictures import Shown, save_samples
 from activeo3.report import Clock
 from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
-from activeo3.stream import Ahead, Stream
+from activeo3.stream import Ahead, Stream, left_out_file, name_left_out
 from activeo3.tasks import Separate, posed, task_of
 from activeo3.watch import Watch
 
@@ -173,8 +173,9 @@ def main(config: TrainConfig) -> None:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
                 checkpoints.save(policy, config, step, log.say)
-        for reason in sum(ranks.gather(list(stream.skipped.values())), []):
-            log.say(f"left out: {reason}")
+        skipped = sum(ranks.gather(list(stream.skipped.values())), [])
+        if ranks.rank == 0:
+            name_left_out([*dataset.dropped, *skipped], log.say, left_out_file(Path(config.output_dir), dataset))
         if held_out:
             compare = budgets if config.task == "segment" else suites
             with policy.gathered() as actor, reference.gathered() as expert:

@@ -1,18 +1,20 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
 Every pair of a picture and a category with a box in it becomes one question, or every picture does, with
-boxes of all categories (detection). Everything that can be
-wrong with the file is found here, with file and id, before a picture is opened.
+boxes of all categories (detection). Everything that can be wrong with the file is found here, with file and id,
+before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
+that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_ids.py).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.files import DataError, Source, inside, is_number, needed, read_json, read_picture, within
+from activeo3.data_ids import Id, id_of, numbered, originals
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, read_json, read_picture, shortened, within
 from activeo3.geometry import area
 from activeo3.metric_rules import COCO, MetricRules
 from activeo3.schema import Example
@@ -63,7 +65,8 @@ class Index(NamedTuple):
     ``paths`` are the files of all pictures, also of those that nothing is asked about. ``frequency`` says of
     LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent). ``names`` are the words for
     every category of the file, by its id. Of pictures in tiles, ``wholes`` are the questions about the whole ones, by
-    (id of the whole picture, category id).
+    (id of the whole picture, category id). Ids are numbers of ours;
+    ``image_ids`` and ``category_ids`` have the file's own id for those that are another one (data_ids.py).
     """
 
     pictures: Mapping[int, Picture]
@@ -73,14 +76,26 @@ class Index(NamedTuple):
     frequency: Mapping[int, str] = {}
     names: Mapping[int, str] = {}
     wholes: Mapping[tuple[int, int], Whole] = {}
+    image_ids: Mapping[int, Id] = {}
+    category_ids: Mapping[int, Id] = {}
+
+    def own_ids(self, image_id: int, category_id: int | None = None) -> dict[str, Id]:
+        """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers."""
+        found = {}
+        if image_id in self.image_ids:
+            found["file_image_id"] = self.image_ids[image_id]
+        if category_id in self.category_ids:
+            found["file_category_id"] = self.category_ids[category_id]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class BoxDataset:
     """Questions that are answered with boxes, ordered by (image id, category id).
 
-    An example keeps both ids of the file, so that predictions can be written as COCO results. Its
-    fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
+    An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
+    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
+    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
     picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px``,
     ``source_id``, the picture it is from, and ``whole``, the question about all of it (eval_tiles.py); and how the set is scored, ``rules``.
     """
@@ -105,15 +120,17 @@ class BoxDataset:
         """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
         question = self.index.questions[within(index, len(self))]
         picture = self.index.pictures[question.image_id]
-        example_id = f"{question.image_id}:{question.query}"
+        own = self.index.own_ids(question.image_id, question.category_id)
+        example_id = f"{own.get('file_image_id', question.image_id)}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
-        fields = {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
+        fields = own | {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
         fields |= {"exhaustive": question.category_id not in picture.partly}
         if question.category_id in self.index.frequency:
             fields["frequency"] = self.index.frequency[question.category_id]
         if picture.window:
             image = image.crop(picture.window)
-            fields |= {"window_px": picture.window, "source_id": picture.source_id}
+            source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
+            fields |= {"window_px": picture.window, "source_id": source_id}
             fields |= {"whole": self.index.wholes[picture.source_id, question.category_id]}
         return Example(
             id=example_id,
@@ -167,14 +184,16 @@ class PictureDataset:
         """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
         number = self.numbers[within(index, len(self))]
         picture, parts = self.index.pictures[number], self.boxes.get(number, ())
-        fields = {
+        own = self.index.own_ids(number)
+        example_id = str(own.get("file_image_id", number))
+        fields = own | {
             "labels": tuple(part.query for part in parts for _ in part.boxes_px),
             "categories": tuple(self.index.names.values()),
             "areas": np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
         }
         return Example(
-            id=str(number),
-            image=read_picture(picture.path, picture.size, str(number)),
+            id=example_id,
+            image=read_picture(picture.path, picture.size, example_id),
             query="everything",
             boxes_px=np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
             image_id=number,
@@ -207,97 +226,141 @@ def read_coco(
     Boxes are clipped to the picture. ``_`` in a category name becomes a space, as LVIS writes
     ``red_blood_cell``; ``names`` stand in for the file's categories. A picture's file is its
     ``file_name``, or the last part of its ``coco_url``; with ``url_parts`` the last so many parts
-    of the url come first. ``crowds`` as in ``group_boxes``. Raises DataError for the first thing that is wrong.
+    of the url come first. ``crowds`` as in ``group_boxes``. Raises DataError if no box can be used, or if two
+    categories with boxes have the same name.
     """
-    index = read_json(path)
+    content = read_json(path)
     for key in ("images", "annotations") if names else ("images", "annotations", "categories"):
-        rows = index.get(key) if isinstance(index, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path}: a COCO file needs a list of objects under the key '{key}'")
-    categories = {} if names else by_id(path, "category", index["categories"])
-    names = names or category_names(path, categories)
-    frequency = {number: row["frequency"] for number, row in categories.items() if row.get("frequency") in ("r", "c", "f")}
-    pictures = {
-        number: checked_picture(path, f"image {number}", row, images, url_parts)
-        for number, row in by_id(path, "image", index["images"]).items()
-    }
-    rows = by_id(path, "annotation", index["annotations"])
-    questions, dropped = group_boxes(path, rows, pictures, names, crowds)
+    left_out = LeftOut()
+    categories = {} if names else by_id(path, "category", content["categories"], left_out)
+    category_numbers = numbered(names or categories)
+    names = names or category_names(path, categories, category_numbers, left_out)
+    rows = by_id(path, "image", content["images"], left_out)
+    image_numbers = numbered(rows)
+    pictures: dict[int, Picture] = {}
+    for one, row in rows.items():
+        with left_out:
+            pictures[image_numbers[one]] = checked_picture(path, f"image {one}", row, images, url_parts, category_numbers)
+    boxes = named(path, content["annotations"], left_out)
+    questions = group_boxes(path, boxes, pictures, names, left_out, image_numbers, category_numbers, crowds)
     if not questions:
-        raise DataError(f"{path}: the file holds no usable box, check its 'annotations'")
+        raise left_out.nothing(f"{path}: the file holds no usable box, check its 'annotations'")
+    names = distinct(path, names, {question.category_id for question in questions})
+    frequency = {category_numbers[one]: row["frequency"] for one, row in categories.items() if row.get("frequency") in ("r", "c", "f")}
     paths = tuple(picture.path for picture in pictures.values())
-    return Index(pictures, questions, dropped, paths, frequency, names)
+    own = originals(image_numbers), originals(category_numbers)
+    return Index(pictures, questions, tuple(left_out), paths, frequency, names, *own)
 
 
-def by_id(path: Path, kind: str, rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The rows by their id, which must be a whole number and unique."""
-    found: dict[int, dict[str, Any]] = {}
+def by_id(path: Path, kind: str, rows: Iterable[Any], left_out: LeftOut) -> dict[Id, Mapping[str, Any]]:
+    """The rows by their id. Several rows with one id are left out, unless they say the same."""
+    found: dict[Id, Mapping[str, Any]] = {}
+    twice: dict[Id, None] = {}
     for position, row in enumerate(rows):
-        number = needed(path, f"{kind} number {position} of the list", row, "id")
-        if type(number) is not int:
-            raise DataError(f"{path}: {kind} id {number!r} is not a whole number, renumber it")
-        if number in found:
-            raise DataError(f"{path}: {kind} id {number} is used twice, renumber it")
-        found[number] = row
+        with left_out:
+            one = id_of(path, f"{kind} number {position} of the list", row, "id")
+            if found.setdefault(one, row) != row:
+                twice[one] = None
+    for one in twice:
+        del found[one]
+        left_out.append(f"{path}: {kind} id {one} is used twice, for different entries: renumber them")
     return found
 
 
+def named(path: Path, rows: Iterable[Any], left_out: LeftOut) -> Iterator[tuple[str, Any]]:
+    """Annotations with what they are called in a sentence. An id may be used twice, but the same entry counts once."""
+    seen: dict[Id, Any] = {}
+    for position, row in enumerate(rows):
+        own = row.get("id") if isinstance(row, dict) else None
+        if type(own) not in (int, str):
+            yield f"annotation number {position} of the list", row
+        elif seen.setdefault(own, row) is not row and seen[own] == row:
+            left_out.append(f"{path}: annotation {shortened(own)} is there twice, remove one")
+        else:
+            yield f"annotation {shortened(own)}", row
+
+
 def checked_picture(
-    path: Path, what: str, row: Mapping[str, Any], images: Path, url_parts: int = 0
+    path: Path, what: str, row: Mapping[str, Any], images: Path, url_parts: int = 0, categories: Mapping[Id, int] = {}
 ) -> Picture:
-    """A checked entry of the list of images."""
+    """A checked entry of the list of images; ``categories`` has the number of every category id."""
     size = (needed(path, what, row, "width"), needed(path, what, row, "height"))
-    if not all(type(side) is int and side > 0 for side in size):
-        raise DataError(f"{path}: {what} has the size {size}, give whole pixels")
+    if not all(is_number(side) and int(side) == side and 0 < side <= LARGEST_SIDE for side in size):
+        raise DataError(f"{path}: {what} has the size {shortened(size)}, give whole pixels")
     url = PurePosixPath(str(row.get("coco_url", ""))).parts
     stored = str(row.get("file_name") or "")
     name = "/".join(url[-url_parts:]) if url_parts and url else stored or "".join(url[-1:])
     if not name:
         raise DataError(f"{path}: {what} has no 'file_name', add it or remove the entry")
-    partly = row.get("not_exhaustive_category_ids", [])
-    if not isinstance(partly, list) or not all(type(number) is int for number in partly):
-        raise DataError(f"{path}: {what} has not_exhaustive_category_ids {partly!r}, give a list of ids")
-    return Picture(images / inside(path, what, name), size, frozenset(partly))
+    partly = category_set(path, what, row, "not_exhaustive_category_ids", categories)
+    return Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), partly)
 
 
-def category_names(path: Path, categories: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
-    """Category id -> the words asked for; two ids with the same words would be one question."""
+def category_set(path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]) -> frozenset[int]:
+    """The numbers of a list of category ids, which may be missing; categories that the file does not have are passed over."""
+    ids = row.get(key) or []
+    if not isinstance(ids, list):
+        raise DataError(f"{path}: {what} has {key} {shortened(ids)}, give a list of ids")
+    known = (id_of(path, what, {key: one}, key) for one in ids)
+    return frozenset(categories[one] for one in known if one in categories)
+
+
+def category_names(path: Path, categories: Mapping[Id, Mapping[str, Any]], numbers: Mapping[Id, int], left_out: LeftOut) -> dict[int, str]:
+    """Category number -> the words asked for."""
     names: dict[int, str] = {}
-    for number, row in categories.items():
-        name = str(needed(path, f"category {number}", row, "name"))
-        words = " ".join(name.replace("_", " ").split())
-        if not words or words in names.values():
-            raise DataError(f"{path}: category {number} has an empty or repeated name, rename it")
-        names[number] = words
+    for one, row in categories.items():
+        with left_out:
+            words = " ".join(str(needed(path, f"category {one}", row, "name")).replace("_", " ").split())
+            if not words:
+                raise DataError(f"{path}: category {one} has an empty name, rename it")
+            names[numbers[one]] = words
     return names
+
+
+def distinct(path: Path, names: Mapping[int, str], used: Collection[int]) -> dict[int, str]:
+    """The names without unused categories that repeat one. Raises DataError if two of the ``used`` ones have the same:
+    they would be one question with half of its answer."""
+    numbers = {}
+    for number in sorted(names, key=lambda number: number not in used):  # the used ones first
+        other = numbers.setdefault(names[number], number)
+        if other != number and number in used:
+            raise DataError(f"{path}: two categories with boxes have the name {shortened(names[number])}, rename one")
+    return {number: words for number, words in names.items() if numbers[words] == number}
 
 
 def group_boxes(
     path: Path,
-    rows: Mapping[int, Mapping[str, Any]],
+    rows: Iterable[tuple[str, Any]],
     pictures: Mapping[int, Picture],
     names: Mapping[int, str],
+    left_out: LeftOut,
+    image_numbers: Mapping[Id, int],
+    category_numbers: Mapping[Id, int],
     crowds: bool = False,
-) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    """Checks annotations (by id) and groups them by (image, category): questions, what was left out.
+) -> tuple[Question, ...]:
+    """Checks annotations, each with what it is called, and groups them by (image, category).
 
-    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. Boxes without any area inside
-    their picture are left out, each with a sentence: published files have a few of them.
+    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. What cannot be
+    used is left out; so are boxes without any area inside their picture, of which published files have a few.
     """
-    if not rows:
-        return (), ()
-    checked = [_checked(path, number, row, pictures, names) for number, row in rows.items()]
-    keys, sides, stored, sizes, marks = map(np.array, zip(*checked))
+    checked = []
+    for what, row in rows:
+        with left_out:
+            checked.append((what, *_checked(path, what, row, pictures, names, image_numbers, category_numbers)))
+    if not checked:
+        return ()
+    whats, keys, sides, sizes, marks = zip(*checked)
+    keys, sides, sizes, marks = map(np.array, (keys, sides, sizes, marks))
     raw = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)  # (A, 4) xyxy
     limits = np.array([pictures[image_id].size * 2 for image_id in keys[:, 0]])
     boxes = np.clip(raw, 0, limits)  # one call for all pictures: files have a million boxes
     inner = area(boxes)
     sizes = np.where(np.isnan(sizes), inner, sizes)
-    dropped = tuple(
-        f"{path}: annotation {stored[k]} {'has no area' if area(raw[k : k + 1])[0] <= 0 else 'lies outside'} "
-        f"(bbox {sides[k].tolist()} in image {keys[k, 0]}), it is left out"
-        for k in np.flatnonzero(inner <= 0)
-    )
+    for k in np.flatnonzero(inner <= 0):
+        why = "has no area" if area(raw[k : k + 1])[0] <= 0 else "lies outside of its picture"
+        left_out.append(f"{path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
     kept = np.flatnonzero(inner > 0)
     kept = kept[np.lexsort((kept, keys[kept, 1], keys[kept, 0]))]
     starts = np.flatnonzero(np.any(np.diff(keys[kept], axis=0) != 0, axis=1)) + 1
@@ -307,27 +370,56 @@ def group_boxes(
             image_id, category_id = map(int, keys[part[0]])
             question = (names[category_id], boxes[part], sizes[part], marks[part])
             questions.append(Question(image_id, category_id, *question))
-    return tuple(questions), dropped
+    return tuple(questions)
 
 
 def _checked(
     path: Path,
-    number: int,
-    row: Mapping[str, Any],
+    what: str,
+    row: Any,
     pictures: Mapping[int, Picture],
     names: Mapping[int, str],
-) -> tuple[tuple[int, int], tuple[float, ...], int, float, bool]:
-    """An annotation's (image, category), bbox x y w h, id, area (NaN: not given) and crowd mark."""
-    what = f"annotation {number}"
-    keys = (needed(path, what, row, "image_id"), needed(path, what, row, "category_id"))
-    for kind, key, known in zip(("image", "category"), keys, (pictures, names)):
-        if type(key) is not int or key not in known:
-            raise DataError(f"{path}: {what} names the unknown {kind} id {key!r}, correct it")
-    bbox = needed(path, what, row, "bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        raise DataError(f"{path}: {what} has the bbox {bbox!r}, give finite numbers x, y, w, h")
+    image_numbers: Mapping[Id, int],
+    category_numbers: Mapping[Id, int],
+) -> tuple[tuple[int, int], tuple[float, ...], float, bool]:
+    """An annotation's (image, category) numbers, bbox x y w h, area (NaN: not given) and crowd mark."""
+    keys = []
+    for kind, numbers, usable in (("image", image_numbers, pictures), ("category", category_numbers, names)):
+        one = id_of(path, what, row, f"{kind}_id")
+        if one not in numbers:
+            raise DataError(f"{path}: {what} names the unknown {kind} id {shortened(one)}, correct it")
+        if numbers[one] not in usable:
+            raise DataError(f"{path}: {what} belongs to {kind} {shortened(one)}, which is left out")
+        keys.append(numbers[one])
+    bbox = checked_bbox(path, what, row)
     size = row.get("area")
     if size is not None and (not is_number(size) or size < 0):
-        raise DataError(f"{path}: {what} has the area {size!r}, give it in square pixels")
-    crowd = bool(row.get("iscrowd", 0)) or bool(row.get("ignore", 0))
-    return keys, tuple(map(float, bbox)), number, float("nan") if size is None else float(size), crowd
+        raise DataError(f"{path}: {what} has the area {shortened(size)}, give it in square pixels")
+    crowd = _mark(path, what, row, "iscrowd") or _mark(path, what, row, "ignore")
+    return (keys[0], keys[1]), bbox, float("nan") if size is None else float(size), crowd
+
+
+LARGEST_SIDE = 10**9
+"""Pixels. No picture is larger, and sums and products of such numbers stay far from a float's end."""
+
+
+def checked_bbox(path: Path, what: str, row: Mapping[str, Any]) -> tuple[float, ...]:
+    """The ``bbox`` of an entry: x, y, width, height in pixels. Raises DataError."""
+    bbox = needed(path, what, row, "bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(side) and abs(side) <= LARGEST_SIDE for side in bbox):
+        raise DataError(f"{path}: {what} has the bbox {shortened(bbox)}, give finite numbers x, y, w, h in pixels")
+    return tuple(map(float, bbox))
+
+
+_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False, "": False}
+
+
+def _mark(path: Path, what: str, row: Mapping[str, Any], key: str) -> bool:
+    """A mark of 0 or 1, which some programs write as a text or leave empty."""
+    value = row.get(key, 0)
+    if value == 0 and type(value) is int:
+        return False
+    mark = _MARKS.get(str(value).lower())
+    if mark is None:
+        raise DataError(f"{path}: {what} has the {key} {shortened(value)}, give 0 or 1")
+    return mark

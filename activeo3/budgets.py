@@ -245,7 +245,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
-        found, shown = run(name, rows_of(config), readable(dataset), actor, start, experts, config, config.resamples)
+        found, shown = run(name, rows_of(config), readable(dataset, folder), actor, start, experts, config, config.resamples)
         rows += found
         write(folder, rows)
         print(report.table(*table(found), f"{name} ({config.split}), masks of {found[0]['n']} pictures", digits=3))

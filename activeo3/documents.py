@@ -28,7 +28,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DataError, Source, inside, is_number, needed, read_json, read_picture, within
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, read_picture, within
 from activeo3.geometry import as_boxes, clipped
 from activeo3.schema import Example
 from activeo3.tables import ParquetTable, parquet_rows, picture_of
@@ -92,53 +92,63 @@ class DocvqaDataset:
 def open_docvqa(source: Source) -> DocvqaDataset:
     """Reads ``DocVQA/`` below the data root, in one of LAYOUTS or as PARQUET.
 
-    Raises DataError if neither is there or a question has no answer.
+    Raises DataError if neither is there or no question has an answer.
     """
     folder = source.folder("docvqa", "DocVQA")
     split = SPLITS[source.one_of("docvqa", SPLITS)]
     for layout in LAYOUTS:
         questions, pictures, ocr = (folder / part.format(split=split) for part in layout)
         if questions.is_file():
-            asked = _from_json(questions, pictures, ocr)
-            return DocvqaDataset(split, asked, paths=tuple(dict.fromkeys(one.picture for one in asked)))
+            asked, left_out = _from_json(questions, pictures, ocr)
+            return DocvqaDataset(split, asked, paths=tuple(dict.fromkeys(one.picture for one in asked)), dropped=left_out)
     ocrs = [folder / layout[2].format(split=split) for layout in LAYOUTS]
     ocr = next((path for path in ocrs if path.is_dir()), ocrs[0])
     names = [pattern.format(split={"val": "validation"}.get(split, split)) for pattern in PARQUET]
     paths = next((found for name in names if (found := sorted(folder.glob(name)))), [])
     if not paths:
-        wanted = " nor ".join([LAYOUTS[0][0].format(split=split), *names])
-        raise DataError(f"{folder}: there is neither {wanted}, see data/README.md for the layout")
-    return DocvqaDataset(split, _from_parquet(paths, ocr))
+        raise missing(folder, [*(layout[0].format(split=split) for layout in LAYOUTS), *names])
+    asked, left_out = _from_parquet(paths, ocr)
+    return DocvqaDataset(split, asked, dropped=left_out)
 
 
-def _from_json(path: Path, pictures: Path, ocr: Path) -> tuple[Asked, ...]:
+def _from_json(path: Path, pictures: Path, ocr: Path) -> tuple[tuple[Asked, ...], tuple[str, ...]]:
+    """The questions of a file, and a sentence for each that was left out."""
     content = read_json(path)
     rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: a DocVQA file holds an object with a list of questions under 'data', download it again")
-    found, numbers = [], {}
+    found, numbers, left_out = [], {}, LeftOut()
     for number, row in enumerate(rows):
-        what = f"question {row.get('questionId', number)}"
-        name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
-        page = numbers.setdefault(name, len(numbers) + 1)
-        fields = _fields(path, what, row)
-        example_id = f"docvqa:{row.get('questionId', number)}"
-        found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", fields))
-    return tuple(found)
+        with left_out:
+            what = f"question {row.get('questionId', number) if isinstance(row, dict) else number}"
+            name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
+            fields = _fields(path, what, row)
+            page = numbers.setdefault(name, len(numbers) + 1)
+            example_id = f"docvqa:{row.get('questionId', number)}"
+            found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", fields))
+    if not found:
+        raise left_out.nothing(f"{path}: the file has no question")
+    return tuple(found), tuple(left_out)
 
 
-def _from_parquet(paths: Sequence[Path], ocr: Path) -> tuple[Asked, ...]:
+def _from_parquet(paths: Sequence[Path], ocr: Path) -> tuple[tuple[Asked, ...], tuple[str, ...]]:
+    """The questions of all files, and a sentence for each that was left out."""
     found: list[Asked] = []
+    left_out = LeftOut()
     numbers: dict[str, int] = {}
     for path in paths:
         table = ParquetTable(path)
         columns = [*_COLUMNS, *(["question_types"] if table.rows and "question_types" in table.rows[0] else [])]
         for number, row in enumerate(parquet_rows(path, columns)):
-            page = f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}"
-            fields = _fields(path, f"question {row['questionId']}", row)
-            image_id = numbers.setdefault(page, len(numbers) + 1)
-            found.append(Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", fields))
-    return tuple(found)
+            with left_out:
+                what = f"question {row['questionId']}"
+                page = inside(path, what, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}")
+                fields = _fields(path, what, row)
+                image_id = numbers.setdefault(page, len(numbers) + 1)
+                found.append(Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", fields))
+    if not found:
+        raise left_out.nothing(f"{paths[0].parent}: the files have no question")
+    return tuple(found), tuple(left_out)
 
 
 def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,8 +156,9 @@ def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
     answers = [str(answer) for answer in answers or [] if str(answer).strip()] if isinstance(answers, list | None) else []
     if not answers:
         raise DataError(f"{path}: {what} has no answer, and nothing to compare with; use the split val or train")
+    kinds = row.get("question_types")
     return {"question": str(question), "options": (), "answer": answers[0], "aliases": tuple(answers[1:]), "kind": "anls",
-            "category": ", ".join(row.get("question_types") or [])}  # fmt: skip
+            "category": ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""}  # fmt: skip
 
 
 def _read(asked: Asked) -> Image.Image:
@@ -167,14 +178,17 @@ def ocr_words(path: Path, size: tuple[int, int], example_id: str) -> list[Word]:
     words = []
     try:
         for page in read_json(path).get("recognitionResults", []):
-            scale = [side / page.get(name, side) for side, name in zip(size, ("width", "height"))]
+            own = [page.get(name, side) for side, name in zip(size, ("width", "height"))]
+            if not all(is_number(side) and side > 0 for side in own):
+                raise ValueError(f"the page has the size {own!r}")
+            scale = [side / of_page for side, of_page in zip(size, own)]
             for word in (word for line in page["lines"] for word in line["words"]):
                 corners = word["boundingBox"]
-                if len(corners) != 8 or not all(map(is_number, corners)):
+                if not isinstance(corners, list) or len(corners) != 8 or not all(map(is_number, corners)):
                     raise ValueError(f"the word {word['text']!r} has the boundingBox {corners!r}, not eight numbers")
                 xs, ys = np.array(corners[0::2]) * scale[0], np.array(corners[1::2]) * scale[1]
                 words.append(Word(str(word["text"]), (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))))
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: this is no OCR of a page ({error}), download it again", example_id) from None
     return words
 

@@ -161,7 +161,7 @@ def evaluate(
     """
     task, found, texts = task_of(config), [], []
     for name, dataset in opened.items():
-        examples, rows = readable(dataset), []
+        examples, rows = readable(dataset, folder), []
         if "oracle_crop" in config.mode:
             known = sum(len(asked_of(example).evidence_px) > 0 for example in examples)
             print(f"{name}: {known} of {len(examples)} questions have evidence to show")

@@ -5,9 +5,13 @@ A picture is read only when it is asked for, and one that cannot be used ends no
 names the example, so that a run can pass over it, count it and list it.
 """
 
+import errno
 import io
 import json
 import math
+import os
+import re
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +38,38 @@ class DataError(Exception):
         self.example_id = example_id
 
 
+class LeftOut(list[str]):
+    """A sentence for every row of a data set that cannot be used: one bad row does not end a run.
+
+    A DataError inside a ``with`` block is noted, and the program goes on behind the block. What is wrong with a
+    file as a whole is raised outside of one.
+
+    >>> left_out, usable = LeftOut(), []
+    >>> for row in ("yes", "", "no"):
+    ...     with left_out:
+    ...         if not row:
+    ...             raise DataError("a.json: row 1 has no answer, add it")
+    ...         usable.append(row)
+    >>> usable, left_out
+    (['yes', 'no'], ['a.json: row 1 has no answer, add it'])
+    """
+
+    def __enter__(self) -> "LeftOut":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, DataError):
+            self.append(" ".join(str(error).split()))  # a name from a file may have line breaks
+        return isinstance(error, DataError)
+
+    def nothing(self, what: str) -> DataError:
+        """What ends a run if no row was usable. ``what`` says of which file or set, and what to do if it has no rows."""
+        if not self:
+            return DataError(what)
+        others = f" (and {len(self) - 1:,} more)" if len(self) > 1 else ""
+        return DataError(f"{what}. Nothing in it can be used: {self[0]}{others}")
+
+
 class Dataset(Protocol):
     """A fixed, ordered collection of questions. ``__getitem__`` reads the picture, lazily."""
 
@@ -50,7 +86,7 @@ class Dataset(Protocol):
 
     @property
     def dropped(self) -> Sequence[str]:
-        """A sentence for every annotation that was left out."""
+        """A sentence for every row of the files that was left out (LeftOut)."""
         ...
 
     def __len__(self) -> int: ...
@@ -121,6 +157,16 @@ class Source:
         return self.split
 
 
+def missing(folder: Path, layouts: Sequence[str]) -> DataError:
+    """The error of a data set of which no layout is there; ``layouts`` are the files that were looked for.
+
+    >>> print(missing(Path("data/a"), ["train.json", "data/train-*.parquet"]))
+    data/a: there is neither train.json nor data/train-*.parquet, see data/README.md for the layout
+    """
+    looked_for = f"neither {' nor '.join(layouts)}" if len(layouts) > 1 else f"no {layouts[0]}"
+    return DataError(f"{folder}: there is {looked_for}, see data/README.md for the layout")
+
+
 def listed(names: Iterable[str]) -> str:
     """Names in order, for a sentence."""
     return ", ".join(sorted(names))
@@ -137,10 +183,11 @@ def within(index: int, size: int) -> int:
 
 
 def read_text(path: Path, what: str = "", wrong: type[Exception] = DataError) -> str:
-    """A UTF-8 file. Raises ``wrong`` if it is not there or not text; ``what`` names the file, by default its path."""
+    """A UTF-8 file, a byte-order mark left out. Raises ``wrong`` if it is not there or not text; ``what`` names the
+    file, by default its path."""
     what = what or str(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise wrong(f"{what}: there is no such file, check where it should be") from None
     except OSError as error:
@@ -151,31 +198,82 @@ def read_text(path: Path, what: str = "", wrong: type[Exception] = DataError) ->
 
 def read_json(path: Path, what: str = "", wrong: type[Exception] = DataError) -> Any:
     """A json file's content. Raises ``wrong`` if it is not there or not json; arguments as in ``read_text``."""
+    text = read_text(path, what, wrong)
     try:
-        return json.loads(read_text(path, what, wrong))
+        return parsed_json(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise wrong(f"{what or path}: this is not valid json ({where}), write it again") from None
+    except RecursionError:
+        where = "its lists or objects are nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        where = str(error)
+    raise wrong(f"{what or path}: this is not valid json ({where}), write it again")
 
 
-def needed(path: Path, what: str, row: Mapping[str, Any], key: str) -> Any:
-    """A value that an entry of a file must have."""
+def parsed_json(text: str) -> Any:
+    """What a text of json says, halves of surrogate pairs as question marks: no file and no terminal takes them.
+
+    Raises ValueError (of which JSONDecodeError is a kind) or RecursionError.
+    """
+    content = json.loads(text)
+    if _SURROGATE.search(text):
+        content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+    return content
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def regular(path: Path) -> Path:
+    """The path, if it is no pipe or device, of which a read may never end. Raises OSError if it is."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "no regular file", str(path))
+    return path
+
+
+def needed(path: Path, what: str, row: Any, key: str) -> Any:
+    """A value that an entry of a file, which should be an object, must have. Raises DataError."""
+    if not isinstance(row, dict):
+        raise DataError(f"{path}: {what} is no object with a '{key}', correct or remove the entry")
     if key not in row:
         raise DataError(f"{path}: {what} has no '{key}', add it or remove the entry")
     return row[key]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a json file is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value from a json file is a number that a float holds: finite, and not beyond its range."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
+
+
+LONGEST_NAME = 255  # bytes of a file name, which no usual file system exceeds
 
 
 def inside(path: Path, what: str, name: str) -> str:
-    """A file name from a file, refused if it leads out of the pictures' folder."""
+    """A file name from a file, refused if it leads out of the pictures' folder or no file can have it."""
+    parts = PurePosixPath(name).parts
     # A file from elsewhere must not make us read outside of the data set.
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path}: {what} has a file_name outside of its folder, correct {name!r}")
+    if PurePosixPath(name).is_absolute() or ".." in parts:
+        raise DataError(f"{path}: {what} has a file_name outside of its folder, correct {shortened(name)}")
+    if "\0" in name or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in parts) or len(name) > 3000:
+        raise DataError(f"{path}: {what} has a file_name that no file can have, correct {shortened(name)}")
     return name
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value from a file for a sentence, as Python writes it, on one line and not longer than ``most``.
+
+    >>> shortened("a" * 300, most=9)
+    "'aaaaaaaa..."
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} too large to print"
+    return text if len(text) <= most else text[:most] + "..."
 
 
 # ---------------------------------------------------------------------------- pictures

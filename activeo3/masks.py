@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DAMAGED, DataError, Source, inside, read_picture, read_text, within
+from activeo3.files import DAMAGED, DataError, LeftOut, Source, inside, read_picture, read_text, within
 from activeo3.geometry import mask_to_rle
 from activeo3.schema import Example
 
@@ -61,16 +61,16 @@ def open_thinobject5k(source: Source) -> MaskDataset:
     split = source.one_of("thinobject5k", SPLITS)
     path = folder / "list" / f"{split}.txt"
     stems: dict[str, int] = {}
+    left_out = LeftOut()
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        stem = PurePosixPath(inside(path, f"line {number}", line.strip())).stem
-        if stem in stems:
-            raise DataError(f"{path}: line {number} names '{stem}' again, as line {stems[stem]} does, remove one")
-        stems[stem] = number
+        with left_out:
+            if line.strip():
+                stem = PurePosixPath(inside(path, f"line {number}", line.strip())).stem
+                if stems.setdefault(stem, number) != number:
+                    raise DataError(f"{path}: line {number} names '{stem}' again, as line {stems[stem]} does, remove one")
     if not stems:
-        raise DataError(f"{path}: the list of split '{split}' is empty, write it again")
-    return MaskDataset("thinobject5k", split, folder, tuple(stems))
+        raise left_out.nothing(f"{path}: the list of split '{split}' is empty, write it again")
+    return MaskDataset("thinobject5k", split, folder, tuple(stems), tuple(left_out))
 
 
 def read_mask(path: Path, example_id: str) -> np.ndarray:

@@ -170,7 +170,7 @@ def evaluate(
     """
     task, rows = task_of(config), []
     for name, dataset in opened.items():
-        examples, found = readable(posed(dataset, task)), []
+        examples, found = readable(posed(dataset, task), folder), []
         for title, source in sources.items():
             policy = {title: load(source)}
             found += compare(config.task, task, policy, name, examples, config, alone, config.resamples)[0]

@@ -12,7 +12,7 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
-from activeo3.files import DataError, Source, inside, needed, read_json, read_picture, within
+from activeo3.files import DataError, LeftOut, Source, inside, needed, read_json, read_picture, shortened, within
 from activeo3.questions import ONE_SPLIT
 from activeo3.schema import Example
 
@@ -73,15 +73,21 @@ def _open_fox(name: str, source: Source, language: str) -> PageDataset:
 
 def _open(name: str, split: str, path: Path, images: Path) -> PageDataset:
     rows = read_json(path)
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list):
         raise DataError(f"{path}: the file needs a list of pages, see data/README.md for their form")
-    return PageDataset(name, split, tuple(_page(path, f"page {k}", row, images) for k, row in enumerate(rows)))
+    pages, left_out = [], LeftOut()
+    for number, row in enumerate(rows):
+        with left_out:
+            pages.append(_page(path, f"page {number}", row, images))
+    if not pages:
+        raise left_out.nothing(f"{path}: the file holds no page, see data/README.md for their form")
+    return PageDataset(name, split, tuple(pages), tuple(left_out))
 
 
 def _page(path: Path, what: str, row: Mapping[str, Any], images: Path) -> Page:
     picture = needed(path, what, row, "image")
     if not isinstance(picture, str) or not picture:
-        raise DataError(f"{path}: {what} has the image {picture!r}, give a file name")
+        raise DataError(f"{path}: {what} has the image {shortened(picture)}, give a file name")
     text = row.get("text")
     if "text" not in row:
         turns = needed(path, what, row, "conversations")

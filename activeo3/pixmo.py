@@ -21,7 +21,7 @@ from PIL import Image
 
 from activeo3.data_fetch import PART, Wanted
 from activeo3.data_layouts import files_of
-from activeo3.files import DAMAGED, DataError, Source, decode_picture, is_number, within
+from activeo3.files import DAMAGED, DataError, LeftOut, Source, decode_picture, is_number, within
 from activeo3.schema import Example
 from activeo3.tables import PICTURE, ParquetTable, parquet_columns, parquet_rows, picture_of
 
@@ -124,20 +124,17 @@ def open_pixmo_count(source: Source) -> PixmoDataset:
     root = source.folder("pixmo_count", "")
     split = source.one_of("pixmo_count", SPLITS)
     questions: list[Counted] = []
-    dropped: list[str] = []
+    left_out = LeftOut()
     for path in files_of(root, "pixmo_count", TABLES, split=SPLITS[split]).paths:
         columns = parquet_columns(path)
         table = ParquetTable(path) if PICTURE in columns else None
         named = [] if table and "image_url" not in columns else ["image_url"]
         for number, row in enumerate(parquet_rows(path, [*COLUMNS, *named])):
-            counted = _checked(path, f"row {number}", row)._replace(stored=(table, number) if table else None)
-            if counted.points_px and len(counted.points_px) != counted.count:
-                dropped.append(f"{path}: row {number} has {len(counted.points_px)} points and the count {counted.count}, it is left out")
-            else:
-                questions.append(counted)
+            with left_out:
+                questions.append(_checked(path, f"row {number}", row)._replace(stored=(table, number) if table else None))
     if not questions:
-        raise DataError(f"{root / TABLES[0]}: the tables of the split '{split}' hold no question, download them again")
-    return PixmoDataset(split, root, tuple(questions), tuple(dropped))
+        raise left_out.nothing(f"{root / TABLES[0]}: the tables of the split '{split}' hold no question, download them again")
+    return PixmoDataset(split, root, tuple(questions), tuple(left_out))
 
 
 def _checked(path: Path, what: str, row: Mapping[str, Any]) -> Counted:
@@ -155,6 +152,8 @@ def _checked(path: Path, what: str, row: Mapping[str, Any]) -> Counted:
         points = [{"x": x, "y": y} for x, y in zip(points.get("x") or (), points.get("y") or (), strict=False)]
     if not all(isinstance(point, dict) and is_number(point.get("x")) and is_number(point.get("y")) for point in points):
         raise DataError(f"{path}: {what} has points that are not numbers, download the file again")
+    if points and len(points) != row["count"]:
+        raise DataError(f"{path}: {what} has {len(points)} points and the count {row['count']}")
     label = " ".join(row["label"].split())
     return Counted(sha256, row.get("image_url", ""), label, row["count"], tuple((point["x"], point["y"]) for point in points))
 

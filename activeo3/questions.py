@@ -26,7 +26,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.files import DataError, Source, is_number, needed, read_json, read_picture, within
+from activeo3.files import DataError, LeftOut, Source, is_number, missing, needed, read_json, read_picture, within
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.schema import Example
 from activeo3.tables import Table, open_table, picture_of
@@ -109,8 +109,14 @@ def open_vstar(source: Source) -> VstarDataset:
     source.one_of("vstar", ONE_SPLIT)
     paths = [path for kind in VSTAR_KINDS for path in sorted((folder / kind).glob("*.json"))]
     if not paths:
-        raise DataError(f"{folder / VSTAR_KINDS[0]}: there is no json file, see data/README.md for the layout")
-    return VstarDataset("test", tuple(_vstar(path, source.seed, number) for number, path in enumerate(paths)))
+        raise missing(folder, [f"{kind}/*.json" for kind in VSTAR_KINDS])
+    found, left_out = [], LeftOut()
+    for number, path in enumerate(paths):
+        with left_out:
+            found.append(_vstar(path, source.seed, number))
+    if not found:
+        raise left_out.nothing(f"{folder}: vstar has no question")
+    return VstarDataset("test", tuple(found), dropped=tuple(left_out))
 
 
 def _vstar(path: Path, seed: int, number: int) -> VstarQuestion:
@@ -229,25 +235,33 @@ def _open_tables(
     pattern: str,
     fields_of: Callable[[Mapping[str, str]], dict[str, Any]],
 ) -> TableDataset:
-    """All rows of the files that fit the pattern, every one of them checked."""
+    """All rows of the files that fit the pattern, every one of them checked; those that are wrong are left out."""
     source.one_of(name, ONE_SPLIT)
     folder = source.folder(name, below)
     questions: list[Asked] = []
+    left_out = LeftOut()
     pictures: dict[str, int] = {}
     for path in sorted(folder.glob(pattern)):
         table = open_table(path)
+        left_out += table.dropped
         for row, content in enumerate(table.rows):
-            try:
-                fields = fields_of(content)
-            except KeyError as column:
-                raise DataError(f"{path}: there is no column {column}, download the file again") from None
-            except ValueError as error:
-                raise DataError(f"{path}: row {row} {error}, download the file again") from None
-            picture = pictures.setdefault(fields.get("group", f"{path} {row}"), len(pictures) + 1)
-            questions.append(Asked(table, row, picture, fields))
+            with left_out:
+                fields = _fields(path, row, content, fields_of)
+                picture = pictures.setdefault(fields.get("group", f"{path} {row}"), len(pictures) + 1)
+                questions.append(Asked(table, row, picture, fields))
     if not questions:
-        raise DataError(f"{folder / pattern}: there is no such file or nothing in it, see data/README.md")
-    return TableDataset(name, tuple(questions))
+        raise left_out.nothing(f"{folder / pattern}: there is no such file or nothing in it, see data/README.md")
+    return TableDataset(name, tuple(questions), dropped=tuple(left_out))
+
+
+def _fields(path: Path, row: int, content: Mapping[str, str], fields_of: Callable[[Mapping[str, str]], dict[str, Any]]) -> dict[str, Any]:
+    """An example's fields from a row. Raises DataError."""
+    try:
+        return fields_of(content)
+    except KeyError as column:
+        raise DataError(f"{path}: there is no column {column}, download the file again") from None
+    except ValueError as error:
+        raise DataError(f"{path}: row {row} {error}, download the file again") from None
 
 
 def _in_words(row: Mapping[str, str]) -> dict[str, Any]:

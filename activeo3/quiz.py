@@ -380,7 +380,7 @@ def evaluate(
     start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
         light = Light(dataset)
-        examples = readable(light)
+        examples = readable(light, folder)
         found, given = run(
             name, config.methods, examples, actor, start, config, config.resamples, black=config.black, whole=light.whole
         )

@@ -11,14 +11,14 @@ A pickle can name any function to be called when it is read. This one needs none
 a file that names one is refused before anything of it is called.
 """
 
-import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3.annotations import Picture, by_id, checked_picture
-from activeo3.files import DataError, Source, is_number, needed, read_json, read_picture, within
+from activeo3.annotations import Picture, by_id, checked_bbox, checked_picture
+from activeo3.data_ids import id_of, numbered
+from activeo3.files import DataError, LeftOut, Source, missing, needed, parsed_json, read_json, read_picture, regular, within
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.schema import Example
 from activeo3.tables import parquet_rows
@@ -99,40 +99,50 @@ def _open(name: str, source: Source) -> ReferringDataset:
     as_json = root / f"mdetr_annotations/finetune_{family.folder}_{split}.json"
     as_tables = sorted((folder / "data").glob(f"{family.splits[split]}-*.parquet"))
     as_pickle = folder / f"refs({family.partition}).p"
+    left_out = LeftOut()
     if as_json.is_file():
-        rows = _from_json(as_json)
+        rows = _from_json(as_json, left_out)
     elif as_tables:
-        rows = (row for path in as_tables for row in _from_table(path))
+        rows = (row for path in as_tables for row in _from_table(path, left_out))
     elif as_pickle.is_file():
-        rows = _from_pickle(as_pickle, folder / "instances.json", split)
+        rows = _from_pickle(as_pickle, folder / "instances.json", split, left_out)
     else:
-        raise DataError(f"{as_json}: neither this nor {as_pickle} is there, see data/README.md for the layout")
+        tables = f"{family.folder}/data/{family.splits[split]}-*.parquet"
+        raise missing(root, [str(as_json.relative_to(root)), tables, str(as_pickle.relative_to(root))])
     questions: list[Referred] = []
-    dropped: list[str] = []
-    for path, what, image, annotation, phrases in rows:
-        picture = checked_picture(path, f"the image of {what}", image, images)
-        if type(image.get("id")) is not int:
-            raise DataError(f"{path}: the image of {what} has the id {image.get('id')!r}, give a whole number")
-        box = _box(path, what, annotation, picture.size)
-        if not phrases or not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
-            raise DataError(f"{path}: {what} has an empty phrase, download the file again")
-        if box is None:
-            dropped.append(f"{path}: {what} has a box without area in its picture, it is left out")
-            continue
-        questions += [Referred(image["id"], picture, " ".join(phrase.split()), box) for phrase in phrases]
+    for row in rows:
+        with left_out:
+            questions += _referred(*row, images, left_out)
+    numbers = numbered(question.image_id for question in questions)
+    questions = [question._replace(image_id=numbers[question.image_id]) for question in questions]
     if not questions:
-        raise DataError(f"{as_json}: {name} has no phrase of the split '{split}', download it again")
-    return ReferringDataset(name, split, tuple(questions), tuple(dropped))
+        raise left_out.nothing(f"{root}: {name} has no phrase of the split '{split}', download it again")
+    return ReferringDataset(name, split, tuple(questions), tuple(left_out))
 
 
-def _box(path: Path, what: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, ...] | None:
-    """The box of an annotation as xyxy inside the picture, or None if nothing of it is."""
-    bbox = needed(path, what, annotation, "bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        raise DataError(f"{path}: {what} has the bbox {bbox!r}, give finite numbers x, y, w, h")
-    x, y, width, height = bbox
+def _referred(
+    path: Path, what: str, image: Mapping[str, Any], annotation: Mapping[str, Any], phrases: Sequence[Any], images: Path, left_out: LeftOut
+) -> list[Referred]:
+    """The questions about an object, one for each of its phrases; ``image_id`` is the file's. Raises DataError if
+    there is none. An empty phrase among others is left out alone."""
+    picture = checked_picture(path, f"the image of {what}", image, images)
+    image_id = id_of(path, f"the image of {what}", image, "id")
+    box = _box(path, what, annotation, picture.size)
+    good = [" ".join(phrase.split()) for phrase in phrases if isinstance(phrase, str) and phrase.strip()]
+    empty = DataError(f"{path}: {what} has an empty phrase, download the file again")
+    if not good:
+        raise empty
+    left_out += [str(empty)] * (len(phrases) - len(good))
+    return [Referred(image_id, picture, phrase, box) for phrase in good]
+
+
+def _box(path: Path, what: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> tuple[float, ...]:
+    """The box of an annotation as xyxy inside the picture. Raises DataError if nothing of it is."""
+    x, y, width, height = checked_bbox(path, what, annotation)
     box = clipped(as_boxes([[x, y, x + width, y + height]]), size)
-    return tuple(box[0].tolist()) if area(box)[0] > 0 else None
+    if area(box)[0] <= 0:
+        raise DataError(f"{path}: {what} has a box without area in its picture, correct it")
+    return tuple(box[0].tolist())
 
 
 # ---------------------------------------------------------------------------- the layouts
@@ -141,61 +151,67 @@ Row = tuple[Path, str, Mapping[str, Any], Mapping[str, Any], Sequence[str]]
 """(file, what it is in a complaint, image and annotation as COCO writes them, the phrases)."""
 
 
-def _from_json(path: Path) -> Iterator[Row]:
+def _from_json(path: Path, left_out: LeftOut) -> Iterator[Row]:
     """MDETR's file: an image per expression, with a caption, and one annotation for each."""
     content = read_json(path)
     for key in ("images", "annotations"):
-        if not isinstance(content, dict) or not _objects(content.get(key)):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path}: the file needs a list of objects under the key '{key}', download it again")
     found: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        found.setdefault(annotation.get("image_id"), []).append(annotation)
-    for number, image in by_id(path, "image", content["images"]).items():
-        what = f"image {number}"
-        if len(found.get(number, ())) != 1:
-            raise DataError(f"{path}: {what} has {len(found.get(number, ()))} boxes and not one, download the file again")
-        # Many entries are one picture, whose own number is the original one.
-        yield path, what, image | {"id": image.get("original_id", number)}, found[number][0], [needed(path, what, image, "caption")]
+    for number, annotation in enumerate(content["annotations"]):
+        with left_out:
+            found.setdefault(id_of(path, f"annotation {number}", annotation, "image_id"), []).append(annotation)
+    for number, image in by_id(path, "image", content["images"], left_out).items():
+        with left_out:
+            what = f"image {number}"
+            if len(found.get(number, ())) != 1:
+                raise DataError(f"{path}: {what} has {len(found.get(number, ()))} boxes and not one, download the file again")
+            # Many entries are one picture, whose own number is the original one.
+            yield path, what, image | {"id": image.get("original_id", number)}, found[number][0], [needed(path, what, image, "caption")]
 
 
-def _from_table(path: Path) -> Iterator[Row]:
+def _from_table(path: Path, left_out: LeftOut) -> Iterator[Row]:
     """The hub's table: a row per object; image and annotation are COCO's own entries, as texts of json."""
     for number, row in enumerate(parquet_rows(path, ("raw_image_info", "raw_anns", "captions"))):
-        what = f"row {number}"
-        try:
-            image, annotation = json.loads(row["raw_image_info"]), json.loads(row["raw_anns"])
-        except (ValueError, TypeError):
-            image = annotation = None
-        if not isinstance(image, dict) or not isinstance(annotation, dict) or type(image.get("id")) is not int:
-            raise DataError(f"{path}: {what} holds no image and annotation as json, download the file again")
-        yield path, what, image, annotation, row["captions"] or ()
+        with left_out:
+            what = f"row {number}"
+            image, annotation = (_parsed(row[key]) for key in ("raw_image_info", "raw_anns"))
+            if not isinstance(image, dict) or not isinstance(annotation, dict) or "id" not in image:
+                raise DataError(f"{path}: {what} holds no image and annotation as json, download the file again")
+            yield path, what, image, annotation, row["captions"] or ()
 
 
-def _from_pickle(path: Path, instances: Path, split: str) -> Iterator[Row]:
+def _from_pickle(path: Path, instances: Path, split: str, left_out: LeftOut) -> Iterator[Row]:
     """The authors' two files: objects with their sentences, and COCO's entries for them."""
     content = read_json(instances)
-    if not isinstance(content, dict) or not all(_objects(content.get(key)) for key in ("images", "annotations")):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "annotations")):
         raise DataError(f"{instances}: the file needs lists of objects under 'images' and 'annotations', download it again")
-    images, boxes = (by_id(instances, kind, content[f"{kind}s"]) for kind in ("image", "annotation"))
+    images, boxes = (by_id(instances, kind, content[f"{kind}s"], left_out) for kind in ("image", "annotation"))
     refs = read_pickle(path)
-    if not _objects(refs):
+    if not isinstance(refs, list):
         raise DataError(f"{path}: the file holds no list of objects, download it again")
     for number, ref in enumerate(refs):
-        what = f"reference {number}"
-        if needed(path, what, ref, "split") != split:
-            continue
-        image, annotation = images.get(needed(path, what, ref, "image_id")), boxes.get(needed(path, what, ref, "ann_id"))
-        sentences = needed(path, what, ref, "sentences")
-        if image is None or annotation is None:
-            raise DataError(f"{path}: {what} is not in {instances.name}, download both files again")
-        if not _objects(sentences):
-            raise DataError(f"{path}: {what} has no sentences, download the file again")
-        yield path, what, image, annotation, [sentence.get("sent") for sentence in sentences]
+        with left_out:
+            what = f"reference {number}"
+            if needed(path, what, ref, "split") != split:
+                continue
+            image = images.get(id_of(path, what, ref, "image_id"))
+            annotation = boxes.get(id_of(path, what, ref, "ann_id"))
+            sentences = needed(path, what, ref, "sentences")
+            if image is None or annotation is None:
+                raise DataError(f"{path}: {what} is not in {instances.name}, download both files again")
+            if not isinstance(sentences, list):
+                raise DataError(f"{path}: {what} has no sentences, download the file again")
+            phrases = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
+            yield path, what, image, annotation, phrases
 
 
-def _objects(rows: Any) -> bool:
-    """Whether this is a list of json objects."""
-    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+def _parsed(text: Any) -> Any:
+    """What a text of json says; None if it is no such text."""
+    try:
+        return parsed_json(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 class _Values(pickle.Unpickler):
@@ -208,7 +224,7 @@ class _Values(pickle.Unpickler):
 def read_pickle(path: Path) -> Any:
     """A pickle of plain values. Raises DataError for anything that would run code, or that is no pickle."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return _Values(file, encoding="latin-1").load()  # Python 2 wrote it
     except Exception as error:  # a broken pickle raises whatever it happens to meet
         reason = str(error) or type(error).__name__

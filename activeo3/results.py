@@ -225,10 +225,9 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
         boxes = geometry.as_boxes(example.boxes_px)
         areas = example.fields.get("areas", geometry.area(boxes))
         for box, area, asked in zip(xywh(boxes), np.asarray(areas).tolist(), example.asked_for.tolist(), strict=True):
-            own = {"id": len(annotations) + 1, "image_id": example.image_id, "category_id": example.category_id}
-            annotations.append(own | {"bbox": box, "area": area, "iscrowd": int(not asked)})
+            annotations.append({"id": len(annotations) + 1} | _ids(example) | {"bbox": box, "area": area, "iscrowd": int(not asked)})
     pictures = {example.image_id: _picture(example) for example in examples}
-    names = {example.category_id: example.query for example in examples}
+    names = {_ids(example)["category_id"]: example.query for example in examples}
     return {
         "images": list(pictures.values()),
         "categories": [{"id": key, "name": name} for key, name in names.items()],
@@ -236,10 +235,19 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
+def _ids(example: Example) -> dict[str, int | str]:
+    """The ids that the picture and the category have in the user's own file (data_ids.py)."""
+    fields = example.fields
+    return {
+        "image_id": fields.get("file_image_id", example.image_id),
+        "category_id": fields.get("file_category_id", example.category_id),
+    }
+
+
 def _picture(example: Example) -> dict[str, Any]:
     """An entry of the list of images."""
     width, height = example.size_px
-    row: dict[str, Any] = {"id": example.image_id, "width": width, "height": height}
+    row: dict[str, Any] = {"id": _ids(example)["image_id"], "width": width, "height": height}
     if "file_name" in example.fields:
         row["file_name"] = example.fields["file_name"]
     if "window_px" in example.fields:
@@ -257,7 +265,7 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> lis
     and with score 0, which finds nothing and changes no number.
     """
     found = [
-        {"image_id": example.image_id, "category_id": example.category_id, "bbox": box, "score": score}
+        _ids(example) | {"bbox": box, "score": score}
         for example, outcome in zip(examples, outcomes, strict=True)
         for box, score in zip(xywh(outcome.boxes_px), outcome.scores.tolist(), strict=True)
     ]

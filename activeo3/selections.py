@@ -27,7 +27,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from activeo3.annotations import BoxDataset, Index, Question, read_coco
-from activeo3.files import DataError, Source, read_json
+from activeo3.files import DataError, Source, missing, read_json
 from activeo3.metric_rules import LVIS
 
 SMALL_PX = 100.0
@@ -83,7 +83,7 @@ def annotation_file(folder: Path, split: str) -> Path:
     paths = [folder / name.format(split) for name in NAMES]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
-        raise DataError(f"{paths[0]}: there is no such file, see data/README.md for where to get it")
+        raise missing(folder, [path.name for path in paths])
     return found
 
 
@@ -168,7 +168,7 @@ def _loaded(saved: Path, rules: Mapping[str, Any], known: set[Key]) -> dict[str,
     found: dict[str, list[Key]] = {}
     for name in RULES:
         pairs = content.get(name)
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and [type(one) for one in pair] == [int, int] for pair in pairs):
             raise DataError(f"{saved}: '{name}' is no list of pairs (image id, category id), {redo}")
         found[name] = [(pair[0], pair[1]) for pair in pairs]
         unknown = [key for key in found[name] if key not in known]

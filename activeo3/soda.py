@@ -28,7 +28,7 @@ import numpy as np
 
 from activeo3.annotations import BoxDataset, Index, Picture, Question, checked_picture, group_boxes, read_coco
 from activeo3.data_tiles import cut
-from activeo3.files import DataError, Source, is_number, needed, read_json
+from activeo3.files import DataError, LeftOut, Source, is_number, missing, needed, read_json, shortened
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = ("train", "val", "test")
@@ -53,17 +53,19 @@ def open_soda_a(source: Source) -> BoxDataset:
     # Archives that were packed on a Mac come with a twin "._name" of every file.
     paths = sorted(p for p in (folder / "Annotations" / split).glob("*.json") if not p.name.startswith("._"))
     if not paths:
-        raise DataError(f"{folder / 'Annotations' / split}: there is no json file, see data/README.md for the layout")
+        raise missing(folder, [f"Annotations/{split}/*.json"])
     names = dict(enumerate(_words(AERIAL)))
     pictures: dict[int, Picture] = {}
     questions: list[Question] = []
-    dropped: list[str] = []
+    left_out = LeftOut()
+    images, numbers = _images(folder, split), {number: number for number in names}
     for image_id, path in enumerate(paths, start=1):
-        pictures[image_id], rows, no_polygons = _aerial_picture(path, image_id, _images(folder, split))
-        found, no_areas = group_boxes(path, rows, pictures, names)
-        questions += found
-        dropped += [*no_polygons, *no_areas]
-    index = Index(pictures, tuple(questions), tuple(dropped), tuple(picture.path for picture in pictures.values()))
+        with left_out:
+            pictures[image_id], rows = _aerial_picture(path, image_id, images, left_out)
+            questions += group_boxes(path, rows, pictures, names, left_out, {image_id: image_id}, numbers)
+    if not pictures:
+        raise left_out.nothing(f"{folder}: soda_a has no picture in its split '{split}'")
+    index = Index(pictures, tuple(questions), tuple(left_out), tuple(picture.path for picture in pictures.values()))
     return _finished("soda_a", source, index, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
 
 
@@ -89,27 +91,25 @@ def _words(names: Sequence[str]) -> list[str]:
     return [name.replace("-", " ") for name in names]
 
 
-def _aerial_picture(
-    path: Path, image_id: int, images: Path
-) -> tuple[Picture, dict[int, dict[str, Any]], list[str]]:
-    """One of SODA-A's files: its picture, its polygons as COCO rows by position, what was left out."""
+def _aerial_picture(path: Path, image_id: int, images: Path, left_out: LeftOut) -> tuple[Picture, list[tuple[str, dict[str, Any]]]]:
+    """One of SODA-A's files: its picture, and its polygons as COCO rows with what each is called. Raises DataError."""
     content = read_json(path)
     entry, rows = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
-    if not isinstance(entry, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(entry, dict) or not isinstance(rows, list):
         raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
-    picture = checked_picture(path, "its picture", entry, images)
-    found, dropped = {}, []
+    picture, found = checked_picture(path, "its picture", entry, images), []
     for number, row in enumerate(rows):
-        poly = needed(path, f"annotation {number}", row, "poly")
-        if not isinstance(poly, list) or not all(map(is_number, poly)):
-            raise DataError(f"{path}: annotation {number} has the poly {poly!r}, give the x, y of its corners")
-        if len(poly) < 6 or len(poly) % 2:
-            dropped.append(f"{path}: annotation {number} is no polygon ({poly}), it is left out")
-            continue
-        x, y = poly[::2], poly[1::2]
-        bbox = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-        found[number] = row | {"image_id": image_id, "bbox": bbox}
-    return picture, found, dropped
+        with left_out:
+            what = f"annotation {number}"
+            poly = needed(path, what, row, "poly")
+            if not isinstance(poly, list) or not all(map(is_number, poly)):
+                raise DataError(f"{path}: {what} has the poly {shortened(poly)}, give the x, y of its corners")
+            if len(poly) < 6 or len(poly) % 2:
+                raise DataError(f"{path}: {what} is no polygon ({shortened(poly)}), correct or remove it")
+            x, y = poly[::2], poly[1::2]
+            bbox = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+            found.append((what, row | {"image_id": image_id, "bbox": bbox}))
+    return picture, found
 
 
 def _finished(name: str, source: Source, index: Index, rules: MetricRules, ignored: int, enough: float) -> BoxDataset:

@@ -2,12 +2,14 @@
 
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any, Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
 from activeo3.files import DataError, Dataset
+from activeo3.report import replace_file
 from activeo3.schema import Example
 
 PATIENCE = 20
@@ -101,11 +103,35 @@ def one_rank(mine: Any) -> list[Any]:
     return [mine]
 
 
-def readable(dataset: Dataset, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
-    """All examples of a data set in order; unreadable pictures are left out and named on stderr.
+MOST_NAMED = 20
+"""How many examples that were left out are named on the screen; the file has all of them."""
 
-    Ranks that share the examples must hold the same ones, so what one rank cannot read is left out on
-    all of them, and one of them ``speaks``.
+
+def name_left_out(reasons: Sequence[str], say: Callable[[str], None], path: Path) -> None:
+    """Say what was left out of a data set and how much that is; ``path`` gets every reason, one per line.
+
+    Says nothing and leaves no file if ``reasons`` is empty.
+    """
+    if not reasons:
+        path.unlink(missing_ok=True)  # of an earlier run
+        return
+    for reason in reasons[:MOST_NAMED]:
+        say(f"left out: {reason}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(f"{reason}\n" for reason in reasons).encode("utf-8", "replace"))
+    say(f"left out in all: {len(reasons):,}, listed in {path}")
+
+
+def left_out_file(folder: Path, dataset: Dataset) -> Path:
+    """Where a run that writes into ``folder`` lists what it left out of a data set."""
+    return folder / f"left_out-{dataset.name}-{dataset.split}.txt"
+
+
+def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
+    """All examples of a data set in order; what cannot be read is left out, named on stderr and listed in ``folder``.
+
+    So are the rows that its reader has left out. Ranks that share the examples must hold the same ones, so what one
+    rank cannot read is left out on all of them, and one of them ``speaks`` and writes.
 
     Raises DataError if none is left.
     """
@@ -117,8 +143,9 @@ def readable(dataset: Dataset, gather: Gather = one_rank, speaks: bool = True) -
         except DataError as error:
             reasons[index] = str(error)
     left_out = {index: reason for of_rank in gather(reasons) for index, reason in of_rank.items()}
-    for index in sorted(left_out if speaks else ()):
-        print(f"left out: {left_out[index]}", file=sys.stderr)
+    if speaks:
+        said = [*dataset.dropped, *(left_out[index] for index in sorted(left_out))]
+        name_left_out(said, partial(print, file=sys.stderr), left_out_file(folder, dataset))
     if len(left_out) == len(dataset):
         raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
     return [example for index, example in examples.items() if index not in left_out]

@@ -235,7 +235,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     measures.ready(config.task)
     drawn = (config.tile, config.tile_overlap, config.selection_seed)
     dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *drawn)
-    return readable(posed(dataset, task_of(config)), gather, speaks)
+    return readable(posed(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 
 
 def before_and_after(

@@ -13,7 +13,7 @@ from typing import Any, Iterator, Protocol, Sequence
 
 from PIL import Image
 
-from activeo3.files import DAMAGED, DataError, decode_picture
+from activeo3.files import DAMAGED, DataError, LeftOut, decode_picture
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
@@ -31,6 +31,8 @@ class Table(Protocol):
 
     path: Path
     rows: Sequence[dict[str, str]]
+    dropped: Sequence[str]
+    """A sentence for every row that is no row of this table, and not among ``rows``."""
 
     def picture(self, row: int) -> bytes:
         """Raises ValueError or OSError if it cannot be had."""
@@ -61,6 +63,7 @@ class TextTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, str]] = []
+        self.dropped = LeftOut()
         self.offsets: list[int] = []
         self.same_as: dict[int, int] = {}
         by_index: dict[str, int] = {}
@@ -68,28 +71,33 @@ class TextTable:
             with path.open("rb") as file:
                 lines = _Lines(file)
                 reader = csv.reader(lines, delimiter="\t")
-                self.columns = next(reader, [])
+                self.columns = [column.removeprefix("\ufeff") for column in next(reader, [])]  # a byte-order mark
                 if PICTURE not in self.columns:
                     raise DataError(f"{path}: the header has no column '{PICTURE}', download the file again")
-                start = lines.offset
+                start, line = lines.offset, reader.line_num + 1
                 for number, fields in enumerate(reader):
-                    if len(fields) != len(self.columns):
-                        raise DataError(
-                            f"{path}: row {number} has {len(fields)} fields and the header {len(self.columns)}, "
-                            f"download the file again"
-                        )
-                    row = dict(zip(self.columns, fields))
-                    stored = row.pop(PICTURE)
-                    if stored.isdigit():
-                        if stored not in by_index:
-                            raise DataError(f"{path}: row {number} has the picture of an unknown index {stored}")
-                        self.same_as[number] = by_index[stored]
-                    by_index[row.get("index", "")] = number
-                    self.rows.append(row)
-                    self.offsets.append(start)
-                    start = lines.offset
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+                    with self.dropped:
+                        self._add(f"row {number} (line {line})", fields, start, by_index)
+                    start, line = lines.offset, reader.line_num + 1
+        except (OSError, csv.Error) as error:
             raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+
+    def _add(self, what: str, fields: Sequence[str], start: int, by_index: dict[str, int]) -> None:
+        """Keep a row that begins at byte ``start``. Raises DataError if it is none of this table."""
+        if len(fields) != len(self.columns):
+            counts = f"{len(fields)} fields and the header {len(self.columns)}"
+            raise DataError(f"{self.path}: {what} has {counts}, download the file again")
+        row = dict(zip(self.columns, fields))
+        stored = row.pop(PICTURE)
+        if any(_is_damaged(text) for text in row.values()):
+            raise DataError(f"{self.path}: {what} has bytes that are no UTF-8 text, download the file again")
+        if stored.isdigit():
+            if stored not in by_index:
+                raise DataError(f"{self.path}: {what} has the picture of an unknown index {stored}, download the file again")
+            self.same_as[len(self.rows)] = by_index[stored]
+        by_index[row.get("index", "")] = len(self.rows)
+        self.rows.append(row)
+        self.offsets.append(start)
 
     def picture(self, row: int) -> bytes:
         """Reads one row of the file again."""
@@ -117,7 +125,12 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         for line in self.file:
             self.offset += len(line)
-            yield line.decode("utf-8")
+            yield line.decode("utf-8", "surrogateescape")  # one bad byte spoils its row and not the file
+
+
+def _is_damaged(text: str) -> bool:
+    """Whether a text of ``_Lines`` has bytes in it that are no UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -157,6 +170,8 @@ class ParquetTable:
 
     Text that is too short for a picture stands for that of the row with this ``index``, as in ``TextTable``.
     """
+
+    dropped: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path

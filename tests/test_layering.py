@@ -55,6 +55,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "files": (1, {"torch"}),
     "data_layouts": (1, {"torch"}),
     "data_fetch": (1, {"torch"}),
+    "data_ids": (2, {"models", "rewards", "torch"}),
     "annotations": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
     "soda": (2, {"models", "rewards", "torch"}),

@@ -19,7 +19,7 @@ from real_data import real_file
 from test_results import STATS, scored_by_pycocotools
 
 from activeo3 import metrics, results
-from activeo3.annotations import category_names, read_coco
+from activeo3.annotations import read_coco
 from activeo3.metric_rules import LVIS
 from activeo3.schema import Example, Outcome
 
@@ -49,8 +49,8 @@ def small_lvis(seed: int = 0, partly: bool = True) -> dict[str, Any]:
 def asked(path: Path) -> list[Example]:
     """A question for every category in a picture, and one without boxes for every category known to be absent."""
     content = json.loads(path.read_text())
-    names = category_names(path, {row["id"]: row for row in content["categories"]})
     index = read_coco(path, path.parent, url_parts=1)
+    names = index.names
     blank = {picture.size: Image.new("L", picture.size) for picture in index.pictures.values()}
     found = [
         Example(f"{q.image_id}:{q.query}", blank[index.pictures[q.image_id].size], q.query, q.boxes_px, q.image_id, q.category_id,

@@ -127,18 +127,24 @@ def test_json_comes_before_tables_before_the_pickle(root: Path) -> None:
         (([1, 2, 3], "val", ["cup"]), "has the bbox [1, 2, 3], give finite numbers x, y, w, h"),
         ((["1", 2, 3, 4], "val", ["cup"]), "has the bbox ['1', 2, 3, 4]"),
         (([1, 2, 3, 4], "val", [" "]), "has an empty phrase, download the file again"),
-        (([50, 2, 3, 4], "val", ["cup"]), "refcoco has no phrase of the split 'val'"),  # its only box lies outside
+        (([50, 2, 3, 4], "val", ["cup"]), "has a box without area in its picture"),
+        (([1, 2, float("nan"), 4], "val", ["cup"]), "has the bbox [1, 2, nan, 4]"),
     ],
 )
-def test_a_broken_row_is_refused(root: Path, write: Callable, row: tuple, sentence: str) -> None:
-    write(root, {1: row})
-    assert sentence in complaint(lambda: open_dataset("refcoco", "val", str(root)))
-
-
-def test_a_box_outside_is_left_out_and_named(root: Path) -> None:
-    as_pickle(root, OBJECTS | {9: ([50, 2, 3, 4], "val", ["cup"])})
+def test_a_broken_row_is_left_out_and_named(root: Path, write: Callable, row: tuple, sentence: str) -> None:
+    write(root, {9: row} | OBJECTS)
     data = open_dataset("refcoco", "val", str(root))
-    assert len(data) == 3 and len(data.dropped) == 1 and "reference 4 has a box without area" in data.dropped[0]
+    assert [example.query for example in data] == [phrase for phrase, _ in WANTED]
+    assert len(data.dropped) == 1 and sentence in data.dropped[0]
+    write(root, {1: row})
+    said = complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    assert "refcoco has no phrase of the split 'val', download it again. Nothing in it can be used: " in said and sentence in said
+
+
+def test_an_empty_phrase_among_others_is_left_out_alone(root: Path) -> None:
+    as_pickle(root, {1: ([5, 6, 10, 8], "val", ["red cup", "", "cup"])})
+    data = open_dataset("refcoco", "val", str(root))
+    assert [example.query for example in data] == ["red cup", "cup"] and "reference 0 has an empty phrase" in data.dropped[0]
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -179,7 +185,8 @@ def test_files_that_do_not_fit_together(root: Path) -> None:
     for refs, sentence in (
         ({"a": 1}, "the file holds no list of objects"),
         ([{"split": "val", "image_id": 7, "ann_id": 1, "sentences": []}], "reference 0 is not in instances.json"),
-        ([{"split": "val", "image_id": 42, "ann_id": 1, "sentences": ["cup"]}], "reference 0 has no sentences"),
+        ([{"split": "val", "image_id": 42, "ann_id": 1, "sentences": "cup"}], "reference 0 has no sentences"),
+        ([{"split": "val", "image_id": 42, "ann_id": 1, "sentences": ["cup"]}], "reference 0 has an empty phrase"),
         ([{"image_id": 42}], "reference 0 has no 'split'"),
     ):
         path.write_bytes(pickle.dumps(refs))
@@ -187,7 +194,8 @@ def test_files_that_do_not_fit_together(root: Path) -> None:
     (path.parent / "instances.json").write_text("[]")
     assert "needs lists of objects under 'images'" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
     path.unlink()
-    assert "there, see data/README.md" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    looked_for = "neither mdetr_annotations/finetune_refcoco_val.json nor refcoco/data/validation-*.parquet nor refcoco/refs(unc).p, see"
+    assert looked_for in complaint(lambda: open_dataset("refcoco", "val", str(root)))
 
 
 def test_broken_json_and_tables(root: Path) -> None:
@@ -199,7 +207,7 @@ def test_broken_json_and_tables(root: Path) -> None:
         ({"annotations": good["annotations"] * 2}, "image 0 has 2 boxes and not one"),
         ({"images": "none"}, "needs a list of objects under the key 'images'"),
         ({"images": [good["images"][0] | {"file_name": "../x.jpg"}]}, "file_name outside of its folder"),
-        ({"images": [good["images"][0] | {"original_id": "42"}]}, "has the id '42'"),
+        ({"images": [good["images"][0] | {"original_id": None}]}, "has the id None"),
         ({"images": [{k: v for k, v in good["images"][0].items() if k != "caption"}]}, "image 0 has no 'caption'"),
     ):
         path.write_text(json.dumps(good | change))
@@ -271,7 +279,7 @@ def test_rows_whose_points_do_not_fit_are_left_out(tmp_path: Path) -> None:
     content = picture(1)
     root = pixmo_set(tmp_path, [pixmo_row(content), pixmo_row(content, count=3)], pictures={pixmo_row(content)["image_sha256"]: content})
     data = open_dataset("pixmo_count", "train", root)
-    assert len(data) == 1 and "row 1 has 2 points and the count 3, it is left out" in data.dropped[0]
+    assert len(data) == 1 and "row 1 has 2 points and the count 3" in data.dropped[0]
 
 
 def test_pictures_by_the_names_of_molmos_downloader(tmp_path: Path) -> None:
@@ -316,8 +324,12 @@ def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> N
         ({"points": {"x": [1.0, float("nan")], "y": [1.0, 2.0]}}, "row 0 has points that are not numbers"),
     ],
 )
-def test_a_broken_pixmo_row_is_refused(tmp_path: Path, change: dict, sentence: str) -> None:
-    root = pixmo_set(tmp_path, [pixmo_row(picture(1)) | change])
+def test_a_broken_pixmo_row_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
+    content = picture(1)
+    root = pixmo_set(tmp_path, [pixmo_row(content) | change, pixmo_row(content)], pictures={pixmo_row(content)["image_sha256"]: content})
+    data = open_dataset("pixmo_count", "train", root)
+    assert [example.query for example in data] == ["cup"] and sentence in data.dropped[0] and len(data.dropped) == 1
+    root = pixmo_set(tmp_path / "alone", [pixmo_row(picture(1)) | change])
     assert sentence in complaint(lambda: open_dataset("pixmo_count", "train", root))
 
 
@@ -360,11 +372,12 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
     "rows, sentence",
     [
         ({}, "the file needs a list of pages"),
-        ([], "the file needs a list of pages"),
+        ([], "the file holds no page"),
         ([{"text": "a"}], "page 0 has no 'image'"),
         ([{"image": 3, "text": "a"}], "page 0 has the image 3, give a file name"),
         ([{"image": "../1.png", "text": "a"}], "file_name outside of its folder"),
-        ([{"image": "1.png", "text": "a"}, {"image": "1.png"}], "page 1 has no 'conversations'"),
+        ([{"image": "1.png"}], "page 0 has no 'conversations'"),
+        ([7], "page 0 is no object with a 'image'"),
         ([{"image": "1.png", "text": " "}], "page 0 has no text"),
         ([{"image": "1.png", "conversations": told("a")[:1]}], "page 0 has no text"),
         ([{"image": "1.png", "conversations": "a"}], "page 0 has no text"),
@@ -373,6 +386,9 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
 def test_a_broken_page_is_refused(tmp_path: Path, rows: Any, sentence: str) -> None:
     said = complaint(lambda: open_dataset("pageocr", "train", page_set(tmp_path, rows)))
     assert sentence in said and "train.json" in said
+    if rows:
+        data = open_dataset("pageocr", "train", page_set(tmp_path, [*rows, {"image": "1.png", "text": "good"}]))
+        assert [example.fields["text"] for example in data] == ["good"] and sentence in data.dropped[0]
 
 
 # ---------------------------------------------------------------------- COCO, all categories

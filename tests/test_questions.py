@@ -99,17 +99,29 @@ def test_every_place_is_as_often_the_right_one(tmp_path: Path) -> None:
         ({"question": None}, "the question has no 'question'"),
     ],
 )
-def test_a_broken_vstar_file_is_refused(tmp_path: Path, change: dict, sentence: str) -> None:
+def test_a_broken_vstar_file_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
     content = {key: value for key, value in (GLOVE | change).items() if value is not None}
-    root = vstar_set(tmp_path, {"sa_1": GLOVE, "sa_2": content})
-    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
+    root = vstar_set(tmp_path, {"sa_1": GLOVE, "sa_2": content, "sa_3": GLOVE})
+    data = open_dataset("vstar", "test", root)
+    assert [example.id for example in data][:2] == ["direct_attributes/sa_1", "direct_attributes/sa_3"]
+    (said,) = data.dropped
+    assert sentence in said and "sa_2.json" in said and "\n" not in said
+    whole = open_dataset("vstar", "test", vstar_set(tmp_path / "whole", {f"sa_{k}": GLOVE for k in (1, 2, 3)}))
+    assert data[1].fields["options"] == whole[2].fields["options"]  # the others are asked as they were
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "[" * 20_000], ids=["empty", "list", "null", "deep"])
+def test_a_set_of_which_every_file_is_broken_is_refused(tmp_path: Path, content: str) -> None:
+    root = vstar_set(tmp_path, {"sa_1": GLOVE})
+    for path in (tmp_path / "vstar_bench").rglob("*.json"):
+        path.write_text(content)
+    with pytest.raises(DataError, match=r"vstar has no question. Nothing in it can be used: .*sa_1.json: .* \(and 1 more\)"):
         open_dataset("vstar", "test", root)
-    assert "sa_2.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_vstar_folders_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "vstar_bench").mkdir()
-    with pytest.raises(DataError, match="direct_attributes: there is no json file"):
+    with pytest.raises(DataError, match="vstar_bench: there is neither direct_attributes/.*json nor relative_position/.*json, see data/README.md"):
         open_dataset("vstar", "test", str(tmp_path))
     with pytest.raises(DataError, match="vstar: there is no split 'train', choose one of dev, test, val"):
         open_dataset("vstar", "train", str(tmp_path))
@@ -143,7 +155,7 @@ def mmbench_row(index: int, image: bytes | str, answer: str = "B", **cells: str)
 
 def mmbench_set(root: Path, rows: list[dict[str, str]], header: list[str] | None = None) -> str:
     (root / "MMBench").mkdir(parents=True)
-    with (root / "MMBench" / "MMBench_DEV_EN_V11.tsv").open("w", newline="", encoding="utf-8") as file:
+    with (root / "MMBench" / "MMBench_DEV_EN_V11.tsv").open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
         writer = csv.DictWriter(file, header or HEADER, delimiter="\t", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -183,16 +195,18 @@ def test_opening_a_table_keeps_no_picture(tmp_path: Path) -> None:
     "row, sentence",
     [
         (mmbench_row(2, picture(1), answer="E"), "row 1 has the answer 'E' and 3 options"),
+        (mmbench_row(2, picture(1), category="a", comment="\ud800"), "row 1 (line 3) has bytes that are no UTF-8 text"),
         (mmbench_row(2, picture(1), answer=""), "row 1 has the answer '' and 3 options"),
-        (mmbench_row(2, "77"), "row 1 has the picture of an unknown index 77"),
+        (mmbench_row(2, "77"), "row 1 (line 3) has the picture of an unknown index 77"),
         (mmbench_row(2, picture(1)) | {"index": "two"}, "row 1 has the index 'two'"),
     ],
 )
-def test_a_broken_row_is_refused(tmp_path: Path, row: dict[str, str], sentence: str) -> None:
-    root = mmbench_set(tmp_path, [mmbench_row(1, picture(1)), row])
-    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
-        open_dataset("mmbench", "dev", root)
-    assert "MMBench_DEV_EN_V11.tsv" in str(caught.value) and "\n" not in str(caught.value)
+def test_a_broken_row_is_left_out(tmp_path: Path, row: dict[str, str], sentence: str) -> None:
+    root = mmbench_set(tmp_path, [mmbench_row(1, picture(1)), row, mmbench_row(3, picture(30)), mmbench_row(1_000_001, "1", "A")])
+    data = open_dataset("mmbench", "dev", root)
+    assert [(example.fields["group"], example.image.getpixel((0, 0))[0]) for example in data] == [("1", 1), ("3", 30), ("1", 1)]
+    (said,) = data.dropped
+    assert sentence in said and "MMBench_DEV_EN_V11.tsv" in said and "\n" not in said
 
 
 def test_a_broken_table_is_refused(tmp_path: Path) -> None:
@@ -207,8 +221,15 @@ def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     assert "the header has no column 'image'" in complaint(b"index\tquestion\n1\twhat\n")
     assert "there is no column 'A'" in complaint(b"index\tquestion\timage\n1\twhat\tAAAA\n")
     assert "no such file or nothing in it" in complaint("\t".join(HEADER).encode())
-    assert "row 0 has 2 fields and the header 14" in complaint("\t".join(HEADER).encode() + b"\n1\twhat\n")
-    assert "the file cannot be read" in complaint("\t".join(HEADER).encode() + b"\n\xff\xfe\n")
+    assert "row 0 (line 2) has 2 fields and the header 14" in complaint("\t".join(HEADER).encode() + b"\n1\twhat\n")
+    assert "row 0 (line 2) has 1 fields and the header 14" in complaint("\t".join(HEADER).encode() + b"\n\xff\xfe\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    root = mmbench_set(tmp_path, [mmbench_row(1, picture(10)), mmbench_row(1_000_001, "1", "A")])
+    path = tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [example.image.getpixel((0, 0))[0] for example in open_dataset("mmbench", "dev", root)] == [10, 10]
 
 
 def test_a_bad_picture_in_a_table_is_one_examples_matter(tmp_path: Path) -> None:
