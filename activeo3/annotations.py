@@ -80,9 +80,12 @@ class Index(NamedTuple):
     category_ids: Mapping[int, Id] = {}
 
     def own_ids(self, image_id: int, category_id: int | None = None) -> dict[str, Id]:
-        """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers."""
+        """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers.
+
+        A tile is no picture of the file and has its number alone.
+        """
         found = {}
-        if image_id in self.image_ids:
+        if image_id in self.image_ids and not self.pictures[image_id].window:
             found["file_image_id"] = self.image_ids[image_id]
         if category_id in self.category_ids:
             found["file_category_id"] = self.category_ids[category_id]
@@ -250,8 +253,8 @@ def read_coco(
     names = distinct(path, names, {question.category_id for question in questions})
     frequency = {category_numbers[one]: row["frequency"] for one, row in categories.items() if row.get("frequency") in ("r", "c", "f")}
     paths = tuple(picture.path for picture in pictures.values())
-    own = originals(image_numbers), originals(category_numbers)
-    return Index(pictures, questions, tuple(left_out), paths, frequency, names, *own)
+    own = {"image_ids": originals(image_numbers), "category_ids": originals(category_numbers)}
+    return Index(pictures, questions, tuple(left_out), paths, frequency, names, **own)
 
 
 def by_id(path: Path, kind: str, rows: Iterable[Any], left_out: LeftOut) -> dict[Id, Mapping[str, Any]]:

@@ -175,6 +175,19 @@ def test_an_empty_split_and_twins_of_a_mac(tmp_path: Path) -> None:
         open_dataset("soda_d", "dev", root)
 
 
+def test_tiles_of_pictures_with_ids_of_any_kind(tmp_path: Path) -> None:
+    """A tile's number is one of ours, what it is from has the file's own id."""
+    root = driving_set(tmp_path, "val", [{"bbox": [5, 5, 20, 20], "category_id": 1}, {"bbox": [250, 150, 20, 20], "category_id": 1}])
+    path = tmp_path / "SODA-D" / "Annotations" / "val.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["id"] = "3fa8-41"
+    path.write_text(json.dumps(content | {"annotations": [row | {"image_id": "3fa8-41"} for row in content["annotations"]]}))
+    data = open_dataset("soda_d", "val", root, tile=200, tile_overlap=20)
+    assert [(e.image_id, e.fields["source_id"]) for e in data] == [(10000, "3fa8-41"), (10001, "3fa8-41")]
+    assert [row["id"] for row in results.truth(list(data))["images"]] == [10000, 10001]
+    assert results.truth(list(open_dataset("soda_d", "val", root, tile=0)))["images"][0]["id"] == "3fa8-41"
+
+
 # ---------------------------------------------------------------------- tiles
 
 
