@@ -116,7 +116,7 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     assert repr(alone) == repr(together)
 
 
-def test_pictures_are_read_when_their_turn_comes(tokenizer) -> None:
+def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> None:
     """800 pictures of 8K are 80 GB: the questions are held without them, and the same rows come out."""
     full = [question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(jobs.BATCH + 3)]
 
@@ -135,7 +135,7 @@ def test_pictures_are_read_when_their_turn_comes(tokenizer) -> None:
 
     most: list[int] = []
     light = quiz.Light(OnDisk())
-    examples = readable(light)
+    examples = readable(light, tmp_path)
     model = saying(tokenizer, lambda views, text: "A" if (np.asarray(views[0])[..., 0] > 200).any() else "B")
     ways = ("direct", "active", "oracle-regions")
     (held, _), (read, _) = (
