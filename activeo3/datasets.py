@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, close_ups, data_fetch, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3 import annotations, close_ups, data_fetch, data_mmbench, data_mme, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
 from activeo3.data_fetch import Fetched
 from activeo3.data_layouts import present
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
@@ -69,6 +69,7 @@ class Reader(NamedTuple):
 LVIS = "https://www.lvisdataset.org, pictures https://cocodataset.org"
 SODA = "https://shaunyuan22.github.io/SODA"
 HUB = "https://huggingface.co/datasets"
+MMBENCH = "https://github.com/open-compass/MMBench"
 REFER = "https://github.com/lichengunc/refer, pictures https://cocodataset.org (2014 train)"
 READERS: dict[str, Reader] = {
     **{
@@ -87,8 +88,11 @@ READERS: dict[str, Reader] = {
     "hrbench": Reader(questions.open_hrbench, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
     "hrbench_8k": Reader(questions.open_hrbench_8k, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
     "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA", answers="words"),
-    "mme": Reader(questions.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME", answers="words"),
-    "mmbench": Reader(questions.open_mmbench, {"test": 4_876}, "https://github.com/open-compass/MMBench", answers="words"),
+    "mme": Reader(data_mme.open_mme, {"test": 2_374}, f"{HUB}/lmms-lab/MME", answers="words"),
+    **{
+        name: Reader(data_mmbench.opener(name), {"test": data_mmbench.ROWS.get(name, 0)}, MMBENCH, answers="words")
+        for name in data_mmbench.NAMES
+    },
     "coco_det": Reader(annotations.open_coco_det, {"train": 118_287, "val": 5_000}, "https://cocodataset.org"),
     "refcoco": Reader(referring.open_refcoco, {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}, REFER),
     "refcoco_plus": Reader(referring.open_refcoco_plus, {"train": 16_992, "val": 1_500, "testA": 750, "testB": 750}, REFER),

@@ -1,4 +1,6 @@
-"""Questions about pictures that are answered in words: V*Bench, HR-Bench, RealWorldQA, MME and MMBench.
+"""Questions about pictures that are answered in words: V*Bench, HR-Bench and RealWorldQA.
+
+MME (data_mme.py) and MMBench (data_mmbench.py) have rooms of their own, and the same fields.
 
 V*Bench asks about small things in large pictures ("V*: Guided Visual Search as a Core Mechanism in
 Multimodal LLMs", arXiv 2312.14135), and so does HR-Bench, in pictures of 4K and 8K (arXiv 2408.15556). The
@@ -13,13 +15,11 @@ An example's ``query`` is the question. Its fields, all text unless said otherwi
     hint       MMBench: what should be known beforehand, often empty
     group      questions that count only together have the same text here: MME's two about a picture,
                the copies of a question with rotated options in MMBench and HR-Bench. They have one ``image_id``
-    rotations  MMBench: how many copies of the question the file holds; 0 if the one without rotation is not among them
     targets    V*Bench: tuple of the things the question is about; their boxes are ``target_boxes_px``
                (N, 4), and ``boxes_px`` as well, so that regions can be judged
 """
 
 import string
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
@@ -34,9 +34,6 @@ from activeo3.tables import Table, open_table, picture_of
 ONE_SPLIT = ("test", "val", "dev")
 """These sets have one public part to evaluate on, whichever of these names it is asked for by."""
 LETTERS = string.ascii_uppercase
-MMBENCH = ("mmbench",)
-MMBENCH_COPY = 1_000_000
-"""What separates the index of a question and of its copies."""
 
 
 def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tuple[tuple[str, ...], str]:
@@ -177,35 +174,11 @@ class TableDataset:
 
 
 def open_realworldqa(source: Source) -> TableDataset:
-    """``RealworldQA/data/test-*.parquet`` (image, question, answer); options are part of the question."""
-    return _open_tables("realworldqa", source, "RealworldQA", "data/test-*.parquet", _in_words)
+    """``RealworldQA/data/test-*.parquet`` (image, question, answer); options are part of the question.
 
-
-def open_mme(source: Source) -> TableDataset:
-    """``MME/data/test-*.parquet`` (question_id, image, question, answer, category): yes or no.
-
-    Two questions are asked about every picture; both have the same ``question_id``.
+    In VLMEvalKit's ``RealWorldQA.tsv`` they have columns of their own.
     """
-    return _open_tables("mme", source, "MME", "data/test-*.parquet", _yes_or_no)
-
-
-def open_mmbench(source: Source) -> TableDataset:
-    """``MMBench/MMBench_DEV_EN_V11.tsv`` (index, question, hint, A, B, C, D, answer, category, image).
-
-    Options stay in the order of the file, which holds a question once for each rotation of them; the
-    index of a copy is the question's plus a million, two millions, and so on.
-    """
-    return _with_rotations(_open_tables("mmbench", source, "MMBench", "MMBench_DEV_EN_V11.tsv", _by_letter))
-
-
-def _with_rotations(dataset: TableDataset) -> TableDataset:
-    """The data set with the field ``rotations`` in every question."""
-    of_group = Counter(asked.fields["group"] for asked in dataset.questions)
-    first = {asked.fields["group"] for asked in dataset.questions if asked.fields["group"] == asked.table.rows[asked.row]["index"]}
-    for asked in dataset.questions:
-        group = asked.fields["group"]
-        asked.fields["rotations"] = of_group[group] if group in first else 0
-    return dataset
+    return _open_first("realworldqa", source, "RealworldQA", ("data/test-*.parquet", "RealWorldQA.tsv"), in_words)
 
 
 def open_hrbench(source: Source) -> TableDataset:
@@ -224,24 +197,32 @@ def open_hrbench_8k(source: Source) -> TableDataset:
 
 
 def _open_hrbench(name: str, source: Source, stem: str) -> TableDataset:
-    text = source.folder(name, "HR-Bench") / f"{stem}.tsv"
-    return _open_tables(name, source, "HR-Bench", text.name if text.is_file() else f"{stem}*.parquet", _rotated)
+    return _open_first(name, source, "HR-Bench", (f"{stem}.tsv", f"{stem}*.parquet"), _rotated)
 
 
-def _open_tables(
-    name: str,
-    source: Source,
-    below: str,
-    pattern: str,
-    fields_of: Callable[[Mapping[str, str]], dict[str, Any]],
-) -> TableDataset:
-    """All rows of the files that fit the pattern, every one of them checked; those that are wrong are left out."""
+FieldsOf = Callable[[Mapping[str, str]], dict[str, Any]]
+"""An example's fields from a row's columns. Raises ValueError if it is no question, KeyError for a missing column."""
+
+
+def _open_first(name: str, source: Source, below: str, patterns: Sequence[str], fields_of: FieldsOf) -> TableDataset:
+    """The rows of the files of the first pattern that fits any."""
     source.one_of(name, ONE_SPLIT)
     folder = source.folder(name, below)
+    paths = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+    if not paths:
+        raise missing(folder, patterns)
+    return open_files(name, paths, fields_of)
+
+
+def open_files(name: str, paths: Sequence[Path], fields_of: FieldsOf) -> TableDataset:
+    """All rows of tables, every one of them checked; those that are wrong are left out.
+
+    Raises DataError if none is left.
+    """
     questions: list[Asked] = []
     left_out = LeftOut()
     pictures: dict[str, int] = {}
-    for path in sorted(folder.glob(pattern)):
+    for path in paths:
         table = open_table(path)
         left_out += table.dropped
         for row, content in enumerate(table.rows):
@@ -250,11 +231,11 @@ def _open_tables(
                 picture = pictures.setdefault(fields.get("group", f"{path} {row}"), len(pictures) + 1)
                 questions.append(Asked(table, row, picture, fields))
     if not questions:
-        raise left_out.nothing(f"{folder / pattern}: there is no such file or nothing in it, see data/README.md")
+        raise left_out.nothing(f"{paths[0]}: there is no question in the file, download it again")
     return TableDataset(name, tuple(questions), dropped=tuple(left_out))
 
 
-def _fields(path: Path, row: int, content: Mapping[str, str], fields_of: Callable[[Mapping[str, str]], dict[str, Any]]) -> dict[str, Any]:
+def _fields(path: Path, row: int, content: Mapping[str, str], fields_of: FieldsOf) -> dict[str, Any]:
     """An example's fields from a row. Raises DataError."""
     try:
         return fields_of(content)
@@ -264,35 +245,38 @@ def _fields(path: Path, row: int, content: Mapping[str, str], fields_of: Callabl
         raise DataError(f"{path}: row {row} {error}, download the file again") from None
 
 
-def _in_words(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a question whose answer is a word. Raises ValueError if there is none."""
+def in_words(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a question whose answer is a word, or a letter if it has columns of options.
+
+    Raises ValueError if it has no answer.
+    """
     if not row["answer"].strip():
         raise ValueError("has no answer")
+    if row.get("A", "").strip():
+        return lettered(row)
     return {"question": row["question"], "options": (), "answer": row["answer"].strip(), "category": row.get("category", "")}
-
-
-def _yes_or_no(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of one of MME's questions."""
-    return _in_words(row) | {"group": row["question_id"]}
-
-
-def _by_letter(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a question with a column per option, of which the last may be empty."""
-    if not row["index"].isdigit():
-        raise ValueError(f"has the index {row['index']!r}, no whole number")
-    return _lettered(row) | {"hint": row.get("hint", ""), "group": str(int(row["index"]) % MMBENCH_COPY)}
 
 
 def _rotated(row: Mapping[str, str]) -> dict[str, Any]:
     """Fields of one of HR-Bench's questions."""
-    fields = _lettered(row)
+    fields = lettered(row)
+    if "answer" not in fields:
+        raise ValueError("has no answer")
     right = fields["options"][LETTERS.index(fields["answer"])]
     return fields | {"group": repr((fields["question"], sorted(fields["options"]), right))}
 
 
-def _lettered(row: Mapping[str, str]) -> dict[str, Any]:
-    options = [row["A"], row["B"], *(row.get(letter, "") for letter in "CDE")]
-    options = [option for option in options if option.strip()]
-    if row["answer"].strip() not in list(LETTERS[: len(options)]):
-        raise ValueError(f"has the answer {row['answer']!r} and {len(options)} options")
-    return {"question": row["question"], "options": tuple(options), "answer": row["answer"].strip(), "category": row["category"]}
+def lettered(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a question with a column per option, of which the last may be empty; no ``answer`` if there is none.
+
+    Raises ValueError if the options or the answer cannot be.
+    """
+    cells = [row["A"], row["B"], *(row[letter] for letter in LETTERS[2:] if letter in row)]
+    options = [cell for cell in cells if cell.strip()]
+    if not options or options != cells[: len(options)]:
+        raise ValueError(f"has a gap in its options {cells!r}")
+    fields = {"question": row["question"], "options": tuple(options), "category": row.get("category", "")}
+    answer = row.get("answer", "").strip()
+    if answer and answer not in list(LETTERS[: len(options)]):
+        raise ValueError(f"has the answer {answer!r} and {len(options)} options")
+    return fields | {"answer": answer} if answer else fields

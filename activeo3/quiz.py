@@ -41,10 +41,11 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import intervals, metrics, prompts, report, results
+from activeo3 import data_mmbench, eval_submission, intervals, metrics, prompts, report, results
 from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
 from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
+from activeo3.data_mme import COGNITION, PERCEPTION
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset, Derived, within
 from activeo3.jobs import blocks
@@ -53,7 +54,7 @@ from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.proposals import propose
-from activeo3.questions import HRBENCH_KINDS, MMBENCH, VSTAR_KINDS
+from activeo3.questions import HRBENCH_KINDS, VSTAR_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
 from activeo3.stream import readable
@@ -61,14 +62,11 @@ from activeo3.taskmodels import crop_view, visible
 
 WHOLE = ("direct", "direct-native")
 """Methods without crops."""
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-"""MME's categories."""
 KINDS: dict[str, tuple[str, ...]] = {"vstar": VSTAR_KINDS, "hrbench": HRBENCH_KINDS, "hrbench_8k": HRBENCH_KINDS}
 """Categories that have a column of their own."""
 GROUPS: dict[str, tuple[str, Callable[[Example], int]]] = {
     "mme": ("accuracy_plus", lambda example: 2),
-    **{name: ("circular", lambda example: example.fields["rotations"]) for name in MMBENCH},
+    **{name: ("circular", lambda example: example.fields["rotations"]) for name in data_mmbench.NAMES},
 }
 """Where questions count together: the column, and how many belong to the group of an example."""
 PUBLISHED = ("mme", "realworldqa")
@@ -337,7 +335,7 @@ def columns(benchmark: str, examples: Sequence[Example], black: bool) -> list[st
     """The columns of a benchmark's table, beside method and task model."""
     judged = ["accuracy", *([LENIENT] if benchmark in PUBLISHED else [])]
     judged += ["accuracy_plus", "perception", "cognition", "total"] if benchmark == "mme" else KINDS.get(benchmark, ())
-    judged += ["circular"] if benchmark in MMBENCH else []
+    judged += ["circular"] if benchmark in data_mmbench.NAMES else []
     known = any("answer" in example.fields for example in examples)
     boxed = ["region_recall"] if any(len(example.boxes_px) for example in examples) else []
     blind = [SAME_WITH_BLACK_CROPS] if black and known else []
@@ -387,4 +385,8 @@ def evaluate(
         rows += found
         results.write_results(folder, rows)
         show(folder, name, config.split, found, given, config.checkpoint[0])
+        if eval_submission.asks_for_one(examples):
+            for label, of_row in given.items():
+                eval_submission.write_submission(folder / f"submission-{name}-{label}.tsv", examples, of_row)
+            print(f"{name} has no public answers: submit {folder}/submission-{name}-*.tsv ({len(examples)} rows; all of them with --limit 0)")
     print(f"numbers: {folder / 'results.json'}; every answer lies beside it")

@@ -296,7 +296,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
         (("coco", "train", str(tmp_path)), "instances_train.json: there is no such file"),
         (("coco", "train", None), "no data root was given"),
-        (("coca", "train", root), "there is no data set 'coca', choose one of close_ups, coco, "),
+        (("coca", "train", root), "there is no data set 'coca', choose one of ccbench, close_ups, coco, "),
         (("coco", "train", root, 0), "a limit of 0"),
     ):
         with pytest.raises(DataError, match=re.escape(sentence)):

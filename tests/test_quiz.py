@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import datasets, jobs, ledger, proposals, quiz, suites
+from activeo3 import data_mmbench, datasets, jobs, ledger, proposals, quiz, suites
 from activeo3.answer_parsing import WORD_ERRORS
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
@@ -282,7 +282,7 @@ def test_vstar_has_its_two_categories_beside_the_mean() -> None:
 
 def test_every_set_of_questions_in_words_is_known_here() -> None:
     words = {name for name, reader in datasets.READERS.items() if reader.answers == "words"}
-    assert words == {"hrbench", "hrbench_8k", "mme", "mmbench", "realworldqa", "vstar"} >= {*quiz.GROUPS, *quiz.KINDS}
+    assert words == {"hrbench", "hrbench_8k", "mme", *data_mmbench.NAMES, "realworldqa", "vstar"} >= {*quiz.GROUPS, *quiz.KINDS}
 
 
 @pytest.mark.parametrize("parquet", [False, True])

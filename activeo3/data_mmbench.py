@@ -1,0 +1,101 @@
+"""MMBench and CCBench in every file in which they have been published (arXiv 2307.06281): choices among lettered options.
+
+    mmbench           dev, English, version 1.1        mmbench_v10           version 1.0
+    mmbench_cn        the same in Chinese              mmbench_cn_v10
+    mmbench_test      test, without answers            mmbench_test_v10
+    mmbench_test_cn                                    mmbench_test_cn_v10
+    ccbench           Chinese culture
+
+A file holds a question once for each rotation of its options. The ``index`` of a copy is that of the question plus a
+million, two millions, and so on. Copies share a picture: VLMEvalKit's files have it once, and its index in the other
+rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any order, and copies may be missing.
+
+An example's fields are those of questions.py and
+
+    rotations    how many rows the file has of this question; 0 if the one without rotation is not among them
+    columns      test files: all columns of the row but the picture, for the file that is submitted (eval_submission.py);
+                 such an example has no ``answer``
+"""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+from activeo3.files import Source, missing
+from activeo3.questions import ONE_SPLIT, TableDataset, lettered, open_files
+
+COPY = 1_000_000
+"""What separates the index of a question and of its copies."""
+FOLDERS = ("MMBench", "mmbench", "mmbench_cn")
+FILES: dict[str, tuple[str, ...]] = {
+    "v11": ("{folder}/MMBench_{PART}_{language}_V11.tsv", "{folder}/MMBench_{PART}_{language}_V11_legacy.tsv"),
+    "v10": (
+        "{folder}/MMBench_{PART}_{language}.tsv", "{folder}/MMBench_{PART}_{language}_legacy.tsv",  # the authors'
+        "{folder}/mmbench_{part}{cn}_20[0-9][0-9][0-9][0-9][0-9][0-9].tsv",  # theirs of 2023
+        "MMBench/{hub}/{part}-*.parquet", "MMBench_{language}/data/{part}-*.parquet",  # the hub's: lmms-lab/MMBench, MMBench_EN, ...
+    ),
+    "cc": ("{folder}/CCBench.tsv", "{folder}/CCBench_legacy.tsv", "MMBench/cc/test-*.parquet"),
+}  # fmt: skip
+"""Files by version, the best first; the first that is there is read."""
+NAMES: dict[str, tuple[str, str, str]] = {
+    **{
+        f"mmbench{'_test' * (part == 'test')}{'_cn' * (language == 'CN')}{'_v10' * (version == 'v10')}": (part, language, version)
+        for version in ("v11", "v10")
+        for part in ("dev", "test")
+        for language in ("EN", "CN")
+    },
+    "ccbench": ("dev", "CN", "cc"),
+}
+"""Part, language and version of every set."""
+ROWS = {"mmbench": 4_876, "mmbench_v10": 4_329, "mmbench_cn_v10": 4_329, "mmbench_test_v10": 6_666, "mmbench_test_cn_v10": 6_666}
+"""Rows of the files, where they are known."""
+
+
+def opener(name: str) -> Callable[[Source], TableDataset]:
+    """What opens one of NAMES."""
+    return partial(_open, name)
+
+
+def _open(name: str, source: Source) -> TableDataset:
+    source.one_of(name, ONE_SPLIT)
+    dataset = open_files(name, _files(name, source.folder(name, ".")), _fields)
+    known = [asked for asked in dataset.questions if "answer" in asked.fields]
+    unknown = [asked for asked in dataset.questions if "answer" not in asked.fields]
+    if known and unknown:  # a row of a dev file without its answer; a test file has none at all
+        sentences = [f"{asked.table.path}: row {asked.row} has no answer, download the file again" for asked in unknown]
+        dataset = replace(dataset, questions=tuple(known), dropped=(*dataset.dropped, *sentences))
+    _count_rotations(dataset)
+    return dataset
+
+
+def _files(name: str, root: Path) -> list[Path]:
+    """The files of a set, of the first pattern that fits any. Raises DataError if none does."""
+    part, language, version = NAMES[name]
+    words = {"part": part, "PART": part.upper(), "language": language, "hub": language.lower(), "cn": "_cn" * (language == "CN")}
+    patterns = [file.format(folder=folder, **words) for file in FILES[version] for folder in FOLDERS]
+    paths = next((found for pattern in patterns if (found := sorted(root.glob(pattern)))), [])
+    if not paths:
+        raise missing(root, [file.format(folder=FOLDERS[0], **words) for file in FILES[version]])
+    return paths
+
+
+def _fields(row: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a row. Raises ValueError or KeyError if it is no question with lettered options."""
+    # The hub's tables were written by pandas: what is empty is the text "nan".
+    row = {column: "" if text == "nan" else text for column, text in row.items()}
+    if not row["index"].isdigit():
+        raise ValueError(f"has the index {row['index']!r}, no whole number")
+    group = row.get("g_index") or str(int(row["index"]) % COPY)
+    fields = lettered(row) | {"hint": row.get("hint", ""), "group": group}
+    return fields if "answer" in fields else fields | {"columns": row}
+
+
+def _count_rotations(dataset: TableDataset) -> None:
+    """Gives every question the field ``rotations``."""
+    of_group = Counter(asked.fields["group"] for asked in dataset.questions)
+    unturned = {asked.fields["group"] for asked in dataset.questions if asked.fields["group"] == asked.table.rows[asked.row]["index"]}
+    for asked in dataset.questions:
+        group = asked.fields["group"]
+        asked.fields["rotations"] = of_group[group] if group in unturned else 0

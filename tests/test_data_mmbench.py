@@ -1,0 +1,172 @@
+"""data_mmbench.py and eval_submission.py: every published file as its publisher builds it, and what MMBench's server takes."""
+
+import base64
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+import pytest
+
+from activeo3 import data_mmbench, datasets, quiz
+from activeo3.data_mmbench import NAMES
+from activeo3.datasets import open_dataset
+from activeo3.files import DataError
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
+from test_questions import picture
+
+QUESTIONS = {241: ("What is it?", ("cat", "dog", "hen", "owl"), 1), 252: ("Where?", ("left", "right"), 0), 3: ("这是什么？", ("猫", "狗", "鸟"), 2)}
+COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment", "split"]
+
+
+def published(references: bool = True, answers: bool = True, empty: str = "") -> list[dict[str, str]]:
+    """The rows as the authors make them: the options and the answer turned by one in each copy of a question.
+
+    Args:
+        references: whether copies have the index of the first row in place of its picture, as in VLMEvalKit's files.
+        answers: dev files have them, test files do not.
+        empty: what stands in an empty cell.
+    """
+    rows = []
+    for number, (index, (text, options, right)) in enumerate(QUESTIONS.items()):
+        image = base64.b64encode(picture(10 * number + 10)).decode()
+        for turn in range(len(options)):
+            turned = options[turn:] + options[:turn]
+            cells = dict.fromkeys(COLUMNS, empty) | dict(zip("ABCD", turned))
+            cells |= {"index": str(index + turn * 1_000_000), "question": text, "category": f"kind {number}", "split": "dev"}
+            cells |= {"hint": "Look\t\"twice\"\nat it"} if index == 241 else {}
+            cells |= {"image": str(index) if references and turn else image}
+            cells |= {"answer": "ABCD"[(right - turn) % len(options)]} if answers else {}
+            rows.append(cells)
+    return rows
+
+
+def write_tsv(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_hub(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """As lmms-lab's tables: a struct with the picture, an integer index, "nan" for what is empty."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = [row | {"index": int(row["index"]), "image": {"bytes": base64.b64decode(row["image"]), "path": None}} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(stored), path, row_group_size=100)
+
+
+def facts(data: Any) -> list[tuple]:
+    """What must be the same from every file, by index."""
+    found = []
+    for example in data:
+        fields = example.fields
+        right = fields["options"]["ABCD".index(fields["answer"])]
+        found.append((fields["group"], fields["options"], right, fields["rotations"], fields["hint"], example.image.getpixel((0, 0))[0], example.image_id))
+    return sorted(found, key=lambda fact: (int(fact[0]), fact[1]))
+
+
+def test_every_published_file_is_the_same_set(tmp_path: Path) -> None:
+    files = {
+        "mmbench": ("MMBench/MMBench_DEV_EN_V11.tsv", True), "mmbench_cn": ("MMBench/MMBench_DEV_CN_V11.tsv", True),
+        "mmbench_v10": ("MMBench/MMBench_DEV_EN.tsv", True), "mmbench_cn_v10": ("mmbench_cn/mmbench_dev_cn_20231003.tsv", False),
+        "ccbench": ("MMBench/CCBench_legacy.tsv", False),
+    }  # fmt: skip
+    for name, (path, references) in files.items():
+        write_tsv(tmp_path / path, published(references))
+    wanted = facts(open_dataset("mmbench", "dev", str(tmp_path)))
+    assert [fact[0] for fact in wanted] == ["3"] * 3 + ["241"] * 4 + ["252"] * 2
+    assert {fact[2] for fact in wanted} == {"dog", "left", "鸟"} and {fact[3] for fact in wanted} == {2, 3, 4}
+    assert all(fact[5] == {"241": 10, "252": 20, "3": 30}[fact[0]] for fact in wanted) and {fact[6] for fact in wanted} == {1, 2, 3}
+    for name in files:
+        data = open_dataset(name, "test", str(tmp_path))  # each is one part, by any name
+        assert (data.name, facts(data)) == (name, wanted), name
+    (tmp_path / "MMBench" / "MMBench_DEV_EN.tsv").rename(tmp_path / "MMBench" / "MMBench_DEV_EN_legacy.tsv")
+    assert facts(open_dataset("mmbench_v10", "dev", str(tmp_path))) == wanted
+    (tmp_path / "MMBench" / "MMBench_DEV_EN_legacy.tsv").rename(tmp_path / "MMBench" / "mmbench_dev_20230712.tsv")
+    assert facts(open_dataset("mmbench_v10", "dev", str(tmp_path))) == wanted
+    assert set(files) | {name.replace("mmbench", "mmbench_test") for name in files if name != "ccbench"} == set(NAMES)
+
+
+@pytest.mark.parametrize("path", ["MMBench/en/dev-00000-of-00001.parquet", "MMBench_EN/data/dev-00000-of-00001-75b6649fb044d38b.parquet"])
+def test_the_hubs_tables_are_the_same_set(tmp_path: Path, path: str) -> None:
+    write_tsv(tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv", published())
+    write_hub(tmp_path / path, published(references=False, empty="nan"))
+    assert facts(open_dataset("mmbench_v10", "dev", str(tmp_path))) == facts(open_dataset("mmbench", "dev", str(tmp_path)))
+
+
+def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None:
+    """A copy may come before the row with its picture; a question without its first row is none (VLMEvalKit)."""
+    rows = published()
+    order = np.random.default_rng(0).permutation(len(rows))
+    path = tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv"
+    write_tsv(path, rows)
+    wanted = facts(open_dataset("mmbench", "dev", str(tmp_path)))
+    write_tsv(path, [rows[k] for k in order])
+    shuffled = open_dataset("mmbench", "dev", str(tmp_path))
+    assert [fact[:6] for fact in facts(shuffled)] == [fact[:6] for fact in wanted]
+    assert [f"{asked.table.rows[asked.row]['index']}" for asked in shuffled.questions] == [rows[k]["index"] for k in order]
+
+    legacy = published(references=False)
+    write_tsv(path, [row for row in legacy if row["index"] not in ("2000241", "252")])
+    data = open_dataset("mmbench", "dev", str(tmp_path))
+    assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 3, "252": 0, "3": 3}
+    right = np.array([float(example.fields["group"] != "3") for example in data])
+    assert quiz.scores("mmbench", list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
+
+
+def test_a_dev_row_without_an_answer_is_left_out_and_a_file_that_is_not_there_named(tmp_path: Path) -> None:
+    rows = published()
+    rows[4]["answer"] = ""
+    write_tsv(tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv", rows)
+    data = open_dataset("mmbench", "dev", str(tmp_path))
+    assert len(data) == 8 and len(data.dropped) == 1 and "row 4 has no answer" in data.dropped[0]
+    assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 4, "252": 0, "3": 3}
+    sentence = "there is neither MMBench/MMBench_DEV_EN.tsv nor MMBench/MMBench_DEV_EN_legacy.tsv nor MMBench/mmbench_dev_20"
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        open_dataset("mmbench_v10", "dev", str(tmp_path))  # never version 1.1 in its place
+
+
+def test_a_test_file_writes_what_the_server_takes(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
+    """mmb_eval_gradio.py reads the table with pandas and wants index, prediction, question and A to D."""
+    rows = published(answers=False)
+    without = [{key: value for key, value in row.items() if key != "answer"} for row in rows]
+    write_tsv(tmp_path / "MMBench" / "MMBench_TEST_EN_V11.tsv", without)
+    out = tmp_path / "out"
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--data_root", str(tmp_path), "--benchmark", "mmbench_test", "--methods", "direct", "--limit", "0",
+        "--output_dir", str(out), *SMALL,
+    )  # fmt: skip
+    assert complaint == "" and "mmbench_test has no public answers: submit " in printed
+    (path,) = out.glob("submission-*.tsv")
+    with path.open(encoding="utf-8", newline="") as file:
+        submitted = list(csv.DictReader(file, delimiter="\t"))
+    given = json.loads((out / "answers-mmbench_test-direct.json").read_text())
+    assert list(submitted[0]) == [column for column in COLUMNS if column not in ("answer", "image")] + ["prediction"]
+    assert [row["prediction"] for row in submitted] == [data_mmbench_said(one["text"]) for one in given]
+    for row, wanted in zip(submitted, without, strict=True):
+        assert {key: row[key] for key in row if key != "prediction"} == {key: wanted[key] for key in wanted if key != "image"}
+    (row,) = json.loads((out / "results.json").read_text())["rows"]
+    assert set(row["metrics"]) == {"unread", "regions", "seconds"} and all(one["right"] is None for one in given)
+
+
+def data_mmbench_said(text: str) -> str:
+    """What a model wrote, without what hides it from the server's rules."""
+    from activeo3.answer_parsing import said
+
+    return said(text)
+
+
+def test_a_test_file_cannot_be_trained_on(tmp_path: Path) -> None:
+    from activeo3.evidence import asked_of
+
+    write_tsv(tmp_path / "MMBench" / "MMBench_TEST_CN.tsv", published(answers=False))
+    data = open_dataset("mmbench_test_cn_v10", "test", str(tmp_path))
+    assert datasets.READERS[data.name].expected == {"test": 6_666} and data_mmbench.NAMES[data.name] == ("test", "CN", "v10")
+    with pytest.raises(DataError, match="asks nothing that is answered in words"):
+        asked_of(data[0])
