@@ -31,7 +31,7 @@ from activeo3.engine import Ranks
 from activeo3.files import DataError, Dataset
 from activeo3.flags import writable_folder
 from activeo3.ledger import Ledger
-from activeo3.families import FAMILIES
+from activeo3.families import FAMILIES, check_notes
 from activeo3.models import ModelError, VisionLanguageModel, family_of
 from activeo3.page import write_page
 from activeo3.progress import Progress
@@ -61,7 +61,7 @@ def main(config: EvalConfig) -> None:
     load = loader(config, ranks, start_source)
     start = load(start_source)
     for rival in rows:
-        family_of(rival.source, FAMILIES)  # it is named now if it is no model, not when its turn comes
+        check_notes(family_of(rival.source, FAMILIES), config)  # it is named now if it is no model, not when its turn comes
     experts = {name: start if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:

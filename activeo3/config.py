@@ -223,6 +223,10 @@ class TrainConfig(_Config):
     """G: answers sampled per prompt (paper: 8)"""
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
+    scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
+    """how the answers of a group are scored, with the same result: packed (one row with their prompt), cached (a batch
+    behind the prompt's cache), rows (the prompt again for each, which costs most), or auto: packed, and cached for
+    models with a running state, like Qwen3.5, which packed rows would mix up"""
     recompute: bool = False
     """keep only the inputs of layers for the backward pass and compute the rest again (activation
     checkpointing): much less memory for a third more time in the update; the result is the same"""
@@ -385,4 +389,4 @@ def _expanded(name: str, value: Any) -> Any:
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute", "scoring"}

@@ -13,49 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import LogitsProcessor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from activeo3.packing import Prompt
-
-ROOM = 64
-"""Columns that a cache makes room for at once."""
 
 Observe = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Sequence[Prompt | None]]
 """What rows are shown after the turns they have just ended, given as (row, ids of the turn); None: nothing
 more, the row is done. Rows are numbered prompt by prompt, the first answer to the first prompt being 0."""
-
-
-class Roomy(DynamicLayer):
-    """One layer of a cache, with room behind its columns: a token is written there.
-
-    transformers' own layer is put together anew for every token. With a picture in the prompt that moves more
-    memory than the attention to it reads.
-    """
-
-    _front: Tensor | None = None  # ``keys`` as this layer left them, at the front of ``_rooms``
-    _rooms: tuple[Tensor, Tensor] | None = None  # (rows, heads, columns and room, d) of keys and values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write keys and values (rows, heads, new, d) behind the others; returns all keys and all values."""
-        held = self.get_seq_length()
-        total = held + key_states.shape[-2]
-        if not held:
-            return super().update(key_states, value_states, *args, **kwargs)
-        # Rows that were repeated or selected since the last token are new tensors, without room.
-        if self.keys is not self._front or total > self._rooms[0].shape[-2]:
-            self._rooms = tuple(pad(part, (0, 0, 0, total - held + ROOM)) for part in (self.keys, self.values))
-        for room, new in zip(self._rooms, (key_states, value_states)):
-            room[:, :, held:total] = new
-        self.keys, self.values = (room[:, :, :total] for room in self._rooms)
-        self._front = self.keys
-        return self.keys, self.values
-
-
-def new_cache(layers: int) -> DynamicCache:
-    """An empty cache for a text tower of so many ``layers``."""
-    cache = DynamicCache()
-    cache.layers = [Roomy() for _ in range(layers)]
-    return cache
 
 
 @dataclass(eq=False)
@@ -115,11 +79,11 @@ class Rows:
         self.ids, self.attended, self.deltas = self.ids[at], self.attended[at], self.deltas[at]
         self.cache.batch_select_indices(at)
 
-    def copy(self, rows: Sequence[int]) -> Self:
-        """Some rows as a batch of their own, which the others do not touch."""
+    def copy(self, rows: Sequence[int], unread: bool = False) -> Self:
+        """Some rows as a batch of their own, which the others do not touch; ``unread`` with an empty cache."""
         at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
-        cache = new_cache(len(self.cache.layers))
-        for number, layer in enumerate(self.cache.layers):
+        cache = _empty(self.cache)
+        for number, layer in enumerate([] if unread else self.cache.layers):
             cache.update(layer.keys[at], layer.values[at], number)
         which = [self.which[row] for row in rows]
         return type(self)(which, self.ids[at], self.attended[at], self.deltas[at], cache)
@@ -133,7 +97,7 @@ class Rows:
             torch.cat([pad(getattr(part, name), (few, 0)) for part, few in zip(parts, missing)])
             for name in ("ids", "attended")
         )
-        cache = new_cache(len(parts[0].cache.layers))
+        cache = _empty(parts[0].cache)
         for number in range(len(parts[0].cache.layers)):
             layers = [part.cache.layers[number] for part in parts]
             keys, values = (
@@ -143,6 +107,13 @@ class Rows:
             cache.update(keys, values, number)
         which = [row for part in parts for row in part.which]
         return cls(which, ids, attended, torch.cat([part.deltas for part in parts]), cache)
+
+
+def _empty(cache: DynamicCache) -> DynamicCache:
+    """An empty cache with layers as those of another one."""
+    new = DynamicCache()
+    new.layers = [type(layer)() for layer in cache.layers]
+    return new
 
 
 class DrawnLogps(LogitsProcessor):

@@ -1,7 +1,7 @@
 """Pictures and text become prompts: what both uses of a model, sampling and scoring, share.
 
-Qwen2.5-VL writes boxes in pixels of the view it saw, Qwen3-VL in thousandths of the view's sides; that
-is a property of the loaded model (``text_scale``), and families.py is where it is known.
+Some families write boxes in pixels of the view that they saw, others in thousandths of its sides; that is a property of
+the loaded model (``text_scale``), and families.py is where it is known.
 """
 
 import re
@@ -53,6 +53,8 @@ class Encoder:
         self.eyes = Eyes(model)
         config = model.config
         self.family: str = config.model_type
+        self.states: bool = FAMILIES[self.family].states
+        self.scoring: str = FAMILIES[self.family].scoring
         self.image_token: int = config.image_token_id
         self.end_token: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.end_tokens: frozenset[int] = frozenset({self.end_token, *_stated_ends(model, tokenizer)})
@@ -104,8 +106,8 @@ class Encoder:
         return fitted(size, self.factor, *pixels)
 
     def text_scale(self, view: tuple[int, int]) -> tuple[int, int]:
-        """The coordinate system of boxes in text for a view of (width, height): see FAMILIES."""
-        return view if FAMILIES[self.family] == "pixels" else (1000, 1000)
+        """The coordinate system of boxes in text for a view of (width, height): see ``Family.coordinates``."""
+        return view if FAMILIES[self.family].coordinates == "pixels" else (1000, 1000)
 
     def encode(
         self, views: Sequence[Shown], texts: Sequence[str], names: Sequence[str] | None = None
@@ -204,7 +206,7 @@ class Encoder:
         merged = self.image_processor.merge_size**2
         features = [sum(int(turn.grids.prod(dim=1).sum()) // merged for turn in row) for row in given]
         if features != announced:
-            wrong = [row[0].name or f"row {r}" for r, row in enumerate(given) if features[r] != announced[r]]
+            wrong = [(row and row[0].name) or f"row {r}" for r, row in enumerate(given) if features[r] != announced[r]]
             raise RuntimeError(
                 f"image tokens {announced} do not match visual features {features}, see {', '.join(wrong)}"
             )

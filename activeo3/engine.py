@@ -23,7 +23,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import adapters
+from activeo3 import adapters, families
+from activeo3.caches import recompute_with_cache
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object, writable_folder
 from activeo3.models import VisionLanguageModel, keep_freed_memory
@@ -218,12 +219,15 @@ class Sharded:
         if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
             raise ConfigError(f"--train_only {config.train_only} matches no parameter of the model.")
         if learns:
+            families.check_notes(vlm.family, config)
             vlm.eyes.keep_if_frozen()
+            vlm.scoring = families.scoring_of(vlm.family, config, sees=not vlm.eyes.keep)
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         if learns and config.recompute:
             with ranks.quietly():  # a new name for it is on its way
                 vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_with_cache(vlm.model.model.language_model)
             vlm.model.train()  # transformers recomputes in this mode only
         with ranks.quietly():
             self.engine, *_ = deepspeed.initialize(

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from activeo3.families import FAMILIES
 from activeo3.packing import Prompt
 
 
@@ -22,9 +23,10 @@ class Eyes:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.keep = False
-        # Of each prompt: its visual tokens (N, hidden), and with Qwen3-VL those of every layer that it adds further in.
+        # Of each prompt: its visual tokens (N, hidden), and with ``deepstack`` those of every layer that adds further ones.
         self._kept: WeakKeyDictionary[Prompt, tuple[Tensor, ...]] = WeakKeyDictionary()
         self._kind: type = dict  # in which transformers returns them
+        self._deep = FAMILIES[model.config.model_type].deepstack
 
     def keep_if_frozen(self) -> None:
         """Keep what is seen from now on, if no parameter of the tower learns."""
@@ -38,7 +40,7 @@ class Eyes:
         with torch.no_grad():
             seen = self.model.model.get_image_features(self._pixels(new), self._grids(new), return_dict=True)
         self._kind = type(seen)
-        layers = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]  # each: a tensor per picture
+        layers = [seen.pooler_output, *(seen.deepstack_features if self._deep else ())]  # each: a tensor per picture
         pictures = [iter(layer) for layer in layers]
         for prompt in new:
             self._kept[prompt] = tuple(torch.cat([next(of_layer) for _ in prompt.grids]) for of_layer in pictures)
@@ -56,7 +58,7 @@ class Eyes:
         if not all(prompt in self._kept for prompt in given):
             return {"pixel_values": self._pixels(given), "image_grid_thw": grids}
         tokens, *further = zip(*(self._kept[prompt] for prompt in given))
-        deep = {"deepstack_features": further} if hasattr(self._kind, "deepstack_features") else {}
+        deep = {"deepstack_features": further} if self._deep else {}
         seen = self._kind(pooler_output=tokens, **deep)
         return {"mm_encoder_outputs": {"image": seen}, "image_grid_thw": grids}
 

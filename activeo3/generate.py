@@ -13,9 +13,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from activeo3.attention import mask_for
-from activeo3.decoding import DrawnLogps, Observe, Rows, new_cache, until
+from activeo3.caches import new_cache
+from activeo3.decoding import DrawnLogps, Observe, Rows, until
 from activeo3.encoding import Encoder
-from activeo3.packing import Branch, Prompt
+from activeo3.packing import Branch, Prompt, dialogue, padded
 from activeo3.schema import Sampling
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -55,9 +56,11 @@ class Generator(Encoder):
         ``observe``, those that it shows something wait until all have ended, read what they are shown, and
         decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off is the
         last. Weights must be whole on this rank (engine.gathered).
+
+        Raises ValueError if an observation ``replaces`` views in the running state of such a family.
         """
         with self._evaluating():
-            rows = self._prefilled(prompts, group)
+            rows = self._prefilled([[prompt] for prompt in prompts], group)
             turns: list[list[tuple[int, ...]]] = [[()] for _ in rows.which]
             logps: list[tuple[float, ...]] = [()] * len(rows.which)
             shown: list[list[Prompt]] = [[] for _ in rows.which]
@@ -78,22 +81,28 @@ class Generator(Encoder):
                     for i, observation in zip(going_on, filter(None, seen)):
                         shown[rows.which[i]].append(observation)
                     if going_on:
-                        waiting.append(rows.copy(going_on))
+                        waiting.append(rows.copy(going_on, self.states))
                 over = written >= sampling.max_new_tokens
                 rows.keep([] if over else [i for i in range(len(fresh)) if i not in ended])
                 if not rows.which and waiting:
-                    rows, waiting, written = Rows.joined(waiting), [], 0
-                    self._show(rows, [shown[row][-1] for row in rows.which])
+                    if self.states:
+                        which = [row for part in waiting for row in part.which]
+                        rows = self._read_again(which, [dialogue(prompts[row // group], turns[row], shown[row]) for row in which])
+                    else:
+                        rows = Rows.joined(waiting)
+                        self._show(rows, [shown[row][-1] for row in rows.which])
+                    waiting, written = [], 0
                     for row in rows.which:
                         turns[row].append(())
         branches = [Branch(tuple(said), tuple(seen), values) for said, seen, values in zip(turns, shown, logps)]
         return [branches[i : i + group] for i in range(0, len(branches), group)]
 
-    def _prefilled(self, prompts: Sequence[Prompt], group: int) -> Rows:
-        """P x G rows that have read their prompt: each prompt is paid for once and its cache repeated."""
-        ids, attended = self._padded(prompts)  # (P, S)
-        self.eyes.look(prompts)
-        cache = new_cache(self.model.config.get_text_config().num_hidden_layers)
+    def _prefilled(self, given: Sequence[Sequence[Prompt]], group: int = 1) -> Rows:
+        """P x G rows that have read what each of P was given, one after the other: it is paid for once and its cache
+        repeated."""
+        ids, attended = padded([torch.cat([turn.ids for turn in turns]) for turns in given], self.end_token, self.model.device)  # (P, S)
+        self.eyes.look([turn for turns in given for turn in turns])
+        cache = new_cache(self.model.config.get_text_config())
         self.model(
             input_ids=ids[:, :-1],
             attention_mask=attended[:, :-1],
@@ -101,13 +110,22 @@ class Generator(Encoder):
             use_cache=True,
             logits_to_keep=1,
             mm_token_type_ids=(ids[:, :-1] == self.image_token).long(),
-            **self._visual([[prompt] for prompt in prompts], ids[:, :-1]),
+            **self._visual(given, ids[:, :-1]),
         )
         cache.batch_repeat_interleave(group)
         ids, attended, deltas = (
             x.repeat_interleave(group, dim=0) for x in (ids, attended, self.model.model.rope_deltas)
         )
         return Rows(list(range(len(ids))), ids, attended, deltas, cache)
+
+    def _read_again(self, which: Sequence[int], dialogues: Sequence[Sequence[Prompt]]) -> Rows:
+        """Rows that have read their dialogue so far from its beginning. A running state has already taken in what the
+        batch wrote behind the end of a turn, and has no place for padding behind it."""
+        if any(turn.replaces for turns in dialogues for turn in turns):
+            raise ValueError(f"a {self.family} model cannot forget a view that its running state has taken in")
+        rows = self._prefilled(dialogues)
+        rows.which = list(which)
+        return rows
 
     def _decode(self, rows: Rows, stretch: int, sampling: Sampling) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
         """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token, and their

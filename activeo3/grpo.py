@@ -146,7 +146,8 @@ def answer_logps(
     holds the token before it or, in an episode, the end of what was shown in between).
 
     Args:
-        logits: (P, 1 + W, V), of the prompt's last column and of the W columns that hold answers.
+        logits: (P, 1 + W, V), of the prompt's last column and of the W columns that hold answers; or (P G, 1 + W, V),
+            if every answer has such a row of its own.
         tokens: (P, G, T) sampled ids; padding may hold any id.
         columns: (P, G, T) which of the W columns holds a token.
         temperature: the one they were sampled at; 0 (greedy) is scored at 1.
@@ -161,13 +162,13 @@ def answer_logps(
     predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., 1:]], dim=-1)  # (P, G, T)
     if kept is not None:
         predictor = torch.searchsorted(kept, predictor)  # (P, G, T)
-    prompt = torch.arange(len(tokens), device=logits.device)[:, None, None].expand_as(tokens)  # (P, G, T)
+    row = torch.arange(len(logits), device=logits.device).view(len(tokens), -1, 1).expand_as(tokens)  # (P, G, T)
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
     banned[list(forbidden)] = True
     # In float32 a long answer's logits, their log-softmax and the gradients of both would be the largest
     # tensors of a step. So they are made a few positions at a time, and made again for the backward pass.
     every = max(1, AT_ONCE // logits.shape[-1])
-    pieces = list(zip(logits[prompt[real], predictor[real]].split(every), tokens[real].split(every)))
+    pieces = list(zip(logits[row[real], predictor[real]].split(every), tokens[real].split(every)))
     score = partial(_scored, banned=banned, temperature=temperature or 1.0)
     if len(pieces) > 1:
         score = partial(checkpoint, score, use_reentrant=False)

@@ -102,6 +102,12 @@ class Branch:
         return sum(self.turns, ())
 
 
+def dialogue(prompt: Prompt, turns: Sequence[Sequence[int]], shown: Sequence[Prompt]) -> list[Prompt]:
+    """A prompt and the turns and observations that followed it, in order; a turn is given like words without a picture."""
+    spoken = [Prompt(torch.tensor(turn), prompt.pixels[:0], prompt.grids[:0]) for turn in turns]
+    return [prompt, *(part for pair in zip(spoken, shown, strict=True) for part in pair)]
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Rows of ``prefix | branches`` as one forward pass wants them, and where the sampled tokens are.
@@ -113,6 +119,9 @@ class Packed:
 
     ``kept`` (K,) are the columns whose logits are needed, in ascending order: 0 is the prefix's last one,
     w + 1 is column w. Those inside an observation predict nothing that was sampled; None keeps all.
+
+    If every answer has a row of its own (scoring.py), there are R B rows of ``prefix | branch``, prompt by prompt. What
+    ``prompts`` are the arguments of is read before them, as a batch of R; then the prefix is a prompt's last token.
     """
 
     inputs: dict[str, Tensor]
@@ -121,6 +130,7 @@ class Packed:
     real: Tensor
     columns: Tensor
     kept: Tensor | None = None
+    prompts: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

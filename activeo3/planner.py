@@ -27,31 +27,16 @@ import argparse
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Self, Sequence
+from typing import Any, Mapping, Self, Sequence
 
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.families import FAMILIES
 from activeo3.flags import read_object
 
 GB = 1e9
 
 SHORT = 256
 """attention.SHORT, which would load torch."""
-
-
-class Saved(NamedTuple):
-    """Bytes that a layer keeps for its backward pass, per token and unit of width, in bfloat16 with sdpa:
-    counted with torch's saved_tensors_hooks, and counted again by a test."""
-
-    hidden: int
-    query: int
-    key_value: int
-    mlp: int
-    vision_hidden: int
-    vision_mlp: int
-
-
-SAVED = {"qwen2_5_vl": Saved(18, 0, 12, 8, 30, 8), "qwen3_vl": Saved(16, 14, 18, 8, 22, 4)}
-"""Qwen2.5-VL's queries are as wide as its hidden states and are counted there."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +75,7 @@ class Sizes:
         """Read a config.json of a supported family. Raises KeyError for a number that is not there."""
         text, vision = config.get("text_config", config), config["vision_config"]
         full, depth = vision.get("fullatt_block_indexes"), vision["depth"]
+        width = vision.get("embed_dim", vision["hidden_size"])  # Qwen2-VL: its hidden_size is the text tower's
         return cls(
             family=config["model_type"],
             layers=text["num_hidden_layers"],
@@ -101,8 +87,8 @@ class Sizes:
             vocabulary=text["vocab_size"],
             tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
             vision_layers=depth,
-            vision_hidden=vision["hidden_size"],
-            vision_mlp=vision["intermediate_size"],
+            vision_hidden=width,
+            vision_mlp=vision["mlp_ratio"] * width if "mlp_ratio" in vision else vision["intermediate_size"],
             vision_full=depth if full is None else len(full),
             window=(vision.get("window_size", 0) // vision["patch_size"]) ** 2,
             patch=vision["patch_size"],
@@ -125,7 +111,7 @@ class Sizes:
     @property
     def vision_body(self) -> int:
         """Weights of the vision tower's matrices, apart from mergers and patch embedding."""
-        matrices = 3 if self.family == "qwen2_5_vl" else 2  # the older one is gated
+        matrices = 3 if FAMILIES[self.family].gated_vision else 2
         return self.vision_layers * (4 * self.vision_hidden**2 + matrices * self.vision_hidden * self.vision_mlp)
 
     @property
@@ -170,8 +156,9 @@ def sizes_of(model: str) -> Sizes:
     folder = Path(model)
     if folder.is_dir():
         found = read_object(folder / "config.json", f"--model {folder / 'config.json'}")
-        if found.get("model_type") not in SAVED:
-            raise ConfigError(f"--model {model} is a {found.get('model_type')} model; supported are {', '.join(SAVED)}.")
+        counted = [name for name, family in FAMILIES.items() if family.saved]
+        if found.get("model_type") not in counted:
+            raise ConfigError(f"--model {model} is a {found.get('model_type')} model; supported are {', '.join(counted)}.")
         try:
             return Sizes.of(found)
         except KeyError as missing:
@@ -271,7 +258,7 @@ def learns_to_see(config: TrainConfig) -> bool:
 
 def activations(sizes: Sizes, patches: int, row: int, recompute: bool) -> float:
     """Bytes that a packed row of so many tokens and its patches keep for the backward pass of both towers."""
-    each = SAVED[sizes.family]
+    each = FAMILIES[sizes.family].saved
     layer = (
         each.hidden * sizes.hidden
         + each.query * sizes.heads * sizes.head

@@ -1,4 +1,4 @@
-"""Shared by all tests: tiny random-weight models of both supported architectures, and pictures for them.
+"""Shared by all tests: tiny random-weight models of the supported families, and pictures for them.
 
 The weights are drawn wide enough that positions, pictures and siblings visibly change every logit, so a
 test that compares two ways of computing something would notice if one of them were wrong.
@@ -14,17 +14,21 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
     BertConfig,
     BertTokenizer,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
     Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5MoeConfig,
+    Qwen3VLMoeConfig,
     SwinConfig,
 )
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
@@ -33,6 +37,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from activeo3 import attention, tiny
 from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
+from scripted import USUAL
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
 
@@ -49,8 +54,8 @@ SPECIAL = {
 }
 
 
-def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig | Qwen3VLConfig:
-    """The smallest configuration that still has every part of its family: windows or deepstack, M-RoPE, GQA."""
+def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    """The smallest configuration that still has every part of its family: windows or deepstack, M-RoPE, GQA, experts."""
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -77,21 +82,36 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig
         initializer_range=0.12,
     )
     special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
-    if family == "qwen2_5_vl":
-        # A window of 32 pixels is 2 x 2 visual tokens, so a picture has several, ragged at its border.
-        return Qwen2_5_VLConfig(
-            text_config=text | dict(rope_parameters=rope | dict(mrope_section=[2, 3, 3])),
-            vision_config=vision | dict(window_size=32, fullatt_block_indexes=[1]),
-            tie_word_embeddings=False,
-            **special,
-        )
-    mrope = dict(mrope_section=[4, 2, 2], mrope_interleaved=True)
-    return Qwen3VLConfig(
-        text_config=text | dict(head_dim=16, rope_parameters=rope | mrope),
-        vision_config=vision | dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1]),
-        tie_word_embeddings=True,
-        **special,
-    )
+    halves, thirds = dict(mrope_section=[2, 3, 3]), dict(mrope_section=[4, 2, 2], mrope_interleaved=True)
+    places = dict(num_position_embeddings=64)
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    match family:
+        case "qwen2_vl":  # its vision tower names its own width differently, and the text tower's hidden_size
+            of_vision = dict(embed_dim=32, hidden_size=64, mlp_ratio=2)
+            kind, of_text, tied = Qwen2VLConfig, dict(rope_parameters=rope | halves), False
+        case "qwen2_5_vl":  # a window of 32 pixels is 2 x 2 visual tokens, so a picture has several, ragged at its border
+            of_vision = dict(window_size=32, fullatt_block_indexes=[1])
+            kind, of_text, tied = Qwen2_5_VLConfig, dict(rope_parameters=rope | halves), False
+        case "qwen3_vl":
+            of_vision = places | dict(deepstack_visual_indexes=[0, 1])
+            kind, of_text, tied = Qwen3VLConfig, dict(head_dim=16, rope_parameters=rope | thirds), True
+        case "qwen3_vl_moe":  # the middle layer is one without experts
+            of_vision = places | dict(deepstack_visual_indexes=[0, 1])
+            of_text = dict(head_dim=16, rope_parameters=rope | thirds, mlp_only_layers=[1]) | experts
+            kind, tied = Qwen3VLMoeConfig, False
+        case "qwen3_5" | "qwen3_5_moe":  # two layers with a running state before one that attends; fewer keys than values
+            of_vision = places
+            of_text = dict(
+                head_dim=16, layer_types=["linear_attention", "linear_attention", "full_attention"], linear_conv_kernel_dim=4,
+                linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=16,
+                rope_parameters=rope | thirds | dict(partial_rotary_factor=1.0),
+            )  # fmt: skip
+            if family == "qwen3_5_moe":
+                of_text |= experts | dict(shared_expert_intermediate_size=32)
+            kind, tied = (Qwen3_5Config, True) if family == "qwen3_5" else (Qwen3_5MoeConfig, False)
+        case _:
+            raise ValueError(f"no tiny {family} is described here")
+    return kind(text_config=text | of_text, vision_config=vision | of_vision, tie_word_embeddings=tied, **special)
 
 
 @pytest.fixture(scope="session")
@@ -103,12 +123,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., VisionLanguageModel]:
     """``make_vlm(family, seed=0)``: a new model with random fp32 weights, for tests that change weights."""
-    classes = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
 
     def make(family: str, seed: int = 0) -> VisionLanguageModel:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = classes[family](_config(family, tokenizer)).float().eval()
+            model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float().eval()
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:  # biases start at 0 and norms at 1, which hides what they do
                     parameter.data += 0.1 * torch.randn_like(parameter)
@@ -120,9 +139,15 @@ def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., VisionLanguage
     return make
 
 
-@pytest.fixture(scope="session", params=sorted(FAMILIES))
+@pytest.fixture(scope="session", params=USUAL)
 def vlm(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
-    """One shared model per supported architecture; a test that uses it leaves it as it was."""
+    """One shared model of each usual family; a test that uses it leaves it as it was."""
+    return make_vlm(request.param)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def every_family(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
+    """One shared model of every family that is supported, for tests that compare ways of computing."""
     return make_vlm(request.param)
 
 

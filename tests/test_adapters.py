@@ -13,11 +13,11 @@ from test_train import prepare, rows_of
 
 from activeo3 import adapters, checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 
 pytest.importorskip("peft")
 import train  # noqa: E402
+from scripted import USUAL  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 Make = Callable[..., VisionLanguageModel]
@@ -29,7 +29,7 @@ def logits(vlm: VisionLanguageModel, picture: Callable[..., Image.Image]) -> tor
         return vlm.forward_packed(vlm.pack(prompts, [[[100, 101, 102], [103]]]))
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def adapted(request: pytest.FixtureRequest, make_vlm: Make) -> VisionLanguageModel:
     """A model whose adapters have learned something."""
     vlm = make_vlm(request.param)

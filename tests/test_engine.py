@@ -26,9 +26,9 @@ import activeo3
 from activeo3 import checkpoints, engine, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Sampling
+from scripted import USUAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 ROOT = Path(__file__).parent.parent
@@ -110,7 +110,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return TrainConfig(ds_config=finely_sharded(folder), output_dir=str(folder / "run"), prompts=2, micro_prompts=2)
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def policy(request: pytest.FixtureRequest, make_vlm: Make, ranks: Ranks, config: TrainConfig) -> Sharded:
     return Sharded(make_vlm(request.param), ranks, config, learns=True)
 

@@ -16,13 +16,12 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
 from activeo3.jobs import BATCH
-from activeo3.families import FAMILIES
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling
 from activeo3.tasks import TASKS
 from activeo3.zooms import STATUSES
-from scripted import END, Scripted, painted
+from scripted import END, USUAL, Scripted, painted
 from test_evaluate import checkpoint, evaluate  # noqa: F401
 
 CONFIG = TrainConfig(task="zoom_qa", crop_side=256, episode_tokens=4000)
@@ -33,7 +32,7 @@ IN = '<zoom_roi x0="0.5" y0="0.125" x1="0.75" y1="0.375"/>' + END  # (672, 112) 
 ANSWER = final_answer("42") + END
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -9,16 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from activeo3.grpo import answer_logps
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.schema import Sampling
+from scripted import USUAL
 
 Picture = Callable[..., Image.Image]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-@pytest.fixture(params=[*sorted(FAMILIES), "nothing deep"])
+@pytest.fixture(params=[*USUAL, "nothing deep"])
 def frozen(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
     """A policy that learns in its text tower; one is a Qwen3-VL that adds nothing further in, like the tiny policy."""
     vlm = make_vlm("qwen3_vl" if request.param == "nothing deep" else request.param)

@@ -41,7 +41,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "attention": (1, {"deepspeed"}),
     "patches": (0, {"transformers", "deepspeed"}),
     "decoding": (1, {"deepspeed", "rewards"}),
-    "families": (0, {"torch"}),
+    "families": (1, {"torch"}),
+    "caches": (1, {"deepspeed", "rewards"}),
     "encoding": (1, {"engine", "sampler", "rewards"}),
     "generate": (1, {"engine", "sampler", "rewards"}),
     "scoring": (1, {"engine", "sampler", "rewards"}),
@@ -117,7 +118,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "model_files", "attention", "decoding", "generate", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "model_files", "attention", "caches", "decoding", "generate", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "metrics"},
     "pyarrow": {"tables"},

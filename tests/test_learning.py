@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from activeo3 import grpo
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Sampling
+from scripted import USUAL
 
 P, G, T = 2, 8, 4
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", USUAL)
 def test_a_policy_learns_what_each_picture_wants(family: str, seed: int, make_vlm: Callable[..., VisionLanguageModel], picture) -> None:
     """Two pictures, one question. The reward of an answer is the share of its tokens whose ids are even for the
     first picture and odd for the second: 0.5 by chance, and 0.5 for whoever does not look at the picture."""

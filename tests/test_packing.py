@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from activeo3 import packing
-from activeo3.decoding import ROOM, new_cache
+from activeo3.caches import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
 from activeo3.models import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt, sampler_logps
@@ -374,7 +375,7 @@ def test_an_observation_is_a_user_turn_of_the_chat_template(vlm: VisionLanguageM
 
 def test_a_cache_with_room_holds_what_one_without_does() -> None:
     """Written to token by token, repeated, selected, and longer than its room; and rows do not write into each other."""
-    plain, roomy = DynamicCache(), new_cache(2)
+    plain, roomy = DynamicCache(), new_cache(PreTrainedConfig(num_hidden_layers=2))
     draw = lambda rows, columns: torch.randn(rows, 2, columns, 4)  # noqa: E731
     for rows, change in ((2, lambda cache: cache.batch_repeat_interleave(3)), (6, lambda cache: cache.batch_select_indices(torch.tensor([4, 1]))), (2, id)):
         for columns in (5, *[1] * (ROOM + 3)):

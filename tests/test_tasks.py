@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripted import END, Scripted, finds, painted
+from scripted import END, USUAL, Scripted, finds, painted
 
 from activeo3 import report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
-from activeo3.families import FAMILIES
 from activeo3.pictures import Shown, save_samples
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling
@@ -24,7 +23,7 @@ CONFIG = TrainConfig(crop_side=256)
 THINGS = [("red", (40, 60, 120, 140)), ("red", (300, 200, 360, 260))]
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=USUAL)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

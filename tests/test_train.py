@@ -32,7 +32,6 @@ from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, propo
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
-from activeo3.families import FAMILIES  # noqa: E402
 from activeo3.models import VisionLanguageModel  # noqa: E402
 from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
@@ -40,6 +39,7 @@ from activeo3.sampler import Role, look  # noqa: E402
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
 from activeo3.tasks import TASKS  # noqa: E402
 from activeo3.zooms import Call, Said  # noqa: E402
+from scripted import USUAL  # noqa: E402
 
 Make = Callable[..., VisionLanguageModel]
 
@@ -92,7 +92,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def models(make_vlm: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Saved random policies: one per family, and ``other``, with weights of another seed."""
-    saved = {name: (name, 0) for name in FAMILIES} | {"other": ("qwen3_vl", 1)}
+    saved = {name: (name, 0) for name in (*USUAL, "qwen3_5")} | {"other": ("qwen3_vl", 1)}
     folder = tmp_path_factory.mktemp("models")
     for name, (family, seed) in saved.items():
         make_vlm(family, seed).save(folder / name)
@@ -162,7 +162,7 @@ class Killed(BaseException):
 # ---------------------------------------------------------------------- one step
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", [*USUAL, "qwen3_5"])
 def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], config: TrainConfig, alone: Ranks) -> None:
     """The log-probability of every token when it was drawn is the one that the update starts from."""
     config = replace(config, temperature=0.7, model=models[family])
@@ -213,18 +213,20 @@ SETTINGS = [
     dict(normalise="token", ratio="geometric", epochs=2, recompute=True),
     dict(normalise="constant", ratio="sequence", epochs=2),
     dict(normalise="response", ratio="token", epochs=1, lora=2, train_only=""),
+    dict(normalise="response", ratio="token", epochs=1, scoring="cached", train_only="self_attn"),
 ]
 LR = 0.02
 
 
 def learned(
-    config: TrainConfig, ranks: Ranks, reference: str, looked: bool = False
+    config: TrainConfig, ranks: Ranks, reference: str, looked: bool | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
 
-    ``looked``: as after a rollout, in which the policy has seen all pictures. Plain gradient descent without
-    clipping: AdamW would hide a gradient that is too large by a factor.
+    ``looked``: as after a rollout, in which the policy has seen all pictures, which those that are scored behind a cache
+    rely on. Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
     """
+    looked = config.scoring == "cached" and config.train_only != "" if looked is None else looked
     original = engine.ds_config
     with pytest.MonkeyPatch.context() as patch:
         sgd = {"type": "SGD", "params": {"lr": LR}}
@@ -300,6 +302,23 @@ def test_pictures_that_were_seen_in_the_rollout_teach_the_same(
     assert len(passes) == 1  # in two steps with two micro-batches each, for policy and reference
 
 
+WAYS = {
+    "cached": (0, dict(scoring="cached")),
+    "cached and recomputed": (1, dict(scoring="cached", epochs=2)),
+    "cached with adapters": (3, dict(scoring="cached")),
+    "rows": (0, dict(scoring="rows")),
+}
+
+
+@pytest.mark.parametrize("index, setting", WAYS.values(), ids=WAYS)
+def test_every_way_of_scoring_teaches_the_same(
+    index: int, setting: dict, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str]
+) -> None:
+    """With sharded weights, whose layers run twice before the backward pass of both."""
+    found = learned(replace(config, micro_prompts=2, **SETTINGS[index] | setting), alone, models["other"])
+    assert_same_lesson(found, learned_at_once[index])
+
+
 @pytest.mark.parametrize("index", [1, 3], ids=["recompute", "lora"])
 def test_two_calls_teach_what_one_does(
     index: int, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -325,6 +344,17 @@ def test_only_the_named_parameters_learn(
 
 
 # ---------------------------------------------------------------------- whole runs on one rank
+
+
+def test_a_model_with_a_running_state_is_trained(config: TrainConfig, models: dict[str, str], tmp_path: Path) -> None:
+    """Two steps of episodes from random weights, through rollout, cached scoring, update and checkpoint."""
+    config = replace(config, model=models["qwen3_5"], steps=2, output_dir=str(tmp_path), train_only="language_model", beta=0.1)
+    policies, _ = watched_main(config)
+    assert all(not torch.equal(before, after) for before, after in zip(policies, policies[1:]))
+    first, second = rows_of(tmp_path)
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 0 and first["ratio_max"] == pytest.approx(1)
+    again = VisionLanguageModel.load(str(tmp_path / "checkpoint-2"), torch.float32)
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in again.model.state_dict().values()]), policies[-1])
 
 
 @pytest.fixture(scope="module")
@@ -553,7 +583,7 @@ def test_answers_that_were_cut_off_may_teach_nothing(
 # ---------------------------------------------------------------------- two ranks
 
 
-def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str, Any]:
+def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: Path) -> dict[str, Any]:
     """All that two processes are asked to show, in one start of them."""
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
@@ -568,6 +598,7 @@ def on_two_ranks(config: TrainConfig, reference: str, folder: Path) -> dict[str,
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
             "ragged": ragged_step(one, ranks),
             "episodes": ragged_episodes(one, ranks),
+            "states": ragged_episodes(replace(one, model=with_states, train_only="language_model"), ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
             "resumed": [
                 run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=2), ranks),
@@ -683,7 +714,7 @@ def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def two_ranks(config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     folder = tmp_path_factory.mktemp("two")
-    return on_ranks(2, folder, on_two_ranks, config, models["other"], folder, seconds=600), folder
+    return on_ranks(2, folder, on_two_ranks, config, models["other"], models["qwen3_5"], folder, seconds=600), folder
 
 
 def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
@@ -717,8 +748,9 @@ def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(two
     assert first["row"]["tokens/mean"] == second["row"]["tokens/mean"] == 7.0
 
 
-def test_ranks_whose_episodes_differ_in_turns_and_crops_do_not_wait_for_ever(two_ranks: tuple[list[dict], Path]) -> None:
-    first, second = (result["episodes"] for result in two_ranks[0])
+@pytest.mark.parametrize("model", ["episodes", "states"])
+def test_ranks_whose_episodes_differ_in_turns_and_crops_do_not_wait_for_ever(model: str, two_ranks: tuple[list[dict], Path]) -> None:
+    first, second = (result[model] for result in two_ranks[0])
     assert [len(turns) for turns in first["turns"]] == [1, 1]
     assert max(len(turns) for turns in second["turns"]) == 4
     assert first["collectives"] == second["collectives"] > 0
