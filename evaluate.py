@@ -56,7 +56,7 @@ def main(config: EvalConfig) -> None:
     check_columns(config, apart)
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, config) for name in opened if "fixed" in config.methods and not apart}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, replace(config, absent=0.0)) for name in opened if "fixed" in config.methods and not apart}
     picture = eval_demo.own_picture(config) if config.image else None
     load = loader(config, ranks, start_source)
     start = load(start_source)
@@ -159,7 +159,7 @@ def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Datas
     """The first ``limit`` questions of a split (0: all), no picture read yet; ``name:split`` has a split of its own."""
     name, _, own = name.partition(":")
     split = own if own and split == config.split else split
-    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
     return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
 
 

@@ -1,35 +1,33 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
-Every pair of a picture and a category with a box in it becomes one question, or every picture does, with
-boxes of all categories (detection). Everything that can be wrong with the file is found here, with file and id,
-before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
+Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
+Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
 that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_ids.py).
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from activeo3.data_ids import Id, id_of, numbered, originals
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, read_json, read_picture, shortened, within
+from activeo3.files import DataError, LeftOut, inside, is_number, needed, read_json, shortened
 from activeo3.geometry import area
-from activeo3.metric_rules import COCO, MetricRules
-from activeo3.schema import Example
 
 
 class Picture(NamedTuple):
     """A picture of the annotations: its file and its size (width, height) in pixels.
 
-    ``partly`` holds the categories of which not every instance was boxed (LVIS). A tile of a larger
+    Of LVIS: ``partly`` holds the categories of which not every instance was boxed, ``absent`` those that are known
+    not to be there; the picture was checked for these and for those with boxes, and no others. A tile of a larger
     picture has its ``window`` in it, xyxy in whole pixels, and its ``source_id``.
     """
 
     path: Path
     size: tuple[int, int]
     partly: frozenset[int] = frozenset()
+    absent: frozenset[int] = frozenset()
     window: tuple[int, int, int, int] | None = None
     source_id: int = 0
 
@@ -79,6 +77,11 @@ class Index(NamedTuple):
     image_ids: Mapping[int, Id] = {}
     category_ids: Mapping[int, Id] = {}
 
+    @property
+    def federated(self) -> bool:
+        """Whether the file names the categories that its pictures were checked for, as LVIS does."""
+        return any(picture.partly or picture.absent for picture in self.pictures.values())
+
     def own_ids(self, image_id: int, category_id: int | None = None) -> dict[str, Id]:
         """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers.
 
@@ -90,135 +93,6 @@ class Index(NamedTuple):
         if category_id in self.category_ids:
             found["file_category_id"] = self.category_ids[category_id]
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class BoxDataset:
-    """Questions that are answered with boxes, ordered by (image id, category id).
-
-    An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
-    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
-    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes, and the category's ``frequency`` (both LVIS); for a tile ``window_px``,
-    ``source_id``, the picture it is from, and ``whole``, the question about all of it (eval_tiles.py); and how the set is scored, ``rules``.
-    """
-
-    name: str
-    split: str
-    index: Index
-    rules: MetricRules = COCO
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return self.index.paths
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return self.index.dropped
-
-    def __len__(self) -> int:
-        return len(self.index.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
-        question = self.index.questions[within(index, len(self))]
-        picture = self.index.pictures[question.image_id]
-        own = self.index.own_ids(question.image_id, question.category_id)
-        example_id = f"{own.get('file_image_id', question.image_id)}:{question.query}"
-        image = read_picture(picture.path, picture.size, example_id)
-        fields = own | {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
-        fields |= {"exhaustive": question.category_id not in picture.partly}
-        if question.category_id in self.index.frequency:
-            fields["frequency"] = self.index.frequency[question.category_id]
-        if picture.window:
-            image = image.crop(picture.window)
-            source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
-            fields |= {"window_px": picture.window, "source_id": source_id}
-            fields |= {"whole": self.index.wholes[picture.source_id, question.category_id]}
-        return Example(
-            id=example_id,
-            image=image,
-            query=question.query,
-            boxes_px=question.boxes_px,
-            image_id=question.image_id,
-            category_id=question.category_id,
-            crowd=question.crowd,
-            fields=fields,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class PictureDataset:
-    """Every picture as one question: where is everything, and what is it?
-
-    A picture without boxes is a question as well, whose answer is an empty list. The example's fields:
-    ``labels``, the name of every box; ``categories``, all names of the file; ``areas`` (N,) in square pixels.
-    """
-
-    name: str
-    split: str
-    index: Index
-
-    @cached_property
-    def numbers(self) -> tuple[int, ...]:
-        """The ids of all pictures, in order."""
-        return tuple(sorted(self.index.pictures))
-
-    @cached_property
-    def boxes(self) -> Mapping[int, Sequence[Question]]:
-        """The boxes of every picture that has some, category by category."""
-        found: dict[int, list[Question]] = {}
-        for question in self.index.questions:
-            found.setdefault(question.image_id, []).append(question)
-        return found
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return self.index.paths
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return self.index.dropped
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
-        number = self.numbers[within(index, len(self))]
-        picture, parts = self.index.pictures[number], self.boxes.get(number, ())
-        own = self.index.own_ids(number)
-        example_id = str(own.get("file_image_id", number))
-        fields = own | {
-            "labels": tuple(part.query for part in parts for _ in part.boxes_px),
-            "categories": tuple(self.index.names.values()),
-            "areas": np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
-        }
-        return Example(
-            id=example_id,
-            image=read_picture(picture.path, picture.size, example_id),
-            query="everything",
-            boxes_px=np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
-            image_id=number,
-            crowd=np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
-            fields=fields,
-        )
-
-
-def open_coco_det(source: Source) -> PictureDataset:
-    """COCO 2017 in the published layout, or else any folder as ``open_coco`` takes it; one question per picture."""
-    root = source.folder("coco_det", "")
-    path, images = root / f"coco/annotations/instances_{source.split}2017.json", root / f"coco/{source.split}2017"
-    if not path.is_file() and (root / f"instances_{source.split}.json").is_file():
-        path, images = root / f"instances_{source.split}.json", root / "images"
-    return PictureDataset("coco_det", source.split, read_coco(path, images, crowds=True))
-
-
-def open_coco(source: Source) -> BoxDataset:
-    """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
-    folder = source.folder("coco", "")
-    path = folder / f"instances_{source.split}.json"
-    return BoxDataset("coco", source.split, read_coco(path, folder / "images"))
 
 
 def read_coco(
@@ -297,8 +171,9 @@ def checked_picture(
     name = "/".join(url[-url_parts:]) if url_parts and url else stored or "".join(url[-1:])
     if not name:
         raise DataError(f"{path}: {what} has no 'file_name', add it or remove the entry")
-    partly = category_set(path, what, row, "not_exhaustive_category_ids", categories)
-    return Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), partly)
+    keys = ("not_exhaustive_category_ids", "neg_category_ids")
+    federated = (category_set(path, what, row, key, categories) for key in keys)
+    return Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), *federated)
 
 
 def category_set(path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]) -> frozenset[int]:

@@ -50,6 +50,10 @@ class _Config:
     """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of
     SODA are trained on, in which order V*Bench's options stand"""
 
+    absent: float = 0.0
+    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
+    invented costs (data_absent.py). None in training unless asked for; a fifth in evaluation"""
+
     thinking: bool = False
     """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
     wording: Literal["paper", "short"] = "short"
@@ -152,6 +156,8 @@ class _Config:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
             raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
+        if not 0 <= self.absent < 1:
+            raise ConfigError(f"--absent is {self.absent}; it is a share of the questions, at least 0 and below 1.")
         if self.selection_seed < 0:
             raise ConfigError(f"--selection_seed is {self.selection_seed}; it must be at least 0.")
         for name in ("box_threshold", "text_threshold"):

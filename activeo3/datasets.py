@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import annotations, close_ups, data_fetch, data_mmbench, data_mme, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3 import close_ups, data_coco, data_fetch, data_mmbench, data_mme, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3.data_absent import with_absent
 from activeo3.data_fetch import Fetched
 from activeo3.data_layouts import present
 from activeo3.files import DataError, Dataset, Derived, Source, listed, within
@@ -76,7 +77,7 @@ READERS: dict[str, Reader] = {
         name: Reader(partial(open_scenes, name=name), {"train": 0, "val": 0, "test": 0}, f"drawn by {draw.__module__.replace('.', '/')}.py")
         for name, draw in DRAW.items()
     },
-    "coco": Reader(annotations.open_coco, {}, "your own pictures, see data/README.md"),
+    "coco": Reader(data_coco.open_coco, {}, "your own pictures, see data/README.md"),
     "lvis_small": Reader(selections.open_small, {"train": 100_170, "val": 19_809}, LVIS),
     "lvis_dense": Reader(selections.open_dense, {"train": 100_170, "val": 19_809}, LVIS),
     "soda_a": Reader(soda.open_soda_a, {"train": 0, "val": 0, "test": 0}, SODA, whole=2_513),
@@ -93,7 +94,7 @@ READERS: dict[str, Reader] = {
         name: Reader(data_mmbench.opener(name), {"test": data_mmbench.ROWS.get(name, 0)}, MMBENCH, answers="words")
         for name in data_mmbench.NAMES
     },
-    "coco_det": Reader(annotations.open_coco_det, {"train": 118_287, "val": 5_000}, "https://cocodataset.org"),
+    "coco_det": Reader(data_coco.open_coco_det, {"train": 118_287, "val": 5_000}, "https://cocodataset.org"),
     "refcoco": Reader(referring.open_refcoco, {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}, REFER),
     "refcoco_plus": Reader(referring.open_refcoco_plus, {"train": 16_992, "val": 1_500, "testA": 750, "testB": 750}, REFER),
     "refcocog": Reader(referring.open_refcocog, {"train": 21_899, "val": 1_300, "test": 2_600}, REFER),
@@ -150,9 +151,10 @@ def open_dataset(
     tile: int = Source.tile,
     tile_overlap: int = Source.tile_overlap,
     seed: int = Source.seed,
+    absent: float = 0.0,
 ) -> Dataset:
     """Opens a data set of ``READERS`` by name, or several as one; ``limit`` keeps the first questions.
-    ``tile``, ``tile_overlap`` and ``seed`` as in ``files.Source``.
+    ``tile``, ``tile_overlap`` and ``seed`` as in ``files.Source``; ``absent`` as in ``data_absent.with_absent``.
 
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     picture is where they say.
@@ -164,6 +166,7 @@ def open_dataset(
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
     parts = [READERS[name].open(Source(split, data_root, tile, tile_overlap, seed)) for name in names]
+    parts = [with_absent(part, absent, seed) for part in parts]
     for part in parts:
         if part.paths and not any(path.is_file() for path in part.paths):
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")

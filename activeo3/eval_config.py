@@ -13,6 +13,8 @@ METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions
 MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
 OF_A_CHECKPOINT = ("active", "repeat", "answer")  # one row for each checkpoint; the others are the same for all
 MODES = ("baseline", "default", "strict_zoom", "oracle_crop")  # of episodes: modes.py
+ABSENT = 0.2
+"""The share of questions about absent categories in a table, also in that at the end of a run."""
 TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 
@@ -42,6 +44,9 @@ class EvalConfig(_Config):
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
+    absent: float = ABSENT
+    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
+    invented costs (data_absent.py)"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: int = 200

@@ -18,7 +18,7 @@ import numpy as np
 from activeo3.eval_tiles import on_whole_pictures
 from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
-from activeo3.metrics import evaluate_detections
+from activeo3.metrics import best_of_pictures, evaluate_detections
 from activeo3.schema import Example, Outcome
 
 FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}
@@ -41,6 +41,7 @@ def by_frequency(examples: Sequence[Example], outcomes: Sequence[Outcome], resam
     if not any(marks):
         return {}
     found = dict.fromkeys(FREQUENCIES.values(), Metric(np.nan, np.nan, np.nan))
+    outcomes = best_of_pictures(examples, outcomes, rules_of(examples).of_picture)  # the limit is one of all categories
     for mark, name in FREQUENCIES.items():
         own = [index for index, other in enumerate(marks) if other == mark]
         if own:

@@ -21,7 +21,8 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
   4. Detection: the affinity is IoU, doubled by the right name, and only what overlaps is a pair. ``location``
      is the mean IoU of the pairs and ``class`` the share of them with the right name; ``number`` is F1 of the
      pairs that are hits, IoU of at least 0.5 and the right name; ``missing`` is minus the share of true
-     things in no pair, 0 to -1. Predictions mostly inside a crowd that are in no pair count for nothing.
+     things in no pair, 0 to -1. Predictions mostly inside a crowd that are in no pair count for nothing. Nor do, on
+     LVIS, those of a category that the picture was not checked for, or of which not every instance is boxed.
   5. Where nothing is to be found, silence is worth full marks, and anything said nothing. Silence is an answer that
      can be read and lists nothing; one that cannot be read is worth nothing (oneshot.py).
 """
@@ -97,20 +98,24 @@ def detection_terms(
     true_labels: Sequence[str],
     crowd: np.ndarray | None = None,
     matched: bool = True,
+    forgiven: np.ndarray | None = None,
 ) -> dict[str, float]:
     """location, class, number in [0, 1] and missing in [-1, 0] of boxes (A, 4) against all things (B, 4) of a picture.
 
-    Names are compared without case and extra spaces. ``crowd`` (B,) marks what is neither asked for nor punished.
+    Names are compared without case and extra spaces. ``crowd`` (B,) marks what is neither asked for nor punished,
+    ``forgiven`` (A,) the predictions that are a pair with things of their own name alone, and else not false.
     """
     crowd = np.zeros(len(truth_px), dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool)
+    forgiven = np.zeros(len(boxes_px), dtype=bool) if forgiven is None else forgiven
     crowds, truth = truth_px[crowd], truth_px[~crowd]
     names = np.array([plain(name) for name in labels], dtype=object)
     wanted = np.array([plain(name) for name in true_labels], dtype=object)[~crowd]
     overlap, same = geometry.iou(boxes_px, truth), names[:, None] == wanted[None]  # (A, B)
+    overlap = np.where(forgiven[:, None] & ~same, 0.0, overlap)
     rows, columns = pairs(overlap * (1 + same), matched)
     touching = overlap[rows, columns] > 0
     rows, columns = rows[touching], columns[touching]
-    excused = (geometry.containment(boxes_px, crowds) >= IN_CROWD).any(axis=1)
+    excused = forgiven | (geometry.containment(boxes_px, crowds) >= IN_CROWD).any(axis=1)
     excused[rows] = False
     said = len(boxes_px) - int(excused.sum())
     if not len(truth):

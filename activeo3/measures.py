@@ -31,6 +31,7 @@ from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.matching import plain
 from activeo3.intervals import Metric
+from activeo3.metric_rules import rules_of
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import Role, look
 from activeo3.schema import Example, Outcome, Rollout, Sampling
@@ -98,19 +99,24 @@ def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tup
     """Detection as questions of metrics.py: each category that is in a picture, or is said to be, is one.
 
     Categories that are neither there nor said to be change no number of COCO's, so they are not asked. A
-    picture with nothing there or said keeps one question, so that it is among those that are resampled.
+    picture with nothing there or said keeps one question, so that it is among those that are resampled. In a
+    federated set only the categories that the picture was checked for are questions.
     """
     questions: list[Example] = []
     outcomes: list[Outcome] = []
     for example, answer in zip(examples, answers, strict=True):
         true = np.array([plain(name) for name in example.fields["labels"]], dtype=object)
-        said = np.array([plain(name) for name in answer.action.labels], dtype=object)
-        boxes = answer.result.boxes_px if answer.result else as_boxes([])
+        counted = rules_of([example]).of_picture  # without scores the first ones of an answer are the best
+        said = np.array([plain(name) for name in answer.action.labels], dtype=object)[:counted]
+        boxes = answer.result.boxes_px[:counted] if answer.result else as_boxes([])
+        checked, partly = ({plain(name) for name in example.fields.get(key, ())} for key in ("checked", "partly"))
         areas = example.fields.get("areas")
         crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else example.crowd
-        for name in sorted({*true, *said}) or [plain(example.fields["categories"][0])]:
+        names = {*true, *said} & checked if "checked" in example.fields else {*true, *said}
+        for name in sorted(names) or [plain(example.fields["categories"][0])]:
             own, found = true == name, said == name
-            fields = {} if areas is None else {"areas": np.asarray(areas)[own]}
+            fields = {"rules": rules_of([example]), "exhaustive": name not in partly and bool(names)}
+            fields |= {} if areas is None else {"areas": np.asarray(areas)[own]}
             questions.append(replace(example, query=name, boxes_px=example.boxes_px[own], crowd=crowd[own], fields=fields))
             outcomes.append(Outcome(boxes[found], np.ones(int(found.sum()))))
     return questions, outcomes

@@ -13,7 +13,7 @@ The policy sees the whole picture once, at --sensing_side. (Perception-R1, arXiv
 """
 
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Callable, Sequence
 
 import numpy as np
 
@@ -137,10 +137,22 @@ def score(task: str, rollout: Rollout, outcome: Outcome, config: TrainConfig) ->
         case "detection":
             labels = example.fields["labels"]
             found = matching.detection_terms(
-                outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched
+                outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched, forgiven(example, answer.labels)
             )
             terms |= found if answer.readable else dict.fromkeys(found, 0.0) | {"missing": found["missing"]}
     return weighted(terms, config.weights)
+
+
+def forgiven(example: Example, labels: Sequence[str]) -> np.ndarray:
+    """Which of the named detections (A,) of a posed picture are not false if they match nothing.
+
+    In a federated set (LVIS) those of a category that the picture was not checked for, or of which a part of the
+    instances is boxed.
+    """
+    if "checked" not in example.fields:
+        return np.zeros(len(labels), dtype=bool)
+    certain = {matching.plain(name) for name in example.fields["checked"] - example.fields["partly"]}
+    return np.array([matching.plain(name) not in certain for name in labels], dtype=bool)
 
 
 def _places_found(example: Example, answer: Answer, outcome: Outcome, config: TrainConfig) -> float:

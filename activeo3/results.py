@@ -14,7 +14,7 @@ import numpy as np
 from activeo3 import failures, geometry, outputs, report
 from activeo3.eval_tiles import SUFFIX
 from activeo3.intervals import Metric
-from activeo3.metric_rules import SIZES, SODA_SIZES
+from activeo3.metric_rules import SIZES, SODA_SIZES, is_exhaustive, rules_of
 from activeo3.metrics import xywh
 from activeo3.schema import Example, Outcome
 
@@ -217,6 +217,7 @@ def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = (),
 def truth(examples: Sequence[Example]) -> dict[str, Any]:
     """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about.
 
+    Of a federated set a picture also names what it was checked for, so that LVISEval runs from these files alone.
     A tile also says where it is from: ``source_id``, the picture's id in the data set, and its ``window`` x1, y1,
     x2, y2 in it; boxes are in pixels of the tile.
     """
@@ -227,12 +228,24 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
         for box, area, asked in zip(xywh(boxes), np.asarray(areas).tolist(), example.asked_for.tolist(), strict=True):
             annotations.append({"id": len(annotations) + 1} | _ids(example) | {"bbox": box, "area": area, "iscrowd": int(not asked)})
     pictures = {example.image_id: _picture(example) for example in examples}
-    names = {_ids(example)["category_id"]: example.query for example in examples}
-    return {
-        "images": list(pictures.values()),
-        "categories": [{"id": key, "name": name} for key, name in names.items()],
-        "annotations": annotations,
-    }
+    categories = {_ids(example)["category_id"]: _category(example) for example in examples}
+    if rules_of(examples).federated:
+        pictures = {key: row | _checked_for([e for e in examples if e.image_id == key]) for key, row in pictures.items()}
+    return {"images": list(pictures.values()), "categories": list(categories.values()), "annotations": annotations}
+
+
+def _category(example: Example) -> dict[str, Any]:
+    """An entry of the list of categories; LVIS's say how often they occur."""
+    row = {"id": _ids(example)["category_id"], "name": example.query}
+    return row | ({"frequency": example.fields["frequency"]} if "frequency" in example.fields else {})
+
+
+def _checked_for(examples: Sequence[Example]) -> dict[str, list[int | str]]:
+    """LVIS's two lists of a picture, of the categories that it was asked for: those that are known to be absent, and
+    those of which not every instance has a box."""
+    absent = (_ids(example)["category_id"] for example in examples if not len(example.boxes_px))
+    partly = (_ids(example)["category_id"] for example in examples if not is_exhaustive(example))
+    return {"neg_category_ids": sorted(absent), "not_exhaustive_category_ids": sorted(partly)}
 
 
 def _ids(example: Example) -> dict[str, int | str]:

@@ -14,7 +14,8 @@ What the paper leaves open, and how it is read here:
 3. The truth of a small question is all instances of its category, larger ones included: the policy is
    asked for the category, and AP by size tells the small ones apart.
 4. A question is a category that has boxes in the picture. LVIS checked every picture for some categories
-   only; what was not checked has no boxes and is never asked.
+   only; what was not checked has no boxes and is never asked. What was checked and is not there may be asked beside
+   them (data_absent.py).
 """
 
 import json
@@ -26,7 +27,8 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3.annotations import BoxDataset, Index, Question, read_coco
+from activeo3.annotations import Index, Question, read_coco
+from activeo3.data_coco import BoxDataset
 from activeo3.files import DataError, Source, missing, read_json
 from activeo3.metric_rules import LVIS
 

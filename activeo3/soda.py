@@ -26,8 +26,9 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from activeo3.annotations import BoxDataset, Index, Picture, Question, checked_picture, group_boxes, read_coco
+from activeo3.annotations import Index, Picture, Question, checked_picture, group_boxes, read_coco
 from activeo3.data_tiles import cut
+from activeo3.data_coco import BoxDataset
 from activeo3.files import DataError, LeftOut, Source, is_number, missing, needed, read_json, shortened
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 

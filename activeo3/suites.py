@@ -29,6 +29,7 @@ import numpy as np
 
 from activeo3 import exams, measures, metrics, outputs, report, results
 from activeo3.config import TrainConfig, _Config
+from activeo3.eval_config import ABSENT
 from activeo3.datasets import open_dataset
 from activeo3.failures import failures
 from activeo3.fixed import fit_fixed
@@ -233,7 +234,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     if not config.eval_examples:
         return []
     measures.ready(config.task)
-    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed, max(config.absent, ABSENT))
     dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *drawn)
     return readable(posed(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 

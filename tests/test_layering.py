@@ -58,6 +58,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "data_fetch": (1, {"torch"}),
     "data_ids": (2, {"models", "rewards", "torch"}),
     "annotations": (2, {"models", "rewards", "torch"}),
+    "data_coco": (2, {"models", "rewards", "torch"}),
+    "data_absent": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
     "soda": (2, {"models", "rewards", "torch"}),
     "data_tiles": (2, {"models", "rewards", "torch"}),

@@ -18,11 +18,16 @@ from PIL import Image
 from real_data import real_file
 from test_results import STATS, scored_by_pycocotools
 
-from activeo3 import metrics, results
+from activeo3 import measures, metrics, oneshot, results
 from activeo3.annotations import read_coco
-from activeo3.metric_rules import LVIS
-from activeo3.schema import Example, Outcome
+from activeo3.datasets import open_dataset
+from activeo3.files import DataError
+from activeo3.headlines import headlines
+from activeo3.metric_rules import COCO, LVIS
+from activeo3.perception import Answer
+from activeo3.schema import Example, Outcome, Rollout
 
+FREQUENCIES = {"AP_r": "APr", "AP_c": "APc", "AP_f": "APf"}
 NAMES = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_s": "APs", "AP_m": "APm", "AP_l": "APl",
          "AR": "AR@300", "AR_s": "ARs@300", "AR_m": "ARm@300", "AR_l": "ARl@300"}  # fmt: skip
 
@@ -48,19 +53,17 @@ def small_lvis(seed: int = 0, partly: bool = True) -> dict[str, Any]:
 
 def asked(path: Path) -> list[Example]:
     """A question for every category in a picture, and one without boxes for every category known to be absent."""
-    content = json.loads(path.read_text())
     index = read_coco(path, path.parent, url_parts=1)
-    names = index.names
     blank = {picture.size: Image.new("L", picture.size) for picture in index.pictures.values()}
-    found = [
-        Example(f"{q.image_id}:{q.query}", blank[index.pictures[q.image_id].size], q.query, q.boxes_px, q.image_id, q.category_id,
-                q.crowd, {"areas": q.areas, "exhaustive": q.category_id not in index.pictures[q.image_id].partly})
-        for q in index.questions
-    ]  # fmt: skip
-    for row in content["images"]:
-        size = index.pictures[row["id"]].size
-        found += [Example("absent", blank[size], names[k], np.zeros((0, 4)), row["id"], k) for k in row["neg_category_ids"]]
-    return found
+
+    def question(image_id: int, kind: int, boxes: np.ndarray, **fields: Any) -> Example:
+        picture, name = index.pictures[image_id], index.names[kind]
+        fields |= {"rules": LVIS, "frequency": index.frequency[kind], "exhaustive": kind not in picture.partly}
+        return Example(f"{image_id}:{name}", blank[picture.size], name, boxes, image_id, kind, fields=fields)
+
+    found = [question(q.image_id, q.category_id, q.boxes_px, areas=q.areas) for q in index.questions]
+    absent = [(row["id"], kind) for row in json.loads(path.read_text())["images"] for kind in row["neg_category_ids"]]
+    return found + [question(*pair, np.zeros((0, 4))) for pair in absent]
 
 
 def perturbed(examples: list[Example], seed: int) -> list[Outcome]:
@@ -85,7 +88,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch, annotations: Path, predictions: Path
     boxed = {row["category_id"] for row in evaluation.lvis_gt.dataset["annotations"]}
     evaluation.params.cat_ids = sorted(boxed)  # the others have no number, and there are a thousand of them
     evaluation.run()
-    return {ours: float(evaluation.results[name]) for ours, name in NAMES.items()}
+    return {ours: float(evaluation.results[name]) for ours, name in (NAMES | FREQUENCIES).items()}
 
 
 def both(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, seed: int = 0) -> tuple[dict[str, float], dict[str, float]]:
@@ -93,7 +96,7 @@ def both(monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, seed: int = 
     examples = asked(path)
     outcomes = perturbed(examples, seed)
     results.write_coco(folder, "predictions", results.predictions(examples, outcomes))
-    ours = metrics.detection_metrics(examples, outcomes, rules=LVIS)
+    ours = metrics.detection_metrics(examples, outcomes)
     return ours, theirs(monkeypatch, path, folder / "predictions.json")
 
 
@@ -111,14 +114,131 @@ def test_federated_labels_give_the_numbers_of_lvis(monkeypatch: pytest.MonkeyPat
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
 
 
+def lvis_folder(root: Path, seed: int) -> str:
+    """A folder of the user's with LVIS's annotations, and its pictures."""
+    (root / "images").mkdir(parents=True)
+    content = small_lvis(seed)
+    (root / "instances_val.json").write_text(json.dumps(content))
+    for row in content["images"]:
+        Image.new("L", (row["width"], row["height"])).save(root / "images" / row["coco_url"].rpartition("/")[2])
+    return str(root)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_official_evaluation_runs_from_our_two_files_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int) -> None:
+    """Questions as an evaluation asks them, those about absent categories among them; with APs by frequency."""
+    examples = list(open_dataset("coco", "val", lvis_folder(tmp_path, seed), absent=0.25))
+    outcomes = perturbed(examples, seed)
+    results.write_coco(tmp_path, "truth", results.truth(examples))
+    results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
+    other = theirs(monkeypatch, tmp_path / "truth.json", tmp_path / "predictions.json")
+    ours = metrics.detection_metrics(examples, outcomes)
+    ours |= {name: metric.value for name, metric in headlines(examples, outcomes, resamples=0).items()}
+    assert 0.1 < other["AP"] < 0.9 and set(FREQUENCIES) < set(ours)
+    for name in (*NAMES, *FREQUENCIES):
+        assert ours[name] == pytest.approx(other[name], abs=1e-9), name
+
+
+def test_a_share_of_the_questions_is_about_what_is_known_to_be_absent(tmp_path: Path) -> None:
+    root = lvis_folder(tmp_path, 0)
+    content = json.loads((tmp_path / "instances_val.json").read_text())
+    known = {(row["id"], kind) for row in content["images"] for kind in row["neg_category_ids"]}
+    there = {(row["image_id"], row["category_id"]) for row in content["annotations"]}
+    without = [(e.image_id, e.category_id) for e in open_dataset("coco", "val", root)]
+    assert set(without) == there == set(without)  # in training: none
+    asked_too = {}
+    for share in (0.1, 0.3, 0.999):
+        found = list(open_dataset("coco", "val", root, absent=share))
+        keys = [(e.image_id, e.category_id) for e in found]
+        assert keys == sorted(keys) and set(keys) > there and len(set(keys)) == len(keys)
+        absent = [e for e in found if not len(e.boxes_px)]
+        asked_too[share] = {(e.image_id, e.category_id) for e in absent}
+        assert asked_too[share] == set(keys) - there
+        assert {e.fields["exhaustive"] for e in absent} == {True} and {e.fields["count"] for e in absent} == {0}
+    assert len(asked_too[0.1]) == round(len(there) / 9) and len(asked_too[0.3]) == round(len(there) * 3 / 7)
+    assert asked_too[0.1] < asked_too[0.3] < asked_too[0.999] == known
+    others = {(e.image_id, e.category_id) for e in open_dataset("coco", "val", root, absent=0.1, seed=1)} - there
+    assert others != asked_too[0.1]
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        for row in content["images"]:
+            del row[key]
+    (tmp_path / "instances_val.json").write_text(json.dumps(content))
+    plain = open_dataset("coco", "val", root, absent=0.5)
+    assert len(plain) == len(there) and plain[0].fields["rules"] is COCO
+
+
+def test_what_is_invented_costs(tmp_path: Path) -> None:
+    """A policy that always finds something: as good as a silent one, until it is asked for what is not there."""
+    root = lvis_folder(tmp_path, 0)
+    for share, cost in ((0.0, False), (0.3, True)):
+        examples = list(open_dataset("coco", "val", root, absent=share))
+        right = [Outcome(e.boxes_px, np.full(len(e.boxes_px), 0.5)) for e in examples]
+        eager = [outcome if len(outcome.boxes_px) else Outcome(np.array([[0.0, 0, 9, 9]]), np.ones(1)) for outcome in right]
+        assert metrics.detection_metrics(examples, right)["AP"] == 1.0
+        assert (metrics.detection_metrics(examples, eager)["AP"] < 0.9) == cost
+        assert sum(sum(metrics.ap_ar_50(*pair)) for pair in zip(examples, right)) == 2 * len(examples)
+        rewards = [sum(metrics.ap_ar_50(*pair)) for pair in zip(examples, eager)]
+        assert rewards.count(0.0) == sum(not len(e.boxes_px) for e in examples)
+
+
+def test_detection_ignores_what_no_picture_was_checked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everything in a picture at once: the table is LVISEval's on the file itself, of all that was said."""
+    root = lvis_folder(tmp_path, 1)
+    posed = [oneshot.posed("detection", example) for example in open_dataset("coco_det", "val", root)]
+    rng, answers, said = np.random.default_rng(0), [], []
+    for example in posed:
+        names = [*example.fields["labels"], *example.fields["categories"]]
+        low = rng.uniform(0, 200, (len(example.fields["categories"]), 2))
+        boxes = np.concatenate([example.boxes_px + rng.normal(0, 2, example.boxes_px.shape), np.concatenate([low, low + 50], axis=1)])
+        order = rng.permutation(len(names))
+        boxes, labels = boxes[order], tuple(names[k] for k in order)
+        answer = Answer(tuple(map(tuple, boxes.tolist())), labels, None)
+        answers.append(Rollout(example, (), "", True, answer, (), Outcome(boxes, np.ones(len(boxes)))))
+        said += [(example.image_id, int(label.split()[1]), box) for label, box in zip(labels, metrics.xywh(boxes))]
+    scores = np.linspace(1, 0.9, len(said))
+    rows = [{"image_id": i, "category_id": k, "bbox": box, "score": s} for (i, k, box), s in zip(said, scores.tolist())]
+    results.write_coco(tmp_path, "said", rows)
+    other = theirs(monkeypatch, tmp_path / "instances_val.json", tmp_path / "said.json")
+    ours = measures.measure("detection", posed, answers, resamples=0)
+    for name in NAMES:
+        assert ours[name].value == pytest.approx(other[name], abs=1e-9), name
+
+
+def test_the_reward_of_detection_forgives_as_the_table_does(tmp_path: Path) -> None:
+    root = lvis_folder(tmp_path, 1)
+    content = json.loads((tmp_path / "instances_val.json").read_text())
+    names = {row["id"]: row["name"].replace("_", " ") for row in content["categories"]}
+    for row in content["images"]:
+        there = {one["category_id"] for one in content["annotations"] if one["image_id"] == row["id"]}
+        certain = there.union(row["neg_category_ids"]).difference(row["not_exhaustive_category_ids"])
+        example = next(e for e in open_dataset("coco_det", "val", root) if e.image_id == row["id"])
+        wanted = [number not in certain for number in names] + [True]
+        assert oneshot.forgiven(example, [*names.values(), "a zebra"]).tolist() == wanted
+    assert any(row["not_exhaustive_category_ids"] for row in content["images"])
+    assert not oneshot.forgiven(Example("a", Image.new("L", (9, 9)), "b", np.zeros((0, 4))), ["x", "y"]).any()
+
+
+def test_counting_knows_what_is_absent(tmp_path: Path) -> None:
+    """None of it is a right answer, and a category that was boxed in part is no question."""
+    examples = list(open_dataset("coco", "val", lvis_folder(tmp_path, 1), absent=0.4))
+    for example in examples:
+        if example.fields["exhaustive"]:
+            assert oneshot.posed("counting", example).fields["count"] == len(example.boxes_px)
+            assert len(oneshot.posed("counting", example).fields["places_px"]) == len(example.boxes_px)
+        else:
+            with pytest.raises(DataError, match="does not say how many"):
+                oneshot.posed("counting", example)
+    assert {len(e.boxes_px) == 0 for e in examples} == {e.fields["exhaustive"] for e in examples} == {True, False}
+
+
 def test_absent_categories_and_unchecked_ones_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Guards the test above: it compares something only if false positives in absent categories count."""
     path = written(tmp_path, small_lvis(0, partly=False))
     examples = asked(path)
     outcomes = perturbed(examples, 0)
     boxed = [k for k, example in enumerate(examples) if len(example.boxes_px)]
-    fewer = metrics.detection_metrics([examples[k] for k in boxed], [outcomes[k] for k in boxed], rules=LVIS)
-    assert fewer["AP"] > metrics.detection_metrics(examples, outcomes, rules=LVIS)["AP"] + 1e-3
+    fewer = metrics.detection_metrics([examples[k] for k in boxed], [outcomes[k] for k in boxed])
+    assert fewer["AP"] > metrics.detection_metrics(examples, outcomes)["AP"] + 1e-3
     before = results.predictions(examples, outcomes)
     checked = {(example.image_id, example.category_id) for example in examples}
     unchecked = [
@@ -135,7 +255,7 @@ def test_absent_categories_and_unchecked_ones_matter(monkeypatch: pytest.MonkeyP
 def test_what_was_not_boxed_exhaustively_is_forgiven(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int) -> None:
     ours, other = both(monkeypatch, tmp_path, written(tmp_path, small_lvis(seed, partly=True)), seed)
     examples = asked(tmp_path / "lvis_v1_val.json")
-    assert as_if_exhaustive(examples, perturbed(examples, seed)) < ours["AP"] - 1e-4  # else the test compares nothing
+    assert as_if_exhaustive(examples, perturbed(examples, seed)) < ours["AP50"] - 1e-4  # else the test compares nothing
     for name in NAMES:
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
 
@@ -150,10 +270,10 @@ def test_only_the_best_300_of_a_picture_count(monkeypatch: pytest.MonkeyPatch, t
         boxes = np.concatenate([outcome.boxes_px, np.concatenate([low, low + 40], axis=1)])
         outcomes.append(Outcome(boxes, np.sort(rng.integers(1, 9, len(boxes)) / 8)[::-1].copy()))
     results.write_coco(tmp_path, "many", results.predictions(examples, outcomes))
-    ours, other = metrics.detection_metrics(examples, outcomes, rules=LVIS), theirs(monkeypatch, path, tmp_path / "many.json")
+    ours, other = metrics.detection_metrics(examples, outcomes), theirs(monkeypatch, path, tmp_path / "many.json")
     for name in NAMES:
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
-    assert metrics.detection_metrics(examples, outcomes)["AR"] != pytest.approx(ours["AR"], abs=1e-3)
+    assert metrics.detection_metrics(examples, outcomes, rules=COCO)["AR"] != pytest.approx(ours["AR"], abs=1e-3)
 
 
 def test_the_real_annotations_give_the_numbers_of_lvis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,18 +282,24 @@ def test_the_real_annotations_give_the_numbers_of_lvis(monkeypatch: pytest.Monke
     examples = asked(path)
     outcomes = [with_two_more(*pair) for pair in zip(examples, perturbed(examples, 0))]
     results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
-    ours = metrics.detection_metrics(examples, outcomes, rules=LVIS)
+    ours = metrics.detection_metrics(examples, outcomes)
     other = theirs(monkeypatch, path, tmp_path / "predictions.json")
     assert 0.2 < other["AP"] < 0.9
     for name in NAMES:
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
-    assert as_if_exhaustive(examples, outcomes) < ours["AP"] - 0.005
+    assert as_if_exhaustive(examples, outcomes) < ours["AP50"] - 0.005
+    ours_too, official = results.truth(examples), json.loads(path.read_text())  # what we write is what they publish
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        lists = {row["id"]: sorted(row[key]) for row in official["images"]}
+        assert {row["id"]: row[key] for row in ours_too["images"]} == {row["id"]: lists[row["id"]] for row in ours_too["images"]}
+    boxes = [sorted((row["image_id"], row["category_id"], *np.round(row["bbox"], 6)) for row in one["annotations"]) for one in (ours_too, official)]
+    assert boxes[0] == boxes[1] and len(boxes[0]) > 900
 
 
 def as_if_exhaustive(examples: list[Example], outcomes: list[Outcome]) -> float:
-    """AP if every detection without a match were false."""
+    """AP50 if every detection without a match were false."""
     strict = [replace(example, fields=example.fields | {"exhaustive": True}) for example in examples]
-    return metrics.detection_metrics(strict, outcomes, rules=LVIS)["AP"]
+    return metrics.detection_metrics(strict, outcomes, (0.5,))["AP50"]
 
 
 def with_two_more(example: Example, outcome: Outcome) -> Outcome:
@@ -191,6 +317,6 @@ def test_pycocotools_finds_the_same_in_the_same_predictions_of_real_annotations(
     outcomes = perturbed(examples, 2)
     results.write_coco(tmp_path, "truth", results.truth(examples))
     results.write_coco(tmp_path, "predictions", results.predictions(examples, outcomes))
-    stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes)
+    stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes, rules=COCO)
     for name, place in STATS.items():
         assert stats[place] == pytest.approx(ours[name], abs=1e-9), name

@@ -223,6 +223,22 @@ def test_crowds_are_neither_asked_for_nor_punished() -> None:
     assert terms["number"] == pytest.approx(4 / 5)  # beside the crowd: a false one
 
 
+def test_what_is_forgiven_is_right_or_nothing() -> None:
+    """LVIS: a detection of a category that was not checked, or was boxed in part, finds things of its own name or nothing."""
+    boxes, labels = as_boxes([CUP, DOG, CAR, [200, 0, 220, 20]]), [*NAMES, "zebra"]
+    full = {"location": 1, "class": 1, "number": 1, "missing": 0}
+    assert detection_terms(boxes, labels, TRUE, NAMES)["number"] == pytest.approx(6 / 7)
+    assert detection_terms(boxes, labels, TRUE, NAMES, forgiven=np.array([False, False, False, True])) == full
+    assert detection_terms(boxes, labels, TRUE, NAMES, forgiven=np.ones(4, dtype=bool)) == full
+    # Over a cup, "zebra" is a pair of the wrong name, unless nobody looked for zebras: then the cup is missing.
+    over = as_boxes([CUP, DOG, CAR])
+    wrong = detection_terms(over, ["zebra", *NAMES[1:]], TRUE, NAMES)
+    assert (wrong["class"], wrong["missing"]) == (pytest.approx(2 / 3), 0)
+    unknown = detection_terms(over, ["zebra", *NAMES[1:]], TRUE, NAMES, forgiven=np.array([True, False, False]))
+    assert (unknown["class"], unknown["missing"], unknown["number"]) == (1, pytest.approx(-1 / 3), pytest.approx(4 / 5))
+    assert detection_terms(boxes[3:], ["zebra"], as_boxes([]), [], forgiven=np.array([True])) == full
+
+
 @given(st.integers(0, 10_000), st.randoms())
 def test_the_order_of_detections_does_not_matter(seed: int, random) -> None:
     found, labels, truth, names = random_picture(seed)

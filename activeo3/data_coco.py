@@ -1,0 +1,163 @@
+"""Data sets of annotated boxes: a question for every category in a picture, or one about everything in it.
+
+COCO itself, any folder in its format, and what LVIS and SODA make of their files (selections.py, soda.py).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Collection, Mapping, Sequence
+
+import numpy as np
+
+from activeo3.annotations import Index, Question, read_coco
+from activeo3.files import Source, read_picture, within
+from activeo3.metric_rules import COCO, LVIS, MetricRules
+from activeo3.schema import Example
+
+
+@dataclass(frozen=True, eq=False)
+class BoxDataset:
+    """Questions that are answered with boxes, ordered by (image id, category id).
+
+    An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
+    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
+    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
+    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py); for a tile ``window_px``,
+    ``source_id``, the picture it is from, and ``whole``, the question about all of it (eval_tiles.py); and how the set is scored, ``rules``.
+    """
+
+    name: str
+    split: str
+    index: Index
+    rules: MetricRules = COCO
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.index.paths
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return self.index.dropped
+
+    def __len__(self) -> int:
+        return len(self.index.questions)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
+        question = self.index.questions[within(index, len(self))]
+        picture = self.index.pictures[question.image_id]
+        own = self.index.own_ids(question.image_id, question.category_id)
+        example_id = f"{own.get('file_image_id', question.image_id)}:{question.query}"
+        image = read_picture(picture.path, picture.size, example_id)
+        fields = own | {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
+        fields |= {"exhaustive": question.category_id not in picture.partly}
+        if not len(question.boxes_px):
+            fields["count"] = 0
+        if question.category_id in self.index.frequency:
+            fields["frequency"] = self.index.frequency[question.category_id]
+        if picture.window:
+            image = image.crop(picture.window)
+            source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
+            fields |= {"window_px": picture.window, "source_id": source_id}
+            fields |= {"whole": self.index.wholes[picture.source_id, question.category_id]}
+        return Example(
+            id=example_id,
+            image=image,
+            query=question.query,
+            boxes_px=question.boxes_px,
+            image_id=question.image_id,
+            category_id=question.category_id,
+            crowd=question.crowd,
+            fields=fields,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PictureDataset:
+    """Every picture as one question: where is everything, and what is it?
+
+    A picture without boxes is a question as well, whose answer is an empty list. The example's fields:
+    ``labels``, the name of every box; ``categories``, all names of the file; ``areas`` (N,) in square pixels;
+    ``rules``. Of a federated file also the names of ``checked`` categories, the only ones that can be missed or
+    invented, and of those with boxes for a part of their instances, ``partly``.
+    """
+
+    name: str
+    split: str
+    index: Index
+    rules: MetricRules = COCO
+
+    def _names(self, categories: Collection[int]) -> frozenset[str]:
+        return frozenset(self.index.names[number] for number in categories if number in self.index.names)
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The ids of all pictures, in order."""
+        return tuple(sorted(self.index.pictures))
+
+    @cached_property
+    def boxes(self) -> Mapping[int, Sequence[Question]]:
+        """The boxes of every picture that has some, category by category."""
+        found: dict[int, list[Question]] = {}
+        for question in self.index.questions:
+            found.setdefault(question.image_id, []).append(question)
+        return found
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.index.paths
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return self.index.dropped
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
+        number = self.numbers[within(index, len(self))]
+        picture, parts = self.index.pictures[number], self.boxes.get(number, ())
+        own = self.index.own_ids(number)
+        example_id = str(own.get("file_image_id", number))
+        fields = own | {
+            "labels": tuple(part.query for part in parts for _ in part.boxes_px),
+            "categories": tuple(self.index.names.values()),
+            "areas": np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
+            "rules": self.rules,
+        }
+        if self.rules.federated:
+            there = {part.category_id for part in parts}
+            fields |= {"checked": self._names(there | picture.absent), "partly": self._names(picture.partly)}
+        return Example(
+            id=example_id,
+            image=read_picture(picture.path, picture.size, example_id),
+            query="everything",
+            boxes_px=np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
+            image_id=number,
+            crowd=np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
+            fields=fields,
+        )
+
+
+def rules_of_file(index: Index) -> MetricRules:
+    """LVIS's rules for a file that is federated as LVIS is, else COCO's."""
+    return LVIS if index.federated else COCO
+
+
+def open_coco_det(source: Source) -> PictureDataset:
+    """COCO 2017 in the published layout, or else any folder as ``open_coco`` takes it; one question per picture."""
+    root = source.folder("coco_det", "")
+    path, images = root / f"coco/annotations/instances_{source.split}2017.json", root / f"coco/{source.split}2017"
+    if not path.is_file() and (root / f"instances_{source.split}.json").is_file():
+        path, images = root / f"instances_{source.split}.json", root / "images"
+    index = read_coco(path, images, crowds=True)
+    return PictureDataset("coco_det", source.split, index, rules_of_file(index))
+
+
+def open_coco(source: Source) -> BoxDataset:
+    """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
+    folder = source.folder("coco", "")
+    index = read_coco(folder / f"instances_{source.split}.json", folder / "images")
+    return BoxDataset("coco", source.split, index, rules_of_file(index))
