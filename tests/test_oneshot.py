@@ -236,7 +236,7 @@ def test_counting_and_reading() -> None:
     assert values("counting", [example] * 4, [said(example, count=k) for k in (3, 3, 1, 7)]) == {"exact": 0.5, "MAE": 1.5, "form": 1.0}
     pytest.importorskip("nltk")
     pages = [oneshot.posed("ocr", picture([], text=text)) for text in ("one two three", "four")]
-    row = values("ocr", pages, [said(pages[0], text="one  two three"), said(pages[1], text="for", error="unfinished")])
+    row = values("ocr", pages, [said(pages[0], text="one two three"), said(pages[1], text="for", error="unfinished")])
     wanted = [page_metrics("one two three", "one two three"), page_metrics("for", "four")]
     assert row == pytest.approx({name: (wanted[0][name] + wanted[1][name]) / 2 for name in wanted[0]} | {"form": 0.5})
     assert row["edit_distance"] == pytest.approx((1 - text_similarity("for", "four")) / 2)
