@@ -61,7 +61,7 @@ def main(config: EvalConfig) -> None:
     load = loader(config, ranks, start_source)
     start = load(start_source)
     for rival in rows:
-        check_notes(family_of(rival.source, FAMILIES), config)  # it is named now if it is no model, not when its turn comes
+        check_notes(family_of(rival.source, FAMILIES, start_source), config)  # it is named now if it is no model, not when its turn comes
     experts = {name: start if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model}
     writable_folder(folder)  # before the work whose results go there
     if picture:
@@ -172,7 +172,7 @@ def loader(config: EvalConfig, ranks: Ranks, start: str) -> Callable[[str], Visi
             for other in set(kept) - {start}:
                 del kept[other]
             with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
-                kept[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
+                kept[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention, start)
                 kept[source].model.to(ranks.device)
         return kept[source]
 

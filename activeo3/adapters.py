@@ -32,6 +32,8 @@ SCALE = 2.0
 """Of the correction, whatever the rank: alpha = 2 x rank, as is usual."""
 NAMES = "lora_"
 """The parameters of adapters have this in their names, and no others have."""
+NAMES_TODAY = {r"^visual\.": "model.visual.", r"^model\.(?!visual\.|language_model\.)": "model.language_model."}
+"""What modules were called up to transformers 4.51, and are called since."""
 
 
 def add(vlm: Encoder, rank: int, which: str) -> None:
@@ -122,27 +124,46 @@ def base_of(source: str, start: str = "") -> str:
     found = paths.beside(folder, named) if named else ""
     if Path(found).is_dir() and found:
         return found
+    start = "" if paths.same(source, start) else start
     if start or (named.count("/") == 1 and not named.startswith((".", "/"))):
         return start or named
-    raise ModelError(f"{source} is an adapter of {named or 'a model that it does not name'}, which is not there; name it with --start.")
+    reason = f"is an adapter of {named}, which is not there" if named else "is an adapter that does not name its base model"
+    raise ModelError(f"{source} {reason}; write its folder into adapter_config.json as base_model_name_or_path, or evaluate with --start.")
 
 
 def merge(model: nn.Module, source: str) -> None:
     """Add the adapter of a folder to the weights of its base model, in their dtype.
 
+    The matrices are those that the folder has weights for, by today's names: an adapter that was trained with
+    transformers 4 has others, and a regular expression in its config may mean more than it meant there.
+
     Raises ConfigError if peft is not installed; ModelError for an adapter of another model or of a kind that cannot be merged.
     """
     try:
-        from peft import PeftConfig, get_peft_model
+        from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
     except ImportError:
         raise ConfigError(f'{source} is an adapter, which needs peft: pip install -e ".[lora]".') from None
     config = part_of(source, "adapter_config.json", PeftConfig.from_pretrained)
+    weights = part_of(source, "adapter weights", load_peft_weights, device="cpu", key_mapping=NAMES_TODAY)
+    if isinstance(config, LoraConfig):
+        config.target_modules = {name.removeprefix("base_model.model.").partition(f".{NAMES}")[0] for name in weights if NAMES in name}
+        for pattern in (config.rank_pattern, config.alpha_pattern):
+            renamed = {_today(name): value for name, value in pattern.items()}
+            pattern.clear()
+            pattern.update(renamed)
     adapted = part_of(source, "adapter", lambda _: get_peft_model(model, config))
-    seen = part_of(source, "adapter", lambda _: adapted.load_adapter(source, "default"))
-    wrong = sorted(seen.unexpected_keys) or sorted(seen.missing_keys)
+    seen = part_of(source, "adapter", lambda _: set_peft_model_state_dict(adapted, weights))
+    wrong = sorted(seen.unexpected_keys) or sorted(name for name in seen.missing_keys if NAMES in name)
     if wrong:
         raise ModelError(f"{source} is an adapter of another model: {wrong[0]} is {'not in' if seen.unexpected_keys else 'in'} this one.")
     part_of(source, "adapter", lambda _: adapted.merge_and_unload())
+
+
+def _today(name: str) -> str:
+    """The name of a module of transformers 4, or the beginning of one, as it is today."""
+    for before, now in NAMES_TODAY.items():
+        name = re.sub(before, now, name)
+    return name
 
 
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:

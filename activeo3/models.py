@@ -83,7 +83,7 @@ class VisionLanguageModel(Generator, Scorer):
             self.model.save_pretrained(folder, state_dict=weights)
         finally:
             self.model.generation_config = own
-        (folder / "generation_config.json").unlink()
+        (folder / "generation_config.json").unlink(missing_ok=True)
         model_files.save(self.files, folder, self.model.dtype)
 
 

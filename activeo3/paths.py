@@ -79,6 +79,6 @@ def beside(run: Path, model: str) -> str:
     model = expanded(model, "model")
     if not os.path.isabs(model) and not Path(model).is_dir():
         for folder in run.resolve().parents:
-            if (folder / model / "config.json").is_file():
+            if any((folder / model / name).is_file() for name in ("config.json", "adapter_config.json")):
                 return str(folder / model)
     return model

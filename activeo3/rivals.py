@@ -1,13 +1,14 @@
 """Which checkpoints a table compares: their names in it, what they were trained from and for.
 
-A checkpoint folder of a run says so in its ``activeo3.json``; any other model folder is its own start.
+A checkpoint folder of a run says so in its ``activeo3.json``, an adapter in its ``adapter_config.json``; any other model
+folder is its own start.
 """
 
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
-from activeo3 import paths
+from activeo3 import adapters, paths
 from activeo3.checkpoints import run_state
 from activeo3.config import ConfigError
 
@@ -35,7 +36,7 @@ def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], s
     if twice:
         raise ConfigError(f"--checkpoint names {twice[0]}; name every checkpoint once.")
     trained = {source: _trained(source) for source in sources}
-    own = [paths.beside(Path(source), config.get("model", source)) for source, config in trained.items()]
+    own = [paths.beside(Path(source), config.get("model") or adapters.base_of(source, start) or source) for source, config in trained.items()]
     starts = paths.unified([*sources, *([start] * len(sources) if start else own)])[len(sources) :]
     different = sorted(set(starts))
     if len(different) > 1:

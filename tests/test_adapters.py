@@ -1,5 +1,6 @@
 """adapters.py: on is the policy, off is the start policy, merged is a plain model; and whole runs with them."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from test_train import prepare, rows_of
 
 from activeo3 import adapters, checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.models import VisionLanguageModel
+from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.rivals import contest
 
 pytest.importorskip("peft")
 import train  # noqa: E402
@@ -104,6 +106,102 @@ def test_adapters_are_saved_as_peft_loads_them(adapted: VisionLanguageModel, tmp
     assert torch.equal(logits(again, picture), logits(adapted, picture))
 
 
+# ---------------------------------------------------------------------- a folder that holds an adapter only
+
+
+@pytest.fixture
+def base(make_vlm: Make, tmp_path: Path) -> Path:
+    """The folder of a base model."""
+    make_vlm("qwen2_5_vl").save(tmp_path / "models/base")
+    return tmp_path / "models/base"
+
+
+def by_peft(make_vlm: Make, folder: Path, named: str, **wanted: object) -> VisionLanguageModel:
+    """peft's own folder of an adapter that has learned something, and the model with it, as peft runs it."""
+    from peft import LoraConfig, get_peft_model
+
+    vlm = make_vlm("qwen2_5_vl")
+    vlm.model.name_or_path = named
+    adapted = get_peft_model(vlm.model, LoraConfig(**({"r": 3, "target_modules": ["q_proj", "v_proj"]} | wanted)))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    return vlm
+
+
+def test_a_folder_with_an_adapter_only_is_its_base_model_with_the_adapter_merged(
+    make_vlm: Make, base: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    expected = logits(by_peft(make_vlm, tmp_path / "adapter", str(base)), picture)
+    loaded = VisionLanguageModel.load(str(tmp_path / "adapter"), torch.float32)
+    torch.testing.assert_close(logits(loaded, picture), expected, rtol=1e-4, atol=1e-4)
+    assert (logits(make_vlm("qwen2_5_vl"), picture) - expected).abs().max() > 0.01
+    assert not any(adapters.NAMES in name for name, _ in loaded.model.named_parameters())
+    loaded.save(tmp_path / "saved")
+    assert torch.equal(logits(VisionLanguageModel.load(str(tmp_path / "saved"), torch.float32), picture), logits(loaded, picture))
+
+
+def test_an_adapter_that_was_trained_with_transformers_4_is_merged(
+    make_vlm: Make, base: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    """There a text tower's matrices are called model.layers, and those of the vision tower visual."""
+    from safetensors.torch import load_file, save_file
+
+    everywhere = ["q_proj", "v_proj", "qkv"]
+    expected = logits(by_peft(make_vlm, tmp_path / "adapter", str(base), target_modules=everywhere), picture)
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    old = {name.replace("model.language_model.", "model.").replace("model.model.visual.", "model.visual."): tensor
+           for name, tensor in load_file(file).items()}  # fmt: skip
+    assert any(name.startswith("base_model.model.model.layers.0") for name in old) and any("base_model.model.visual.blocks" in name for name in old)
+    save_file(old, file)
+    torch.testing.assert_close(logits(VisionLanguageModel.load(str(tmp_path / "adapter"), torch.float32), picture), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_base_model_of_an_adapter_is_looked_for(make_vlm: Make, base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "runs/a/adapter"
+    by_peft(make_vlm, adapter, str(base))
+    assert adapters.base_of(str(adapter)) == adapters.base_of(str(adapter), "elsewhere") == str(base)
+    assert adapters.base_of(str(base)) == adapters.base_of("Qwen/Qwen2.5-VL-7B-Instruct") == ""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+
+    def names(text: str | None) -> None:
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": text}))
+
+    names("models/base")  # as seen from where the run was started
+    assert adapters.base_of(str(adapter)) == str(base)
+    names("Qwen/Qwen2.5-VL-7B-Instruct")
+    assert adapters.base_of(str(adapter)) == "Qwen/Qwen2.5-VL-7B-Instruct" and adapters.base_of(str(adapter), str(base)) == str(base)
+    for gone, reason in (("/of/another/machine", "of /of/another/machine, which is not there"), (None, "that does not name its base model")):
+        names(gone)
+        assert adapters.base_of(str(adapter), str(base)) == str(base)
+        with pytest.raises(ModelError, match=f"is an adapter {reason}; write its folder into"):
+            adapters.base_of(str(adapter), str(adapter))
+    assert contest([str(adapter)], str(base))[1] == str(base)
+
+
+def test_an_adapter_that_does_not_fit_is_one_sentence(make_vlm: Make, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_peft(make_vlm, tmp_path / "deep", str(base))
+    weights = tmp_path / "deep/adapter_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({name.replace("layers.2", "layers.7"): tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ModelError, match="deep is an adapter of another model: .*layers.7"):
+        VisionLanguageModel.load(str(tmp_path / "deep"), torch.float32)
+    weights.unlink()
+    with pytest.raises(ModelError, match="deep has no adapter weights that can be used"):
+        VisionLanguageModel.load(str(tmp_path / "deep"), torch.float32)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange/adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING", "base_model_name_or_path": str(base),
+                                                                      "task_type": "CAUSAL_LM", "num_virtual_tokens": 3}))  # fmt: skip
+    with pytest.raises(ModelError, match="strange has no adapter weights that can be used"):
+        VisionLanguageModel.load(str(tmp_path / "strange"), torch.float32)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match="is an adapter, which needs peft"):
+        VisionLanguageModel.load(str(tmp_path / "deep"), torch.float32)
+
+
 def test_nothing_to_adapt_is_one_sentence(make_vlm: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--train_only visual matches no matrix"):
         adapters.add(make_vlm("qwen3_vl"), 4, "visual")
@@ -145,7 +243,9 @@ def test_a_run_with_adapters_can_be_cut_off_and_leaves_a_plain_model(
     assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
     moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert moved and all("language_model" in name and "norm" not in name for name in moved)
-    assert (tmp_path / "run/checkpoint-4/adapters/adapter_model.bin").exists()
+    alone = VisionLanguageModel.load(str(tmp_path / "run/checkpoint-4/adapters"), torch.float32)  # float32 holds all of a correction
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in alone.model.state_dict().items())
+    assert contest([str(tmp_path / "run/checkpoint-4/adapters")])[1] == str(tmp_path / "start")
 
 
 def test_a_block_inside_a_gathered_block_changes_nothing(config: TrainConfig, tmp_path: Path, picture: Callable) -> None:
