@@ -60,6 +60,12 @@ def small_pictures() -> list[Example]:
     return examples
 
 
+class World(list[Example]):
+    """Examples as a data set that left none out."""
+
+    dropped: tuple[str, ...] = ()
+
+
 def look_somewhere(
     actor: VisionLanguageModel, examples: list[Example], group: int, sampling: Sampling, config: TrainConfig, *role: Role
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
@@ -85,7 +91,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     for name in ("sense", "direct"):
         patch.setitem(TASKS, name, replace(TASKS[name], score=reward_of_ids))
     patch.setattr(train, "open_dataset", lambda *_: small_pictures())
-    patch.setattr(suites, "open_dataset", lambda *_: small_pictures()[:2])
+    patch.setattr(suites, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
 
