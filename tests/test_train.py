@@ -63,6 +63,7 @@ def small_pictures() -> list[Example]:
 class World(list[Example]):
     """Examples as a data set that left none out."""
 
+    name, split = "mosaics", "val"
     dropped: tuple[str, ...] = ()
 
 
