@@ -34,7 +34,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.modes import Way, ways
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling, Score
-from activeo3.stream import readable
+from activeo3.stream import Light, Whole, as_it_is, readable
 from activeo3.tasks import Task, task_of
 from activeo3.zooms import STATUSES
 
@@ -60,12 +60,14 @@ def exam(
     black: bool = False,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
+    whole: Whole = as_it_is,
 ) -> list[dict[str, Any]]:
     """The rows of every policy, by its title, in every mode: one greedy episode about every example.
 
     ``worth`` says what the reward is made of, ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
     the value and the ``intervals`` of all COLUMNS (NaN where there is nothing to measure), the number of turns by their
     ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
+    ``whole`` gives an example its picture when its turn comes, if that was put aside (stream.Light).
 
     Raises DataError for an example that asks nothing.
     """
@@ -75,15 +77,16 @@ def exam(
         for way in ways(task, config, modes, black):
             asked = known if way.told else examples
             if asked:
-                rows.append(_row(title, way, asked, sit(policy, way, asked, share, worth), resamples))
+                rows.append(_row(title, way, asked, sit(policy, way, asked, share, worth, whole), resamples))
                 say(f"{title}, {way.title}: {rows[-1]['answer']:.3f} of {len(asked)} answers right")
     return rows
 
 
-def sit(policy: VisionLanguageModel, way: Way, examples: Sequence[Example], share: Share, worth: TrainConfig) -> list[Record]:
+def sit(policy: VisionLanguageModel, way: Way, examples: Sequence[Example], share: Share, worth: TrainConfig, whole: Whole = as_it_is) -> list[Record]:
     """One greedy episode per example."""
 
     def work(block: Sequence[Example]) -> list[Record]:
+        block = [whole(example) for example in block]
         _, groups = look(policy, block, 1, Sampling(0.0, way.task.longest(way.config)), way.config, way.task)
         told = [rollout for (rollout,) in groups]
         outcomes = way.task.act(policy, told, way.config)
@@ -161,14 +164,15 @@ def evaluate(
     """
     task, found, texts = task_of(config), [], []
     for name, dataset in opened.items():
-        examples, rows = readable(dataset, folder), []
+        light = Light(dataset)
+        examples, rows = readable(light, folder), []
         if "oracle_crop" in config.mode:
             known = sum(len(asked_of(example).evidence_px) > 0 for example in examples)
             print(f"{name}: {known} of {len(examples)} questions have evidence to show")
         for title, source in sources.items():
             modes = config.mode or MODES
             policy = {title: load(source)}
-            rows += exam(policy, examples, task, config, alone, TrainConfig(), modes, config.black, config.resamples)
+            rows += exam(policy, examples, task, config, alone, TrainConfig(), modes, config.black, config.resamples, whole=light.whole)
         found += [{"benchmark": name} | row for row in rows]
         titles = (f"{name} ({dataset.split}), {len(examples)} questions", f"{name}, what the turns came to")
         texts += [report.table(*table, title) for table, title in zip(tables(rows), titles)]

@@ -33,7 +33,6 @@ Readings of what the paper leaves open:
 
 import time
 from collections import Counter
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
@@ -47,7 +46,7 @@ from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
 from activeo3.data_mme import COGNITION, PERCEPTION
 from activeo3.eval_config import EvalConfig
-from activeo3.files import Dataset, Derived, within
+from activeo3.files import Dataset
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.intervals import Metric
@@ -57,7 +56,7 @@ from activeo3.proposals import propose
 from activeo3.questions import HRBENCH_KINDS, VSTAR_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
-from activeo3.stream import readable
+from activeo3.stream import Light, Whole, as_it_is, readable
 from activeo3.taskmodels import crop_view, visible
 
 WHOLE = ("direct", "direct-native")
@@ -73,7 +72,6 @@ PUBLISHED = ("mme", "realworldqa")
 """Benchmarks with a published rule of how an answer is read; ``LENIENT`` is their accuracy as ours reads them."""
 LENIENT = "accuracy_lenient"
 SAME_WITH_BLACK_CROPS = "accuracy_black"
-NO_PICTURE = Image.new("RGB", (1, 1))
 
 Records = dict[str, list[dict[str, Any]]]
 """Every question with its answer, by the label of the row."""
@@ -101,7 +99,7 @@ def run(
     say: Callable[[str], None] = print,
     black: bool = False,
     share: Share = alone,
-    whole: Callable[[Example], Example] = lambda example: example,
+    whole: Whole = as_it_is,
 ) -> tuple[list[dict[str, Any]], Records]:
     """Ask every question in every way: (table rows, what was answered).
 
@@ -156,22 +154,6 @@ def usable(methods: Sequence[str], examples: Sequence[Example], say: Callable[[s
     return [method for method in methods if method not in reasons]
 
 
-class Light(Derived):
-    """The questions of a data set without their pictures: 800 of 8K would need 80 GB of memory.
-
-    ``readable(Light(dataset))`` has still read every picture once, and ``whole`` reads it again.
-    """
-
-    def __getitem__(self, index: int) -> Example:
-        index = within(index, len(self))
-        example = self.dataset[index]
-        return replace(example, image=NO_PICTURE, fields=example.fields | {"place": index})
-
-    def whole(self, example: Example) -> Example:
-        """The example with its picture."""
-        return self.dataset[example.fields["place"]]
-
-
 # ---------------------------------------------------------------------- look and answer
 
 
@@ -185,7 +167,7 @@ def answered(
     config: _Config,
     black: bool,
     share: Share,
-    whole: Callable[[Example], Example],
+    whole: Whole,
 ) -> tuple[list[tuple[Region, ...]], float, dict[str, tuple[list[Answer], float, list[Answer]]]]:
     """What a method looks at: regions, seconds of proposing them; and per model: answers, seconds, answers
     with black crops (none unless asked for)."""

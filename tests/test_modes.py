@@ -18,6 +18,7 @@ from activeo3.geometry import as_boxes
 from activeo3.jobs import blocks
 from activeo3.ledger import alone
 from activeo3.schema import Example
+from activeo3.stream import Light
 from activeo3.tasks import TASKS
 from activeo3.zooms import STATUSES
 from scripted import END, Scripted, painted
@@ -237,6 +238,19 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     assert len(blocks(examples)) > 1
     one, other = (repr(exams.exam({"it": policy}, examples, TASK, CONFIG, share, TrainConfig())) for share in (alone, shared))
     assert one == other
+
+
+def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes(tokenizer) -> None:
+    policy, full = Scripted("qwen3_vl", tokenizer, sees), [question() for _ in range(3)]
+    light = Light(full)  # type: ignore[arg-type]
+    examples = list(light)
+    assert {example.image.size for example in examples} == {(1, 1)}
+    held, read = (
+        exams.exam({"it": policy}, which, TASK, CONFIG, alone, TrainConfig(), MODES, True, whole=whole)
+        for which, whole in ((full, lambda example: example), (examples, light.whole))
+    )
+    assert repr(held) == repr(read)
+
 
 
 def test_an_example_that_asks_nothing_is_named_before_any_episode(tokenizer) -> None:

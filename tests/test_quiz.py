@@ -20,7 +20,7 @@ from activeo3.files import Source
 from activeo3.prompts import sensing_answer
 from activeo3.questions import open_vstar
 from activeo3.schema import Example
-from activeo3.stream import readable
+from activeo3.stream import Light, readable
 from scripted import END, Scripted, blobs, looks, painted, written
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import questions_on_disk, vstar_set
@@ -134,7 +134,7 @@ def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> N
             return replace(full[index], image=image)
 
     most: list[int] = []
-    light = quiz.Light(OnDisk())
+    light = Light(OnDisk())
     examples = readable(light, tmp_path)
     model = saying(tokenizer, lambda views, text: "A" if (np.asarray(views[0])[..., 0] > 200).any() else "B")
     ways = ("direct", "active", "oracle-regions")
