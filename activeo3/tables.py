@@ -5,6 +5,7 @@ A table is rows of text, held in memory, and pictures, read from the file one at
 
 import base64
 import binascii
+import codecs
 import csv
 from itertools import chain
 from pathlib import Path
@@ -71,7 +72,7 @@ class TextTable:
         try:
             with path.open("rb") as file:
                 lines = _Lines(file)
-                self.columns = [column.removeprefix("\ufeff") for column in _row(lines) or ()]  # a byte-order mark
+                self.columns = _row(lines) or []
                 if PICTURE not in self.columns:
                     raise DataError(f"{path}: the header has no column '{PICTURE}', download the file again")
                 where, number = (lines.offset, lines.number + 1), 0
@@ -136,10 +137,10 @@ class _Lines:
             yield _text(line)
 
     def next(self) -> bytes:
-        """The next line; nothing at the end of the file."""
+        """The next line, without a byte-order mark; nothing at the end of the file."""
         line = self.file.readline()
         self.offset, self.number = self.offset + len(line), self.number + bool(line)
-        return line
+        return line.removeprefix(codecs.BOM_UTF8) if self.number == 1 else line
 
 
 def _text(line: bytes) -> str:

@@ -233,6 +233,23 @@ def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
     assert [example.image.getpixel((0, 0))[0] for example in open_dataset("mmbench", "dev", root)] == [10, 10]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_table_is_what_csv_reads(tmp_path: Path, seed: int) -> None:
+    """Rows with and without quotation marks, tabs and line breaks inside, ends of lines of both kinds, a byte-order mark."""
+    rng = np.random.default_rng(seed)
+    cells = ["cat", "", "größer", 'say "it"', "a\tb", "two\nlines", '"', " x ", "'"]
+    rows = [[str(k), *rng.choice(cells, 3), base64.b64encode(picture(k + 1)).decode()] for k in range(25)]
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter="\t", quoting=(csv.QUOTE_MINIMAL, csv.QUOTE_ALL)[seed % 2], lineterminator=("\n", "\r\n")[seed // 2])
+    writer.writerows([["index", "question", "A", "B", "image"], *rows])
+    path = tmp_path / "a.tsv"
+    path.write_bytes((b"\xef\xbb\xbf" if seed else b"") + file.getvalue().encode())
+    table = tables.TextTable(path)
+    assert table.rows == [dict(zip(("index", "question", "A", "B"), row)) for row in rows] and not table.dropped
+    for row in rng.permutation(25):
+        assert table.picture(int(row)) == picture(int(row) + 1)
+
+
 def test_a_bad_picture_in_a_table_is_one_examples_matter(tmp_path: Path) -> None:
     rows = [mmbench_row(0, picture(1)[:60]), mmbench_row(1, "no base64!"), mmbench_row(2, picture(5))]
     data = open_dataset("mmbench", "dev", mmbench_set(tmp_path, rows))
@@ -376,6 +393,21 @@ def test_realworldqa_questions(tmp_path: Path) -> None:
     data = open_dataset("realworldqa", "test", parquet_set(tmp_path, "RealworldQA", [rows]))
     assert [(e.fields["answer"], e.image.getpixel((0, 0))[0]) for e in data] == [("0", 0), ("1", 1), ("2", 2)]
     assert len({e.image_id for e in data}) == 3 and "group" not in data[0].fields
+
+
+def test_realworldqa_with_options_in_columns(tmp_path: Path) -> None:
+    """VLMEvalKit's RealWorldQA.tsv: lettered options, or none where the answer is a word."""
+    image = base64.b64encode(picture(7)).decode()
+    rows = [{"index": "0", "question": "Which way?", "A": "left", "B": "right", "C": "", "answer": "B", "image": image},
+            {"index": "1", "question": "How many?", "A": "", "B": "", "C": "", "answer": "2", "image": "0"}]  # fmt: skip
+    (tmp_path / "RealworldQA").mkdir()
+    with (tmp_path / "RealworldQA" / "RealWorldQA.tsv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    data = open_dataset("realworldqa", "test", str(tmp_path))
+    assert [(e.fields["options"], e.fields["answer"]) for e in data] == [(("left", "right"), "B"), ((), "2")]
+    assert data[1].image.getpixel((0, 0)) == (7, 0, 0)
 
 
 def test_a_bad_picture_in_parquet_is_one_examples_matter(tmp_path: Path) -> None:

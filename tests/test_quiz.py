@@ -277,6 +277,21 @@ def test_vstar_has_its_two_categories_beside_the_mean() -> None:
     assert np.isnan(quiz.scores("vstar", examples[:3], np.ones(3), 0)["relative_position"].value)
 
 
+def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
+    """report_acc_hrbench, written again: the accuracy of each rotation, all and by category, and the mean over rotations."""
+    rng = np.random.default_rng(2)
+    rows = [(number, turn, quiz.HRBENCH_KINDS[number % 3 == 0]) for number in range(9) for turn in range(4)]
+    right = (rng.random(len(rows)) < 0.6).astype(float)
+    averages = {}
+    for kind in ("all", *quiz.HRBENCH_KINDS):
+        of_turn = [[r for (_, t, k), r in zip(rows, right) if t == turn and kind in ("all", k)] for turn in range(4)]
+        averages[kind] = sum(sum(hits) / len(hits) for hits in of_turn) / 4
+    examples = [question(number, "A", "abcd", kind, str(number)) for number, _, kind in rows]
+    found = quiz.scores("hrbench", examples, right, resamples=0)
+    assert found["accuracy"].value == pytest.approx(averages["all"])
+    assert [found[kind].value for kind in quiz.HRBENCH_KINDS] == pytest.approx([averages[kind] for kind in quiz.HRBENCH_KINDS])
+
+
 # ---------------------------------------------------------------------- the script
 
 
