@@ -11,6 +11,7 @@ from typing import Collection, Mapping, Sequence
 import numpy as np
 
 from activeo3.annotations import Index, Question, read_coco
+from activeo3.data_layouts import PICTURES, files_of, folder_of
 from activeo3.files import Source, read_picture, within
 from activeo3.metric_rules import COCO, LVIS, MetricRules
 from activeo3.schema import Example
@@ -146,13 +147,21 @@ def rules_of_file(index: Index) -> MetricRules:
     return LVIS if index.federated else COCO
 
 
+COCO_FILES = {
+    "coco/annotations/instances_{split}2017.json": PICTURES,
+    "annotations/instances_{split}2017.json": PICTURES,
+    "instances_{split}.json": ("images",),
+}  # fmt: skip
+"""COCO 2017 as it is published, the same with COCO's own folder as the data root, and any folder as ``open_coco`` takes
+it; and where the pictures of each lie."""
+
+
 def open_coco_det(source: Source) -> PictureDataset:
-    """COCO 2017 in the published layout, or else any folder as ``open_coco`` takes it; one question per picture."""
+    """The first of COCO_FILES that is there; one question per picture."""
     root = source.folder("coco_det", "")
-    path, images = root / f"coco/annotations/instances_{source.split}2017.json", root / f"coco/{source.split}2017"
-    if not path.is_file() and (root / f"instances_{source.split}.json").is_file():
-        path, images = root / f"instances_{source.split}.json", root / "images"
-    index = read_coco(path, images, crowds=True)
+    found = files_of(root, COCO_FILES, split=source.split)
+    images = folder_of(root, COCO_FILES[found.pattern], part=f"{source.split}2017")
+    index = read_coco(found.path, images, crowds=True)
     return PictureDataset("coco_det", source.split, index, rules_of_file(index))
 
 

@@ -9,10 +9,14 @@ from glob import escape
 from pathlib import Path
 from typing import Iterable, NamedTuple
 
-from activeo3.files import DataError
+from activeo3.files import missing
 
-PICTURES = ("coco/{part}", "coco/images/{part}", "images/{part}", "{part}", "images/mscoco/images/{part}", "mscoco/{part}")
-"""Where COCO's folders of pictures lie: train2014, train2017, val2017."""
+PICTURES = (
+    "coco/{part}", "coco/images/{part}", "images/mscoco/images/{part}", "images/coco/{part}", "eval/images/coco/{part}",
+    "images/{part}", "{part}",
+)  # fmt: skip
+"""Where COCO's folders of pictures lie, train2014, train2017 and val2017: as its archives unpack, as ultralytics has them,
+as the authors of RefCOCO and of Perception-R1 do, and beside the annotations."""
 
 
 class Found(NamedTuple):
@@ -40,14 +44,35 @@ def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Found | None:
     return None
 
 
-def files_of(root: Path, name: str, patterns: Iterable[str], **parts: str) -> Found:
-    """``look_for``; raises DataError, naming every layout of the data set ``name``, if no file is there."""
+def files_of(root: Path, patterns: Iterable[str], **parts: str) -> Found:
+    """``look_for``; raises DataError, naming every layout, if no file is there."""
     patterns = tuple(patterns)
     found = look_for(root, patterns, **parts)
     if found is None:
-        looked_for = " nor ".join(dict.fromkeys(pattern.format(**parts) for pattern in patterns))
-        raise DataError(f"{root}: {name} has neither {looked_for}, see data/README.md for the layouts")
+        raise missing(root, told([pattern.format(**parts) for pattern in patterns]))
     return found
+
+
+def told(patterns: Iterable[str]) -> list[str]:
+    """The patterns for a sentence: files of the same names in several folders together.
+
+    >>> told(["a/1.json", "b/1.json", "a/2.json", "b/2.json", "c/3.json"])
+    ['1.json or 2.json in a or b', 'c/3.json']
+    """
+    folders: dict[str, list[str]] = {}
+    for pattern in dict.fromkeys(patterns):
+        folder, _, name = pattern.rpartition("/")
+        folders.setdefault(name, []).append(folder)
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, own in folders.items():
+        names.setdefault(tuple(own), []).append(name)
+    said = []
+    for own, found in names.items():
+        if len(own) == 1:
+            said += [f"{own[0]}/{name}".removeprefix("/") for name in found]
+        else:
+            said.append(f"{' or '.join(found)} in {' or '.join(folder or '.' for folder in own)}")
+    return said
 
 
 def folder_of(root: Path, folders: Iterable[str], **parts: str) -> Path:
@@ -56,13 +81,11 @@ def folder_of(root: Path, folders: Iterable[str], **parts: str) -> Path:
     return next((path for path in paths if path.is_dir()), paths[0])
 
 
-def picture_parent(root: Path, parts: Iterable[str]) -> Path | None:
-    """The folder that has one of COCO's folders of pictures, ``parts``, in it; None if none is there."""
-    for folder in PICTURES:
-        for part in parts:
-            if (path := root / folder.format(part=part)).is_dir():
-                return path.parent
-    return None
+def parent_of(root: Path, folders: Iterable[str], parts: Iterable[str]) -> Path | None:
+    """The folder that holds one of ``parts``, each ``{part}`` in a pattern of ``folders``; None if none of them is there."""
+    parts = tuple(parts)
+    paths = (root / folder.format(part=part) for folder in folders for part in parts)
+    return next((path.parent for path in paths if path.is_dir()), None)
 
 
 def present(paths: Iterable[Path]) -> int:

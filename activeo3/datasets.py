@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3 import close_ups, data_coco, data_fetch, data_mmbench, data_mme, documents, masks, pageocr, paths, pixmo, questions, referring, scenes, selections, soda
+from activeo3 import close_ups, data_coco, data_docvqa_1200, data_fetch, data_mmbench, data_mme, data_vstar, documents, masks, pageocr, paths
+from activeo3 import pixmo, questions, referring, scenes, selections, soda
 from activeo3.data_absent import with_absent
 from activeo3.data_fetch import Fetched
 from activeo3.data_layouts import present
@@ -84,8 +85,9 @@ READERS: dict[str, Reader] = {
     "soda_d": Reader(soda.open_soda_d, {"train": 0, "val": 0, "test": 0}, SODA, whole=24_828),
     "thinobject5k": Reader(masks.open_thinobject5k, {"train": 4_748, "val": 500, "test": 500},
                            "https://github.com/liewjunhao/thin-object-selection"),
-    "vstar": Reader(questions.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench", answers="words"),
+    "vstar": Reader(data_vstar.open_vstar, {"test": 191}, f"{HUB}/craigwu/vstar_bench", answers="words"),
     "docvqa": Reader(documents.open_docvqa, {"train": 10_194, "val": 1_286}, "https://rrc.cvc.uab.es/?ch=17", answers="text"),
+    "docvqa_1200": Reader(data_docvqa_1200.open_docvqa_1200, {"train": 1_000, "test": 200}, f"{HUB}/nielsr/docvqa_1200_examples", answers="text"),
     "hrbench": Reader(questions.open_hrbench, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
     "hrbench_8k": Reader(questions.open_hrbench_8k, {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words"),
     "realworldqa": Reader(questions.open_realworldqa, {"test": 765}, f"{HUB}/xai-org/RealworldQA", answers="words"),

@@ -28,10 +28,10 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, read_picture, within
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, within
 from activeo3.geometry import as_boxes, clipped
 from activeo3.schema import Example
-from activeo3.tables import ParquetTable, parquet_rows, picture_of
+from activeo3.tables import ParquetTable, Place, parquet_rows, picture_at
 from activeo3.transcripts import edit_distance
 
 SPLITS = {"train": "train", "val": "val", "test": "val", "dev": "val"}
@@ -54,13 +54,25 @@ class Word(NamedTuple):
     box: tuple[float, float, float, float]
 
 
+class PageWords(NamedTuple):
+    """The words of a page that a data set has itself; their boxes in shares of the page (``in_shares``), or in pixels."""
+
+    words: tuple[Word, ...]
+    in_shares: bool
+
+    def on(self, size: tuple[int, int]) -> list[Word]:
+        """The words with their boxes in pixels of a picture of ``size``."""
+        scale = size * 2 if self.in_shares else (1, 1, 1, 1)
+        return [Word(word.text, tuple(np.multiply(word.box, scale).tolist())) for word in self.words]
+
+
 class Asked(NamedTuple):
-    """A question: its id and fields, the picture (a file, or a row of a table), and the page's OCR file."""
+    """A question: its id and fields, the picture, and the page's OCR, a file or the words themselves."""
 
     id: str
-    picture: Path | tuple[ParquetTable, int]
+    picture: Place
     image_id: int
-    ocr: Path
+    ocr: Path | PageWords
     fields: dict[str, Any]
 
 
@@ -80,10 +92,10 @@ class DocvqaDataset:
     def __getitem__(self, index: int) -> Example:
         """Raises DataError if the picture or the OCR of its page cannot be used."""
         asked = self.questions[within(index, len(self))]
-        image = _read(asked)
+        image = picture_at(asked.picture, asked.id)
         boxes = as_boxes([])
-        if asked.ocr.is_file():
-            words = ocr_words(asked.ocr, image.size, asked.id)
+        words = _words(asked, image.size)
+        if words:
             boxes = padded(spelled(words, (asked.fields["answer"], *asked.fields["aliases"])), image.size)
         fields = asked.fields | {"target_boxes_px": boxes}
         return Example(asked.id, image, fields["question"], boxes, image_id=asked.image_id, fields=fields)
@@ -161,10 +173,11 @@ def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
             "category": ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""}  # fmt: skip
 
 
-def _read(asked: Asked) -> Image.Image:
-    if isinstance(asked.picture, Path):
-        return read_picture(asked.picture, None, asked.id)
-    return picture_of(*asked.picture, asked.id)
+def _words(asked: Asked, size: tuple[int, int]) -> list[Word]:
+    """The words of a question's page with boxes in pixels of a picture of ``size``; none if nobody has read it. Raises DataError."""
+    if isinstance(asked.ocr, PageWords):
+        return asked.ocr.on(size)
+    return ocr_words(asked.ocr, size, asked.id) if asked.ocr.is_file() else []
 
 
 # ---------------------------------------------------------------------------- evidence

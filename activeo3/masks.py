@@ -1,6 +1,9 @@
 """ThinObject-5K: pictures with the mask of one thin, intricate object each, for interactive segmentation.
 
-The set of "Deep Interactive Thin Object Selection" (Liew et al., WACV 2021).
+The set of "Deep Interactive Thin Object Selection" (Liew et al., WACV 2021). Two layouts are read, the first that is there:
+
+    ThinObject5K/list/train.txt, images/, masks/                            the authors'
+    thin_object_detection/ThinObject5K/images_train/, masks_train/          SAM-HQ's, which has train and test
 """
 
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from activeo3.data_layouts import files_of
 from activeo3.files import DAMAGED, DataError, LeftOut, Source, inside, read_picture, read_text, within
 from activeo3.geometry import mask_to_rle
 from activeo3.schema import Example
@@ -16,24 +20,28 @@ from activeo3.schema import Example
 SPLITS = ("train", "val", "test")
 QUERY = "foreground object"
 """The set names no categories."""
+HOMES = ("ThinObject5K", "thin_object_detection/ThinObject5K")
+LISTS = tuple(f"{home}/list/{{split}}.txt" for home in HOMES)
+FOLDERS = tuple(f"{home}/images_{{split}}/*.jpg" for home in reversed(HOMES))
 
 
 @dataclass(frozen=True)
 class MaskDataset:
-    """Folders ``images`` (jpg) and ``masks`` (png), and the names of a split's pictures.
+    """Folders of pictures (jpg) and masks (png), and the names of a split's pictures.
 
     Fields of an example: ``masks``, called for a list of the one mask as COCO run-length encoding, and ``areas``, its pixels.
     """
 
     name: str
     split: str
-    folder: Path
+    images: Path
+    masks: Path
     stems: tuple[str, ...]
     dropped: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple(self.folder / "images" / f"{stem}.jpg" for stem in self.stems)
+        return tuple(self.images / f"{stem}.jpg" for stem in self.stems)
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -42,12 +50,12 @@ class MaskDataset:
         """Raises DataError if picture or mask cannot be used, or the mask is empty."""
         index = within(index, len(self))
         stem = self.stems[index]
-        mask = read_mask(self.folder / "masks" / f"{stem}.png", stem)
+        mask = read_mask(self.masks / f"{stem}.png", stem)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         return Example(
             id=stem,
-            image=read_picture(self.folder / "images" / f"{stem}.jpg", mask.shape[::-1], stem),
+            image=read_picture(self.images / f"{stem}.jpg", mask.shape[::-1], stem),
             query=QUERY,
             boxes_px=np.array([box], dtype=np.float64),
             image_id=index + 1,
@@ -56,21 +64,32 @@ class MaskDataset:
 
 
 def open_thinobject5k(source: Source) -> MaskDataset:
-    """Reads ``ThinObject5K/list/<split>.txt``: one file name a line, of a picture or its mask."""
-    folder = source.folder("thinobject5k", "ThinObject5K")
+    """The authors' list of a split, one file name a line, of a picture or its mask; or all of SAM-HQ's folder of it."""
+    root = source.folder("thinobject5k", "")
     split = source.one_of("thinobject5k", SPLITS)
-    path = folder / "list" / f"{split}.txt"
-    stems: dict[str, int] = {}
+    found = files_of(root, (*LISTS, *FOLDERS), split=split)
+    if found.pattern in FOLDERS:
+        images = found.path.parent
+        masks = images.with_name(f"masks_{split}")
+        return MaskDataset("thinobject5k", split, images, masks, tuple(path.stem for path in found.paths))
     left_out = LeftOut()
+    stems = _listed(found.path, left_out)
+    if not stems:
+        raise left_out.nothing(f"{found.path}: the list of split '{split}' is empty, write it again")
+    home = found.path.parent.parent
+    return MaskDataset("thinobject5k", split, home / "images", home / "masks", stems, tuple(left_out))
+
+
+def _listed(path: Path, left_out: LeftOut) -> tuple[str, ...]:
+    """The names in a list, without their endings; one that is named again is left out."""
+    stems: dict[str, int] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         with left_out:
             if line.strip():
                 stem = PurePosixPath(inside(path, f"line {number}", line.strip())).stem
                 if stems.setdefault(stem, number) != number:
                     raise DataError(f"{path}: line {number} names '{stem}' again, as line {stems[stem]} does, remove one")
-    if not stems:
-        raise left_out.nothing(f"{path}: the list of split '{split}' is empty, write it again")
-    return MaskDataset("thinobject5k", split, folder, tuple(stems), tuple(left_out))
+    return tuple(stems)
 
 
 def read_mask(path: Path, example_id: str) -> np.ndarray:

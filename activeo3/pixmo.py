@@ -23,7 +23,7 @@ from activeo3.data_fetch import PART, Wanted
 from activeo3.data_layouts import files_of
 from activeo3.files import DAMAGED, DataError, LeftOut, Source, decode_picture, is_number, within
 from activeo3.schema import Example
-from activeo3.tables import PICTURE, ParquetTable, parquet_columns, parquet_rows, picture_of
+from activeo3.tables import PICTURE, ParquetTable, column_types, parquet_rows, picture_of
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 COLUMNS = ("image_sha256", "count", "points", "label")
@@ -125,8 +125,8 @@ def open_pixmo_count(source: Source) -> PixmoDataset:
     split = source.one_of("pixmo_count", SPLITS)
     questions: list[Counted] = []
     left_out = LeftOut()
-    for path in files_of(root, "pixmo_count", TABLES, split=SPLITS[split]).paths:
-        columns = parquet_columns(path)
+    for path in files_of(root, TABLES, split=SPLITS[split]).paths:
+        columns = column_types(path)
         table = ParquetTable(path) if PICTURE in columns else None
         named = [] if table and "image_url" not in columns else ["image_url"]
         for number, row in enumerate(parquet_rows(path, [*COLUMNS, *named])):

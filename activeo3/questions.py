@@ -1,6 +1,6 @@
-"""Questions about pictures that are answered in words: V*Bench, HR-Bench and RealWorldQA.
+"""Questions about pictures that are answered in words: HR-Bench and RealWorldQA.
 
-MME (data_mme.py) and MMBench (data_mmbench.py) have rooms of their own, and the same fields.
+V*Bench (data_vstar.py), MME (data_mme.py) and MMBench (data_mmbench.py) have rooms of their own, and the same fields.
 
 V*Bench asks about small things in large pictures ("V*: Guided Visual Search as a Core Mechanism in
 Multimodal LLMs", arXiv 2312.14135), and so does HR-Bench, in pictures of 4K and 8K (arXiv 2408.15556). The
@@ -26,115 +26,14 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.files import DataError, LeftOut, Source, is_number, missing, needed, read_json, read_picture, within
-from activeo3.geometry import area, as_boxes, clipped
+from activeo3.data_layouts import files_of
+from activeo3.files import DataError, LeftOut, Source, within
 from activeo3.schema import Example
 from activeo3.tables import Table, open_table, picture_of
 
 ONE_SPLIT = ("test", "val", "dev")
 """These sets have one public part to evaluate on, whichever of these names it is asked for by."""
 LETTERS = string.ascii_uppercase
-
-
-def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tuple[tuple[str, ...], str]:
-    """Options in an order drawn from (seed, number of the question), and the letter of the right one.
-
-    >>> options, answer = shuffled(["red", "blue"], right=0, seed=0, number=3)
-    >>> options[LETTERS.index(answer)]
-    'red'
-    """
-    order = np.random.default_rng([seed, number]).permutation(len(options))
-    return tuple(options[k] for k in order), LETTERS[int(np.flatnonzero(order == right)[0])]
-
-
-# ---------------------------------------------------------------------------- V*Bench
-
-VSTAR_KINDS = ("direct_attributes", "relative_position")
-
-
-@dataclass(frozen=True, eq=False)
-class VstarQuestion:
-    """One json file of V*Bench, checked; ``bboxes`` are x, y, width, height in pixels."""
-
-    picture: Path
-    question: str
-    options: tuple[str, ...]
-    answer: str
-    targets: tuple[str, ...]
-    bboxes: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class VstarDataset:
-    """V*Bench: 191 questions, each with its own picture."""
-
-    split: str
-    questions: tuple[VstarQuestion, ...]
-    name: str = "vstar"
-    dropped: tuple[str, ...] = ()
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return tuple(question.picture for question in self.questions)
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError if the picture cannot be used or a target lies outside of it."""
-        index = within(index, len(self))
-        asked = self.questions[index]
-        category = asked.picture.parent.name
-        example_id = f"{category}/{asked.picture.stem}"
-        image = read_picture(asked.picture, None, example_id)
-        sides = as_boxes(asked.bboxes)
-        boxes = clipped(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1), image.size)
-        if (area(boxes) <= 0).any():
-            outside = asked.targets[int(np.flatnonzero(area(boxes) <= 0)[0])]
-            raise DataError(f"{asked.picture}: target '{outside}' of example {example_id} lies outside", example_id)
-        fields = {"question": asked.question, "options": asked.options, "answer": asked.answer,
-                  "category": category, "targets": asked.targets, "target_boxes_px": boxes}  # fmt: skip
-        return Example(example_id, image, asked.question, boxes, image_id=index + 1, fields=fields)
-
-
-def open_vstar(source: Source) -> VstarDataset:
-    """Reads ``vstar_bench/<kind>/*.json``; the picture of ``a.json`` is ``a.jpg`` beside it.
-
-    In the files the first option is always the right one, so the order is drawn from the seed.
-    """
-    folder = source.folder("vstar", "vstar_bench")
-    source.one_of("vstar", ONE_SPLIT)
-    paths = [path for kind in VSTAR_KINDS for path in sorted((folder / kind).glob("*.json"))]
-    if not paths:
-        raise missing(folder, [f"{kind}/*.json" for kind in VSTAR_KINDS])
-    found, left_out = [], LeftOut()
-    for number, path in enumerate(paths):
-        with left_out:
-            found.append(_vstar(path, source.seed, number))
-    if not found:
-        raise left_out.nothing(f"{folder}: vstar has no question")
-    return VstarDataset("test", tuple(found), dropped=tuple(left_out))
-
-
-def _vstar(path: Path, seed: int, number: int) -> VstarQuestion:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: a V*Bench file holds one object with question, options, target_object and bbox")
-    question, options, targets, bboxes = (
-        needed(path, "the question", content, key) for key in ("question", "options", "target_object", "bbox")
-    )
-    for key, words in (("options", options), ("target_object", targets)):
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise DataError(f"{path}: {key} is {words!r}, give a list of texts")
-    if not isinstance(bboxes, list) or len(bboxes) != len(targets):
-        raise DataError(f"{path}: bbox is {bboxes!r}, give one box for each of the {len(targets)} targets")
-    for bbox in bboxes:
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)) or min(bbox[2:]) <= 0:
-            raise DataError(f"{path}: a target has the bbox {bbox!r}, give x, y, w, h with an area above 0")
-    mixed, answer = shuffled(options, 0, seed, number)
-    return VstarQuestion(
-        path.with_suffix(".jpg"), str(question), mixed, answer, tuple(targets), tuple(map(tuple, bboxes))
-    )
 
 
 # ---------------------------------------------------------------------------- tables
@@ -208,9 +107,7 @@ def _open_first(name: str, source: Source, below: str, patterns: Sequence[str], 
     """The rows of the files of the first pattern that fits any."""
     source.one_of(name, ONE_SPLIT)
     folder = source.folder(name, below)
-    paths = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
-    if not paths:
-        raise missing(folder, patterns)
+    paths = files_of(folder, patterns).paths
     return open_files(name, paths, fields_of)
 
 

@@ -45,6 +45,7 @@ from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, re
 from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
 from activeo3.data_mme import COGNITION, PERCEPTION
+from activeo3.data_vstar import VSTAR_KINDS
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
 from activeo3.jobs import blocks
@@ -53,7 +54,7 @@ from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.proposals import propose
-from activeo3.questions import HRBENCH_KINDS, VSTAR_KINDS
+from activeo3.questions import HRBENCH_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
 from activeo3.stream import Light, Whole, as_it_is, readable

@@ -27,9 +27,11 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from activeo3 import data_layouts
 from activeo3.annotations import Index, Question, read_coco
 from activeo3.data_coco import BoxDataset
-from activeo3.files import DataError, Source, missing, read_json
+from activeo3.data_layouts import files_of, parent_of
+from activeo3.files import DataError, Source, read_json
 from activeo3.metric_rules import LVIS
 
 SMALL_PX = 100.0
@@ -40,8 +42,13 @@ TOTAL = {"train": 10_000, "val": 1_200}
 """Questions of both sets together."""
 PER_CATEGORY = {"train": 0, "val": 3}
 """How often a category may occur in both sets together; 0: as often as it is drawn."""
-NAMES = ("lvis_v1_{}.json", "lvis_v0.5_{}.json", "lvis_{}_100.json")
+NAMES = ("lvis_v1_{split}.json", "lvis_v0.5_{split}.json", "lvis_{split}_100.json")
 """Annotation files by preference: the two releases, and the sample that the LVIS API publishes."""
+FILES = tuple(f"{folder}/{name}" for name in NAMES for folder in ("lvis", "lvis/annotations", "lvis_v1/annotations", "coco/annotations"))
+"""Where they lie: detectron2's layout, that of the archives' own folders, mmdetection's, and beside COCO's own."""
+PICTURES = (*data_layouts.PICTURES, "lvis/{part}", "lvis/images/{part}", "lvis_v1/{part}")
+FLAT = "lvis/images"
+"""The folder of all pictures without COCO's folders."""
 
 RULES = ("lvis_small", "lvis_dense")
 Key = tuple[int, int]
@@ -59,13 +66,14 @@ def open_dense(source: Source) -> BoxDataset:
 
 
 def _open(name: str, source: Source) -> BoxDataset:
-    """The selected questions; reads ``lvis/`` and looks for pictures in ``coco/``, then ``lvis/images/``."""
-    folder = source.folder(name, "lvis")
+    """The selected questions of the first of FILES that is there; pictures lie in one of PICTURES, or FLAT."""
+    root = source.folder(name, "")
     split = source.one_of(name, TOTAL)
-    path = annotation_file(folder, split)
+    path = files_of(root, FILES, split=split).path
     # LVIS splits COCO's pictures anew, so that only the url says which of COCO's folders a picture is in.
-    coco = folder.parent / "coco"
-    images, url_parts = (coco, 2) if coco.is_dir() else (folder / "images", 1)
+    parent = parent_of(root, PICTURES, ("train2017", "val2017"))
+    flat = parent is None and (root / FLAT).is_dir()
+    images, url_parts = (root / FLAT, 1) if flat else (parent or root / "coco", 2)
     index = _index(path, images, url_parts, (path.stat().st_mtime_ns, path.stat().st_size))
     chosen = selection(path, index.questions, split, source.seed, source.keep)[name]
     by_key = {(question.image_id, question.category_id): question for question in index.questions}
@@ -78,15 +86,6 @@ def _open(name: str, source: Source) -> BoxDataset:
 def _index(path: Path, images: Path, url_parts: int, version: tuple[int, int]) -> Index:
     """The checked annotations of a file, read again when its ``version`` is another one."""
     return read_coco(path, images, url_parts=url_parts)
-
-
-def annotation_file(folder: Path, split: str) -> Path:
-    """The annotations of a split. Raises DataError if no release of them is there."""
-    paths = [folder / name.format(split) for name in NAMES]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise missing(folder, [path.name for path in paths])
-    return found
 
 
 # ---------------------------------------------------------------------------- the rules

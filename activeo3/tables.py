@@ -15,7 +15,7 @@ from typing import Any, Iterator, Protocol, Sequence
 
 from PIL import Image
 
-from activeo3.files import DAMAGED, DataError, LeftOut, decode_picture
+from activeo3.files import DAMAGED, DataError, LeftOut, decode_picture, read_picture
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
@@ -54,6 +54,15 @@ def picture_of(table: Table, row: int, example_id: str) -> Image.Image:
     except DAMAGED as error:
         raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
     return decode_picture(content, where, example_id)
+
+
+Place = Path | tuple[Table, int]
+"""Where a picture is: a file, or a row of a table."""
+
+
+def picture_at(place: Place, example_id: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture, RGB; ``size`` is that of the annotations, if a file has some. Raises DataError."""
+    return read_picture(place, size, example_id) if isinstance(place, Path) else picture_of(*place, example_id)
 
 
 class TextTable:
@@ -166,11 +175,11 @@ def _is_damaged(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """The names of a parquet file's columns. Raises DataError if it cannot be read."""
+def column_types(path: Path) -> dict[str, str]:
+    """The type of every column of a parquet file in pyarrow's words, by its name. Raises DataError if it cannot be read."""
     pyarrow = _pyarrow(path)
     try:
-        return pyarrow.parquet.ParquetFile(path).schema_arrow.names
+        return {field.name: str(field.type) for field in pyarrow.parquet.ParquetFile(path).schema_arrow}
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import questions, tables
+from activeo3 import data_vstar, questions, tables
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Source
 from activeo3.questions import LETTERS
@@ -28,7 +28,7 @@ def picture(red: int, size: tuple[int, int] = (40, 30), kind: str = "PNG", **opt
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(questions).failed == 0
+    assert doctest.testmod(questions).failed == doctest.testmod(data_vstar).failed == 0
 
 
 # ---------------------------------------------------------------------- V*Bench
@@ -78,11 +78,11 @@ def test_vstar_questions(tmp_path: Path) -> None:
 
 def test_every_place_is_as_often_the_right_one(tmp_path: Path) -> None:
     root = vstar_set(tmp_path, {f"sa_{k:03}": GLOVE for k in range(200)})
-    answers = [[q.answer for q in questions.open_vstar(Source("test", root, seed=seed)).questions] for seed in (0, 0, 1)]
+    answers = [[q.answer for q in data_vstar.open_vstar(Source("test", root, seed=seed)).questions] for seed in (0, 0, 1)]
     assert answers[0] == answers[1] != answers[2]
     counts = Counter(answers[0][:200])
     assert set(counts) == set("ABCD") and min(counts.values()) > 30  # 50 each are expected
-    orders = {q.options for q in questions.open_vstar(Source("test", root)).questions}
+    orders = {q.options for q in data_vstar.open_vstar(Source("test", root)).questions}
     assert len(orders) > 20  # of 24, and 2
 
 
@@ -121,7 +121,7 @@ def test_a_set_of_which_every_file_is_broken_is_refused(tmp_path: Path, content:
 
 def test_vstar_folders_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "vstar_bench").mkdir()
-    with pytest.raises(DataError, match="vstar_bench: there is neither direct_attributes/.*json nor relative_position/.*json, see data/README.md"):
+    with pytest.raises(DataError, match=r"neither \*.json in vstar_bench/direct_attributes or vstar_bench/relative_position nor vstar_bench/test_questions.jsonl nor"):
         open_dataset("vstar", "test", str(tmp_path))
     with pytest.raises(DataError, match="vstar: there is no split 'train', choose one of dev, test, val"):
         open_dataset("vstar", "train", str(tmp_path))

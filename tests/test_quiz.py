@@ -18,7 +18,7 @@ from activeo3.eval_config import EvalConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import Source
 from activeo3.prompts import sensing_answer
-from activeo3.questions import open_vstar
+from activeo3.data_vstar import open_vstar
 from activeo3.schema import Example
 from activeo3.stream import Light, readable
 from scripted import END, Scripted, blobs, looks, painted, written

@@ -100,7 +100,7 @@ def test_the_newer_release_wins(tmp_path: Path) -> None:
     root = lvis_set(tmp_path, lvis_v1())
     (tmp_path / "lvis" / "lvis_v0.5_val.json").write_text("{}")
     assert len(open_dataset("lvis_small", "val", root)) == 1
-    with pytest.raises(DataError, match="lvis: there is neither lvis_v1_train.json nor lvis_v0.5_train.json nor lvis_train_100.json"):
+    with pytest.raises(DataError, match="no lvis_v1_train.json or lvis_v0.5_train.json or lvis_train_100.json in lvis or lvis/annotations or lvis_v1/annotations or coco/ann"):
         open_dataset("lvis_small", "train", root)
     with pytest.raises(DataError, match="lvis_dense: there is no split 'test', choose one of train, val"):
         open_dataset("lvis_dense", "test", root)
