@@ -58,11 +58,14 @@ def main(config: EvalConfig) -> None:
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
     to_fit = {name: opened_split(name, "train", FITTED_ON, replace(config, absent=0.0)) for name in opened if "fixed" in config.methods and not apart}
     picture = eval_demo.own_picture(config) if config.image else None
-    load = loader(config, ranks, start_source)
+    load = loader(config, ranks, start_source, config.other_mllm)
     start = load(start_source)
     for rival in rows:
         check_notes(family_of(rival.source, FAMILIES, start_source), config)  # it is named now if it is no model, not when its turn comes
-    experts = {name: start if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model}
+    mllm = load(config.other_mllm) if config.other_mllm else start
+    experts = {
+        config.expert_name(name): mllm if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model
+    }  # fmt: skip
     writable_folder(folder)  # before the work whose results go there
     if picture:
         return eval_demo.show(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
@@ -163,13 +166,13 @@ def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Datas
     return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
 
 
-def loader(config: EvalConfig, ranks: Ranks, start: str) -> Callable[[str], VisionLanguageModel]:
-    """``load(source)``: the start policy, which is kept, or a checkpoint, kept until another one is wanted."""
+def loader(config: EvalConfig, ranks: Ranks, start: str, *others: str) -> Callable[[str], VisionLanguageModel]:
+    """``load(source)``: the start policy and ``others``, which are kept, or a checkpoint, kept until another one is wanted."""
     kept: dict[str, VisionLanguageModel] = {}
 
     def load(source: str) -> VisionLanguageModel:
         if source not in kept:
-            for other in set(kept) - {start}:
+            for other in set(kept) - {start, *others}:
                 del kept[other]
             with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
                 kept[source] = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention, start)

@@ -39,7 +39,7 @@ def train_step(
     policy: Sharded,
     reference: Sharded,
     config: TrainConfig,
-    task_model: Separate | None = None,
+    task_model: Separate | Sharded | None = None,
 ) -> tuple[dict[str, float], list[tuple[Rollout, Outcome, Score]]]:
     """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
     clock, task = Clock(), task_of(config)
@@ -50,7 +50,7 @@ def train_step(
         prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
-    # Zoom, then act: the frozen start policy on the crops, unless there is a task model of its own. Where the
+    # Zoom, then act: the frozen start policy on the crops, unless there is another task model. Where the
     # answer is the result nobody acts, and no weights are gathered.
     acting = (task_model or reference).gathered() if task.zooms else nullcontext()
     with clock("act"), acting as expert:
@@ -126,11 +126,19 @@ def log_probs(model: Sharded, packed: Packed, config: TrainConfig) -> tuple[torc
     )
 
 
-def start_policy(ranks: Ranks, config: TrainConfig, learns: bool) -> Sharded:
-    """The start policy under ZeRO-3: once to learn, once frozen as reference and task model."""
+def start_policy(ranks: Ranks, config: TrainConfig, learns: bool, source: str = "") -> Sharded:
+    """The start policy under ZeRO-3: once to learn, once frozen as reference and task model; or the model ``source``."""
     with ranks.quietly():
-        whole = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
+        whole = VisionLanguageModel.load(source or config.model, engine.pick_dtype(config.dtype), config.attention)
     return Sharded(whole, ranks, config, learns)
+
+
+def other_task_model(ranks: Ranks, config: TrainConfig) -> Separate | Sharded | None:
+    """The task model if it is not the reference in its second role; another language model is sharded as the reference is."""
+    if config.other_mllm:
+        return start_policy(ranks, config, learns=False, source=config.other_mllm)
+    with ranks.quietly():
+        return None if config.task_model == "mllm" else task_of(config).load(config.task_model, config, ranks.device)
 
 
 def main(config: TrainConfig) -> None:
@@ -147,8 +155,7 @@ def main(config: TrainConfig) -> None:
         print(said, flush=True)
     policy = start_policy(ranks, config, learns=True)
     reference = engine.WithoutAdapters(policy) if config.lora else start_policy(ranks, config, learns=False)
-    with ranks.quietly():
-        task_model = None if config.task_model == "mllm" else task.load(config.task_model, config, ranks.device)
+    task_model = other_task_model(ranks, config)
     checkpoints.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
@@ -178,8 +185,8 @@ def main(config: TrainConfig) -> None:
             name_left_out([*dataset.dropped, *skipped], log.say, left_out_file(Path(config.output_dir), dataset))
         if held_out:
             compare = budgets if config.task == "segment" else suites
-            with policy.gathered() as actor, reference.gathered() as expert:
-                compare.before_and_after(actor, expert, held_out, config, log.say, ranks.share, ranks.rank == 0, task_model)
+            with policy.gathered() as actor, reference.gathered() as start, (task_model or reference).gathered() as expert:
+                compare.before_and_after(actor, start, held_out, config, log.say, ranks.share, ranks.rank == 0, expert)
             ranks.wait()
     engine.stop()
 

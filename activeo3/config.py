@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ class _Config:
     are large: at most 16)"""
     task_checkpoint: Place = Place("")
     """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a
-    SAM, SAM 2 or SAM 3"""
+    SAM, SAM 2 or SAM 3. With --task_model mllm alone: another language model, which acts, frozen, in the place of the start
+    policy"""
     box_threshold: float = 0.25
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25
@@ -178,6 +180,20 @@ class _Config:
         if "sam" in task_models and not self.task_checkpoint:
             raise ConfigError("--task_model sam needs a Segment Anything model: name it with --task_checkpoint FOLDER.")
 
+    @property
+    def other_mllm(self) -> str:
+        """The language model that acts in the place of the start policy: what --task_checkpoint names, unless a detector does."""
+        named = getattr(self, "task_model", ())  # one in training, several in evaluation
+        names = {named} if isinstance(named, str) else set(named)
+        return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
+
+    def expert_name(self, task_model: str) -> str:
+        """How tables name a task model: a language model that is not the start policy with its folder, ``mllm-Qwen2.5-VL-72B``."""
+        if task_model != "mllm" or not self.other_mllm:
+            return task_model
+        parts = Path(paths.cached(self.other_mllm) or os.path.normpath(self.other_mllm)).parts
+        return "-".join(["mllm", *parts[-2 if parts[-1].startswith("checkpoint-") else -1 :]])
+
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None) -> Self:
         """Read the command line; ``--help`` prints every field with its reason."""
@@ -210,7 +226,7 @@ class TrainConfig(_Config):
     model: Place = Place("data/tiny")
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """who works on the crops: mllm (the start policy, frozen), grounding-dino, sam (corrects masks, for --task
+    """who works on the crops: mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (corrects masks, for --task
     segment), or oracle (the ground truth inside the regions: the ceiling of any task model)"""
     split: str = "train"
     """which part of the data set to train on"""

@@ -39,7 +39,7 @@ class EvalConfig(_Config):
     budgets: tuple[int, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
-    """who works on the crops, one row each per method: mllm (--start), grounding-dino, sam (for --task
+    """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for --task
     segment), oracle (the ground truth inside the regions: the ceiling of any task model). Questions in words (mme,
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False

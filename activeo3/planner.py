@@ -223,14 +223,17 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     row = work.prompt + config.group * branch
     seen = work.patches + config.group * work.shown_patches if learns_to_see(config) else 0
     looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
-    acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * sizes.cache
+    other = sizes_of(config.other_mllm) if config.other_mllm else None  # acts in the place of the reference
+    acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * (other or sizes).cache
     queries = row if work.prompt < SHORT else config.group * branch + 1  # attention.free_columns
     # Where the models are looked at side by side, in the table at the end, two of them are whole; on one GPU they are anyway.
-    whole = 0 if gpus == 1 else 2 if config.eval_examples and not config.lora else 1
+    whole = 0 if gpus == 1 else 2 * weights if config.eval_examples and not config.lora else weights
+    another = 2 * other.parameters if other else 0
+    whole += 0 if gpus == 1 else another if config.eval_examples else max(0, another - weights)
     found = {
         "policy": standing(sizes.parameters, trained(sizes, config)) / gpus,
-        "reference": 0 if config.lora else weights / gpus,
-        "models whole, to look, act, compare": whole * weights,
+        "reference": (0 if config.lora else weights / gpus) + another / gpus,  # and the other task model
+        "models whole, to look, act, compare": whole,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
         "activations, to learn": config.micro_prompts * activations(sizes, seen, row, config.recompute),
         # added to scores in bfloat16, one for all layers (attention.mask_for); FlexAttention's is small

@@ -35,6 +35,7 @@ import time
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -101,9 +102,11 @@ def run(
     black: bool = False,
     share: Share = alone,
     whole: Whole = as_it_is,
+    others: Mapping[str, VisionLanguageModel] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], Records]:
     """Ask every question in every way: (table rows, what was answered).
 
+    ``others`` are models beside these two that answer about the same regions, by name.
     ``whole`` gives an example its picture, if it was put aside (``Light``): it is then read when its turn comes.
 
     ``actor``, ``start``, ``resamples``, ``say`` and ``share`` as in ``suites.run``. With ``black``, questions
@@ -111,7 +114,7 @@ def run(
     is who answers, ``failures`` counts answers by what kept them from being read, and ``categories`` has the
     numbers of each category.
     """
-    models = {"checkpoint": actor} if actor is start else {"start": start, "checkpoint": actor}
+    models = ({"checkpoint": actor} if actor is start else {"start": start, "checkpoint": actor}) | dict(others)
     rows: list[dict[str, Any]] = []
     kept = []
     for method in usable(methods, examples, say):
@@ -356,15 +359,18 @@ def evaluate(
     config: EvalConfig,
     folder: Path,
 ) -> None:
-    """Every benchmark: printed tables, and files in ``folder``; the models answer themselves, not ``experts``."""
+    """Every benchmark: printed tables, and files in ``folder``; the models answer themselves, and of ``experts`` only
+    another language model does."""
+    others = {config.expert_name("mllm"): experts[config.expert_name("mllm")]} if config.other_mllm else {}
     rows: list[dict[str, Any]] = []
     start, actor = (load(list(sources.values())[place]) for place in (0, -1))
     for name, dataset in opened.items():
         light = Light(dataset)
         examples = readable(light, folder)
         found, given = run(
-            name, config.methods, examples, actor, start, config, config.resamples, black=config.black, whole=light.whole
-        )
+            name, config.methods, examples, actor, start, config, config.resamples, black=config.black, whole=light.whole,
+            others=others,
+        )  # fmt: skip
         rows += found
         results.write_results(folder, rows)
         show(folder, name, config.split, found, given, config.checkpoint[0])

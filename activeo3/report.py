@@ -303,7 +303,7 @@ def introduction(config: TrainConfig, terms: Sequence[str], policy: Model, world
         f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
         f"{policy.parameters / 1e6:.1f} M parameters, of which {policy.learning / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}",
         f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average",
-        f"  task    {config.task}; the reward is {' + '.join(weighted) or 'always 0'}",
+        f"  task    {config.task}{f', {config.expert_name(config.task_model)} on the crops' if config.other_mllm else ''}; the reward is {' + '.join(weighted) or 'always 0'}",
         f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
         f"then an update at learning rate {config.lr:g}",
         f"  model   {policy.manner}",

@@ -112,8 +112,9 @@ def _flat(rows: Sequence[Row], part: str) -> list[dict[str, Any]]:
 
 
 def _columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    several = len({row["task_model"] for row in rows}) > 1
-    return ["method", *["task_model"] * several, *columns]
+    names = {row["task_model"] for row in rows}
+    named = len(names) > 1 or any(name.startswith("mllm-") for name in names)  # another than the start policy: say which
+    return ["method", *["task_model"] * named, *columns]
 
 
 def titled(

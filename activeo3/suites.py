@@ -45,7 +45,6 @@ from activeo3.rewards import score
 from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import Gather, one_rank, readable
 from activeo3.swaps import sensing_metrics
-from activeo3.taskmodels import TaskModel
 from activeo3.tasks import Task, posed, task_of
 
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
@@ -247,7 +246,7 @@ def before_and_after(
     say: Callable[[str], None],
     share: Share = alone,
     writes: bool = True,
-    task_model: TaskModel | None = None,
+    task_model: Expert | None = None,
 ) -> None:
     """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
 
@@ -270,7 +269,7 @@ def before_and_after(
         return
     if task.zooms:
         methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-        experts = {config.task_model: task_model or start}
+        experts = {config.expert_name(config.task_model): task_model or start}
     else:
         methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
         experts = {"start": start, "trained": actor}

@@ -160,6 +160,8 @@ def task_of(config: TrainConfig | EvalConfig) -> Task:
     task_models = (config.task_model,) if trains else config.task_model
     if trains and not task.zooms and config.task_model != "mllm":
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
+    if trains and not task.zooms and config.other_mllm:
+        raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_checkpoint {config.other_mllm}.")
     if config.task == "segment":
         correction.check(config, *task_models)
     elif "sam" in task_models:

@@ -351,6 +351,16 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path) -> None:
         filled(tmp_path / "torn.json")
 
 
+def test_another_language_model_is_one_unless_a_detector_has_the_checkpoint() -> None:
+    for config in (TrainConfig(task_checkpoint="a/b"), EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("oracle", "mllm"))):
+        assert config.other_mllm == "a/b" and config.expert_name("mllm") == "mllm-b" and config.expert_name("oracle") == "oracle"
+    run = TrainConfig(task_checkpoint="runs/one/checkpoint-40/")
+    assert run.expert_name("mllm") == "mllm-one-checkpoint-40"
+    detector = EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("mllm", "grounding-dino"))
+    for config in (detector, TrainConfig(), TrainConfig(task_model="oracle", task_checkpoint="a/b"), EvalConfig(checkpoint=("x",))):
+        assert config.other_mllm == "" and config.expert_name("mllm") == "mllm"
+
+
 def test_a_choice_of_numbers_is_read_as_one() -> None:
     assert TrainConfig.from_args(["--iou_power", "2"]).iou_power == 2
     with pytest.raises(ConfigError, match="--iou_power is '3'; it can be one of: 1, 2"):

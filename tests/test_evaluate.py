@@ -5,7 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 
 from activeo3 import eval_demo, outputs, results
 from activeo3.eval_config import EvalConfig
+from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example
 from test_results import STATS, scored_by_pycocotools
 
@@ -104,6 +105,25 @@ def test_the_columns_of_a_table_are_chosen(checkpoint: str, evaluate, tmp_path: 
     for task, name in (("sense", "AP_x"), ("counting", "AP_s"), ("zoom_qa", "AP")):
         _, complaint = evaluate(*common, "--task", task, "--columns", "AP_s", name)
         assert complaint.startswith("activeo3: --columns ") and "\n" not in complaint
+
+
+def test_another_language_model_acts_and_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path, monkeypatch) -> None:
+    """Of the other family, on the crops of all rows; the start policy is asked for nothing but regions."""
+    other, asked, encode = tmp_path / "large", [], VisionLanguageModel.encode
+    make_vlm("qwen2_5_vl", seed=3).save(other)
+
+    def listen(self: VisionLanguageModel, views: Any, texts: list[str], *names: Any) -> Any:
+        asked.extend((self.family, text.split()[0]) for text in texts)
+        return encode(self, views, texts, *names)
+
+    monkeypatch.setattr(VisionLanguageModel, "encode", listen)
+    flags = ["--checkpoint", checkpoint, "--limit", "2", "--task_checkpoint", str(other), "--output_dir", str(tmp_path / "out"), *SMALL]
+    assert evaluate(*flags, "--methods", "grid", "cot", "--task_model", "mllm", "oracle")[1] == ""
+    assert {pair for pair in asked if pair[1] == "Find"} == {("qwen2_5_vl", "Find")} and ("qwen3_vl", "Where") in asked
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["task_model"] for row in rows] == ["mllm-large", "oracle"] * 2
+    printed, complaint = evaluate(*flags, "--methods", "grid")
+    assert complaint == "" and "| mllm-large" in printed  # a single task model is named as well, if it is not the start policy
 
 
 def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:

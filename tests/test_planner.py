@@ -1,5 +1,6 @@
 """planner.py: sizes against transformers, kept activations against torch's own count, floors by hand."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
@@ -97,6 +98,17 @@ def test_the_sum_is_the_larger_of_acting_and_learning() -> None:
     needed = planner.memory(KNOWN["3B"], PAPER, gpus=4)
     policy, reference, whole, cache, activations, mask, logits, most = needed.values()
     assert most == pytest.approx(policy + reference + max(whole + cache, activations + mask + logits))
+
+
+def test_another_task_model_needs_room_of_its_own(make_vlm: Callable[..., VisionLanguageModel], tmp_path: Path) -> None:
+    make_vlm("qwen2_5_vl").model.config.save_pretrained(tmp_path)
+    small = Sizes.of(json.loads((tmp_path / "config.json").read_text()))
+    config = replace(PAPER, task_checkpoint=str(tmp_path))
+    for gpus in (1, 4):
+        one, other = planner.memory(KNOWN["3B"], PAPER, gpus), planner.memory(KNOWN["3B"], config, gpus)
+        assert other["reference"] - one["reference"] == pytest.approx(2 * small.parameters / gpus / 1e9)
+        whole = other["models whole, to look, act, compare"] - one["models whole, to look, act, compare"]
+        assert whole == pytest.approx(2 * small.parameters / 1e9 if gpus > 1 else 0)
 
 
 def test_the_mask_is_the_one_that_a_packed_row_has(make_vlm: Callable[..., VisionLanguageModel]) -> None:

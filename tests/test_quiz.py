@@ -77,6 +77,16 @@ def test_the_whole_picture_and_the_crops_are_shown_with_the_options(tokenizer) -
     assert all(sampling.temperature == 0 for _, _, sampling in model.batches)
 
 
+def test_another_model_answers_about_the_same_regions(tokenizer) -> None:
+    policy, other = saying(tokenizer, lambda views, text: "A"), saying(tokenizer, lambda views, text: "B")
+    examples = [question(1, "B", ["cat", "dog"], boxes=[[40, 40, 120, 100]])]
+    rows, records = quiz.run(
+        "vstar", ("active",), examples, policy, policy, CONFIG, resamples=0, say=lambda _: None, others={"mllm-b": other}
+    )
+    assert [(row["task_model"], row["metrics"]["accuracy"].value) for row in rows] == [("checkpoint", 0.0), ("mllm-b", 1.0)]
+    assert [len(views) for views, _ in other.shown] == [2] and records["active-mllm-b"][0]["regions"] == records["active-checkpoint"][0]["regions"]
+
+
 def test_what_only_a_crop_shows_is_answered_with_crops_and_not_with_black_ones(tokenizer) -> None:
     def answer(views: list[Image.Image], text: str) -> str:
         return "(A)" if any((np.asarray(view)[..., 0] > 200).mean() > 0.3 for view in views) else "(B)"

@@ -37,6 +37,7 @@ from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
 from activeo3.sampler import Role, look  # noqa: E402
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
+from activeo3.taskmodels import act  # noqa: E402
 from activeo3.tasks import TASKS  # noqa: E402
 from activeo3.zooms import Call, Said  # noqa: E402
 from scripted import USUAL  # noqa: E402
@@ -503,6 +504,38 @@ def test_another_task_model_works_on_the_crops(
         assert len(set(scores)) > 3 and all(0 < score < 1 for score in scores)
 
 
+def test_another_language_model_acts_frozen_and_sharded(
+    config: TrainConfig, models: dict[str, str], alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the other family, with other coordinates and view sizes; it finds what the same model finds whole, and stays as it is."""
+    config = replace(config, task_checkpoint=models["qwen2_5_vl"], output_dir=str(tmp_path), steps=1, eval_examples=2, regions=1)
+    asked, encode = [], VisionLanguageModel.encode
+
+    def listen(self: VisionLanguageModel, views: Any, texts: list[str], *names: Any) -> Any:
+        asked.extend((self.family, text.split()[0]) for text in texts)
+        return encode(self, views, texts, *names)
+
+    step_of, steps = train.train_step, []
+
+    def kept(step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig, task_model: Sharded) -> Any:
+        before = whole_weights(task_model)
+        row, judged = step_of(step, examples, policy, reference, config, task_model)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in whole_weights(task_model).items())
+        steps.append(judged)
+        return row, judged
+
+    monkeypatch.setattr(VisionLanguageModel, "encode", listen)
+    monkeypatch.setattr(train, "train_step", kept)
+    train.main(config)
+    assert set(asked) == {("qwen3_vl", "Where"), ("qwen2_5_vl", "Find")}  # in training and in the table at its end
+    whole = VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32)
+    answers, outcomes = [answer for answer, *_ in steps[0]], [outcome for _, outcome, _ in steps[0]]
+    expected = act(whole, [answer.example for answer in answers], [answer.regions for answer in answers], config)
+    assert [outcome.texts for outcome in outcomes] == [outcome.texts for outcome in expected] and len(set(outcomes[0].texts[0])) > 3
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["task_model"] for row in rows} == {"mllm-qwen2_5_vl"} and "mllm-qwen2_5_vl" in (tmp_path / "results.md").read_text()
+
+
 def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -604,6 +637,7 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
             "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
             "ragged": ragged_step(one, ranks),
+            "other_acts": ragged_step(replace(one, task_checkpoint=str(Path(config.model).with_name("qwen2_5_vl"))), ranks),
             "episodes": ragged_episodes(one, ranks),
             "states": ragged_episodes(replace(one, model=with_states, train_only="language_model"), ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
@@ -646,6 +680,7 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
 def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     """One step in which rank 0 writes two tokens and has no crop, rank 1 writes twelve and has three."""
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
+    task_model = train.other_task_model(ranks, config)
     converse, look_once = VisionLanguageModel.converse, train.look
 
     def ragged(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling, observe: Any = None) -> Any:
@@ -662,9 +697,10 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
         patch.setattr(policy.vlm.model.lm_head, "forward", never_ending(policy.vlm))
         group = torch.distributed.group.WORLD
         before = group._get_sequence_number_for_group()
-        row, judged = train.train_step(1, [small_pictures()[ranks.rank]], policy, reference, config)
+        row, judged = train.train_step(1, [small_pictures()[ranks.rank]], policy, reference, config, task_model)
         collectives = group._get_sequence_number_for_group() - before
-    return {"lengths": [len(answer.token_ids) for answer, *_ in judged], "collectives": collectives, "row": row}
+    lengths, texts = [len(answer.token_ids) for answer, *_ in judged], [outcome.texts for _, outcome, _ in judged]
+    return {"lengths": lengths, "collectives": collectives, "row": row, "texts": texts}
 
 
 def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
@@ -753,6 +789,18 @@ def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(two
     assert (first["lengths"], second["lengths"]) == ([2, 2], [12, 12])
     assert first["collectives"] == second["collectives"] > 0
     assert first["row"]["tokens/mean"] == second["row"]["tokens/mean"] == 7.0
+
+
+def test_another_language_model_is_gathered_on_ranks_that_differ(
+    two_ranks: tuple[list[dict], Path], models: dict[str, str], config: TrainConfig
+) -> None:
+    """Sharded over two ranks it says what it says whole: of three crops on one rank, and of none on the other."""
+    first, second = (result["other_acts"] for result in two_ranks[0])
+    assert first["collectives"] == second["collectives"] > two_ranks[0][0]["ragged"]["collectives"] - 1
+    whole, regions = VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32), [Region(8.0 * k, 0, 8.0 * k + 24, 24) for k in range(3)]
+    (expected,) = act(whole, [small_pictures()[1]], [regions], replace(config, task_max_new_tokens=12))
+    assert second["texts"] == [expected.texts] * 2 and first["texts"] == [(), ()]
+    assert second["texts"] != two_ranks[0][1]["ragged"]["texts"]
 
 
 @pytest.mark.parametrize("model", ["episodes", "states"])
