@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
-from activeo3 import budgets, checkpoints, engine, grpo, outputs, planner, report, suites
+from activeo3 import budgets, checkpoints, curriculum, engine, grpo, outputs, planner, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -149,7 +149,7 @@ def main(config: TrainConfig) -> None:
     saved = checkpoints.resumable(config, ranks)
     drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)
-    dataset = posed(dataset, task)
+    dataset = curriculum.stage_of(posed(dataset, task), config)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):
         print(said, flush=True)

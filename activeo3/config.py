@@ -232,6 +232,12 @@ class TrainConfig(_Config):
     """which part of the data set to train on"""
     limit: int = 0
     """use only the first N examples of the split; 0: all"""
+    curriculum: Place = Place("")
+    """a ranking of these examples from easy to hard, made by python -m activeo3.curriculum"""
+    stage: int = 1
+    """which part of the ranked examples to train on, from 1, the easiest, to --stages"""
+    stages: int = 1
+    """how many parts of equal size the ranking has; 1: no curriculum, all examples"""
     output_dir: Place = Place("runs/tiny")
     """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued.
     By default it is named after the presets"""
@@ -363,6 +369,8 @@ class TrainConfig(_Config):
             raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
         if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
             raise ConfigError(f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}.")
+        if not 1 <= self.stage <= self.stages:
+            raise ConfigError(f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}.")
         for name in ("steps", "epochs", "save_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")

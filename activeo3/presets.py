@@ -84,6 +84,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "coco_det": _ONE_SHOT | {
         "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000, "steps": 6_875,
     },
+    # Stages of a curriculum, from easy to hard with more and more answers (Perception-R1; curriculum.py, reading 2).
+    "curriculum_1": {"stage": 1, "stages": 3, "group": 8},
+    "curriculum_2": {"stage": 2, "stages": 3, "group": 12},
+    "curriculum_3": {"stage": 3, "stages": 3, "group": 16},
     # What is trained. The data of the paper's headline rows; its reward ablation (Table 15); Direct RFT (Table 6).
     # With SODA there are more than 10,000 questions: LVIS's 10,000, and one for every category in 2,000 of SODA's tiles. The
     # paper names no number of steps; with the 1250 of ``paper`` a part of the mixture is not asked, another one with each seed.

@@ -113,6 +113,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "curve": (2, {"models", "torch"}),
     "rivals": (3, {"sampler", "rewards"}),
     "contest": (3, set()),
+    "curriculum": (3, set()),
     "modes": (3, {"engine", "checkpoints"}),
     "exams": (3, {"engine", "checkpoints"}),
     "suites": (3, {"engine", "checkpoints"}),

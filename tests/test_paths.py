@@ -59,7 +59,7 @@ def test_a_field_that_says_it_is_a_path_has_the_type_of_one() -> None:
     """A new flag that holds a path must be a Place, or ``~`` would be left in it."""
     for config in (TrainConfig, EvalConfig):
         for name, kind in {field.name: field.type for field in config.__dataclass_fields__.values()}.items():
-            named = name.endswith(("_root", "_dir", "_checkpoint", "_config")) or name in ("model", "checkpoint", "start", "image")
+            named = name.endswith(("_root", "_dir", "_checkpoint", "_config")) or name in ("model", "checkpoint", "start", "image", "curriculum")
             assert named == (kind in (paths.Place, tuple[paths.Place, ...])), name
 
 

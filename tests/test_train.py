@@ -796,7 +796,7 @@ def test_another_language_model_is_gathered_on_ranks_that_differ(
 ) -> None:
     """Sharded over two ranks it says what it says whole: of three crops on one rank, and of none on the other."""
     first, second = (result["other_acts"] for result in two_ranks[0])
-    assert first["collectives"] == second["collectives"] > two_ranks[0][0]["ragged"]["collectives"] - 1
+    assert first["collectives"] == second["collectives"] > 0
     whole, regions = VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32), [Region(8.0 * k, 0, 8.0 * k + 24, 24) for k in range(3)]
     (expected,) = act(whole, [small_pictures()[1]], [regions], replace(config, task_max_new_tokens=12))
     assert second["texts"] == [expected.texts] * 2 and first["texts"] == [(), ()]
