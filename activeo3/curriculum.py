@@ -105,7 +105,8 @@ def stage_of(dataset: Dataset, config: TrainConfig) -> Dataset:
     found = read_object(path, f"--curriculum {path}")
     different = [name for name, value in _questions(dataset, config).items() if found.get(name) != value]
     if different:
-        raise ConfigError(f"--curriculum {path} ranks other questions, see its {', '.join(different)}; rank again with the flags of this run.")
+        names = ", ".join(different)
+        raise ConfigError(f"--curriculum {path} ranks other questions, see its {names}; rank again with the flags of this run.")
     rewards = found.get("rewards")
     if not isinstance(rewards, list) or len(rewards) != len(dataset) or not all(reward is None or is_number(reward) for reward in rewards):
         raise ConfigError(f"--curriculum {path} has no list 'rewards' with a number for each of {len(dataset)} questions; rank again.")

@@ -1,7 +1,6 @@
 """curriculum.py: ranks are what answers earn, stages are parts of the ranking, and one follows the other."""
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +147,9 @@ def test_a_ranking_without_its_numbers_is_named(ranked: tuple[Path, list[str]], 
             stage_of(dataset, config)
 
 
-@pytest.mark.parametrize("flags, words", [([], "--curriculum is missing"), (["--task_model", "oracle"], "leave out .* --task_model oracle")])
+@pytest.mark.parametrize(
+    "flags, words", [([], "--curriculum is missing"), (["--task_model", "oracle"], "leave out .* --task_model oracle")]
+)
 def test_what_cannot_be_ranked_is_named_before_the_work(flags: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         curriculum.main([*flags, *(["--curriculum", str(tmp_path / "order.json")] if flags else [])])
@@ -179,7 +180,8 @@ def test_two_stages_one_after_the_other(here: None, make_vlm: Callable, tmp_path
     """The page's commands for a laptop, with a step each of few tokens: ranked, trained, and trained on."""
     make_vlm("qwen3_vl").save(tmp_path / "start")
     laptop = [words for words in COMMANDS if "detection" in words]
-    small = ["--limit", "6", "--max_new_tokens", "6", "--sensing_side", "32", "--eval_examples", "0", "--prompts", "1", "--micro_prompts", "1"]
+    small = ["--limit", "6", "--max_new_tokens", "6", "--sensing_side", "32", "--eval_examples", "0"]
+    small += ["--prompts", "1", "--micro_prompts", "1"]
     given = [argv_of(words)[: argv_of(words).index("--limit")] + small for words in laptop[:3]]
     order = ["--curriculum", str(tmp_path / "order.json")]
     curriculum.main([*given[0], *order, "--model", str(tmp_path / "start")])
