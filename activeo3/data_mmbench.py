@@ -8,7 +8,8 @@
 
 A file holds a question once for each rotation of its options. The ``index`` of a copy is that of the question plus a
 million, two millions, and so on. Copies share a picture: VLMEvalKit's files have it once, and its index in the other
-rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any order, and copies may be missing.
+rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any order, and copies may be missing. Here the
+rows of a question follow each other, so that ``--limit`` takes whole questions.
 
 An example's fields are those of questions.py and
 
@@ -21,10 +22,10 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from activeo3.files import Source, missing
-from activeo3.questions import ONE_SPLIT, TableDataset, lettered, open_files
+from activeo3.questions import ONE_SPLIT, Asked, TableDataset, lettered, open_files
 
 COPY = 1_000_000
 """What separates the index of a question and of its copies."""
@@ -67,7 +68,7 @@ def _open(name: str, source: Source) -> TableDataset:
         sentences = [f"{asked.table.path}: row {asked.row} has no answer, download the file again" for asked in unknown]
         dataset = replace(dataset, questions=tuple(known), dropped=(*dataset.dropped, *sentences))
     _count_rotations(dataset)
-    return dataset
+    return replace(dataset, questions=_side_by_side(dataset.questions))
 
 
 def _files(name: str, root: Path) -> list[Path]:
@@ -90,6 +91,14 @@ def _fields(row: Mapping[str, str]) -> dict[str, Any]:
     group = row.get("g_index") or str(int(row["index"]) % COPY)
     fields = lettered(row) | {"hint": row.get("hint", ""), "group": group}
     return fields if "answer" in fields else fields | {"columns": row}
+
+
+def _side_by_side(questions: Sequence[Asked]) -> tuple[Asked, ...]:
+    """Rows with those of one question together, the first one first; questions as they come in the file."""
+    places: dict[str, int] = {}
+    for asked in questions:
+        places.setdefault(asked.fields["group"], len(places))
+    return tuple(sorted(questions, key=lambda asked: (places[asked.fields["group"]], int(asked.table.rows[asked.row]["index"]))))
 
 
 def _count_rotations(dataset: TableDataset) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from activeo3.files import DataError, Dataset, Derived, within
 from activeo3.report import replace_file
@@ -139,7 +140,8 @@ def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, speaks: 
     """
     examples: dict[int, Example] = {}
     reasons: dict[int, str] = {}
-    for index in range(len(dataset)):
+    # Some thousand large pictures take minutes: a terminal is shown how far it is.
+    for index in tqdm(range(len(dataset)), f"{dataset.name}: reading pictures", delay=5, leave=False, disable=None if speaks else True):
         try:
             examples[index] = dataset[index]
         except DataError as error:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Iterator, Protocol, Sequence
 
 from PIL import Image
+from tqdm import tqdm
 
 from activeo3.files import DAMAGED, DataError, LeftOut, decode_picture, read_picture
 
@@ -79,7 +80,7 @@ class TextTable:
         self.offsets: list[int] = []
         self.references: list[str] = []  # the index of the row that has the picture; empty if it is here
         try:
-            with path.open("rb") as file:
+            with path.open("rb") as file, _bar(path) as bar:
                 lines = _Lines(file)
                 self.columns = _row(lines) or []
                 if PICTURE not in self.columns:
@@ -88,6 +89,7 @@ class TextTable:
                 while fields := _row(lines, self.columns.index(PICTURE)):
                     with self.dropped:
                         self._add(f"row {number} (line {where[1]})", fields, where[0])
+                    bar.update(lines.offset - where[0])
                     where, number = (lines.offset, lines.number + 1), number + 1
         except (OSError, csv.Error) as error:
             raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
@@ -150,6 +152,11 @@ class _Lines:
         line = self.file.readline()
         self.offset, self.number = self.offset + len(line), self.number + bool(line)
         return line.removeprefix(codecs.BOM_UTF8) if self.number == 1 else line
+
+
+def _bar(path: Path) -> tqdm:
+    """How far a file is read, on a terminal and if it takes some seconds: HR-Bench's have gigabytes."""
+    return tqdm(desc=f"reading {path.name}", total=path.stat().st_size, unit="B", unit_scale=True, delay=3, leave=False, disable=None)
 
 
 def _text(line: bytes) -> str:
