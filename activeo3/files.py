@@ -12,19 +12,18 @@ import math
 import os
 import re
 import stat
-import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterable, Mapping, Protocol, Sequence
+from typing import Any, BinaryIO, Callable, Iterable, Protocol, Sequence, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from activeo3.data_images import Decoded, Unreadable, decode
 from activeo3.geometry import refuse_elongated
 from activeo3.schema import Example
 
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a damaged file, depending on its format."""
+T = TypeVar("T")
 
 
 class DataError(Exception):
@@ -288,43 +287,39 @@ def read_picture(path: Path, size: tuple[int, int] | None = None, example_id: st
 
     Raises DataError if neither size fits, the file is broken or no model takes its shape.
     """
-    return _picture(lambda: Image.open(path), str(path), size, example_id)
+    return _picture(path, str(path), size, example_id)
 
 
 def decode_picture(content: bytes, where: str, example_id: str) -> Image.Image:
     """A picture that is stored inside another file, as 8-bit RGB and upright. Raises DataError."""
-    return _picture(lambda: Image.open(io.BytesIO(content)), where, None, example_id)
+    return _picture(io.BytesIO(content), where, None, example_id)
 
 
-def _picture(
-    opened: Callable[[], Image.Image], where: str, size: tuple[int, int] | None, example_id: str | None
-) -> Image.Image:
+def read_grey(path: Path, what: str, example_id: str) -> np.ndarray:
+    """A grey picture (H, W) of 8 bits as stored, for masks. Raises DataError, in which ``what`` names the file."""
+    return _decoded(path, what, example_id, Decoded.grey)
+
+
+def _picture(source: Path | BinaryIO, where: str, size: tuple[int, int] | None, example_id: str | None) -> Image.Image:
     what = f"{where}: the picture" + (f" of example {example_id}" if example_id else "")
+
+    def fitting(decoded: Decoded) -> Image.Image:
+        refuse_elongated(decoded.stored.size)
+        if size in (None, decoded.upright_size):
+            return decoded.rgb()
+        if size == decoded.stored.size:
+            return decoded.rgb(upright=False)
+        sizes = "is {}x{} but {}x{} in the annotations".format(*decoded.stored.size, *size)
+        raise DataError(f"{what} {sizes}, correct the one that is wrong", example_id)
+
+    return _decoded(source, what, example_id, fitting)
+
+
+def _decoded(source: Path | BinaryIO, what: str, example_id: str | None, use: Callable[[Decoded], T]) -> T:
+    """What ``use`` makes of a picture. Raises DataError if it cannot be decoded, is no regular file or not there."""
     try:
-        with opened() as stored:
-            stored.load()
-            for image in (ImageOps.exif_transpose(stored), stored):
-                if size in (None, image.size):
-                    refuse_elongated(image.size)
-                    return _rgb(image)
-            found = stored.size
+        return use(decode(regular(source) if isinstance(source, Path) else source))
     except FileNotFoundError:
         raise DataError(f"{what} is missing, add it", example_id) from None
-    except DAMAGED as error:
+    except (OSError, ValueError, Unreadable) as error:
         raise DataError(f"{what} cannot be read, replace it ({error})", example_id) from None
-    assert size is not None
-    sizes = f"is {found[0]}x{found[1]} but {size[0]}x{size[1]} in the annotations"
-    raise DataError(f"{what} {sizes}, correct the one that is wrong", example_id)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; transparent parts become white. Raises ValueError for values of unknown range."""
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixel format {image.mode} has no fixed range, convert to 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion cuts off at 255 and would return a white picture.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from activeo3.data_layouts import files_of
-from activeo3.files import DAMAGED, DataError, LeftOut, Source, inside, read_picture, read_text, within
+from activeo3.files import DataError, LeftOut, Source, inside, read_grey, read_picture, read_text, within
 from activeo3.geometry import mask_to_rle
 from activeo3.schema import Example
 
@@ -95,13 +94,7 @@ def _listed(path: Path, left_out: LeftOut) -> tuple[str, ...]:
 def read_mask(path: Path, example_id: str) -> np.ndarray:
     """A mask file as bool (H, W): True where it is brighter than half. Raises DataError."""
     what = f"{path}: the mask of example {example_id}"
-    try:
-        with Image.open(path) as stored:
-            mask = np.asarray(stored.convert("L")) > 127
-    except FileNotFoundError:
-        raise DataError(f"{what} is missing, add it", example_id) from None
-    except DAMAGED as error:
-        raise DataError(f"{what} cannot be read, replace it ({error})", example_id) from None
+    mask = read_grey(path, what, example_id) > 127
     if not mask.any():
         raise DataError(f"{what} is empty, correct it", example_id)
     return mask

@@ -21,7 +21,7 @@ from PIL import Image
 
 from activeo3.data_fetch import PART, Wanted
 from activeo3.data_layouts import files_of
-from activeo3.files import DAMAGED, DataError, LeftOut, Source, decode_picture, is_number, within
+from activeo3.files import DataError, LeftOut, Source, decode_picture, is_number, regular, within
 from activeo3.schema import Example
 from activeo3.tables import PICTURE, ParquetTable, column_types, parquet_rows, picture_of
 
@@ -161,8 +161,8 @@ def _checked(path: Path, what: str, row: Mapping[str, Any]) -> Counted:
 def _checked_picture(path: Path, asked: Counted, example_id: str) -> Image.Image:
     """The picture in a file, if it is the one that was counted. Raises DataError."""
     try:
-        content = path.read_bytes()
-    except DAMAGED:
+        content = regular(path).read_bytes()
+    except OSError:
         raise DataError(f"{path}: the picture of example {example_id} is missing, get it from {asked.url}", example_id) from None
     if hashlib.sha256(content).hexdigest() != asked.sha256:
         raise DataError(f"{path}: this is not the picture that example {example_id} is about, remove it", example_id)

@@ -16,7 +16,7 @@ from typing import Any, Iterator, Protocol, Sequence
 from PIL import Image
 from tqdm import tqdm
 
-from activeo3.files import DAMAGED, DataError, LeftOut, decode_picture, read_picture
+from activeo3.files import DataError, LeftOut, decode_picture, read_picture
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
@@ -52,7 +52,7 @@ def picture_of(table: Table, row: int, example_id: str) -> Image.Image:
     where = f"{table.path}, row {row}"
     try:
         content = table.picture(row)
-    except DAMAGED as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
     return decode_picture(content, where, example_id)
 

@@ -53,6 +53,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "report": (1, {"models", "engine", "datasets"}),
     "page": (1, {"models", "engine", "datasets"}),
     "pictures": (1, {"models", "engine", "datasets"}),
+    "data_images": (0, {"torch"}),
     "files": (1, {"torch"}),
     "data_layouts": (1, {"torch"}),
     "data_fetch": (1, {"torch"}),
