@@ -21,7 +21,8 @@ Deviations from the paper, and readings of what it leaves open:
      The paper does not say its thresholds; ours are IOU_ENOUGH and PURITY_ENOUGH.
   3. The terms are added with weight 1 each; the paper only says that they are combined.
   4. AP of one picture is the benchmark's own function on that picture (metrics.ap_ar_50), detections
-     without scores ranked by their order.
+     without scores ranked by their order. All of them count: the benchmarks' limits are for rankings of detectors.
+     Where LVIS has not boxed every instance, a box that matches nothing is not false (metric_rules.py).
   5. A region's sides are x2 - x1 and y2 - y1, as everywhere here; the paper's area ratio adds a pixel to
      each. Crowds, which are neither asked for nor punished, count for no term.
   6. Coverage of a mask's errors: 4.4 words it as the share of mask pixels in a region, B.4 a as the share of

@@ -15,6 +15,7 @@ from activeo3 import eval_demo, outputs, results
 from activeo3.eval_config import EvalConfig
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example
+from test_lvis import lvis_folder, theirs
 from test_results import STATS, scored_by_pycocotools
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +125,33 @@ def test_another_language_model_acts_and_is_named(make_vlm, checkpoint: str, eva
     assert [row["task_model"] for row in rows] == ["mllm-large", "oracle"] * 2
     printed, complaint = evaluate(*flags, "--methods", "grid")
     assert complaint == "" and "| mllm-large" in printed  # a single task model is named as well, if it is not the start policy
+
+
+def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
+    checkpoint: str, make_detector, evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of the questions has the answer none, and nothing on the way stumbles over a question without boxes."""
+    root = lvis_folder(tmp_path / "data", 0, ("star", "ring", "cup", "square", "cross", "circle"))
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--benchmark", "coco", "--data_root", root, "--split", "val", "--limit", "0", *SMALL,
+        "--methods", "direct", "active", "oracle-regions", "--output_dir", str(tmp_path / "out"),
+        "--task_model", "grounding-dino", "oracle", "--task_checkpoint", make_detector("grounding-dino"),
+        "--box_threshold", "0.02", "--text_threshold", "0.001",
+    )  # fmt: skip
+    assert complaint == ""
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    truth = json.loads((tmp_path / "out" / "truth-coco.json").read_text())
+    absent = sum(len(row["neg_category_ids"]) for row in truth["images"])
+    assert {row["n"] for row in rows} == {absent + len({(a["image_id"], a["category_id"]) for a in truth["annotations"]})}
+    assert absent == round(rows[0]["n"] / 5)
+    for row in rows:
+        found = tmp_path / "out" / f"predictions-coco-{row['method']}-{row['task_model']}.json"
+        other = theirs(monkeypatch, tmp_path / "out" / "truth-coco.json", found)
+        assert row["metrics"]["AP"] == pytest.approx(other["AP"], abs=1e-9) and row["metrics"]["AR"] == pytest.approx(other["AR"], abs=1e-9)
+    best = [row["metrics"]["AP"] for row in rows if (row["method"], row["task_model"]) == ("direct", "oracle")]
+    assert best[0] > 0.9  # boxes of one query that overlap are merged
+    inventive = [row for row in rows if row["task_model"] == "grounding-dino" and row["method"] == "direct"][0]
+    assert inventive["failures"]["FP"] > 0
 
 
 def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:

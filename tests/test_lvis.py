@@ -10,7 +10,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ from PIL import Image
 from real_data import real_file
 from test_results import STATS, scored_by_pycocotools
 
-from activeo3 import measures, metrics, oneshot, results
+from activeo3 import measures, metrics, oneshot, results, suites
 from activeo3.annotations import read_coco
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
+from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.files import DataError
 from activeo3.headlines import headlines
 from activeo3.metric_rules import COCO, LVIS
@@ -114,10 +116,12 @@ def test_federated_labels_give_the_numbers_of_lvis(monkeypatch: pytest.MonkeyPat
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
 
 
-def lvis_folder(root: Path, seed: int) -> str:
-    """A folder of the user's with LVIS's annotations, and its pictures."""
+def lvis_folder(root: Path, seed: int, names: Sequence[str] = ()) -> str:
+    """A folder of the user's with LVIS's annotations, and its pictures; the categories may get ``names``."""
     (root / "images").mkdir(parents=True)
     content = small_lvis(seed)
+    for row, name in zip(content["categories"], names):
+        row["name"] = name
     (root / "instances_val.json").write_text(json.dumps(content))
     for row in content["images"]:
         Image.new("L", (row["width"], row["height"])).save(root / "images" / row["coco_url"].rpartition("/")[2])
@@ -320,3 +324,15 @@ def test_pycocotools_finds_the_same_in_the_same_predictions_of_real_annotations(
     stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes, rules=COCO)
     for name, place in STATS.items():
         assert stats[place] == pytest.approx(ours[name], abs=1e-9), name
+
+
+def test_tables_ask_for_what_is_absent_and_training_does_not_unless_told(tmp_path: Path) -> None:
+    root = lvis_folder(tmp_path, 0)
+    train, table = TrainConfig(data=("coco",), data_root=root, eval_split="val", eval_examples=999), EvalConfig(checkpoint=("x",))
+    assert (train.absent, table.absent) == (0.0, ABSENT)
+    for config, share in ((train, ABSENT), (replace(train, absent=0.4), 0.4)):
+        examples = suites.held_out(config)
+        assert sum(not len(e.boxes_px) for e in examples) == round(share * len(examples))
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="--absent is"):
+            replace(train, absent=wrong)
