@@ -13,6 +13,7 @@ rows of a question follow each other, so that ``--limit`` takes whole questions.
 
 An example's fields are those of questions.py and
 
+    l2_category  the ability that the category belongs to, one of six
     rotations    how many rows the file has of this question; 0 if the one without rotation is not among them
     columns      test files: all columns of the row but the picture, for the file that is submitted (eval_submission.py);
                  such an example has no ``answer``
@@ -89,7 +90,8 @@ def _fields(row: Mapping[str, str]) -> dict[str, Any]:
     if not row["index"].isdigit():
         raise ValueError(f"has the index {row['index']!r}, no whole number")
     group = row.get("g_index") or str(int(row["index"]) % COPY)
-    fields = lettered(row) | {"hint": row.get("hint", ""), "group": group}
+    ability = row.get("l2-category") or row.get("L2-category", "")
+    fields = lettered(row) | {"hint": row.get("hint", ""), "group": group, "l2_category": ability}
     return fields if "answer" in fields else fields | {"columns": row}
 
 

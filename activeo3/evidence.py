@@ -65,7 +65,9 @@ def asked_of(example: Example) -> Asked:
     Raises DataError for an example without a question and an answer.
     """
     fields: dict[str, Any] = dict(example.fields.get("reading") or example.fields)
-    if "question" not in fields or "answer" not in fields:
+    if "question" in fields and "answer" not in fields:
+        raise DataError(f"example {example.id} has no public answer: its data set can only be asked and submitted.", example.id)
+    if "question" not in fields:
         raise DataError(f"example {example.id} asks nothing that is answered in words.", example.id)
     options = tuple(fields.get("options", ()))
     evidence = [fields["box_px"]] if "box_px" in fields else fields.get("target_boxes_px", [])

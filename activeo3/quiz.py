@@ -112,7 +112,7 @@ def run(
     ``actor``, ``start``, ``resamples``, ``say`` and ``share`` as in ``suites.run``. With ``black``, questions
     are asked once more with black crops beside the picture. Rows are those of ``suites.run``; ``task_model``
     is who answers, ``failures`` counts answers by what kept them from being read, and ``categories`` has the
-    numbers of each category.
+    numbers of each category, ``l2_categories`` those of MMBench's six abilities.
     """
     models = ({"checkpoint": actor} if actor is start else {"start": start, "checkpoint": actor}) | dict(others)
     rows: list[dict[str, Any]] = []
@@ -140,6 +140,7 @@ def run(
                 row
                 | {"failures": {error: errors[error] for error in WORD_ERRORS}}
                 | {"categories": by_category(benchmark, examples, right), "columns": columns(benchmark, examples, black)}
+                | ({"l2_categories": abilities} if (abilities := by_category(benchmark, examples, right, "l2_category")) else {})
             )
             kept.append(records(examples, regions, given))
             result = f"accuracy {values['accuracy'].value:.3f}" if "accuracy" in values else f"{len(given)} answers"
@@ -303,11 +304,14 @@ def mme_points(examples: Sequence[Example], right: np.ndarray, groups: Sequence[
     return intervals.bootstrap_total(points, ids(firsts), [first.fields["category"] for first in firsts], resamples)
 
 
-def by_category(benchmark: str, examples: Sequence[Example], right: np.ndarray) -> dict[str, dict[str, float]]:
-    """``scores`` of each category alone, without intervals, and how many questions it has."""
+def by_category(
+    benchmark: str, examples: Sequence[Example], right: np.ndarray, field: str = "category"
+) -> dict[str, dict[str, float]]:
+    """``scores`` of each category alone, without intervals, and how many questions it has; none without the field."""
     found = {}
-    for name in sorted({example.fields["category"] for example in examples}):
-        own = [index for index, example in enumerate(examples) if example.fields["category"] == name]
+    kinds = [example.fields.get(field, "") for example in examples]
+    for name in sorted(set(kinds)) if field == "category" or any(kinds) else ():
+        own = [index for index, kind in enumerate(kinds) if kind == name]
         values = scores(benchmark, [examples[k] for k in own], right[own], resamples=0)
         numbers = {column: cell.value for column, cell in values.items() if np.isfinite(cell.value)}
         found[name] = {"n": len(own)} | numbers

@@ -189,7 +189,7 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         cells = {**row["metrics"], **row["failures"]}
         spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        names = ("benchmark", "method", "checkpoint", "task_model", "budget", "n", "categories")
+        names = ("benchmark", "method", "checkpoint", "task_model", "budget", "n", "categories", "l2_categories")
         named = {key: row[key] for key in names if key in row}
         written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
     return written

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from activeo3 import data_mmbench, datasets, quiz
+from activeo3.answer_parsing import said
 from activeo3.data_mmbench import NAMES
 from activeo3.datasets import open_dataset
+from activeo3.evidence import asked_of
 from activeo3.files import DataError
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import picture
@@ -36,6 +38,7 @@ def published(references: bool = True, answers: bool = True, empty: str = "") ->
             turned = options[turn:] + options[:turn]
             cells = dict.fromkeys(COLUMNS, empty) | dict(zip("ABCD", turned))
             cells |= {"index": str(index + turn * 1_000_000), "question": text, "category": f"kind {number}", "split": "dev"}
+            cells |= {"l2-category": "logic_reasoning" if number else "attribute_reasoning"}
             cells |= {"hint": "Look\t\"twice\"\nat it"} if index == 241 else {}
             cells |= {"image": str(index) if references and turn else image}
             cells |= {"answer": "ABCD"[(right - turn) % len(options)]} if answers else {}
@@ -152,25 +155,30 @@ def test_a_test_file_writes_what_the_server_takes(checkpoint: str, evaluate, tmp
         submitted = list(csv.DictReader(file, delimiter="\t"))
     given = json.loads((out / "answers-mmbench_test-direct.json").read_text())
     assert list(submitted[0]) == [column for column in COLUMNS if column not in ("answer", "image")] + ["prediction"]
-    assert [row["prediction"] for row in submitted] == [data_mmbench_said(one["text"]) for one in given]
+    assert [row["prediction"] for row in submitted] == [said(one["text"]) for one in given]
     for row, wanted in zip(submitted, without, strict=True):
         assert {key: row[key] for key in row if key != "prediction"} == {key: wanted[key] for key in wanted if key != "image"}
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     assert set(row["metrics"]) == {"unread", "regions", "seconds"} and all(one["right"] is None for one in given)
 
 
-def data_mmbench_said(text: str) -> str:
-    """What a model wrote, without what hides it from the server's rules."""
-    from activeo3.answer_parsing import said
-
-    return said(text)
+def test_results_have_categories_and_abilities(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
+    write_tsv(tmp_path / "MMBench" / "MMBench_DEV_CN.tsv", published())
+    out = tmp_path / "out"
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--data_root", str(tmp_path), "--benchmark", "mmbench_cn_v10", "--methods", "direct", "--limit", "0",
+        "--output_dir", str(out), *SMALL,
+    )  # fmt: skip
+    assert complaint == "" and "circular" in printed and not list(out.glob("submission-*"))
+    (row,) = json.loads((out / "results.json").read_text())["rows"]
+    assert {name: cells["n"] for name, cells in row["l2_categories"].items()} == {"attribute_reasoning": 4, "logic_reasoning": 5}
+    assert {name: cells["n"] for name, cells in row["categories"].items()} == {"kind 0": 4, "kind 1": 2, "kind 2": 3}
+    assert {"accuracy", "circular"} <= set(row["metrics"]) and {"n", "accuracy", "circular"} == set(row["categories"]["kind 0"])
 
 
 def test_a_test_file_cannot_be_trained_on(tmp_path: Path) -> None:
-    from activeo3.evidence import asked_of
-
     write_tsv(tmp_path / "MMBench" / "MMBench_TEST_CN.tsv", published(answers=False))
     data = open_dataset("mmbench_test_cn_v10", "test", str(tmp_path))
     assert datasets.READERS[data.name].expected == {"test": 6_666} and data_mmbench.NAMES[data.name] == ("test", "CN", "v10")
-    with pytest.raises(DataError, match="asks nothing that is answered in words"):
+    with pytest.raises(DataError, match="example mmbench_test_cn_v10:0 has no public answer: its data set can only be asked and submitted"):
         asked_of(data[0])

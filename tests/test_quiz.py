@@ -276,6 +276,10 @@ def test_mmbench_is_right_under_every_rotation_as_vlmevalkit_counts() -> None:
     assert found["circular"].low <= found["circular"].value <= found["circular"].high
     even = [row for row in rows if row[0] % 2 == 0]
     assert quiz.by_category("mmbench", examples, right)["kind 0"]["circular"] == pytest.approx(vlmevalkits_circular(even))
+    able = [replace(e, fields=e.fields | {"l2_category": "odd" if k % 2 else "even"}) for e, k in zip(examples, (index % 1_000_000 for index, _ in rows))]
+    abilities = quiz.by_category("mmbench", able, right, "l2_category")
+    assert abilities["even"]["circular"] == pytest.approx(vlmevalkits_circular(even)) and set(abilities) == {"even", "odd"}
+    assert quiz.by_category("mmbench", examples, right, "l2_category") == {}
     cut = [k for k, (index, _) in enumerate(rows) if index < 1_000_000]  # --limit has cut them: no question is whole
     assert np.isnan(quiz.scores("mmbench", [examples[k] for k in cut], right[cut], resamples=0)["circular"].value)
 
