@@ -92,7 +92,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train, "look", look_somewhere)
     for name in ("sense", "direct"):
         patch.setitem(TASKS, name, replace(TASKS[name], score=reward_of_ids))
-    patch.setattr(train, "open_dataset", lambda *_: small_pictures())
+    patch.setattr(train, "open_dataset", lambda *_: World(small_pictures()))
     patch.setattr(suites, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
