@@ -93,9 +93,9 @@ def more_templates(source: str) -> list[str]:
 def _named(templates: Any) -> list[str]:
     """One template, or several by name, as a list with the one named "default" first."""
     if isinstance(templates, list):
-        templates = {entry["name"]: entry["template"] for entry in templates}
-    named = templates if isinstance(templates, dict) else {"default": templates} if templates else {}
-    return [named[name] for name in sorted(named, key=lambda name: name != "default")]
+        templates = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+    named = templates if isinstance(templates, dict) else {"default": templates}
+    return [text for _, text in sorted(named.items(), key=lambda item: item[0] != "default") if isinstance(text, str)]
 
 
 def picture_template(source: str, tokenizer: Any) -> str:
@@ -158,11 +158,12 @@ def check_vocabulary(source: str, tokenizer: Any, config: Any, rows: int) -> Non
             f"copy the tokenizer's files from the original model, or resize the embedding and train it."
         )
     for token, meant in (("<|image_pad|>", config.image_token_id), ("<|im_end|>", None)):
-        found = tokenizer.get_added_vocab().get(token)
-        if found is None or meant not in (None, found):
+        found = tokenizer.convert_tokens_to_ids(token)
+        missing = found in (None, tokenizer.unk_token_id)
+        if missing or meant not in (None, found):
             should = "" if meant is None else f" and {meant} in config.json"
             raise ModelError(
-                f"{source}: {token} is {'missing' if found is None else found} in the tokenizer{should}; "
+                f"{source}: {token} is {'missing' if missing else found} in the tokenizer{should}; "
                 f"copy the tokenizer's files from the original model."
             )
 

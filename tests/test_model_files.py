@@ -16,8 +16,15 @@ from PIL import Image
 from published import LAYOUTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_engine import finely_sharded, rank_environment
+from test_questions import vstar_set
+from test_train import prepare, rows_of, train
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
+import evaluate
+from activeo3 import model_files
+from activeo3.config import TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.models import ModelError, VisionLanguageModel
 
 QUESTION = "What is the colour of the cup?\n(A) red\n(B) blue\nAnswer with the option's letter."
@@ -37,6 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
+_TOKENIZERS: dict[bytes, Any] = {}
+
+
+def tokenizer_of_files(source: str, settings: bytes) -> Any:
+    if settings not in _TOKENIZERS:
+        _TOKENIZERS[settings] = AutoTokenizer.from_pretrained(source)
+    return _TOKENIZERS[settings]
+
+
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
     """transformers' own processor of a folder, without videos."""
@@ -50,8 +66,15 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
         def from_pretrained(cls, *args: Any, **options: Any) -> None:
             return None
 
+    class OnceEach:
+        """AutoTokenizer, which takes a second for each folder, on folders with equal files."""
+
+        @classmethod
+        def from_pretrained(cls, source: Path, **options: Any) -> Any:
+            return tokenizer_of_files(str(source), (Path(source) / "tokenizer_config.json").read_bytes())
+
     known = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING
-    classes = {name: NoVideos if name == "video_processor" else known[name] for name in known.keys()}
+    classes = {name: known[name] for name in known.keys()} | {"video_processor": NoVideos, "tokenizer": OnceEach}
     monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", no_videos)
     monkeypatch.setattr(processing_utils, "MODALITY_TO_AUTOPROCESSOR_MAPPING", classes)
     return lambda folder: AutoProcessor.from_pretrained(folder)
@@ -116,6 +139,48 @@ def test_saving_changes_neither_the_generation_config_nor_fails_for_a_wrong_one(
     assert vlm.model.generation_config.num_beams == 4
 
 
+# ---------------------------------------------------------------------- the whole way
+
+SMALL: dict[str, Any] = dict(sensing_side=56, crop_side=56, max_new_tokens=6, task_max_new_tokens=4, max_view_pixels=56 * 112)
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL-7B", "Qwen3-VL-4B"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+def test_a_published_model_learns_and_its_checkpoint_is_a_model_of_the_same_layout(
+    name: str, folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in rank_environment(0, 1).items():
+        monkeypatch.setenv(key, value)
+    prepare(monkeypatch)
+    train.main(TrainConfig(
+        model=str(folder(name)), ds_config=finely_sharded(tmp_path), steps=2, save_every=2, prompts=1, micro_prompts=1, group=2, lr=0.01,
+        warmup=0, samples_every=0, eval_examples=0, output_dir=str(tmp_path / "run"), **SMALL,
+    ))  # fmt: skip
+    rows, checkpoint = rows_of(tmp_path / "run"), tmp_path / "run/checkpoint-2"
+    assert [row["step"] for row in rows] == [1, 2] and rows[0]["kl"] == 0 < rows[1]["kl"]  # the reference has the same weights at first
+    _assert_saved_as_read(folder(name), checkpoint, (checkpoint / "chat_template.jinja").read_text())
+    learned = VisionLanguageModel.load(str(checkpoint), torch.float32).model.state_dict()
+    before = published.weights_of(LAYOUTS[name].family, LAYOUTS[name].tied)
+    moved = {key for key in before if not torch.equal(before[key].float(), learned[key])}
+    assert {f"model.language_model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)} <= moved
+    assert all("language_model" in key for key in moved)
+
+
+def test_the_published_policy_answers_a_question_and_looks_at_a_photo(
+    folder: Callable[[str], Path], tmp_path: Path, picture: Callable[..., Image.Image], capsys: pytest.CaptureFixture
+) -> None:
+    """As evaluate.py runs a question of V* and --image with ACTIVE-O3's release."""
+    vstar_set(tmp_path / "data")
+    asked = dict(checkpoint=(str(folder("ACTIVE-O3")),), output_dir=str(tmp_path / "out"), **SMALL)
+    evaluate.main(EvalConfig(benchmark=("vstar",), data_root=str(tmp_path / "data"), methods=("active",), limit=1, **asked))
+    (row, *_) = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert (row["benchmark"], row["n"]) == ("vstar", 1)
+    picture(120, 80).save(tmp_path / "photo.png")
+    evaluate.main(EvalConfig(image=str(tmp_path / "photo.png"), question="What colour is the cup?", **asked))
+    assert len(list((tmp_path / "out").glob("photo*.png"))) == 1
+    assert "photo.png.looked.html" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------- what cannot be used
 
 
@@ -148,6 +213,11 @@ def grown(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def without_end_token(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<|im_end|>", "<|end|>"))
+
+
 def texts_only(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(published.TEXT_ONLY)
     edited("tokenizer_config.json", chat_template="{{ broken")(folder)
@@ -173,6 +243,8 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "quantised": (edited("config.json", quantization_config={"quant_method": "awq", "bits": 4}), r"is quantised \(awq\); name the model it was made from"),
     "vocabulary": (grown, "the tokenizer has tokens up to 513 and the model's embedding 512 rows; copy the tokenizer"),
     "image token": (edited("config.json", image_token_id=7), r"<\|image_pad\|> is 5 in the tokenizer and 7 in config.json"),
+    "no end token": (without_end_token,
+                     r"<\|im_end\|> is missing in the tokenizer; copy the tokenizer's files"),
     "text templates": (texts_only, r"no chat template with a place for a picture \(chat_template.jinja, tokenizer_config.json have none\); copy"),
     "unknown processor": (edited("preprocessor_config.json", image_processor_type="Qwen2_5_VLImageProcessor"),
                           r'preprocessor_config.json names the image processor Qwen2_5_VLImageProcessor; write "image_processor_type": "Qwen2VLImageProcessor"'),
@@ -211,6 +283,15 @@ def test_code_in_the_folder_is_neither_run_nor_saved(saved: Path, tmp_path: Path
     edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})(tmp_path / "a")
     VisionLanguageModel.load(str(tmp_path / "a"), torch.float32).save(tmp_path / "b")
     assert not any("auto_map" in path.read_text() for path in (tmp_path / "b").glob("*.json"))
+
+
+def test_templates_in_a_list_of_names(saved: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """As transformers 4.43 saved several: the one named "default" is looked at first, and what is no template is passed over."""
+    shutil.copytree(saved, tmp_path / "a")
+    (tmp_path / "a/chat_template.jinja").unlink()
+    several = [{"name": "tool_use", "template": published.TEXT_ONLY}, {"name": "default", "template": tokenizer.chat_template}, {"name": "x"}, 7]
+    edited("tokenizer_config.json", chat_template=several)(tmp_path / "a")
+    assert [text for _, text in model_files.templates(str(tmp_path / "a"))] == [tokenizer.chat_template, published.TEXT_ONLY]
 
 
 def test_pixel_limits_in_every_spelling(saved: Path, tmp_path: Path) -> None:
