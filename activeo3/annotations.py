@@ -162,7 +162,10 @@ def named(path: Path, rows: Iterable[Any], left_out: LeftOut) -> Iterator[tuple[
 def checked_picture(
     path: Path, what: str, row: Mapping[str, Any], images: Path, url_parts: int = 0, categories: Mapping[Id, int] = {}
 ) -> Picture:
-    """A checked entry of the list of images; ``categories`` has the number of every category id."""
+    """A checked entry of the list of images; ``categories`` has the number of every category id.
+
+    An entry of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in which picture, ``ori_id``.
+    """
     size = (needed(path, what, row, "width"), needed(path, what, row, "height"))
     if not all(is_number(side) and int(side) == side and 0 < side <= LARGEST_SIDE for side in size):
         raise DataError(f"{path}: {what} has the size {shortened(size)}, give whole pixels")
@@ -173,7 +176,17 @@ def checked_picture(
         raise DataError(f"{path}: {what} has no 'file_name', add it or remove the entry")
     keys = ("not_exhaustive_category_ids", "neg_category_ids")
     federated = (category_set(path, what, row, key, categories) for key in keys)
-    return Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), *federated)
+    picture = Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), *federated)
+    return picture._replace(**_tile_of(path, what, row, picture.size)) if "start_coord" in row else picture
+
+
+def _tile_of(path: Path, what: str, row: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Where a tile lies in the picture ``source_id``. Raises DataError."""
+    start, source_id = row["start_coord"], needed(path, what, row, "ori_id")
+    whole = isinstance(start, list) and len(start) == 2 and all(type(side) is int and 0 <= side <= LARGEST_SIDE for side in start)
+    if not whole or type(source_id) is not int:
+        raise DataError(f"{path}: {what} begins at {shortened(start)} in {shortened(source_id)}, give whole numbers")
+    return {"window": (*start, start[0] + size[0], start[1] + size[1]), "source_id": source_id}
 
 
 def category_set(path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]) -> frozenset[int]:
@@ -239,15 +252,22 @@ def group_boxes(
     for k in np.flatnonzero(inner <= 0):
         why = "has no area" if area(raw[k : k + 1])[0] <= 0 else "lies outside of its picture"
         left_out.append(f"{path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
-    kept = np.flatnonzero(inner > 0)
-    kept = kept[np.lexsort((kept, keys[kept, 1], keys[kept, 0]))]
-    starts = np.flatnonzero(np.any(np.diff(keys[kept], axis=0) != 0, axis=1)) + 1
+    kept = inner > 0
+    return grouped(keys[kept], boxes[kept], sizes[kept], marks[kept], names, crowds)
+
+
+def grouped(
+    keys: np.ndarray, boxes: np.ndarray, areas: np.ndarray, crowd: np.ndarray, names: Mapping[int, str], crowds: bool = False
+) -> tuple[Question, ...]:
+    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as in
+    ``group_boxes``."""
+    order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
+    starts = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
     questions = []
-    for part in np.split(kept, starts):
-        if len(part) and (crowds or not marks[part].all()):
+    for part in np.split(order, starts):
+        if len(part) and (crowds or not crowd[part].all()):
             image_id, category_id = map(int, keys[part[0]])
-            question = (names[category_id], boxes[part], sizes[part], marks[part])
-            questions.append(Question(image_id, category_id, *question))
+            questions.append(Question(image_id, category_id, names[category_id], boxes[part], areas[part], crowd[part]))
     return tuple(questions)
 
 

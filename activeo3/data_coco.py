@@ -25,7 +25,7 @@ class BoxDataset:
     ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
     Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
     picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py); for a tile ``window_px``,
-    ``source_id``, the picture it is from, and ``whole``, the question about all of it (eval_tiles.py); and how the set is scored, ``rules``.
+    ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is known (eval_tiles.py); and how the set is scored, ``rules``.
     """
 
     name: str
@@ -58,10 +58,13 @@ class BoxDataset:
         if question.category_id in self.index.frequency:
             fields["frequency"] = self.index.frequency[question.category_id]
         if picture.window:
-            image = image.crop(picture.window)
+            left, top, right, bottom = picture.window
+            if picture.size != (right - left, bottom - top):  # the file of a tile that was cut beforehand is as large as its window
+                image = image.crop(picture.window)
             source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
             fields |= {"window_px": picture.window, "source_id": source_id}
-            fields |= {"whole": self.index.wholes[picture.source_id, question.category_id]}
+            whole = self.index.wholes.get((picture.source_id, question.category_id))
+            fields |= {"whole": whole} if whole else {}
         return Example(
             id=example_id,
             image=image,

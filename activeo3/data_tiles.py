@@ -10,6 +10,7 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from activeo3.annotations import Index, Picture, Question, Whole
+from activeo3.data_cache import counted
 from activeo3.geometry import as_boxes, containment
 
 TILES = 10_000
@@ -47,18 +48,17 @@ def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
     pictures: dict[int, Picture] = {}
     questions: list[Question] = []
     wholes: dict[tuple[int, int], Whole] = {}
-    for image_id, of_picture in by_picture(index.questions).items():
+    for image_id, of_picture in counted(list(by_picture(index.questions).items()), "cutting pictures into tiles", "picture"):
         whole = index.pictures[image_id]
         tiles = windows(whole.size, tile, overlap)
+        parts = [_parts(question, tiles, enough) for question in of_picture]
         for number, window in enumerate(tiles):
-            tile_id = image_id * TILES + number
-            inside = [part for question in of_picture if (part := _reaching(question, tile_id, window, enough))]
+            inside = [own[number] for own in parts if number in own]
             if inside:
-                pictures[tile_id] = whole._replace(window=window, source_id=image_id)
+                pictures[image_id * TILES + number] = whole._replace(window=window, source_id=image_id)
                 questions += inside
-            for part in inside:
-                known = wholes.get((image_id, part.category_id))
-                wholes[image_id, part.category_id] = known._replace(tiles=known.tiles + 1) if known else _whole(part, of_picture)
+        for question, own in zip(of_picture, parts):
+            wholes[image_id, question.category_id] = Whole(question.boxes_px, question.areas, question.crowd, len(own))
     return index._replace(pictures=pictures, questions=tuple(questions), wholes=wholes)
 
 
@@ -70,19 +70,16 @@ def by_picture(questions: Sequence[Question]) -> Mapping[int, list[Question]]:
     return found
 
 
-def _whole(part: Question, of_picture: Sequence[Question]) -> Whole:
-    """The question that ``part`` is a part of, asked in one tile."""
-    asked = next(question for question in of_picture if question.category_id == part.category_id)
-    return Whole(asked.boxes_px, asked.areas, asked.crowd, 1)
-
-
-def _reaching(question: Question, tile_id: int, window: Window, enough: float) -> Question | None:
-    """A question in the frame of a tile, or None if no box in it counts."""
-    share = containment(question.boxes_px, as_boxes([window]))[:, 0]  # (N,)
+def _parts(question: Question, tiles: Sequence[Window], enough: float) -> dict[int, Question]:
+    """A question in the frame of every tile, by its number, in which a box of it counts."""
+    share = containment(question.boxes_px, as_boxes(tiles))  # (N, tiles)
     reach = share > 0
-    crowd = question.crowd[reach] | (share[reach] < enough)
-    if crowd.all():
-        return None
-    boxes = np.clip(question.boxes_px[reach], window[:2] * 2, window[2:] * 2) - np.array(window[:2] * 2)
-    areas = question.areas[reach] * share[reach]
-    return Question(tile_id, question.category_id, question.query, boxes, areas, crowd)
+    crowd = question.crowd[:, None] | (share < enough)
+    found = {}
+    for number in np.flatnonzero((reach & ~crowd).any(axis=0)).tolist():
+        window, own = tiles[number], reach[:, number]
+        boxes = np.clip(question.boxes_px[own], window[:2] * 2, window[2:] * 2) - np.array(window[:2] * 2)
+        areas = question.areas[own] * share[own, number]
+        key = question.image_id * TILES + number, question.category_id
+        found[number] = Question(*key, question.query, boxes, areas, crowd[own, number])
+    return found

@@ -19,17 +19,23 @@ Deviations from the authors' tools:
    polygons with more than four corners.
 4. ACTIVE-O3 trains on 1,000 random pictures of each set, and does not say whether it cut them. Here they
    are 1,000 of the tiles that have a question in them, or 1,000 whole pictures without tiling.
+5. In training, their SODA-D tool lays tiles only as far to the right and down as there are objects.
+
+Pictures that their tools have cut already (``divData``) are read as the tiles they are, if the whole pictures are not
+there. Then nothing says what is in a whole picture, and there is no table of whole pictures.
 """
 
 from pathlib import Path
-from typing import Any, Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.annotations import Index, Picture, Question, checked_picture, group_boxes, read_coco
-from activeo3.data_tiles import cut
+from activeo3.annotations import Index, Question, read_coco
 from activeo3.data_coco import BoxDataset
-from activeo3.files import DataError, LeftOut, Source, is_number, missing, needed, read_json, shortened
+from activeo3.data_layouts import files_of, folder_of, look_for
+from activeo3.data_soda_a import read_aerial
+from activeo3.data_tiles import cut
+from activeo3.files import DataError, Source
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = ("train", "val", "test")
@@ -44,47 +50,61 @@ DRIVING = ("people", "rider", "bicycle", "motor", "vehicle", "traffic-sign", "tr
 """SODA-D's categories, numbered from 1."""
 
 
-def open_soda_a(source: Source) -> BoxDataset:
-    """``SODA-A/Annotations/<split>/*.json``, one per picture, and ``SODA-A/Images``.
+class Layout(NamedTuple):
+    """Where annotations lie, and the folders that the pictures may be in; ``tiles`` that the authors' tools have cut."""
 
-    Pictures are numbered from 1 in the order of their names: SODA-A has no list that numbers them.
-    """
-    folder = source.folder("soda_a", "SODA-A")
-    split = source.one_of("soda_a", SPLITS)
-    # Archives that were packed on a Mac come with a twin "._name" of every file.
-    paths = sorted(p for p in (folder / "Annotations" / split).glob("*.json") if not p.name.startswith("._"))
-    if not paths:
-        raise missing(folder, [f"Annotations/{split}/*.json"])
-    names = dict(enumerate(_words(AERIAL)))
-    pictures: dict[int, Picture] = {}
-    questions: list[Question] = []
-    left_out = LeftOut()
-    images, numbers = _images(folder, split), {number: number for number in names}
-    for image_id, path in enumerate(paths, start=1):
-        with left_out:
-            pictures[image_id], rows = _aerial_picture(path, image_id, images, left_out)
-            questions += group_boxes(path, rows, pictures, names, left_out, {image_id: image_id}, numbers)
-    if not pictures:
-        raise left_out.nothing(f"{folder}: soda_a has no picture in its split '{split}'")
-    index = Index(pictures, tuple(questions), tuple(left_out), tuple(picture.path for picture in pictures.values()))
-    return _finished("soda_a", source, index, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
+    annotations: str
+    images: tuple[str, ...]
+    tiles: bool = False
+
+
+def _layouts(homes: Sequence[str], below: Sequence[Layout]) -> tuple[Layout, ...]:
+    """The layouts below each of the folders that a set may be in."""
+    return tuple(
+        Layout(f"{home}/{one.annotations}", tuple(f"{home}/{folder}" for folder in one.images), one.tiles) for one in below for home in homes
+    )
+
+
+AERIAL_LAYOUTS = _layouts(("SODA-A", "SODA/SODA-A"), (
+    Layout("Annotations/{split}/*.json", ("Images/{split}", "Images/Images/{split}", "Images/Images", "Images")),
+    Layout("rawData/{split}/Annotations/*.json", ("rawData/{split}/Images",)),
+    Layout("divData/{split}/Annotations/*.json", ("divData/{split}/Images",), tiles=True),
+))  # fmt: skip
+"""As SODA-A's archives unpack, and the trees of SODA-mmrotate."""
+DRIVING_LAYOUTS = _layouts(("SODA-D", "SODA/SODA-D"), (
+    Layout("Annotations/{split}.json", ("Images/{split}", "Images/Images/{split}", "Images/Images", "Images")),
+    Layout("rawData/Annotations/{split}.json", ("rawData/Images/{split}", "rawData/Images/Images", "rawData/Images")),
+    Layout("divData/Annotations/{split}.json", ("divData/Images/{split}", "divData/Images"), tiles=True),
+))  # fmt: skip
+"""As SODA-D's archives unpack, and the trees of SODA-mmdetection."""
+
+
+def open_soda_a(source: Source) -> BoxDataset:
+    """The first of AERIAL_LAYOUTS that is there: a json file per picture. Pictures have the ids of their files."""
+    root, split = source.folder("soda_a", ""), source.one_of("soda_a", SPLITS)
+    paths, images, tiles = _files(root, AERIAL_LAYOUTS, split)
+    index = read_aerial(paths, images, dict(enumerate(_words(AERIAL))), source.keep)
+    return _finished("soda_a", source, index, tiles, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
 
 
 def open_soda_d(source: Source) -> BoxDataset:
-    """``SODA-D/Annotations/<split>.json`` and ``SODA-D/Images``."""
-    folder = source.folder("soda_d", "SODA-D")
-    split = source.one_of("soda_d", SPLITS)
-    names = dict(enumerate(_words(DRIVING), start=1))
-    index = read_coco(folder / "Annotations" / f"{split}.json", _images(folder, split), names)
+    """The first of DRIVING_LAYOUTS that is there: a json file per split."""
+    root, split = source.folder("soda_d", ""), source.one_of("soda_d", SPLITS)
+    (path,), images, tiles = _files(root, DRIVING_LAYOUTS, split)
+    index = read_coco(path, images, dict(enumerate(_words(DRIVING), start=1)))
     # "More than 40 %": the next number after 0.4.
     enough = float(np.nextafter(0.4, 1))
-    return _finished("soda_d", source, index, SODA_D, ignored=1 + DRIVING.index("ignore"), enough=enough)
+    return _finished("soda_d", source, index, tiles, SODA_D, ignored=1 + DRIVING.index("ignore"), enough=enough)
 
 
-def _images(folder: Path, split: str) -> Path:
-    """The pictures lie in a folder per split or all in one, depending on how they were unpacked."""
-    of_split = folder / "Images" / split
-    return of_split if of_split.is_dir() else folder / "Images"
+def _files(root: Path, layouts: Sequence[Layout], split: str) -> tuple[tuple[Path, ...], Path, bool]:
+    """The annotations of the first layout that is there, with its pictures if there is one, the folder of the pictures,
+    and whether they are tiles. Raises DataError."""
+    known = {layout.annotations: layout for layout in layouts}
+    whole = [pattern for pattern, layout in known.items() if any((root / folder.format(split=split)).is_dir() for folder in layout.images)]
+    found = look_for(root, whole, split=split) or files_of(root, known, split=split)
+    layout = known[found.pattern]
+    return found.paths, folder_of(root, layout.images, split=split), layout.tiles
 
 
 def _words(names: Sequence[str]) -> list[str]:
@@ -92,36 +112,20 @@ def _words(names: Sequence[str]) -> list[str]:
     return [name.replace("-", " ") for name in names]
 
 
-def _aerial_picture(path: Path, image_id: int, images: Path, left_out: LeftOut) -> tuple[Picture, list[tuple[str, dict[str, Any]]]]:
-    """One of SODA-A's files: its picture, and its polygons as COCO rows with what each is called. Raises DataError."""
-    content = read_json(path)
-    entry, rows = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
-    if not isinstance(entry, dict) or not isinstance(rows, list):
-        raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
-    picture, found = checked_picture(path, "its picture", entry, images), []
-    for number, row in enumerate(rows):
-        with left_out:
-            what = f"annotation {number}"
-            poly = needed(path, what, row, "poly")
-            if not isinstance(poly, list) or not all(map(is_number, poly)):
-                raise DataError(f"{path}: {what} has the poly {shortened(poly)}, give the x, y of its corners")
-            if len(poly) < 6 or len(poly) % 2:
-                raise DataError(f"{path}: {what} is no polygon ({shortened(poly)}), correct or remove it")
-            x, y = poly[::2], poly[1::2]
-            bbox = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
-            found.append((what, row | {"image_id": image_id, "bbox": bbox}))
-    return picture, found
-
-
-def _finished(name: str, source: Source, index: Index, rules: MetricRules, ignored: int, enough: float) -> BoxDataset:
-    """From whole pictures to what is asked: ignored areas spread, tiles cut, training pictures drawn."""
+def _finished(name: str, source: Source, index: Index, tiles: bool, rules: MetricRules, ignored: int, enough: float) -> BoxDataset:
+    """From pictures to what is asked: ignored areas spread, tiles cut unless they are ``tiles``, training pictures drawn."""
     index = spread_ignored(index, ignored)
-    if source.tile:
+    if tiles and (source.tile, source.tile_overlap) != (Source.tile, Source.tile_overlap):
+        raise DataError(
+            f"{source.root}: {name} is there in tiles of {Source.tile} that share {Source.tile_overlap} pixels: "
+            f"give --tile {Source.tile} --tile_overlap {Source.tile_overlap}, or add the whole pictures"
+        )
+    if source.tile and not tiles:
         index = cut(index, source.tile, source.tile_overlap, enough)
     if source.split == "train":
         index = drawn(index, TRAINED_ON, source.seed)
     if not index.questions:
-        raise DataError(f"{source.folder(name, '')}: {name} has no question in its split '{source.split}'")
+        raise DataError(f"{source.root}: {name} has no question in its split '{source.split}'")
     return BoxDataset(name, source.split, index, rules)
 
 

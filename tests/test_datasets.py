@@ -550,7 +550,7 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
     assert text.count("    val, test: found  1,000 questions") == len(DRAWN)
     assert DRAWN == {name for name, reader in datasets.READERS.items() if reader.origin.startswith("drawn by")}
     assert "there is no lvis_v1_val.json or lvis_v0.5_val.json or lvis_val_100.json in lvis or lvis/annotations or " in text
-    assert f"    train, val, test: NOT USABLE  {tmp_path}/SODA-A: there is no such folder" in text
+    assert f"    train: NOT USABLE  {tmp_path}: there is no *.json in SODA-A/Annotations/train or SODA/SODA-A/Annotations/train or" in text
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -63,6 +63,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "data_absent": (2, {"models", "rewards", "torch"}),
     "selections": (2, {"models", "rewards", "torch"}),
     "soda": (2, {"models", "rewards", "torch"}),
+    "data_soda_a": (2, {"models", "rewards", "torch"}),
+    "data_cache": (1, {"torch"}),
     "data_tiles": (2, {"models", "rewards", "torch"}),
     "eval_tiles": (2, {"models", "rewards", "torch"}),
     "masks": (2, {"models", "rewards", "torch"}),

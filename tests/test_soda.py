@@ -30,7 +30,7 @@ def gradient(width: int, height: int) -> Image.Image:
 def aerial(polys: list[tuple[int, list[float]]], size: tuple[int, int] = (300, 200)) -> dict[str, Any]:
     """One of SODA-A's files, with the keys that the published ones have."""
     return {
-        "images": {"file_name": "set-by-caller.jpg", "height": size[1], "width": size[0], "id": 0},
+        "images": {"file_name": "set-by-caller.jpg", "height": size[1], "width": size[0]},
         "categories": [{"id": k, "name": name} for k, name in enumerate(AERIAL_NAMES)],
         "annotations": [
             {"poly": poly, "area": 50.0, "category_id": category, "image_id": 0, "id": number}
@@ -43,8 +43,9 @@ def aerial_set(root: Path, split: str, files: dict[str, dict[str, Any]], images:
     folder = root / "SODA-A" / "Annotations" / split
     folder.mkdir(parents=True)
     (root / "SODA-A" / images).mkdir(parents=True)
-    for name, content in files.items():
-        content["images"]["file_name"] = f"{name}.jpg"
+    for number, name in enumerate(sorted(files), start=1):
+        content = files[name]
+        content["images"] = {"id": number} | content["images"] | {"file_name": f"{name}.jpg"}
         (folder / f"{name}.json").write_text(json.dumps(content))
         size = (content["images"]["width"], content["images"]["height"])
         gradient(*size).save(root / "SODA-A" / images / f"{name}.jpg", quality=95)
@@ -148,7 +149,7 @@ def test_an_empty_file_among_others_is_left_out(tmp_path: Path, content: str) ->
     data = open_dataset("soda_a", "val", root, tile=0)
     assert [example.id for example in data] == ["2:ship"] and len(data.dropped) == 1 and "a.json" in data.dropped[0]
     (folder / "b.json").write_text(content)
-    with pytest.raises(DataError, match=r"soda_a has no picture in its split 'val'. Nothing in it can be used: .*a.json.* \(and 1 more\)"):
+    with pytest.raises(DataError, match=r"there is no picture in its 2 files. Nothing in it can be used: .*a.json.* \(and 1 more\)"):
         open_dataset("soda_a", "val", root)
 
 
@@ -168,7 +169,7 @@ def test_an_empty_split_and_twins_of_a_mac(tmp_path: Path) -> None:
         open_dataset("soda_a", "val", root)
     folder = tmp_path / "SODA-A" / "Annotations" / "val"
     (folder / "a.json").rename(folder / "._a.json")
-    with pytest.raises(DataError, match="SODA-A: there is no Annotations/val/.*json, see data/README.md"):
+    with pytest.raises(DataError, match=r"there is no \*.json in SODA-A/Annotations/val or SODA/SODA-A/Annotations/val or SODA-A/rawData/val"):
         open_dataset("soda_a", "val", root)
     with pytest.raises(DataError, match="soda_d: there is no split 'dev', choose one of test, train, val"):
         (tmp_path / "SODA-D").mkdir()
@@ -324,3 +325,128 @@ def test_training_pictures_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest
     assert len(draws[0].paths) == 12  # what is there is still counted whole
     opened = [open_dataset("soda_a", "train", root, seed=seed) for seed in (0, 1)]
     assert [sorted({question.image_id for question in data.index.questions}) for data in opened] == [ids[0], ids[2]]
+
+
+# ---------------------------------------------------------------------- the trees of the authors' tools
+
+CUP = [10, 10, 30, 10, 30, 30, 10, 30]
+
+
+def raw_aerial(home: Path, split: str = "val") -> None:
+    """SODA-mmrotate's rawData: a folder per split with annotations and pictures in it."""
+    for below in ("Annotations", "Images", "AnnsWoIgnore"):
+        (home / "rawData" / split / below).mkdir(parents=True)
+    content = aerial([(4, CUP), (9, CUP)], (300, 200))
+    content["images"] |= {"file_name": "00007.jpg", "id": 7}
+    (home / "rawData" / split / "Annotations" / "00007.json").write_text(json.dumps(content))
+    gradient(300, 200).save(home / "rawData" / split / "Images" / "00007.jpg", quality=95)
+
+
+def raw_driving(home: Path, images: str, split: str = "val") -> None:
+    """SODA-mmdetection's rawData, which has the files without ignored areas beside it."""
+    content = {"images": [{"id": 41, "file_name": "00041.jpg", "width": 300, "height": 200}], "categories": [{"id": 1, "name": "people"}],
+               "annotations": [{"id": 1, "image_id": 41, "category_id": 1, "iscrowd": 0, "area": 400, "bbox": [10, 10, 20, 20]}]}  # fmt: skip
+    (home / "Annotations").mkdir(parents=True)
+    for name in (split, f"{split}_wo_ignore"):
+        (home / "Annotations" / f"{name}.json").write_text(json.dumps(content))
+    (home / images).mkdir(parents=True)
+    gradient(300, 200).save(home / images / "00041.jpg", quality=95)
+
+
+@pytest.mark.parametrize("home", ["SODA-A", "SODA/SODA-A"])
+def test_soda_a_in_the_tree_of_its_tools(tmp_path: Path, home: str) -> None:
+    raw_aerial(tmp_path / home)
+    (example,) = open_dataset("soda_a", "val", str(tmp_path), tile=0)
+    assert (example.id, example.image_id, example.boxes_px.tolist()) == ("7:ship", 7, [[10, 10, 30, 30]] * 2)
+    assert example.crowd.tolist() == [False, True] and example.size_px == (300, 200)
+
+
+@pytest.mark.parametrize("home, images", [
+    ("SODA-D/rawData", "Images"), ("SODA-D/rawData", "Images/val"), ("SODA/SODA-D/rawData", "Images"),
+    ("SODA-D", "Images/Images"), ("SODA-D", "Images/Images/val"), ("SODA-D", "Images"), ("SODA-D", "Images/val"),
+])  # fmt: skip
+def test_soda_d_in_the_trees_of_its_users(tmp_path: Path, home: str, images: str) -> None:
+    raw_driving(tmp_path / home, images)
+    (example,) = open_dataset("soda_d", "val", str(tmp_path), tile=0)
+    assert (example.id, example.boxes_px.tolist(), example.size_px) == ("41:people", [[10, 10, 30, 30]], (300, 200))
+
+
+@pytest.mark.parametrize("ids, wanted", [((12, 5), (12, 5)), ((3, 3), (1, 2)), (("x", "y"), (1, 2)), ((None, 4), (1, 2))])
+def test_pictures_have_the_ids_of_their_files(tmp_path: Path, ids: tuple, wanted: tuple) -> None:
+    """Or, if these are not all different, the places of the files in the order of their names."""
+    files = {name: aerial([(4, CUP)]) for name in "ab"}
+    for content, own in zip(files.values(), ids):
+        content["images"] |= {} if own is None else {"id": own}
+    root = aerial_set(tmp_path, "val", files)
+    if None in ids:
+        path = tmp_path / "SODA-A" / "Annotations" / "val" / "a.json"
+        content = json.loads(path.read_text())
+        del content["images"]["id"]
+        path.write_text(json.dumps(content))
+    data = open_dataset("soda_a", "val", root, tile=0)
+    assert {path.stem: number for number, path in zip(data.index.pictures, data.paths)} == dict(zip("ab", wanted))
+    assert [e.image_id for e in data] == sorted(wanted)
+    if ids == ("x", "y"):
+        assert [e.fields["file_image_id"] for e in data] == ["x", "y"]
+
+
+def aerial_tiles(home: Path, split: str = "val") -> None:
+    """What sodaa_split.py writes: a json and a jpg per tile, without ``images``; cat_id and trunc in place of category_id."""
+    for below in ("Annotations", "Images"):
+        (home / "divData" / split / below).mkdir(parents=True)
+    for source, left, top in (("00012", 0, 0), ("00012", 650, 0), ("00003", 0, 650)):
+        name = f"{source}__800__{left}___{top}"
+        content = {"filename": f"{name}.jpg", "x_start": left, "y_start": top, "id": name, "ori_id": source, "height": 800, "width": 800,
+                   "annotations": [{"poly": [10, 10, 30, 10, 30, 50, 10, 50], "cat_id": 4, "trunc": 0}], "categories": []}  # fmt: skip
+        (home / "divData" / split / "Annotations" / f"{name}.json").write_text(json.dumps(content))
+        gradient(800, 800).save(home / "divData" / split / "Images" / f"{name}.jpg", quality=95)
+
+
+def driving_tiles(home: Path, images: str, split: str = "val") -> None:
+    """What sodad_split.py writes: COCO's format with ori_id and start_coord, and ignore for what is cut off."""
+    (home / "divData" / "Annotations").mkdir(parents=True)
+    (home / "divData" / images).mkdir(parents=True)
+    tiles = [(0, 41, 0), (1, 41, 650)]
+    content = {
+        "type": "instance", "categories": [{"id": 1, "name": "people"}],
+        "images": [{"file_name": f"00041_{k}.jpg", "height": 800, "width": 800, "id": k, "ori_id": own, "start_coord": [left, 0]}
+                   for k, own, left in tiles],
+        "annotations": [{"id": 2 * k + j, "image_id": k, "category_id": 1, "bbox": [10 + 100 * j, 10, 20, 40], "area": 800, "iscrowd": 0,
+                         "segmentation": [[]], "ignore": bool(j)} for k, *_ in tiles for j in range(2)],
+    }  # fmt: skip
+    (home / "divData" / "Annotations" / f"{split}.json").write_text(json.dumps(content))
+    for k, *_ in tiles:
+        gradient(800, 800).save(home / "divData" / images / f"00041_{k}.jpg", quality=95)
+
+
+def test_tiles_that_the_authors_have_cut(tmp_path: Path) -> None:
+    aerial_tiles(tmp_path / "SODA-A")
+    data = open_dataset("soda_a", "val", str(tmp_path))
+    assert [(e.query, e.image_id, e.size_px, e.fields["window_px"], e.fields["source_id"]) for e in data] == [
+        ("ship", 1, (800, 800), (0, 650, 800, 1450), 1), ("ship", 2, (800, 800), (0, 0, 800, 800), 2), ("ship", 3, (800, 800), (650, 0, 1450, 800), 2)
+    ]  # fmt: skip
+    assert data[1].boxes_px.tolist() == [[10, 10, 30, 50]] and data[1].fields["areas"].tolist() == [800] and "whole" not in data[1].fields
+    assert data[2].image.getpixel((40, 7)) == pytest.approx((40, 7, 47), abs=3)  # not cut once more
+    raw_aerial(tmp_path / "SODA-A")  # whole pictures count more
+    assert [e.image_id for e in open_dataset("soda_a", "val", str(tmp_path))] == [7 * data_tiles.TILES]
+
+
+@pytest.mark.parametrize("images", ["Images", "Images/val"])
+def test_tiles_of_soda_d(tmp_path: Path, images: str) -> None:
+    driving_tiles(tmp_path / "SODA-D", images)
+    data = open_dataset("soda_d", "val", str(tmp_path))
+    assert [(e.image_id, e.fields["source_id"], e.fields["window_px"]) for e in data] == [(0, 41, (0, 0, 800, 800)), (1, 41, (650, 0, 1450, 800))]
+    assert data[1].crowd.tolist() == [False, True] and data[1].size_px == (800, 800) and "whole" not in data[1].fields
+    with pytest.raises(DataError, match="soda_d is there in tiles of 800 that share 150 pixels: give --tile 800 --tile_overlap 150, or add"):
+        open_dataset("soda_d", "val", str(tmp_path), tile=0)
+
+
+@pytest.mark.parametrize("change, sentence", [({"start_coord": [0, -1]}, "begins at [0, -1]"), ({"ori_id": "x"}, "in 'x', give whole numbers")])
+def test_a_tile_that_lies_nowhere_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
+    driving_tiles(tmp_path / "SODA-D", "Images")
+    path = tmp_path / "SODA-D" / "divData" / "Annotations" / "val.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= change
+    path.write_text(json.dumps(content))
+    data = open_dataset("soda_d", "val", str(tmp_path))
+    assert [e.image_id for e in data] == [1] and sentence in data.dropped[0]
