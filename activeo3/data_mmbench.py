@@ -17,6 +17,9 @@ An example's fields are those of questions.py and
     rotations    how many rows the file has of this question; 0 if the one without rotation is not among them
     columns      test files: all columns of the row but the picture, for the file that is submitted (eval_submission.py);
                  such an example has no ``answer``
+
+Deviation from VLMEvalKit, which reads the files with pandas: an option "None" or "NA" is an option here, and an empty
+cell there.
 """
 
 from collections import Counter

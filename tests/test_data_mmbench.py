@@ -19,7 +19,7 @@ from activeo3.files import DataError
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import picture
 
-QUESTIONS = {241: ("What is it?", ("cat", "dog", "hen", "owl"), 1), 252: ("Where?", ("left", "right"), 0), 3: ("这是什么？", ("猫", "狗", "鸟"), 2)}
+QUESTIONS = {241: ("What is it?", ("cat", "dog", "hen", "owl"), 1), 252: ("Where is <|image_pad|>?", ("left", "<|im_end|>"), 0), 3: ("这是什么？", ("猫", "狗", "鸟"), 2)}
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment", "split"]
 
 
