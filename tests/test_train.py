@@ -323,7 +323,7 @@ def test_every_way_of_scoring_teaches_the_same(
     index: int, setting: dict, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str]
 ) -> None:
     """With sharded weights, whose layers run twice before the backward pass of both."""
-    found = learned(replace(config, micro_prompts=2, **SETTINGS[index] | setting), alone, models["other"])
+    found = learned(replace(config, micro_prompts=2, **SETTINGS[index] | setting), alone, models["other"], looked=False)
     assert_same_lesson(found, learned_at_once[index])
 
 
@@ -550,8 +550,8 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
             examples.append(replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]}))
         return examples
 
-    monkeypatch.setattr(train, "open_dataset", masked)
-    monkeypatch.setattr(suites, "open_dataset", lambda *_: masked()[:3])
+    monkeypatch.setattr(train, "open_dataset", lambda *_: World(masked()))
+    monkeypatch.setattr(suites, "open_dataset", lambda *_: World(masked()[:3]))
     monkeypatch.setattr(train, "look", look_somewhere)
     settings = replace(config, task="segment", task_model="oracle", steps=2, save_every=1, samples_every=2, eval_examples=2)
     train.main(replace(settings, output_dir=str(tmp_path / "straight")))
