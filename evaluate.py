@@ -23,7 +23,7 @@ from typing import Callable, Sequence
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
 
-from activeo3 import budgets, contest, datasets, engine, eval_demo, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -70,6 +70,8 @@ def main(config: EvalConfig) -> None:
     if picture:
         return eval_demo.show(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too
+    if ranks.rank == 0:
+        print(eval_parsing.announced(config, filter(None, [start_source, config.other_mllm, *(rival.source for rival in rows)])))
     if apart:
         return apart(opened, policies_of(rows, start_source), load, experts, config, folder)
     total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())

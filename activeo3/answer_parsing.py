@@ -28,9 +28,8 @@ import unicodedata
 from contextlib import suppress
 from typing import Any, Iterator, NamedTuple, Sequence
 
+from activeo3.lenient_parsing import Box, Item, boxes_in
 from activeo3.schema import Action
-
-Box = tuple[float, float, float, float]
 
 REGION_ERRORS = (
     "unfinished",
@@ -55,8 +54,7 @@ def without_thoughts(text: str) -> str:
     """The text outside of thoughts, which are no answer.
 
     A thought that is never closed ends where an ``<answer>`` begins, or with the text. One that is closed without having
-    been opened began with the text: so it is where a chat template opens it, and its words are not put in front
-    (``begun_by_template``).
+    been opened began with the text.
 
     >>> without_thoughts('<think>a [1] b</think> c <think>d'), without_thoughts("a [1]</think> c")
     (' c ', ' c')
@@ -78,19 +76,6 @@ def without_thoughts(text: str) -> str:
     return "".join(kept) + text[begin:]
 
 
-def begun_by_template(chat: str, role: str = "assistant") -> str:
-    """What a chat template has written of the answer itself: what follows the last turn's role in a rendered prompt.
-
-    Templates of thinking models open the thought, or write an empty one. It belongs to the answer: put it in front of what
-    was sampled before that is read.
-
-    >>> begun_by_template("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n<think>\\n")
-    '<think>\\n'
-    """
-    tag = _TAGS.search(chat, chat.rfind(role) + len(role) if role in chat else len(chat))
-    return chat[tag.start() :] if tag else ""
-
-
 # ---------------------------------------------------------------------- regions and boxes
 
 _SENSING_LAYOUT = re.compile(
@@ -99,12 +84,13 @@ _SENSING_LAYOUT = re.compile(
     re.DOTALL,
 )
 _ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_OPEN_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _BOX, _POINT = "bbox_2d", "point_2d"
 
 
-def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1) -> Action:
+def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1, parser: str = "strict") -> Action:
     """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
 
     Args:
@@ -112,6 +98,8 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
         finished: False when the answer hit the length limit.
         most: how many regions the prompt allowed; further ones are dropped and are an error.
         least: how many it asked for at least; fewer are an error, but are looked at.
+        parser: ``lenient`` looks for boxes of any form where the strict reader finds none, also in a thought if there is
+            no answer beside it; the error stays.
 
     Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
     it still shows where the policy wanted to look.
@@ -121,6 +109,14 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
     >>> read_regions('[{"bbox_2d": [0, 0, 500, 500]}]').error
     'tags'
     """
+    strict = _read_regions(text, finished, most, least)
+    if parser == "strict" or strict.error is None or strict.boxes_text:
+        return strict
+    return _kinder(strict, boxes_in(answer_in(text) or text)[:most])
+
+
+def _read_regions(text: str, finished: bool, most: int, least: int) -> Action:
+    """``read_regions`` of the strict reader."""
     layout = _SENSING_LAYOUT.fullmatch(text)
     bodies = [layout.group(2)] if layout else _ANSWER_BODY.findall(text)
     if not bodies:
@@ -136,12 +132,32 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
     return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
 
 
-def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action:
+def _kinder(strict: Action, items: Sequence[Item]) -> Action:
+    """What the lenient reader found in the place of the strict one, if that is more."""
+    if len(items) <= len(strict.boxes_text):
+        return strict
+    return Action(tuple(item.box for item in items), tuple(item.label for item in items), strict.error, strict)
+
+
+def answer_in(text: str) -> str:
+    """The part of an answer that the lenient reader looks at, without tags: what the last ``<answer>`` has, closed or not;
+    all that is no thought, if there is none; "" if all is thought.
+
+    >>> answer_in("<think>a</think>so <answer>b"), answer_in("a</think>b</answer>"), answer_in("<think>a")
+    ('b', 'b', '')
+    """
+    outside = without_thoughts(text)
+    bodies = [body for body in _OPEN_BODY.findall(outside) if body.strip()]
+    return (bodies[-1] if bodies else _TAGS.sub(" ", outside)).strip()
+
+
+def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> Action:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
     What is no such list has an error, and is read object by object: whole boxes count in whatever container they stand,
     beside broken ones, and in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d
-    instead; a point is a box without sides.
+    instead; a point is a box without sides. The ``lenient`` parser's boxes of any form count where they are more; the error
+    stays.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
@@ -150,6 +166,14 @@ def read_boxes(text: str, finished: bool = True, points: bool = False) -> Action
     >>> read_boxes('{"cups": [{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": null}]}')
     Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='not_a_list')
     """
+    strict = _read_boxes(text, finished, points)
+    if parser == "strict" or strict.error is None:
+        return strict
+    return _kinder(strict, boxes_in(answer_in(text), points))
+
+
+def _read_boxes(text: str, finished: bool, points: bool) -> Action:
+    """``read_boxes`` of the strict reader."""
     outside = without_thoughts(text)
     action = _read_list(outside, points)
     if action.error is None:

@@ -27,6 +27,7 @@ from activeo3 import correction, intervals, metrics, outputs, report, results
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.drafts import Draft, covered_error, error_regions
+from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read
 from activeo3.files import Dataset
 from activeo3.floors import RULES
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
@@ -79,6 +80,9 @@ def run(
             found = corrected(method, examples, actor, start, expert, config, share)
             seconds = (time.perf_counter() - began) / len(examples)
             values = measured(found, config.regions, resamples) | {"seconds": seconds}
+            policies = {"cot": start, "active": actor}
+            if parser_of(config, [policies.get(method)]) == "lenient":
+                values |= both_readings(found, config.regions, resamples)
             row = {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": name}
             row |= {"budget": config.regions, "n": len(examples)}
             rows.append(row | {"metrics": values, "failures": {}})
@@ -138,6 +142,15 @@ def measured(found: Sequence[Corrected], budget: int, resamples: int) -> dict[st
     return values | {"regions": float(np.mean([len(one.rollout.regions) for one in found]))}
 
 
+def both_readings(found: Sequence[Corrected], budget: int, resamples: int) -> dict[str, Any]:
+    """Mean IoU after all zooms had only the strict reader been there, and the share of answers that only the lenient one read."""
+    strict = [
+        one._replace(rollout=strictly_read(one.rollout), ious=one.ious[:1] * (budget + 1)) if one.rollout.action.strict else one
+        for one in found
+    ]
+    return strict_columns(measured(strict, budget, resamples), [f"mIoU@{budget}"]) | shares([one.rollout for one in found])
+
+
 # ---------------------------------------------------------------------- results for people
 
 
@@ -145,13 +158,17 @@ def table(rows: Sequence[results.Row]) -> tuple[list[dict[str, Any]], list[str]]
     """(rows, columns) as report.table wants them."""
     several = len({row["task_model"] for row in rows}) > 1
     cells = [{"method": row["method"], "task_model": row["task_model"], **row["metrics"]} for row in rows]
-    return cells, ["method", *["task_model"] * several, *rows[0]["metrics"]]
+    columns = dict.fromkeys(name for row in rows for name in row["metrics"])
+    return cells, ["method", *["task_model"] * several, *columns]
 
 
 def plot(rows: Sequence[results.Row], size: tuple[int, int] = (640, 400)) -> Image.Image:
     """Mean IoU over zooms, a line with its 95 % intervals per row, as the paper's Fig. 3."""
     curves = {
-        results.label(row, rows): [cell for name, cell in row["metrics"].items() if name.startswith("mIoU@")] for row in rows
+        results.label(row, rows): [
+            cell for name, cell in row["metrics"].items() if name.startswith("mIoU@") and not name.endswith(results.STRICT)
+        ]
+        for row in rows
     }
     numbers = np.array([list(curve) for curve in curves.values()])  # (rows, K + 1, 3)
     low, high = np.floor(20 * np.nanmin(numbers)) / 20, min(1.0, np.ceil(20 * np.nanmax(numbers)) / 20)

@@ -57,6 +57,9 @@ class _Config:
 
     thinking: bool = False
     """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
+    parser: Literal["strict", "lenient"] = "strict"
+    """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags); the
+    format reward is strict in either case"""
     wording: Literal["paper", "short"] = "short"
     """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
     regions: int = 3
@@ -167,6 +170,12 @@ class _Config:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
         if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
             raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
+
+    def decided(self, trained_here: bool) -> Self:
+        """The config for the answers of one model, of which --parser auto asks whether it was trained here."""
+        if self.parser in ("strict", "lenient"):
+            return self
+        return dataclasses.replace(self, parser="strict" if trained_here else "lenient")
 
     def _needs_root(self) -> None:
         """Raise ConfigError if --data lies on disk and nobody said where."""

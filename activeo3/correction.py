@@ -32,7 +32,7 @@ def ask_wrong(actor: VisionLanguageModel, example: Example, config: _Config) -> 
 
 def read_wrong(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The regions of an answer; their number is part of its format."""
-    action = read_regions(text, finished, most=config.regions, least=config.regions)
+    action = read_regions(text, finished, most=config.regions, least=config.regions, parser=config.parser)
     return Reading(action, regions_of(action, frame, example.size_px))
 
 

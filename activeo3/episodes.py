@@ -70,13 +70,15 @@ class ZoomDialogue:
     zooms: list[Zoom] = field(default_factory=list)
     begun: int = 0
     answer: str | None = None
+    lenient_only: bool = False
 
     def __post_init__(self) -> None:
         self.frame = self.question.frame
 
     def hear(self, text: str, finished: bool) -> Shown | None:
         """Take in a turn: a look if it asks for one and may have it, a reason if it may not, else the end."""
-        said, last = read_turn(text), len(self.statuses) + 1 == self.config.max_turns
+        said, last = read_turn(text, self.config.parser), len(self.statuses) + 1 == self.config.max_turns
+        self.lenient_only |= said.lenient_only and finished
         if not finished:
             self.statuses.append("truncated")
         elif said.zooms:
@@ -126,7 +128,9 @@ class ZoomDialogue:
         """The episode, its looks as regions; without an answer, the last status is what is wrong."""
         episode = Episode(tuple(self.statuses), tuple(self.zooms), self.answer)
         error = None if self.answer is not None else self.statuses[-1]
-        return Reading(Action((), error=error), episode.looked_at, episode=episode)
+        # The strict reader would have told the policy something else after such a turn, or taken it for the end.
+        strict = Action((), error="missing_zoom") if self.lenient_only else None
+        return Reading(Action((), error=error, strict=strict), episode.looked_at, episode=episode)
 
 
 def as_told(

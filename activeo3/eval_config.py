@@ -36,6 +36,10 @@ class EvalConfig(_Config):
     """how questions in words are asked in episodes, a row each: baseline (one look at the whole picture), default (may
     zoom), strict_zoom (no zoom, no answer) and oracle_crop (is shown where the answer is). Means --task zoom_qa,
     which takes baseline and default if nothing is said"""
+    parser: Literal["auto", "strict", "lenient"] = "auto"  # type: ignore[assignment]
+    """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags).
+    auto: lenient for a model that was not trained here, whose folder has no activeo3.json. Tables with a lenient row show
+    both readings"""
     budgets: tuple[int, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)

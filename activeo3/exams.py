@@ -25,6 +25,7 @@ from typing import Any, Callable, Mapping, Sequence
 from activeo3 import intervals, outputs, report
 from activeo3.config import TrainConfig, _Config
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_parsing import parser_of
 from activeo3.evidence import asked_of, covered
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes
@@ -32,6 +33,7 @@ from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.modes import Way, ways
+from activeo3.results import LENIENT_ONLY, STRICT
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling, Score
 from activeo3.stream import Light, Whole, as_it_is, readable
@@ -44,6 +46,9 @@ MODES = ("baseline", "default")
 """The modes of an exam that names none: does it help to zoom?"""
 QUADRANTS = ("grounded_right", "grounded_wrong", "ungrounded_right", "ungrounded_wrong")
 COLUMNS = ("answer", "reward", "zoomed", "zooms", "asked", "tokens", *QUADRANTS)
+OF_READERS = (f"answer{STRICT}", LENIENT_ONLY)
+"""Columns beside them where some policy is read leniently: answers of the episodes that the strict reader could read as well
+(it would have ended the others, or told the policy why not), and the share of the others."""
 
 Record = dict[str, Any]
 """One episode in plain values, as results.json has it."""
@@ -65,8 +70,8 @@ def exam(
     """The rows of every policy, by its title, in every mode: one greedy episode about every example.
 
     ``worth`` says what the reward is made of, ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
-    the value and the ``intervals`` of all COLUMNS (NaN where there is nothing to measure), the number of turns by their
-    ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
+    ``parser``, the value and the ``intervals`` of all COLUMNS and OF_READERS (NaN where there is nothing to measure), the
+    number of turns by their ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
     ``whole`` gives an example its picture when its turn comes, if that was put aside (stream.Light).
 
     Raises DataError for an example that asks nothing.
@@ -77,7 +82,8 @@ def exam(
         for way in ways(task, config, modes, black):
             asked = known if way.told else examples
             if asked:
-                rows.append(_row(title, way, asked, sit(policy, way, asked, share, worth, whole), resamples))
+                row = _row(title, way, asked, sit(policy, way, asked, share, worth, whole), resamples)
+                rows.append(row | {"parser": parser_of(config, [policy])})
                 say(f"{title}, {way.title}: {rows[-1]['answer']:.3f} of {len(asked)} answers right")
     return rows
 
@@ -102,14 +108,15 @@ def _record(rollout: Rollout, score: Score) -> Record:
     return {
         "id": rollout.example.id, "question": asked.question, "answers": list(asked.answers), "answer": episode.answer,
         "right": score.terms["answer"], "evidence_seen": seen, "zooms": zooms, "statuses": list(episode.statuses),
-        "tokens": len(rollout.token_ids), "reward": score.total, "terms": dict(score.terms), "text": rollout.text,
+        LENIENT_ONLY: rollout.action.strict is not None, "tokens": len(rollout.token_ids), "reward": score.total, "terms": dict(score.terms), "text": rollout.text,
     }  # fmt: skip
 
 
 def _row(title: str, way: Way, examples: Sequence[Example], records: Sequence[Record], resamples: int) -> dict[str, Any]:
     pictures = [example.image_id for example in examples]
     values = [_values(record, way.told) for record in records]
-    means = {name: intervals.bootstrap_interval([one[name] for one in values], pictures, resamples) for name in COLUMNS}
+    names = (*COLUMNS, *OF_READERS)
+    means = {name: intervals.bootstrap_interval([one[name] for one in values], pictures, resamples) for name in names}
     turns = Counter(chain(*(record["statuses"] for record in records)))
     row = {"policy": title, "mode": way.title, "n": len(examples)} | {name: mean.value for name, mean in means.items()}
     row |= {"intervals": {name: [mean.low, mean.high] for name, mean in means.items()}}
@@ -125,7 +132,8 @@ def _values(record: Record, told: bool) -> dict[str, float]:
     """COLUMNS of one episode; who was told where to look is neither grounded nor not."""
     zooms = sum(zoom["status"] == "zoom_executed" for zoom in record["zooms"])
     values = {"answer": record["right"], "reward": record["reward"], "zoomed": float(zooms > 0), "zooms": zooms}
-    values |= {"asked": len(record["zooms"]), "tokens": record["tokens"]}
+    values |= {"asked": len(record["zooms"]), "tokens": record["tokens"], LENIENT_ONLY: float(record[LENIENT_ONLY])}
+    values |= {f"answer{STRICT}": 0.0 if record[LENIENT_ONLY] else record["right"]}
     seen = None if told else record["evidence_seen"]
     if seen is None:
         return values | dict.fromkeys(QUADRANTS, float("nan"))
@@ -143,10 +151,11 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[dict[str, Any]]
     for row in rows:
         name = {key: row[key] for key in ("policy", "mode", "n")}
         answer = (row["answer"], *row["intervals"]["answer"])
-        first.append(name | {column: row[column] for column in COLUMNS} | {"answer": answer})
+        first.append(name | {column: row[column] for column in (*COLUMNS, *OF_READERS)} | {"answer": answer})
         second.append(name | {"turns": sum(row["statuses"].values())} | row["statuses"])
     seen = [status for status in STATUSES if any(row[status] for row in second)]
-    return [(first, ["policy", "mode", "n", *COLUMNS]), (second, ["policy", "mode", "turns", *seen])]
+    kinder = OF_READERS if any(row["parser"] == "lenient" for row in rows) else ()
+    return [(first, ["policy", "mode", "n", *COLUMNS, *kinder]), (second, ["policy", "mode", "turns", *seen])]
 
 
 def evaluate(

@@ -24,7 +24,7 @@ from activeo3 import close_ups, geometry, matching, perception, prompts, scenes
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
 from activeo3.geometry import Frame
 from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, all_of, cell_of, crop_lesson, practice_sheet
-from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory
+from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 from activeo3.packing import Prompt
 from activeo3.schema import Sampling
 from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
@@ -227,6 +227,7 @@ def main() -> None:
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again
     options.out.mkdir(parents=True, exist_ok=True)
     vlm.save(options.out)
+    mark_as_ours(options.out)
     saved = VisionLanguageModel.load(str(options.out), torch.float32)
     read, named = reading_scores(saved, options.pictures), naming_scores(saved, options.pictures)
     print(f"{options.out}: in unseen crops, numbers read {read:.3f}, things named {named:.3f}")

@@ -59,13 +59,18 @@ def proposed(
 
 def _told(rollout: Rollout) -> tuple[Any, ...]:
     action = rollout.action
-    return rollout.token_ids, rollout.text, rollout.finished, (action.boxes_text, action.labels, action.error), rollout.regions
+    strict = action.strict and (action.strict.boxes_text, action.strict.labels, action.strict.error)
+    read = (action.boxes_text, action.labels, action.error, strict)
+    return rollout.token_ids, rollout.text, rollout.finished, read, rollout.regions
 
 
 def _rollout(example: Example, told: Sequence[Any]) -> Rollout:
-    ids, text, finished, (boxes, labels, error), regions = told
-    action = Action(tuple(map(tuple, boxes)), tuple(labels), error)
-    return Rollout(example, tuple(ids), text, finished, action, tuple(Region(*box) for box in regions))
+    ids, text, finished, read, regions = told
+    return Rollout(example, tuple(ids), text, finished, _action(*read), tuple(Region(*box) for box in regions))
+
+
+def _action(boxes: Sequence[Any], labels: Sequence[str], error: str | None, strict: Sequence[Any] | None = None) -> Action:
+    return Action(tuple(map(tuple, boxes)), tuple(labels), error, strict and _action(*strict))
 
 
 # ---------------------------------------------------------------------- acting
@@ -95,16 +100,25 @@ def found_in(expert: Expert, parts: Sequence[Part], config: _Config, share: Shar
     def work(part: Part) -> tuple[list[Any], float]:
         began = time.perf_counter()
         outcomes = act(expert, *part, config)
-        plain = [(o.boxes_px.tolist(), o.scores.tolist(), o.texts, o.calls, o.tokens) for o in outcomes]
-        return plain, time.perf_counter() - began
+        return [_plain(outcome) for outcome in outcomes], time.perf_counter() - began
 
     return [
         ([_outcome(*told) for told in plain], seconds) for plain, seconds in share(Job(("act", expert, config), work), parts)
     ]
 
 
-def _outcome(boxes: Sequence[Any], scores: Sequence[float], texts: Sequence[str], calls: int, tokens: int) -> Outcome:
-    return Outcome(geometry.as_boxes(boxes), np.array(scores, dtype=np.float64), tuple(texts), calls, tokens)
+def _plain(o: Outcome) -> tuple[Any, ...]:
+    return o.boxes_px.tolist(), o.scores.tolist(), o.texts, o.calls, o.tokens, o.lenient_only, o.strict and _plain(o.strict)
+
+
+def _outcome(
+    boxes: Sequence[Any], scores: Sequence[float], texts: Sequence[str], calls: int, tokens: int, lenient_only: int,
+    strict: Sequence[Any] | None,
+) -> Outcome:  # fmt: skip
+    return Outcome(
+        geometry.as_boxes(boxes), np.array(scores, dtype=np.float64), tuple(texts), calls, tokens,
+        strict=strict and _outcome(*strict), lenient_only=lenient_only,
+    )  # fmt: skip
 
 
 def blackened(examples: Sequence[Example]) -> list[Example]:

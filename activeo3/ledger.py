@@ -153,6 +153,7 @@ def _of_model(model: VisionLanguageModel | TaskModel) -> str:
     if not isinstance(model, Oracle):  # which has neither weights nor words
         words = sorted(model.tokenizer.get_vocab().items())
         parts += [model.model.config.to_json_string(), repr(words), str(model.tokenizer.chat_template)]
+        parts += [str(getattr(model, "trained_here", ""))]  # --parser auto asks for it
         parts += [model.image_processor.to_json_string(), str(model.model.device.type)]
         for name, tensor in model.model.state_dict().items():
             whole = tensor.detach().cpu().contiguous()

@@ -25,6 +25,7 @@ import numpy as np
 from activeo3 import intervals, metrics, report, results, transcripts
 from activeo3.config import _Config
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes, iou
 from activeo3.jobs import blocks
@@ -140,10 +141,12 @@ def compare(
     rows, kept = [], {}
     for name, policy in policies.items():
         kept[name] = answer_all(role, policy, examples, config, share)
-        found = measure(task, examples, kept[name], resamples)
+        found, first = measure(task, examples, kept[name], resamples), COLUMNS[task][0]
+        if config.parser != "strict":
+            strict = measure(task, examples, [strictly_read(answer) for answer in kept[name]], resamples)
+            found |= strict_columns(strict, [first]) | shares(kept[name])
         rows.append({"benchmark": benchmark, "method": name, "checkpoint": "", "task_model": "", "n": len(examples), "columns": COLUMNS[task],
-                     "metrics": found, "failures": {}})  # fmt: skip
-        first = COLUMNS[task][0]
+                     "parser": parser_of(config, [policy]), "metrics": found, "failures": {}})  # fmt: skip
         say(f"{benchmark} {task} {name}: {first} {found[first].value:.3f}, form {found['form'].value:.3f}")
     return rows, kept
 

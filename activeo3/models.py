@@ -1,6 +1,7 @@
 """Loading a Qwen-VL model, which is used in two ways: to sample answers (generate.py) and to score them (scoring.py)."""
 
 import ctypes
+import json
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +35,8 @@ class VisionLanguageModel(Generator, Scorer):
 
     files: Mapping[str, bytes] = {}
     """The files of the checkpoint beside its weights, as they were read; none if the model was made here."""
+    trained_here = True
+    """Whether it knows the forms that are asked for: see ``trained_here`` of its folder."""
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, attention: str = "auto", base: str = "") -> Self:
@@ -46,11 +49,18 @@ class VisionLanguageModel(Generator, Scorer):
             ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
                 architecture is another one; weights are missing, misnamed, quantised or not finite; ``flex`` without a GPU.
         """
+        vlm = cls._load(source, dtype, attention, base)
+        vlm.trained_here = trained_here(source)
+        return vlm
+
+    @classmethod
+    def _load(cls, source: str, dtype: torch.dtype, attention: str, base: str) -> Self:
+        """``load``, without where the model is from."""
         family_of(source, FAMILIES, base)
         if attention == "flex" and not torch.cuda.is_available():
             raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
         if beneath := adapters.base_of(source, base):
-            vlm = cls.load(beneath, dtype, attention)
+            vlm = cls._load(beneath, dtype, attention, "")
             adapters.merge(vlm.model, source)
             _check_finite(source, vlm.model)
             return vlm
@@ -85,6 +95,16 @@ class VisionLanguageModel(Generator, Scorer):
             self.model.generation_config = own
         (folder / "generation_config.json").unlink(missing_ok=True)
         model_files.save(self.files, folder, self.model.dtype)
+
+
+def trained_here(source: str) -> bool:
+    """Whether a model folder is a checkpoint of a run or a policy that ships with the project: it then has an activeo3.json."""
+    return (Path(source) / "activeo3.json").is_file()
+
+
+def mark_as_ours(folder: Path) -> None:
+    """Say of the folder of a model that was made here, and by no run, that it was made here."""
+    (folder / "activeo3.json").write_text(json.dumps({"step": 0, "world": 1, "config": {}}) + "\n")
 
 
 def family_of(source: str, supported: Iterable[str], base: str = "") -> str:

@@ -26,7 +26,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.perception import Answer, perception_prompt, read_answer
 from activeo3.rewards import weighted
 from activeo3.sampler import Question, sensing_view
-from activeo3.schema import Example, Outcome, Reading, Rollout, Score
+from activeo3.schema import Action, Example, Outcome, Reading, Rollout, Score
 from activeo3.transcripts import text_similarity
 
 # ---------------------------------------------------------------------- posing
@@ -110,9 +110,14 @@ def ask(task: str, actor: VisionLanguageModel, example: Example, config: _Config
 
 def read(task: str, text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """An answer, with its boxes in original pixels, cut off at the picture's border, as its result."""
-    answer = read_answer(task, text, finished, config.thinking)
+    answer = read_answer(task, text, finished, config.thinking, config.parser)
+    return Reading(answer, result=_result(answer, text, frame, example))
+
+
+def _result(answer: Action, text: str, frame: Frame, example: Example) -> Outcome:
     boxes = clipped(ordered(frame.to_px(as_boxes(answer.boxes_text))), example.size_px)
-    return Reading(answer, result=Outcome(boxes, np.ones(len(boxes)), (text,)))
+    strict = answer.strict and _result(answer.strict, text, frame, example)
+    return Outcome(boxes, np.ones(len(boxes)), (text,), strict=strict)
 
 
 # ---------------------------------------------------------------------- worth

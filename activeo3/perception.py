@@ -22,10 +22,11 @@ Deviations from the paper:
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
-from activeo3.answer_parsing import box_error, read_boxes, unfenced, without_thoughts
+from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes, unfenced, without_thoughts
+from activeo3.lenient_parsing import Item, boxes_in, four_numbers, last_number
 from activeo3.schema import Action
 
 _PROMPTS: dict[str, dict[str, str]] = {
@@ -104,13 +105,14 @@ def labelled_answer(boxes_text: Sequence[Sequence[int]], labels: Sequence[str]) 
     return json.dumps(items, separators=(",", ":"))
 
 
-def read_answer(task: str, text: str, finished: bool = True, thinking: bool = False) -> Answer:
+def read_answer(task: str, text: str, finished: bool = True, thinking: bool = False, parser: str = "strict") -> Answer:
     """Read the answer to one of TASKS; what is wrong with it is ``error``, and what can be used is kept.
 
     Args:
         text: the sampled answer without its end token.
         finished: False when the answer hit the length limit.
         thinking: whether it must think first.
+        parser: ``lenient`` also reads other forms, where that is more than the strict reader finds; the error stays.
 
     >>> read_answer("grounding", "[10, 20, 30, 40]").boxes_text
     ((10.0, 20.0, 30.0, 40.0),)
@@ -119,12 +121,21 @@ def read_answer(task: str, text: str, finished: bool = True, thinking: bool = Fa
     >>> read_answer("grounding", "<[1, 2, 3, 4]").error
     'json'
     """
+    strict = _read_answer(task, text, finished, thinking)
+    if parser == "strict" or strict.error is None:
+        return strict
+    kind = _LENIENT[task](answer_in(text), strict)
+    return strict if kind == strict else replace(kind, error=strict.error, strict=strict)
+
+
+def _read_answer(task: str, text: str, finished: bool, thinking: bool) -> Answer:
+    """``read_answer`` of the strict reader."""
     body, tagged = _body(text, thinking)
     if body is None:
         return Answer((), (), "tags" if finished else "unfinished", count=-1 if task == "counting" else 0)
     answer = _READ[task](body, finished)
     error = answer.error if tagged else "tags"
-    return Answer(answer.boxes_text, answer.labels, error if finished else "unfinished", answer.count, answer.text)
+    return replace(answer, error=error if finished else "unfinished")
 
 
 _LAYOUT = re.compile(
@@ -169,7 +180,7 @@ def _counting(body: str, finished: bool) -> Answer:
     listed = len(action.boxes_text)
     count = int(said.group(2)) if said else listed if action.readable else -1
     error = action.error or (None if said else "no_count") or (None if count == listed else "count_differs")
-    return Answer(action.boxes_text, action.labels, error, count)
+    return Answer(action.boxes_text, action.labels, error, count=count)
 
 
 def _ocr(body: str, finished: bool) -> Answer:
@@ -185,4 +196,46 @@ def _detection(body: str, finished: bool) -> Answer:
 
 _READ: dict[str, Callable[[str, bool], Answer]] = {
     "grounding": _grounding, "counting": _counting, "ocr": _ocr, "detection": _detection,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- the lenient reader
+
+
+def _any_box(body: str, strict: Answer) -> Answer:
+    """The first box of any form, or four numbers alone."""
+    items, alone = boxes_in(body), four_numbers(body)
+    items = items or ([Item(alone, "", (0, 0))] if alone else [])
+    return strict if strict.boxes_text else _listed(items[:1], strict)
+
+
+def _any_count(body: str, strict: Answer) -> Answer:
+    """Places of any form, and the last number beside them, in digits or in words; without one, how many places there are."""
+    items = boxes_in(body, points=True)
+    kind = _listed(items, strict)
+    if strict.error == "count_differs" or strict.count >= 0 and not kind.boxes_text:
+        return strict  # it has said its number
+    said = last_number(body, items, NUMBERS)
+    return replace(kind, count=said if said is not None else len(kind.boxes_text) if kind.readable else -1)
+
+
+def _any_text(body: str, strict: Answer) -> Answer:
+    """What is no thought."""
+    return strict if strict.text else replace(strict, text=body)
+
+
+def _any_boxes(body: str, strict: Answer) -> Answer:
+    """Boxes of any form with their labels."""
+    return _listed(boxes_in(body), strict)
+
+
+def _listed(items: Sequence[Item], strict: Answer) -> Answer:
+    """The strict reader's answer with these boxes in the place of its own, if they are more."""
+    if len(items) <= len(strict.boxes_text):
+        return strict
+    return replace(strict, boxes_text=tuple(item.box for item in items), labels=tuple(item.label for item in items))
+
+
+_LENIENT: dict[str, Callable[[str, Answer], Answer]] = {
+    "grounding": _any_box, "counting": _any_count, "ocr": _any_text, "detection": _any_boxes,
 }  # fmt: skip

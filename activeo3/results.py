@@ -39,8 +39,12 @@ BOX_COLUMNS = frozenset({
     *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75", "AR50",
     *(f"{name}{size}{SUFFIX}" for name in ("AP", "AR") for size in (*_SIZES, "50", "75", "10", "50_s", "75_s", "10_s")),
     *FREQUENCIES, "region_recall", "swap_picture", "swap_query", "regions", "calls", "tokens", "seconds",
+    "AP_strict", "AP50_strict", "lenient_only", "crops_lenient_only",
 })  # fmt: skip
 """Every number that a row of boxes may have. Which of them it has, the rules of its data set say (metric_rules.py)."""
+
+STRICT, LENIENT_ONLY, CROPS_LENIENT_ONLY = "_strict", "lenient_only", "crops_lenient_only"
+"""Columns of eval_parsing.py: the end of a metric's name, and two shares."""
 
 Row = Mapping[str, Any]
 Table = tuple[list[dict[str, Any]], list[str]]
@@ -79,9 +83,18 @@ def first_table(rows: Sequence[Row], chosen: Sequence[str] = ()) -> Table:
     if chosen:
         return _flat(rows, "metrics"), _columns(rows, chosen)
     if rows and "columns" in rows[0]:
-        return _flat(rows, "metrics"), _columns(rows, rows[0]["columns"])
+        return _flat(rows, "metrics"), _columns(rows, [*rows[0]["columns"], *_of_readers(rows)])
     low = all("AP10" in row["metrics"] for row in rows)
-    return _flat(rows, "metrics"), _columns(rows, [LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS[1:]])
+    usual = [LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS[1:]]
+    return _flat(rows, "metrics"), _columns(rows, [*usual, *_of_readers(rows)])
+
+
+def _of_readers(rows: Sequence[Row]) -> list[str]:
+    """The columns of eval_parsing.py, where some row is read leniently."""
+    if not any(row.get("parser") == "lenient" for row in rows):
+        return []
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    return [name for name in names if name.endswith((STRICT, LENIENT_ONLY))]
 
 
 def second_table(rows: Sequence[Row]) -> Table:
@@ -189,7 +202,7 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         cells = {**row["metrics"], **row["failures"]}
         spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        names = ("benchmark", "method", "checkpoint", "task_model", "budget", "n", "categories", "l2_categories")
+        names = ("benchmark", "method", "checkpoint", "task_model", "budget", "n", "parser", "categories", "l2_categories")
         named = {key: row[key] for key in names if key in row}
         written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
     return written

@@ -108,7 +108,7 @@ def ask_where(actor: VisionLanguageModel, example: Example, config: _Config) -> 
 
 def read_where(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The regions that a sensing answer wants to zoom into."""
-    action = read_regions(text, finished, config.regions)
+    action = read_regions(text, finished, config.regions, parser=config.parser)
     return Reading(action, regions_of(action, frame, example.size_px))
 
 
@@ -127,6 +127,7 @@ def look(
 
     Returns the P encoded prompts, which the update uses again, and P lists of G rollouts.
     """
+    config = config.decided(actor.trained_here)
     questions = [role.ask(actor, example, config) for example in examples]
     names = [example.id for example in examples]
     encoded = actor.encode([asked.view for asked in questions], [asked.words for asked in questions], names)

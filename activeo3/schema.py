@@ -62,12 +62,14 @@ class Example:
 class Action:
     """A model's answer, read. ``error`` names what is wrong with it, or is None; it never raises.
 
-    ``boxes_text`` are finite numbers exactly as the model wrote them, in the order it wrote them.
+    ``boxes_text`` are finite numbers exactly as the model wrote them, in the order it wrote them. ``strict`` is what the
+    strict reader made of an answer of which only the lenient one could read (all) that is here, else None.
     """
 
     boxes_text: tuple[tuple[float, float, float, float], ...]
     labels: tuple[str, ...] = ()
     error: str | None = None
+    strict: "Action | None" = field(default=None, repr=False)
 
     @property
     def readable(self) -> bool:
@@ -84,7 +86,8 @@ class Outcome:
     read: the task model's, one per region, or the policy's own. What it cost: ``calls``, the crops that were
     looked at, each counted once, and ``tokens``, what the task model wrote about them. A task whose result is
     of another kind adds a field with a default here: ``mask`` (H, W) is what a mask has become that was to be
-    corrected.
+    corrected. Where only the lenient reader could read some of the answers, ``strict`` is what the strict one would
+    have left, and ``lenient_only`` how many of them there are.
     """
 
     boxes_px: np.ndarray
@@ -93,6 +96,8 @@ class Outcome:
     calls: int = 0
     tokens: int = 0
     mask: np.ndarray | None = None
+    strict: "Outcome | None" = None
+    lenient_only: int = 0
 
 
 class Zoom(NamedTuple):

@@ -27,7 +27,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3 import exams, measures, metrics, outputs, report, results
+from activeo3 import eval_parsing, exams, measures, metrics, outputs, report, results
 from activeo3.config import TrainConfig, _Config
 from activeo3.eval_config import ABSENT
 from activeo3.datasets import open_dataset
@@ -40,7 +40,7 @@ from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
-from activeo3.proposals import greedy_look
+from activeo3.proposals import ASKED, greedy_look
 from activeo3.rewards import score
 from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import Gather, one_rank, readable
@@ -125,7 +125,7 @@ def lines(
 
     ``checkpoint`` is its name among several, and ``answers`` says that it was trained to answer without a
     zoom. A row holds ``benchmark``, ``method``, ``checkpoint``, ``task_model``, ``budget`` (of regions; 0
-    without a zoom), ``n``, and two mappings from column to ``intervals.Metric`` (value, low, high) or a plain
+    without a zoom), ``n``, ``parser`` (lenient if any of its models is read so), and two mappings from column to ``intervals.Metric`` (value, low, high) or a plain
     number: ``metrics`` and ``failures``.
     """
     made = []
@@ -138,18 +138,32 @@ def lines(
         for name, (outcomes, seconds, blind) in acted.items():
             values: dict[str, Any] = {**metrics.evaluate_detections(examples, outcomes, resamples=resamples), **sensing}
             values |= headlines(examples, outcomes, resamples)
+            if config.parser != "strict":
+                values |= _both_readings(examples, rollouts, outcomes, values, config, resamples)
             values |= costs(rollouts, outcomes, seconds)
             lost = failures(examples, regions, outcomes)
             if black:
                 lost[results.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
             row = {"benchmark": benchmark, "method": method, "checkpoint": checkpoint, "task_model": name}
             row |= {"budget": 0 if way in NO_ZOOM else config.regions, "n": len(examples)}
+            row |= {"parser": eval_parsing.parser_of(config, [policy if way in ASKED else None, experts.get(name, policy)])}
             made.append(Line(row | {"metrics": values, "failures": lost}, rollouts, outcomes))
             with_whom = f" with {name}" if len(experts) > 1 else ""
             whose = " ".join(filter(None, [method, checkpoint]))
             recall = values["region_recall"].value
             say(f"{benchmark} {whose}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
     return made
+
+
+def _both_readings(
+    examples: Sequence[Example], rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], values: Mapping[str, Any],
+    config: _Config, resamples: int,
+) -> dict[str, Any]:  # fmt: skip
+    """AP and AP50 had only the strict reader been there, and what share of the answers only the lenient one could read."""
+    found, strict = eval_parsing.strictly_found(rollouts, outcomes, config.merge), values
+    if any(own is not other for own, other in zip(found, outcomes)):
+        strict = metrics.evaluate_detections(examples, found, resamples=resamples)
+    return eval_parsing.strict_columns(strict, ("AP", "AP50")) | eval_parsing.shares(rollouts, outcomes)
 
 
 def costs(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:

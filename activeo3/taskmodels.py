@@ -38,7 +38,7 @@ from activeo3.geometry import Frame
 from activeo3.generate import in_batches
 from activeo3.metrics import asked_boxes
 from activeo3.models import VisionLanguageModel, family_of, part_of
-from activeo3.schema import Example, Outcome, Region, Sampling
+from activeo3.schema import Action, Example, Outcome, Region, Sampling
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
 SAME_THING = 0.5  # IoU above which boxes of two crops are one thing
@@ -58,13 +58,14 @@ class Look:
 class Found(NamedTuple):
     """What a task model found in one crop: boxes (M, 4) in original pixels, scores (M,), and in words.
 
-    ``tokens`` is how many it wrote.
+    ``tokens`` is how many it wrote; ``strict`` is what the strict reader would have found, where that is less.
     """
 
     boxes_px: np.ndarray
     scores: np.ndarray
     text: str
     tokens: int = 0
+    strict: "Found | None" = None  # type: ignore[misc]
 
 
 class TaskModel:
@@ -106,6 +107,7 @@ def act(
 
 def ask(expert: VisionLanguageModel, looks: Sequence[Look], config: _Config) -> list[Found]:
     """The task role of a language model: greedy answers to "find every ...", read and mapped back."""
+    config = config.decided(expert.trained_here)
     return in_batches(lambda part: _ask_together(expert, part, config), looks, config.task_batch)
 
 
@@ -118,10 +120,16 @@ def _ask_together(expert: VisionLanguageModel, looks: Sequence[Look], config: _C
     found: list[Found] = []
     for look, frame, (ids,) in zip(looks, frames, answers, strict=True):
         text = expert.words_of(ids)
-        boxes = geometry.as_boxes(read_boxes(text, expert.ends(ids)).boxes_text)
-        one = mapped_back(look, frame, geometry.ordered(boxes), np.ones(len(boxes)), text)
-        found.append(one._replace(tokens=len(ids)))
+        action = read_boxes(text, expert.ends(ids), parser=config.parser)
+        found.append(said_to_be_there(action, look, frame, text)._replace(tokens=len(ids)))
     return found
+
+
+def said_to_be_there(action: Action, look: Look, frame: Frame, text: str) -> Found:
+    """The boxes of an answer in words about one crop, in its frame's own numbers, as a Found."""
+    boxes = geometry.ordered(geometry.as_boxes(action.boxes_text))
+    strict = action.strict and said_to_be_there(action.strict, look, frame, text)
+    return mapped_back(look, frame, boxes, np.ones(len(boxes)), text)._replace(strict=strict)
 
 
 def crop_view(
@@ -257,7 +265,11 @@ def merged(found: Sequence[Found], merge: str) -> Outcome:
     kept = geometry.nms(boxes, scores, SAME_THING) if merge == "nms" else np.argsort(-scores, kind="stable")
     calls = {id(one): one.tokens for one in found}  # a crop that was asked for twice was worked on once
     texts = tuple(one.text for one in found)
-    return Outcome(boxes[kept], scores[kept], texts, len(calls), sum(calls.values()))
+    lenient = {id(one) for one in found if one.strict}
+    strict = merged([one.strict or one for one in found], merge) if lenient else None
+    return Outcome(
+        boxes[kept], scores[kept], texts, len(calls), sum(calls.values()), strict=strict, lenient_only=len(lenient)
+    )
 
 
 def visible(region: Region) -> bool:

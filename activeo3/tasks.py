@@ -36,7 +36,7 @@ from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, Role
 from activeo3.schema import Example, Outcome, Reading, Region, Rollout, Score
 from activeo3.segment import Corrector, corrector, prepared
-from activeo3.taskmodels import Look, TaskModel, act, crop_view, mapped_back, merged, separate
+from activeo3.taskmodels import Look, TaskModel, act, crop_view, merged, said_to_be_there, separate
 
 Separate = TaskModel | Corrector
 """Whoever works on crops and is not the language model."""
@@ -96,10 +96,8 @@ def ask_what(actor: VisionLanguageModel, example: Example, config: _Config) -> Q
 
 def read_what(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
     """The boxes of an answer as its result, read and merged as a task model's answer about one crop is."""
-    action = read_boxes(text, finished)
-    boxes = ordered(as_boxes(action.boxes_text))
-    found = mapped_back(Look(example, _whole(example)), frame, boxes, np.ones(len(boxes)), text)
-    return Reading(action, result=merged([found], config.merge))
+    action = read_boxes(text, finished, parser=config.parser)
+    return Reading(action, result=merged([said_to_be_there(action, Look(example, _whole(example)), frame, text)], config.merge))
 
 
 def as_answered(

@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import prompts, scenes
 from activeo3.lessons import MERGE, PATCH
-from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory
+from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
@@ -132,6 +132,7 @@ def main() -> None:
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again
     options.out.mkdir(parents=True, exist_ok=True)
     vlm.save(options.out)
+    mark_as_ours(options.out)
     scores = task_scores(VisionLanguageModel.load(str(options.out), torch.float32), options.pictures)
     print(f"{options.out}: task role in unseen crops " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
 

@@ -25,8 +25,9 @@ from typing import Any, Iterator, Literal, get_args
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.answer_parsing import without_thoughts
+from activeo3.answer_parsing import answer_in, without_thoughts
 from activeo3.geometry import Frame
+from activeo3.lenient_parsing import boxes_in, last_words
 from activeo3.schema import Region, Zoom
 
 Status = Literal[
@@ -60,10 +61,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """A turn, read: zooms (``calls`` in their order, None for one that cannot be read), an answer, both or neither."""
+    """A turn, read: zooms (``calls`` in their order, None for one that cannot be read), an answer, both or neither.
+
+    ``lenient_only``: the strict reader would have found no zoom that can be read, and no answer.
+    """
 
     calls: tuple[Call | None, ...] = ()
     answer: str | None = None
+    lenient_only: bool = False
 
     @property
     def call(self) -> Call | None:
@@ -100,18 +105,32 @@ _ATTRIBUTE = re.compile(r"""([a-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGN
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _CORNERS, _SIDES = ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
 _OPENING, _DECODER, _WORD = re.compile(r"[\[{]"), json.JSONDecoder(), '"bbox_2d"'
+_FAR, _DEEPEST = 2000, 16  # characters around a box that its JSON value may have, and values around it
 _SHARES_UP_TO = 2.0  # difference 2
 _ROUNDING = 1e-9
 
 
-def read_turn(text: str) -> Said:
+def read_turn(text: str, parser: str = "strict") -> Said:
     """What a turn says; the text is without its end token.
+
+    Where the strict reader finds neither an answer nor a zoom that can be read, the ``lenient`` one takes boxes of any form
+    outside of thoughts for zooms, or, if there are none, the last words for an answer.
 
     >>> read_turn('<think>top <zoom_roi x0="0" y0="0" x1="0.5" y1="0.4"/></think>').call
     Call(box=(0.0, 0.0, 0.5, 0.4), shares=True)
     >>> read_turn('<answer>42</answer>').answer
     '42'
     """
+    said = _read_turn(text)
+    if parser == "strict" or said.answer is not None or any(said.calls):
+        return said
+    calls = tuple(_call_of(list(item.box)) for item in boxes_in(_blanked(_THINK, text)))
+    answer = None if calls or said.zooms else last_words(answer_in(text))
+    return Said(calls, answer, True) if calls or answer is not None else said
+
+
+def _read_turn(text: str) -> Said:
+    """``read_turn`` of the strict reader."""
     answers = _ANSWER.findall(without_thoughts(text))
     answer = answers[-1].strip() if answers else None
     outside = _blanked(_ANSWER, text)
@@ -165,14 +184,16 @@ def _json_calls(text: str) -> Iterator[Call | None]:
 
 def _value_with(text: str, begin: int, word: int) -> tuple[list[Any], int]:
     """The boxes of the first JSON value that begins in ``begin`` to ``word`` and has any, and where it ends."""
-    for opening in _OPENING.finditer(text, begin, word):  # the outermost value that can be read
+    near = max(begin, word - _FAR)
+    window = text[near : word + _FAR]  # every try is bounded, or a policy that repeats itself would keep a run waiting
+    for opening in [*_OPENING.finditer(window, 0, word - near)][-_DEEPEST:]:  # the outermost value that can be read
         try:
-            value, end = _DECODER.raw_decode(text, opening.start())
+            value, end = _DECODER.raw_decode(window, opening.start())
             found = list(_boxes_in(value))
         except (ValueError, RecursionError):
             continue
         if found:
-            return found, end
+            return found, near + end
     return [None], word + len(_WORD)
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from activeo3 import answer_parsing
 from activeo3.answer_parsing import (
-    LETTERS, REGION_ERRORS, WORD_ERRORS, begun_by_template, listed_options, plain, read_boxes, read_letter, read_regions, read_word,
+    LETTERS, REGION_ERRORS, WORD_ERRORS, listed_options, plain, read_boxes, read_letter, read_regions, read_word,
     read_yes_or_no, without_thoughts,
 )  # fmt: skip
 from activeo3.prompts import boxes_answer, question_prompt, sensing_answer
@@ -284,40 +284,13 @@ def test_the_task_role_reads_no_thoughts() -> None:
 
 
 def test_a_thought_that_the_template_began_belongs_to_the_answer() -> None:
-    chat = "<|im_start|>user\nWho is the assistant? <think><|im_end|>\n<|im_start|>assistant\n"
-    assert begun_by_template(chat) == begun_by_template("") == begun_by_template("no role, <think>") == ""
+    """Its words are in front of what was sampled when that is read (``Encoder.words_of``)."""
     sampled = f"it is red</think><answer>[{BOX}]</answer>"
     assert read_regions(sampled).error == "tags"
     for begun in ("<think>", "<think>\n"):
-        assert begun_by_template(chat + begun) == begun
         assert read_regions(begun + sampled) == Action(ONE, ("",))
     empty = "<think>\n\n</think>\n\n"  # as templates of models that may think write it when they shall not
-    assert begun_by_template(chat + empty) == empty
-    assert read_regions(empty + f"<answer>[{BOX}]</answer>") == Action(ONE, ("",))
-
-
-
-@pytest.mark.parametrize(
-    "text, boxes",
-    [
-        (f'[{BOX}, {{"bbox_2d": [5, 6, 7', ONE),
-        (f"[{BOX},", ONE),
-        (f"[{BOX}", ONE),
-        (f'[{{"bbox_2d": [1, 2, 3]}}, {BOX}, {{"bbox_2d": [0, 0, NaN, 1]}}, {{', ONE),
-        (f"```json\n[{BOX}, {BOX}, {{", ONE * 2),
-        (f"Here they are: [{BOX}]", ONE),
-        ('[{"bbox_2d": [5, 6, 7', NONE),
-        ("", NONE),
-        ("{" * 50_000, NONE),
-    ],
-)
-def test_a_broken_list_gives_up_its_whole_boxes(text: str, boxes: tuple) -> None:
-    assert read_boxes(text, finished=False) == Action(boxes, ("",) * len(boxes), "unfinished")
-    assert read_boxes(text, finished=True) == Action(boxes, ("",) * len(boxes), "json")
-
-
-def test_a_list_that_was_whole_when_the_limit_came_is_whole() -> None:
-    assert read_boxes(f"[{BOX}]", finished=False) == Action(ONE, ("",))
+    assert read_regions(empty + f"<answer>[{BOX}]</answer>") == read_regions(f"<think></think><answer>[{BOX}]</answer>") == Action(ONE, ("",))
 
 
 # ---------------------------------------------------------------------- never an exception, never code

@@ -201,6 +201,18 @@ def test_every_row_is_what_a_loop_over_pictures_and_zooms_finds(policies: tuple)
     assert all(one.rollout.example.fields["draft"] == mask for one, mask in zip(shown["grid"], with_mask))
 
 
+def test_regions_in_another_form_are_read_of_a_policy_that_was_not_trained_here(tokenizer) -> None:
+    """The strict reader would have left the first mask as it is."""
+    everything = lambda *_: "(0, 0, 1000, 500) and (0, 500, 1000, 1000)" + END  # noqa: E731
+    start = Scripted("qwen3_vl", tokenizer, everything)
+    start.trained_here = False
+    config = EvalConfig(checkpoint=("x",), task="segment", task_model=("oracle",), sensing_side=320)
+    rows, _ = budgets.run("mine", ("cot",), [question()], start, start, {"oracle": Perfect()}, config, resamples=0, say=lambda _: None)
+    seen = rows[0]["metrics"]
+    assert seen["mIoU@3"].value == 1.0 and seen["mIoU@3_strict"].value == seen["mIoU@0"].value < 0.8 and seen["lenient_only"] == 1.0
+    assert budgets.table(rows)[1][-2:] == ["mIoU@3_strict", "lenient_only"] and budgets.plot(rows).size == (640, 400)
+
+
 def test_shared_work_and_unprepared_examples_make_the_same_table(policies: tuple) -> None:
     bare = [replace(example, fields={"masks": example.fields["masks"]}) for example in several()]
     rows, _ = run(bare, *policies, methods=("random", "oracle-regions"))

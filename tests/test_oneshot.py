@@ -214,7 +214,7 @@ def test_the_number_alone_can_be_compared_where_nobody_pointed(tokenizer: Any) -
 
 def said(example: Example, boxes: Any = (), labels: Any = (), count: int = 0, text: str = "", error: str | None = None) -> Rollout:
     boxes_px = as_boxes(boxes)
-    answer = Answer(tuple(map(tuple, boxes_px.tolist())), tuple(labels), error, count, text)
+    answer = Answer(tuple(map(tuple, boxes_px.tolist())), tuple(labels), error, count=count, text=text)
     return Rollout(example, (), text, True, answer, (), Outcome(boxes_px, np.ones(len(boxes_px))))
 
 
