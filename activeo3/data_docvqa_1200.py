@@ -58,12 +58,13 @@ def _asked(table: ParquetTable, number: int, row: Mapping[str, Any], image_id: i
     query = needed(table.path, what, row, "query")
     question = str((query.get("en") if isinstance(query, dict) else query) or "").strip()
     own = row["answer"] if isinstance(row["answer"], dict) else {"text": row["answer"]}
-    answers = [own.get("text") or own.get("matched_text"), *(row["answers"] or [])]
+    answers = [own.get("text") or own.get("matched_text"), *(row["answers"] if isinstance(row["answers"], list) else [])]
     answers = list(dict.fromkeys(str(answer).strip() for answer in answers if answer and str(answer).strip()))
     if not question or not answers:
         raise DataError(f"{table.path}: {what} has no question in English or no answer, download the file again")
     fields = {"question": question, "options": (), "answer": answers[0], "aliases": tuple(answers[1:]), "kind": "exact", "category": ""}
-    page = _page(table.path, what, row["words"] or [], row["bounding_boxes"] or [])
+    words, boxes = (row[name] if isinstance(row[name], list) else [] for name in ("words", "bounding_boxes"))
+    page = _page(table.path, what, words, boxes)
     return Asked(f"{NAME}:{row['id']}", (table, number), image_id, page, fields)
 
 

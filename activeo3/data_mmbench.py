@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from activeo3.files import Source, missing
+from activeo3.files import Source, missing, shortened
 from activeo3.questions import ONE_SPLIT, Asked, TableDataset, lettered, open_files
 
 COPY = 1_000_000
@@ -91,7 +91,7 @@ def _fields(row: Mapping[str, str]) -> dict[str, Any]:
     # The hub's tables were written by pandas: what is empty is the text "nan".
     row = {column: "" if text == "nan" else text for column, text in row.items()}
     if not row["index"].isdigit():
-        raise ValueError(f"has the index {row['index']!r}, no whole number")
+        raise ValueError(f"has the index {shortened(row['index'])}, no whole number")
     group = row.get("g_index") or str(int(row["index"]) % COPY)
     ability = row.get("l2-category") or row.get("L2-category", "")
     fields = lettered(row) | {"hint": row.get("hint", ""), "group": group, "l2_category": ability}

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from activeo3.annotations import by_id, checked_bbox, checked_picture
 from activeo3.data_ids import Id, id_of
-from activeo3.files import DataError, LeftOut, inside, is_number, needed, parsed_json, read_json, read_text, regular
+from activeo3.files import DataError, LeftOut, inside, is_number, needed, parsed_json, read_json, read_text, regular, shortened
 from activeo3.tables import PICTURE, ParquetTable, Place, column_types, parquet_rows
 
 
@@ -197,7 +197,7 @@ def _solved(path: Path, what: str, row: Mapping[str, Any], picture: Place, name:
     problem, box = needed(path, what, row, "problem"), needed(path, what, row, "solution")
     box = _parsed(box) if isinstance(box, str) else box
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        raise DataError(f"{path}: {what} has the solution {box!r}, give x1, y1, x2, y2 in pixels")
+        raise DataError(f"{path}: {what} has the solution {shortened(box)}, give x1, y1, x2, y2 in pixels")
     phrase = phrase_of(problem) if isinstance(problem, str) else problem
     return Object(path, what, _image_id(name, name), picture, None, tuple(map(float, box)), [phrase])
 

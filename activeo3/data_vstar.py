@@ -17,7 +17,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from activeo3.data_layouts import files_of
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, parsed_json, read_json, read_text, within
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, parsed_json, read_json, read_text, shortened, within
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.questions import LETTERS, ONE_SPLIT
 from activeo3.schema import Example
@@ -127,12 +127,12 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
     )
     for key, words in (("options", options), ("target_object", targets)):
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise DataError(f"{path}: {key} is {words!r}, give a list of texts")
+            raise DataError(f"{path}: {key} is {shortened(words)}, give a list of texts")
     if not isinstance(bboxes, list) or len(bboxes) != len(targets):
-        raise DataError(f"{path}: bbox is {bboxes!r}, give one box for each of the {len(targets)} targets")
+        raise DataError(f"{path}: bbox is {shortened(bboxes)}, give one box for each of the {len(targets)} targets")
     for bbox in bboxes:
         if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)) or min(bbox[2:]) <= 0:
-            raise DataError(f"{path}: a target has the bbox {bbox!r}, give x, y, w, h with an area above 0")
+            raise DataError(f"{path}: a target has the bbox {shortened(bbox)}, give x, y, w, h with an area above 0")
     mixed, answer = shuffled(options, 0, seed, number)
     category = path.parent.name
     picture = path.with_suffix(".jpg")
@@ -176,7 +176,7 @@ def _of_row(path: Path, what: str, row: Mapping[str, Any], picture: Place) -> Vs
     question, options = lettered(text)
     answer = label.strip("() .\n")
     if len(options) < 2 or answer not in list(LETTERS[: len(options)]):
-        raise DataError(f"{path}: {what} has the label {label!r} and {len(options)} options, download the file again")
+        raise DataError(f"{path}: {what} has the label {shortened(label)} and {len(options)} options, download the file again")
     name = f"{picture.parent.name}/{picture.stem}" if isinstance(picture, Path) else f"{category}/{number}"
     return VstarQuestion(name, picture, category, question, options, answer)
 

@@ -28,7 +28,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, within
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, shortened, within
 from activeo3.geometry import as_boxes, clipped
 from activeo3.schema import Example
 from activeo3.tables import ParquetTable, Place, parquet_rows, picture_at
@@ -193,12 +193,12 @@ def ocr_words(path: Path, size: tuple[int, int], example_id: str) -> list[Word]:
         for page in read_json(path).get("recognitionResults", []):
             own = [page.get(name, side) for side, name in zip(size, ("width", "height"))]
             if not all(is_number(side) and side > 0 for side in own):
-                raise ValueError(f"the page has the size {own!r}")
+                raise ValueError(f"the page has the size {shortened(own)}")
             scale = [side / of_page for side, of_page in zip(size, own)]
             for word in (word for line in page["lines"] for word in line["words"]):
                 corners = word["boundingBox"]
                 if not isinstance(corners, list) or len(corners) != 8 or not all(map(is_number, corners)):
-                    raise ValueError(f"the word {word['text']!r} has the boundingBox {corners!r}, not eight numbers")
+                    raise ValueError(f"the word {shortened(word['text'])} has the boundingBox {shortened(corners)}, not eight numbers")
                 xs, ys = np.array(corners[0::2]) * scale[0], np.array(corners[1::2]) * scale[1]
                 words.append(Word(str(word["text"]), (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -29,11 +29,12 @@ T = TypeVar("T")
 class DataError(Exception):
     """The data on disk cannot be used: one sentence that names file and id and says what to do.
 
-    ``example_id`` is set if a single example is unusable, so that a stream can pass over it.
+    It is one line that any terminal shows, whatever a file has for a name or an id. ``example_id`` is set if a single
+    example is unusable, so that a stream can pass over it.
     """
 
     def __init__(self, sentence: str, example_id: str | None = None) -> None:
-        super().__init__(sentence)
+        super().__init__("".join(character if character.isprintable() else " " for character in sentence))
         self.example_id = example_id
 
 
@@ -58,7 +59,7 @@ class LeftOut(list[str]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, DataError):
-            self.append(" ".join(str(error).split()))  # a name from a file may have line breaks
+            self.append(str(error))
         return isinstance(error, DataError)
 
     def nothing(self, what: str) -> DataError:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from activeo3.data_fetch import PART, Wanted
 from activeo3.data_layouts import files_of
-from activeo3.files import DataError, LeftOut, Source, decode_picture, is_number, regular, within
+from activeo3.files import DataError, LeftOut, Source, decode_picture, is_number, regular, shortened, within
 from activeo3.schema import Example
 from activeo3.tables import PICTURE, ParquetTable, column_types, parquet_rows, picture_of
 
@@ -144,18 +144,30 @@ def _checked(path: Path, what: str, row: Mapping[str, Any]) -> Counted:
             raise DataError(f"{path}: {what} has no {key}, download the file again")
     sha256 = row["image_sha256"]
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):  # it becomes the name of a file
-        raise DataError(f"{path}: {what} has the image_sha256 {sha256!r}, download the file again")
+        raise DataError(f"{path}: {what} has the image_sha256 {shortened(sha256)}, download the file again")
     if type(row["count"]) is not int or row["count"] < 0:
-        raise DataError(f"{path}: {what} has the count {row['count']!r}, download the file again")
-    points = row["points"] or []
-    if isinstance(points, dict):  # the hub stores a list of points as two lists
-        points = [{"x": x, "y": y} for x, y in zip(points.get("x") or (), points.get("y") or (), strict=False)]
-    if not all(isinstance(point, dict) and is_number(point.get("x")) and is_number(point.get("y")) for point in points):
+        raise DataError(f"{path}: {what} has the count {shortened(row['count'])}, download the file again")
+    points = _points(row["points"])
+    if points is None:
         raise DataError(f"{path}: {what} has points that are not numbers, download the file again")
     if points and len(points) != row["count"]:
         raise DataError(f"{path}: {what} has {len(points)} points and the count {row['count']}")
     label = " ".join(row["label"].split())
-    return Counted(sha256, row.get("image_url", ""), label, row["count"], tuple((point["x"], point["y"]) for point in points))
+    return Counted(sha256, row.get("image_url", ""), label, row["count"], points)
+
+
+def _points(stored: Any) -> tuple[tuple[float, float], ...] | None:
+    """The points (x, y) of a list of them, or of two lists, as the hub stores such a list; None if they are no numbers."""
+    if isinstance(stored, dict):
+        xs, ys = stored.get("x") or [], stored.get("y") or []
+        if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
+            return None
+        stored = [{"x": x, "y": y} for x, y in zip(xs, ys)]
+    points = stored or []
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        return None
+    found = tuple((point.get("x"), point.get("y")) for point in points)
+    return found if all(is_number(side) for point in found for side in point) else None
 
 
 def _checked_picture(path: Path, asked: Counted, example_id: str) -> Image.Image:

@@ -27,7 +27,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 
 from activeo3.data_layouts import files_of
-from activeo3.files import DataError, LeftOut, Source, within
+from activeo3.files import DataError, LeftOut, Source, shortened, within
 from activeo3.schema import Example
 from activeo3.tables import Table, open_table, picture_of
 
@@ -171,9 +171,9 @@ def lettered(row: Mapping[str, str]) -> dict[str, Any]:
     cells = [row["A"], row["B"], *(row[letter] for letter in LETTERS[2:] if letter in row)]
     options = [cell for cell in cells if cell.strip()]
     if not options or options != cells[: len(options)]:
-        raise ValueError(f"has a gap in its options {cells!r}")
+        raise ValueError(f"has a gap in its options {shortened(cells)}")
     fields = {"question": row["question"], "options": tuple(options), "category": row.get("category", "")}
     answer = row.get("answer", "").strip()
     if answer and answer not in list(LETTERS[: len(options)]):
-        raise ValueError(f"has the answer {answer!r} and {len(options)} options")
+        raise ValueError(f"has the answer {shortened(answer)} and {len(options)} options")
     return fields | {"answer": answer} if answer else fields

@@ -117,12 +117,13 @@ def _open(name: str, source: Source) -> ReferringDataset:
 def _referred(one: Object, left_out: LeftOut) -> list[Referred]:
     """The questions about an object, one for each of its phrases; ``image_id`` is the file's. Raises DataError if
     there is none. An empty phrase among others is left out alone."""
-    good = [" ".join(phrase.split()) for phrase in one.phrases if isinstance(phrase, str) and phrase.strip()]
+    phrases = one.phrases if isinstance(one.phrases, list | tuple) else ()
+    good = [" ".join(phrase.split()) for phrase in phrases if isinstance(phrase, str) and phrase.strip()]
     empty = DataError(f"{one.path}: {one.what} has an empty phrase, download the file again")
     if not good:
         raise empty
     box = clipped(as_boxes([one.box_px]), one.size) if one.size else as_boxes([one.box_px])
     if area(box)[0] <= 0:
         raise DataError(f"{one.path}: {one.what} has a box without area in its picture, correct it")
-    left_out += [str(empty)] * (len(one.phrases) - len(good))
+    left_out += [str(empty)] * (len(phrases) - len(good))
     return [Referred(one.image_id, one.picture, one.size, phrase, tuple(box[0].tolist())) for phrase in good]

@@ -7,6 +7,7 @@ import base64
 import binascii
 import codecs
 import csv
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -16,7 +17,7 @@ from typing import Any, Iterator, Protocol, Sequence
 from PIL import Image
 from tqdm import tqdm
 
-from activeo3.files import DataError, LeftOut, decode_picture, read_picture
+from activeo3.files import DataError, LeftOut, decode_picture, read_picture, regular, shortened
 
 PICTURE = "image"
 """The column with the picture, in all public files of these sets."""
@@ -80,7 +81,7 @@ class TextTable:
         self.offsets: list[int] = []
         self.references: list[str] = []  # the index of the row that has the picture; empty if it is here
         try:
-            with path.open("rb") as file, _bar(path) as bar:
+            with regular(path).open("rb") as file, _bar(path) as bar:
                 lines = _Lines(file)
                 self.columns = _row(lines) or []
                 if PICTURE not in self.columns:
@@ -115,7 +116,7 @@ class TextTable:
         for row, start, other in zip(self.rows, self.offsets, self.references):
             with self.dropped:
                 if other.isdigit() and other not in there:
-                    what = f"the row with the index {row.get('index', '')!r} has the picture of an unknown index {other}"
+                    what = f"the row with the index {shortened(row.get('index', ''))} has the picture of an unknown index {other}"
                     raise DataError(f"{self.path}: {what}, download the file again")
                 kept.append((row, there.get(other, start)))
         self.rows, self.offsets = [row for row, _ in kept], [start for _, start in kept]
@@ -185,23 +186,30 @@ def _is_damaged(text: str) -> bool:
 def column_types(path: Path) -> dict[str, str]:
     """The type of every column of a parquet file in pyarrow's words, by its name. Raises DataError if it cannot be read."""
     pyarrow = _pyarrow(path)
-    try:
-        return {field.name: str(field.type) for field in pyarrow.parquet.ParquetFile(path).schema_arrow}
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+    with _reading(path):
+        return {field.name: str(field.type) for field in pyarrow.parquet.ParquetFile(regular(path)).schema_arrow}
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """These columns of a parquet file without pictures, row by row. Raises DataError if one is not there."""
     pyarrow = _pyarrow(path)
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
+    with _reading(path):
+        file = pyarrow.parquet.ParquetFile(regular(path))
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
             raise DataError(f"{path}: there is no column '{missing[0]}', download the file again")
         return file.read(list(columns)).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever pyarrow raises for a damaged file is a DataError: its own exceptions, OSError, UnicodeDecodeError, ..."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: the file cannot be read ({error or type(error).__name__}), download it again") from None
 
 
 def _pyarrow(path: Path) -> ModuleType:
@@ -225,16 +233,14 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         pyarrow = _pyarrow(path)
-        try:
+        with _reading(path):
             # A picture of 8K is 6 MB of text, and a group of rows can have gigabytes: it is read bit by bit.
-            self.file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_AT_ONCE)
+            self.file = pyarrow.parquet.ParquetFile(regular(path), pre_buffer=False, buffer_size=READ_AT_ONCE)
             columns = self.file.schema_arrow.names
             if PICTURE not in columns:
                 raise DataError(f"{path}: there is no column '{PICTURE}', download the file again")
-            text = self.file.read([name for name in columns if name != PICTURE])
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{path}: the file cannot be read ({error}), download it again") from None
-        self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text.to_pylist()]
+            text = self.file.read([name for name in columns if name != PICTURE]).to_pylist()
+        self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text]
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
         self.by_index = {row.get("index", ""): number for number, row in enumerate(self.rows)}
@@ -248,16 +254,20 @@ class ParquetTable:
             if isinstance(stored, str) and len(stored) <= REFERENCE and stored in self.by_index:
                 stored = self._stored(self.by_index[stored])
         content = _decoded(stored) if isinstance(stored, str) else stored.get("bytes") if isinstance(stored, dict) else stored
-        if not content:
+        if not content or not isinstance(content, bytes):
             raise ValueError("the file holds no bytes for it")
         return content
 
     def _stored(self, row: int) -> Any:
-        """What the picture column holds in a row."""
+        """What the picture column holds in a row. Raises ValueError."""
         group, within = self.places[row]
         if not self.forwards or self.forwards.group != group or within < self.forwards.first:
             self.forwards = _Forwards(self.file, group)
-        return self.forwards.at(within)
+        try:
+            return self.forwards.at(within)
+        except Exception as error:  # a damaged part of the file
+            self.forwards = None
+            raise ValueError(str(error) or type(error).__name__) from None
 
 
 class _Forwards:
