@@ -3,7 +3,7 @@
     grounding   Acc50, Acc75, Acc95: IoU of at least so much; Avg, their mean; mIoU, the mean IoU
     counting    exact: the share of right numbers; MAE: how far off they are
     ocr         edit_distance, precision, recall, F1, BLEU, METEOR (transcripts.py)
-    detection   AP, AP50, AP75, AP_s, AR by pycocotools, over all categories and all pictures
+    detection   AP, AP50, AP75, AP_s, AR as pycocotools has them, over all categories and all pictures
 
 ``form`` is the share of answers that fit their form. A wrong form costs nothing else: what can be read of an
 answer counts. Intervals are 95 %, bootstrapped over pictures.

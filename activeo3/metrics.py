@@ -1,9 +1,9 @@
 """Step 4 of train.py (score) and every table of evaluate.py: how good are these boxes?
 
-One metric for reward and benchmark. pycocotools' COCOeval decides which detection finds which true
-box; what is summed up from its matches is written here in numpy, so that one example (the reward),
+One metric for reward and benchmark: COCO's. Which detection finds which true box is decided in box_matching.py;
+what is summed up from these matches is written here in numpy, so that one example (the reward),
 a whole benchmark and a thousand bootstrap resamples of it go through the same few lines. On a whole
-benchmark they give COCOeval's own numbers (tests/test_metrics.py compares them to 1e-9).
+benchmark they give the numbers of pycocotools' COCOeval (tests/test_metrics.py compares them to 1e-9).
 
 Choices that COCO leaves to its user:
 1. Each (picture, query) question is an image of its own. A category that was not asked for can then
@@ -12,16 +12,13 @@ Choices that COCO leaves to its user:
    the examples, then that in which the boxes are given.
 """
 
-import contextlib
-import io
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from activeo3.box_matching import Boxes, Matches, match_boxes
 from activeo3.geometry import CONTAINED, area, as_boxes, held
 from activeo3.intervals import Metric, interval, ratio, resampled
 from activeo3.metric_rules import SIZES, UNLIMITED, MetricRules, Range, is_exhaustive, rules_of
@@ -189,17 +186,14 @@ def match(
     if len(examples) != len(outcomes) or not examples:
         raise ValueError(f"{len(examples)} examples and {len(outcomes)} outcomes do not pair up")
     listed = best_of_pictures(examples, outcomes, rules.of_picture)
-    found = _coco_matches(examples, listed, iou_thresholds, list(sizes.values()), max(rules.for_ap, rules.for_ar))
-    forgiven = np.array([not is_exhaustive(example) for example in examples])
+    most, ranges = max(rules.for_ap, rules.for_ar), list(sizes.values())
+    found = [match_boxes(*_boxes(*pair), iou_thresholds, ranges, most) for pair in zip(examples, listed)]
     asked: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         asked.setdefault(example.query, []).append(index)
-    count, thresholds = len(examples), len(iou_thresholds)
+    forgiven = np.array([not is_exhaustive(example) for example in examples])
     return {
-        size: [
-            _curves(found[k * count : (k + 1) * count], indices, thresholds, forgiven)
-            for indices in asked.values()
-        ]
+        size: [_curves([of_one[k] for of_one in found], indices, forgiven) for indices in asked.values()]
         for k, size in enumerate(sizes)
     }
 
@@ -226,91 +220,38 @@ def best_of_pictures(examples: Sequence[Example], outcomes: Sequence[Outcome], m
     return kept
 
 
-def _curves(found: list[dict[str, Any] | None], asked: list[int], thresholds: int, forgiven: np.ndarray) -> list[Curve]:
-    """One curve per threshold from COCOeval's records (E,) of one size class; None: no boxes.
+def _curves(found: Sequence[Matches], asked: Sequence[int], forgiven: np.ndarray) -> list[Curve]:
+    """One curve per threshold from the matches of all examples (E,) in one size class, for those that are ``asked``.
 
     Where ``forgiven`` (E,), a detection that matches nothing is left out, as LVIS does.
     """
-    truth = np.zeros(len(asked))
-    scores, owners, places = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    hits, skips = ([np.zeros((thresholds, 0), dtype=bool)] for _ in range(2))
-    for place, index in enumerate(asked):
-        record = found[index]
-        if record is None:
-            continue
-        truth[place] = np.count_nonzero(record["gtIgnore"] == 0)
-        scores.append(np.asarray(record["dtScores"], dtype=np.float64))
-        owners.append(np.full(len(scores[-1]), index))
-        places.append(np.arange(len(scores[-1])))  # COCOeval lists the best first
-        hits.append(record["dtMatches"] > 0)
-        skips.append(record["dtIgnore"].astype(bool) | (forgiven[index] & ~hits[-1]))
-    order = np.argsort(-np.concatenate(scores), kind="stable")  # as COCOeval.accumulate sorts
-    owner, rank = np.concatenate(owners)[order], np.concatenate(places)[order]
-    hit, skip = np.concatenate(hits, axis=1)[:, order], np.concatenate(skips, axis=1)[:, order]
-    rows = [(hit[t][~skip[t]], owner[~skip[t]], rank[~skip[t]]) for t in range(thresholds)]
-    return [Curve(*row, np.array(asked), truth) for row in rows]
+    own = [found[index] for index in asked]
+    score = np.concatenate([one.scores for one in own])
+    order = np.argsort(-score, kind="stable")  # as COCOeval.accumulate sorts
+    hit = np.concatenate([one.hit for one in own], axis=1)[:, order]
+    skip = np.concatenate([one.skip | (~one.hit & forgiven[index]) for one, index in zip(own, asked)], axis=1)[:, order]
+    owner = np.concatenate([np.full(len(one.scores), index) for one, index in zip(own, asked)])[order]
+    place = np.concatenate([np.arange(len(one.scores)) for one in own])[order]
+    truth = np.array([one.truth for one in own], dtype=np.float64)
+    counts = [~of_threshold for of_threshold in skip]
+    return [Curve(hit[t][kept], owner[kept], place[kept], np.array(asked), truth) for t, kept in enumerate(counts)]
 
 
-def _coco_matches(
-    examples: Sequence[Example],
-    outcomes: Sequence[Outcome],
-    iou_thresholds: Sequence[float],
-    area_ranges: list[Range],
-    max_detections: int,
-) -> list[dict[str, Any] | None]:
-    """COCOeval's match records: all examples for the first area range, then for the next.
-
-    Matching looks at one example at a time, so one category serves for all queries; this keeps the
-    cost at examples x sizes instead of examples x sizes x queries.
-    """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = _coco(len(examples), _truth_records(examples))
-        found = _coco(len(examples), _detection_records(examples, outcomes))
-        run = COCOeval(truth, found, "bbox")
-        run.params.iouThrs = np.asarray(iou_thresholds, dtype=np.float64)
-        run.params.areaRng = [list(limits) for limits in area_ranges]
-        run.params.maxDets = [max_detections]
-        run.evaluate()
-    return list(run.evalImgs)
+def _boxes(example: Example, outcome: Outcome) -> tuple[Boxes, Boxes]:
+    """True boxes and detections, checked."""
+    true, found = _finite_boxes(example.boxes_px, example, "true boxes"), _finite_boxes(outcome.boxes_px, example, "detections")
+    areas = np.asarray(example.fields.get("areas", area(true)), dtype=np.float64)
+    crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else np.asarray(example.crowd, dtype=bool)
+    if not len(true) == len(areas) == len(crowd):
+        raise ValueError(f"example {example.id}: boxes, areas and crowd flags differ in number")
+    scores = np.asarray(outcome.scores, dtype=np.float64)
+    if scores.shape != (len(found),) or not np.isfinite(scores).all():
+        raise ValueError(f"example {example.id}: expected one finite score per detection")
+    return _sided(true, areas, crowd, np.ones(len(true))), _sided(found, area(found), np.zeros(len(found), dtype=bool), scores)
 
 
-def _coco(images: int, annotations: Iterable[dict[str, Any]]) -> COCO:
-    """A COCO index in memory, with the image ids 1 ... images and one category."""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": number} for number in range(1, images + 1)],
-        "categories": [{"id": 1}],
-        # Ids start at 1: COCOeval writes the id of the match and reads 0 as "not matched".
-        "annotations": [
-            {"id": number, "category_id": 1} | annotation
-            for number, annotation in enumerate(annotations, start=1)
-        ],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _truth_records(examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
-    for number, example in enumerate(examples, start=1):
-        boxes = _finite_boxes(example.boxes_px, example, "true boxes")
-        areas = np.asarray(example.fields.get("areas", area(boxes)), dtype=np.float64)
-        crowd = np.zeros(len(boxes), dtype=bool) if example.crowd is None else example.crowd
-        if not len(boxes) == len(areas) == len(crowd):
-            raise ValueError(f"example {example.id}: boxes, areas and crowd flags differ in number")
-        for box, size, is_crowd in zip(xywh(boxes), areas.tolist(), crowd):
-            yield {"image_id": number, "bbox": box, "area": size, "iscrowd": int(is_crowd)}
-
-
-def _detection_records(
-    examples: Sequence[Example], outcomes: Sequence[Outcome]
-) -> Iterable[dict[str, Any]]:
-    for number, (example, outcome) in enumerate(zip(examples, outcomes), start=1):
-        boxes = _finite_boxes(outcome.boxes_px, example, "detections")
-        scores = np.asarray(outcome.scores, dtype=np.float64)
-        if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
-            raise ValueError(f"example {example.id}: expected one finite score per detection")
-        for box, size, score in zip(xywh(boxes), area(boxes).tolist(), scores.tolist()):
-            yield {"image_id": number, "bbox": box, "area": size, "iscrowd": 0, "score": score}
+def _sided(boxes: np.ndarray, areas: np.ndarray, crowd: np.ndarray, scores: np.ndarray) -> Boxes:
+    return Boxes(np.reshape(xywh(boxes), (-1, 4)), areas, crowd, scores)
 
 
 def _finite_boxes(boxes_px: np.ndarray, example: Example, what: str) -> np.ndarray:
