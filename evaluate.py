@@ -67,6 +67,8 @@ def main(config: EvalConfig) -> None:
         config.expert_name(name): mllm if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model
     }  # fmt: skip
     writable_folder(folder)  # before the work whose results go there
+    if picture and ranks.rank:
+        return None  # one process shows it
     if picture:
         return eval_demo.show(picture, load(rows[0].source), next(iter(experts.values())), config, folder)
     load(rows[0].source)  # damaged weights are named before the work, too

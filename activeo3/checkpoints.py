@@ -4,7 +4,6 @@ A checkpoint is a model folder for plain transformers, with DeepSpeed's state an
 beside it. DeepSpeed itself stays behind ``Sharded``.
 """
 
-import errno
 import json
 import os
 import random
@@ -17,7 +16,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-from activeo3 import adapters
+from activeo3 import adapters, outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
 from activeo3.flags import read_object
@@ -111,8 +110,7 @@ def check_room(sharded: Sharded, config: TrainConfig) -> None:
 def _no_room(sharded: Sharded, folder: Path, what: str, error: Exception | None = None) -> ConfigError | None:
     """What to say if the disk is full; None if it is not, and the ``error`` is about something else."""
     needed, free = bytes_of(sharded), shutil.disk_usage(folder).free
-    refused = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-    if not refused and free >= needed:
+    if not (error and outputs.is_full(error)) and free >= needed:
         return None
     whole = [path.name for path in complete(folder)]
     kept = f"; {whole[-1]} is whole, and the same command goes on from it" if whole else ""

@@ -5,9 +5,13 @@ Somebody may name a folder of their own as ``--output_dir``. So every folder has
 says so before the work if it can.
 """
 
+import errno
 import io
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 from PIL import Image
 
@@ -34,7 +38,7 @@ def claim(folder: Path, *names: str) -> None:
         there = folder / foreign[0]
         raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
     if wanted:
-        with open(folder / LIST, "a", encoding="utf-8") as file:
+        with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
             file.write("".join(f"{name}\n" for name in wanted))
 
 
@@ -65,8 +69,39 @@ def leave_picture(path: Path, image: Image.Image) -> None:
     leave(path, stream.getvalue())
 
 
+def remove(path: Path) -> None:
+    """Remove a file of ours; one that is not ours stays."""
+    if path.name in _noted(path.parent):
+        path.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, data: bytes) -> None:
-    """Write ``path`` so that a kill at any moment leaves either the old file or the new one."""
+    """Write ``path`` so that a kill at any moment leaves either the old file or the new one.
+
+    Raises ConfigError if the disk is full; the old file is then still there.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    try:
+        with enough_room(path):
+            temporary.write_bytes(data)
+    except ConfigError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
+
+
+def is_full(error: BaseException) -> bool:
+    """Does an error of whoever writes say that the disk, or the user's share of it, is full?"""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
+
+
+@contextmanager
+def enough_room(path: Path) -> Iterator[None]:
+    """Raise ConfigError, one sentence, if the disk is full when ``path`` is written inside the block."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+        raise ConfigError(f"{path} could not be written, the disk is full ({free / 1e6:.3g} MB free): make room and start again.") from None

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from activeo3.drafts import Draft
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
 from activeo3.metrics import mask_iou
+from activeo3.outputs import enough_room
 from activeo3.report import counted, figure, printable, strict_json
 from activeo3.schema import Example, Outcome, Region, Rollout, Score
 
@@ -293,7 +294,16 @@ def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> P
     folder = Path(output_dir) / "samples" / f"step-{step:06d}"
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    with enough_room(folder):
+        building.mkdir(parents=True)
+        _draw_samples(building, items)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(building, folder)
+    return folder
+
+
+def _draw_samples(building: Path, items: Sequence[Shown]) -> None:
+    """Write the files of ``save_samples`` into a folder."""
     lines = []
     for index, item in enumerate(items):
         drawn = {name: view for name, view in (("picture", item.picture()), ("crops", item.crops())) if view}
@@ -308,9 +318,6 @@ def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> P
             "terms": item.score.terms, **files,
         }) + "\n")
     (building / "samples.jsonl").write_text("".join(lines), encoding="ascii")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
-    return folder
 
 
 def save_jpeg(image: Image.Image, target: Any, quality: int = 88) -> None:

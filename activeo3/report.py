@@ -22,7 +22,7 @@ from tqdm import tqdm
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drafts import Draft
 from activeo3.metrics import mask_iou
-from activeo3.outputs import replace_file
+from activeo3.outputs import enough_room, replace_file
 from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
 
@@ -210,7 +210,7 @@ class RunLog:
         if not self.speaks:
             return
         step = int(row["step"])
-        with open(self.path, "a", encoding="ascii", newline="\n") as file:
+        with enough_room(self.path), open(self.path, "a", encoding="ascii", newline="\n") as file:
             file.write(strict_json(row) + "\n")
         if isinstance(seconds := row.get("time/step"), (int, float)) and math.isfinite(seconds):
             self._seconds.append(float(seconds))

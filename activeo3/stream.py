@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from activeo3 import outputs
 from activeo3.files import DataError, Dataset, Derived, within
-from activeo3.report import replace_file
 from activeo3.schema import Example
 
 PATIENCE = 20
@@ -116,12 +116,12 @@ def name_left_out(reasons: Sequence[str], say: Callable[[str], None], path: Path
     Says nothing and leaves no file if ``reasons`` is empty.
     """
     if not reasons:
-        path.unlink(missing_ok=True)  # of an earlier run
+        outputs.remove(path)  # of an earlier run
         return
     for reason in reasons[:MOST_NAMED]:
         say(f"left out: {reason}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, "".join(f"{reason}\n" for reason in reasons).encode("utf-8", "replace"))
+    outputs.leave(path, "".join(f"{reason}\n" for reason in reasons).encode("utf-8", "replace"))
     say(f"left out in all: {len(reasons):,}, listed in {path}")
 
 

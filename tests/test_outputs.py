@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from activeo3 import checkpoints, outputs
+from activeo3 import checkpoints, outputs, pictures, report
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.ledger import Job, Ledger
 from activeo3.progress import Progress
@@ -122,3 +122,48 @@ def test_a_run_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, m
     with pytest.raises(ConfigError, match="metrics.jsonl was not written by activeo3"):
         train.main(TrainConfig(output_dir=str(tmp_path), model="no/such/model"))
     assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+# ---------------------------------------------------------------------- a full disk
+
+
+def full(tmp_path: Path, name: str) -> Path:
+    """A path at which writing meets a device without room."""
+    path = tmp_path / name
+    path.symlink_to("/dev/full")
+    return path
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_older_file(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("older")
+    full(tmp_path, ".results.json.tmp")
+    with pytest.raises(ConfigError, match=f"^{tmp_path / 'results.json'} could not be written, the disk is full \\(.* MB free\\)"):
+        outputs.replace_file(tmp_path / "results.json", b"newer")
+    assert (tmp_path / "results.json").read_text() == "older" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with report.RunLog(tmp_path, 3) as log:
+        full(tmp_path, "metrics.jsonl")
+        with pytest.raises(ConfigError, match="metrics.jsonl could not be written, the disk is full"):
+            log.step({"step": 1})
+    draw = pictures._draw_samples
+    monkeypatch.setattr(pictures, "_draw_samples", lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000))
+    with pytest.raises(ConfigError, match="step-000004 could not be written, the disk is full"):
+        pictures.save_samples(tmp_path, 4, [])
+    assert not (tmp_path / "samples" / "step-000004").exists()
+
+
+def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        outputs.replace_file(tmp_path / "no folder" / "results.json", b"newer")
+
+
+def test_only_a_file_of_ours_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "left-out.txt").write_text("a list of my own")
+    outputs.remove(tmp_path / "left-out.txt")
+    assert (tmp_path / "left-out.txt").exists()
+    outputs.leave(tmp_path / "ours.txt", b"1")
+    outputs.remove(tmp_path / "ours.txt")
+    outputs.remove(tmp_path / "ours.txt")
+    assert not (tmp_path / "ours.txt").exists()

@@ -541,18 +541,24 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
 ) -> None:
     """--task segment: every group starts from one first mask, and the table at the end is that of masks."""
 
-    def masked(*_: Any) -> list[Example]:
+    def masked(*_: Any) -> World:
         examples = []
         for example in small_pictures():
             true = np.zeros(example.size_px[::-1], dtype=bool)
             for x1, y1, x2, y2 in example.boxes_px.astype(int):
                 true[y1:y2, x1:x2] = True
             examples.append(replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]}))
-        return examples
+        return World(examples)
 
-    monkeypatch.setattr(train, "open_dataset", lambda *_: World(masked()))
+    monkeypatch.setattr(train, "open_dataset", masked)
     monkeypatch.setattr(suites, "open_dataset", lambda *_: World(masked()[:3]))
-    monkeypatch.setattr(train, "look", look_somewhere)
+
+    def look_well(*given: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
+        """Answers that can be read: others earn nothing."""
+        prompts, rollouts = look_somewhere(*given)
+        return prompts, [[replace(answer, action=Action(())) for answer in of_one] for of_one in rollouts]
+
+    monkeypatch.setattr(train, "look", look_well)
     settings = replace(config, task="segment", task_model="oracle", steps=2, save_every=1, samples_every=2, eval_examples=2)
     train.main(replace(settings, output_dir=str(tmp_path / "straight")))
     train.main(replace(settings, output_dir=str(tmp_path / "halves"), steps=1))
