@@ -149,7 +149,7 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
         ("[3]", "holds no json object"),
         ("caf\xe9", "is not a UTF-8 text file"),
         (None, "there is no such file"),
-        (Path, r"cannot be read \(Is a directory\)"),
+        (Path, r"cannot be read \(a folder\)"),
     ],
 )
 def test_a_ds_config_that_cannot_be_used_is_refused(
