@@ -26,7 +26,7 @@ from activeo3.segment import Corrector, zoom_and_click
 def ask_wrong(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
     """The whole picture under its first mask, and: where is that wrong?"""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
-    words = prompts.segmentation_prompt(example.query, config.wording, config.regions)
+    words = prompts.segmentation_prompt(example.query, config.wording, config.regions, actor.boxes)
     return Question(overlaid(view, Draft.of(example).mask), frame, words)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from activeo3.attention import described
+from activeo3.box_tokens import as_json
 from activeo3.eyes import Eyes
 from activeo3.families import FAMILIES
 from activeo3.geometry import fitted
@@ -94,6 +95,10 @@ class Encoder:
         """A turn as text: what the template began it with, and what was sampled, without its end token."""
         return self.opening + self.tokenizer.decode(turn[:-1] if self.ends(turn) else turn, skip_special_tokens=False)
 
+    def answer_of(self, turn: Sequence[int]) -> str:
+        """A turn for its reader: ``words_of``, with boxes in special tokens as the JSON that every reader reads."""
+        return as_json(self.words_of(turn)) if self.boxes == "tokens" else self.words_of(turn)
+
     # ------------------------------------------------------------------ pictures and text -> prompts
 
     @property
@@ -104,6 +109,11 @@ class Encoder:
     def view_size(self, size: tuple[int, int], pixels: tuple[int, int] = (1, 2**40)) -> tuple[int, int]:
         """The (width, height) at which the model sees a picture of ``size``: whole visual tokens only."""
         return fitted(size, self.factor, *pixels)
+
+    @property
+    def boxes(self) -> str:
+        """How the model writes boxes, see ``Family.boxes``."""
+        return FAMILIES[self.family].boxes
 
     def text_scale(self, view: tuple[int, int]) -> tuple[int, int]:
         """The coordinate system of boxes in text for a view of (width, height): see ``Family.coordinates``."""

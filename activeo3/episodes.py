@@ -52,7 +52,7 @@ def ask(actor: VisionLanguageModel, example: Example, config: _Config) -> Questi
     zooms = config.max_zooms if config.max_turns > 1 else 0
     words = prompts.episode_prompt(
         asked.question, config.wording, zooms, asked.options, config.looks_at_once, config.memory == "notes",
-        least=config.min_zooms, hint=asked.hint,
+        least=config.min_zooms, hint=asked.hint, boxes=actor.boxes,
     )  # fmt: skip
     return Question(view, frame, words)
 

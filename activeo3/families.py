@@ -28,6 +28,8 @@ class Family:
 
     coordinates: Literal["pixels", "thousandths"]
     """the unit of boxes in text: pixels of the view that the model saw, or thousandths of the view's sides"""
+    boxes: Literal["json", "tokens"] = "json"
+    """how it writes them: as JSON, or in special tokens (box_tokens.py). It is asked for what it is used to; both are read"""
     states: bool = False
     """layers of the text tower keep a running state: no mask can hide a token that has gone into it"""
     deepstack: bool = False
@@ -45,7 +47,7 @@ class Family:
 
 
 FAMILIES = {
-    "qwen2_vl": Family("thousandths", saved=Saved(18, 0, 12, 8, 22, 4)),
+    "qwen2_vl": Family("thousandths", boxes="tokens", saved=Saved(18, 0, 12, 8, 22, 4)),
     "qwen2_5_vl": Family("pixels", gated_vision=True, saved=Saved(18, 0, 12, 8, 30, 8)),
     "qwen3_vl": Family("thousandths", deepstack=True, saved=Saved(16, 14, 18, 8, 22, 4)),
     "qwen3_vl_moe": Family("thousandths", deepstack=True),

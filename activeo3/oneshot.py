@@ -105,7 +105,7 @@ def ask(task: str, actor: VisionLanguageModel, example: Example, config: _Config
     """The whole picture, and the task's question about it."""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     asked = example.fields["categories"] if task == "detection" else example.query
-    return Question(view, frame, perception_prompt(task, asked, config.wording, config.thinking))
+    return Question(view, frame, perception_prompt(task, asked, config.wording, config.thinking, actor.boxes))
 
 
 def read(task: str, text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:

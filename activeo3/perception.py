@@ -10,8 +10,8 @@ in a few words. Thinking, which the paper found to hurt all four (Table 5), is a
 stand inside ``<answer>`` after a ``<think>``, and without it the answer is the whole text, without any tag.
 
 Deviations from the paper:
-  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes
-     boxes in special tokens that Qwen2.5-VL and Qwen3-VL do not have.
+  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in special
+     tokens. That model is asked for them here, too (box_tokens.py).
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and
@@ -27,6 +27,7 @@ from typing import Callable, Sequence
 
 from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes, unfenced, without_thoughts
 from activeo3.lenient_parsing import Item, boxes_in, four_numbers, last_number
+from activeo3.prompts import in_form
 from activeo3.schema import Action
 
 _PROMPTS: dict[str, dict[str, str]] = {
@@ -80,14 +81,16 @@ class Answer(Action):
     text: str = ""
 
 
-def perception_prompt(task: str, asked: str | Sequence[str], wording: str, thinking: bool = False) -> str:
+def perception_prompt(
+    task: str, asked: str | Sequence[str], wording: str, thinking: bool = False, boxes: str = "json"
+) -> str:
     """What a model is asked in one of TASKS; ``asked`` is a phrase or, for detection, all category names.
 
     >>> perception_prompt("grounding", "red cup", "short")
     'Find the red cup.'
     """
     words = asked if isinstance(asked, str) else ", ".join(asked)
-    return _PROMPTS[task][wording].format(object=words) + (_THINK[wording] if thinking else "")
+    return in_form(_PROMPTS[task][wording], boxes).format(object=words) + (_THINK[wording] if thinking else "")
 
 
 def perception_answer(body: str, thought: str | None = None) -> str:

@@ -6,10 +6,13 @@ for the task role. ``short`` asks the same questions in a few words, for the tin
 should cost less than its pictures. Questions that are answered in words have one wording, that of their
 files.
 
+Where a sentence asks for JSON, a family that writes boxes in special tokens (``Family.boxes``) is asked for those.
+
 Deviation from the paper: the sentences are our own; the structure, the tags and the JSON keys are the paper's.
 """
 
 import json
+import re
 from typing import Sequence
 
 WORDINGS = ("paper", "short")
@@ -106,18 +109,46 @@ _SHOWN = {
     },
 }
 
-def sensing_prompt(query: str, wording: str, regions: int = 3) -> str:
+_CORNERS = "(x1,y1),(x2,y2) in your box tokens"
+_JSON = r'\{\{"bbox_2d": \[x1, y1, x2, y2\]'
+_TOKENS = (
+    (rf' as a JSON list of objects of the form {_JSON}, "label": "([^"]*)"\}}\}}', rf", each as '\1' with its corners {_CORNERS}"),
+    (rf"a JSON list of objects of the form {_JSON}, \"label\": \"name\"\}}\}}", f"each name and its corners {_CORNERS}"),
+    (rf", or a point, of every (.*?) as a JSON list .*?, and after the list", rf" of every \1 as {_CORNERS}, and after them"),
+    (rf"a JSON list of up to (\S+) objects of the form {_JSON}\}}\}}", rf"up to \1 boxes {_CORNERS}"),
+    (rf"{_JSON}\}}\}}", _CORNERS),
+    (r"\[x1, y1, x2, y2\]", _CORNERS),
+    (r"put the JSON list", "put the boxes"), (r"<answer> the JSON list </answer>", "<answer> the boxes </answer>"),
+    (r"their bounding boxes as JSON", f"their bounding boxes as {_CORNERS}"),
+    (r"in the order of your list", "in the order of your boxes"), (r"write such a list", "write such boxes"),
+)  # fmt: skip
+"""What takes the place of JSON in a template where a model writes boxes in special tokens. The tokens themselves are not
+written: in words they would be text (encoding.py)."""
+
+
+def in_form(template: str, boxes: str) -> str:
+    """A template that asks for ``json``, or for boxes in special ``tokens`` in its place.
+
+    >>> in_form("Give it as [x1, y1, x2, y2].", "tokens")
+    'Give it as (x1,y1),(x2,y2) in your box tokens.'
+    """
+    for asked, instead in _TOKENS if boxes == "tokens" else ():
+        template = re.sub(asked, instead, template)
+    return template
+
+
+def sensing_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
-    return _SENSING[wording].format(object=query, regions=_allowed(regions))
+    return in_form(_SENSING[wording], boxes).format(object=query, regions=_allowed(regions))
 
 
 def _allowed(regions: int) -> str:
     return f"up to {regions} regions" if regions > 1 else "one region"
 
 
-def looking_prompt(question: str, wording: str, regions: int = 3) -> str:
+def looking_prompt(question: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """What the sensing model is asked before a question in words: where is the answer (the authors' V* demo)?"""
-    return _LOOKING[wording].format(question=question, regions=_allowed(regions))
+    return in_form(_LOOKING[wording], boxes).format(question=question, regions=_allowed(regions))
 
 
 def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
@@ -137,19 +168,20 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
     return "\n".join(lines)
 
 
-def segmentation_prompt(query: str, wording: str, regions: int = 3) -> str:
+def segmentation_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """What the sensing model is asked about a mask drawn over a picture: where is it wrong (paper, Fig. 6)?"""
-    return _SEGMENTATION[wording].format(object=query, regions=f"{regions} regions" if regions > 1 else "one region")
+    asked = f"{regions} regions" if regions > 1 else "one region"
+    return in_form(_SEGMENTATION[wording], boxes).format(object=query, regions=asked)
 
 
-def task_prompt(query: str, wording: str) -> str:
+def task_prompt(query: str, wording: str, boxes: str = "json") -> str:
     """What the task model M_A is asked about one crop: find every ``query`` (paper, Fig. 7)."""
-    return _TASK[wording].format(object=query)
+    return in_form(_TASK[wording], boxes).format(object=query)
 
 
 def episode_prompt(
     question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False,
-    *, least: int = 0, crops: int = 0, hint: str = "",
+    *, least: int = 0, crops: int = 0, hint: str = "", boxes: str = "json",
 ) -> str:  # fmt: skip
     """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
 
@@ -166,7 +198,7 @@ def episode_prompt(
         return _WITHOUT_ZOOM[wording].format(question=asked)
     must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
     words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
-    return words.format(question=asked, zooms=zooms, at_once=at_once) + must
+    return in_form(words, boxes).format(question=asked, zooms=zooms, at_once=at_once) + must
 
 
 def _asked(question: str, options: Sequence[str], hint: str, crops: int) -> list[str]:

@@ -103,7 +103,7 @@ def ask_where(actor: VisionLanguageModel, example: Example, config: _Config) -> 
     """The whole picture, and: where should one look for the query, or for the answer if it is a question in words?"""
     view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
     words = prompts.looking_prompt if "question" in example.fields else prompts.sensing_prompt
-    return Question(view, frame, words(example.query, config.wording, config.regions))
+    return Question(view, frame, words(example.query, config.wording, config.regions, actor.boxes))
 
 
 def read_where(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
@@ -139,7 +139,7 @@ def look(
 
     def observe(ended: Sequence[tuple[int, tuple[int, ...]]]) -> list[Prompt | None]:
         """What rows are shown after the turns that they have ended: what their dialogues say, if it fits in."""
-        shown = [dialogues[row].hear(actor.words_of(ids), True) for row, ids in ended]
+        shown = [dialogues[row].hear(actor.answer_of(ids), True) for row, ids in ended]
         going_on = [(row, ids, new) for (row, ids), new in zip(ended, shown) if new]
         observations = actor.encode_next(
             [new.view for _, _, new in going_on], [new.words for _, _, new in going_on],
@@ -160,7 +160,7 @@ def look(
     for row, (branch, dialogue) in enumerate(zip(branches, dialogues, strict=True)):
         ended = actor.ends(branch.turns[-1])
         if not ended:
-            dialogue.hear(actor.words_of(branch.turns[-1]), False)
+            dialogue.hear(actor.answer_of(branch.turns[-1]), False)
         example, text, finished = examples[row // group], told(actor, branch), ended and row not in cut
         rollouts.append(Rollout(example, branch.answer, text, finished, *dialogue.reading(), branch=branch))
     return encoded, [rollouts[first : first + group] for first in range(0, len(rollouts), group)]

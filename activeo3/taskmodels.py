@@ -115,12 +115,12 @@ def _ask_together(expert: VisionLanguageModel, looks: Sequence[Look], config: _C
     """``ask`` about crops that form one batch."""
     sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
     views, frames = zip(*(crop_view(expert, look.example.image, look.window, config) for look in looks))
-    asked = [prompts.task_prompt(look.example.query, config.wording) for look in looks]
+    asked = [prompts.task_prompt(look.example.query, config.wording, expert.boxes) for look in looks]
     answers = expert.generate(expert.encode(views, asked), 1, sampling)
     found: list[Found] = []
     for look, frame, (ids,) in zip(looks, frames, answers, strict=True):
         text = expert.words_of(ids)
-        action = read_boxes(text, expert.ends(ids), parser=config.parser)
+        action = read_boxes(expert.answer_of(ids), expert.ends(ids), parser=config.parser)
         found.append(said_to_be_there(action, look, frame, text)._replace(tokens=len(ids)))
     return found
 

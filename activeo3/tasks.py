@@ -91,7 +91,7 @@ def score_regions(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Sc
 def ask_what(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
     """The whole picture as the task model sees a crop, and the task model's own question (deviation 1)."""
     view, frame = crop_view(actor, example.image, _whole(example), config)
-    return Question(view, frame, prompts.task_prompt(example.query, config.wording))
+    return Question(view, frame, prompts.task_prompt(example.query, config.wording, actor.boxes))
 
 
 def read_what(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:

@@ -44,6 +44,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "patches": (0, {"transformers", "deepspeed"}),
     "decoding": (1, {"deepspeed", "rewards"}),
     "families": (1, {"torch"}),
+    "box_tokens": (0, {"torch"}),
     "caches": (1, {"deepspeed", "rewards"}),
     "encoding": (1, {"engine", "sampler", "rewards"}),
     "generate": (1, {"engine", "sampler", "rewards"}),
