@@ -2,32 +2,21 @@
 
 import ctypes
 import json
-import re
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Self
+from typing import Iterable, Mapping, Self
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedConfig
-from transformers.utils import logging
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from activeo3 import adapters, model_files
 from activeo3.attention import of_towers, see_together
 from activeo3.families import FAMILIES
 from activeo3.generate import Generator
 from activeo3.model_files import ModelError, part_of
+from activeo3.model_weights import check_finite, quietly, whole
 from activeo3.patches import multiply_patches
 from activeo3.scoring import Scorer
-
-WRAPPERS = {
-    "module.": "inside torch's DistributedDataParallel",
-    "_orig_mod.": "inside torch.compile",
-    "_fsdp_wrapped_module.": "inside FSDP",
-    "base_model.model.": "inside peft, adapters not merged",
-}
-"""What the names of weights begin with when a wrapper was saved in place of its model."""
 
 
 class VisionLanguageModel(Generator, Scorer):
@@ -62,10 +51,10 @@ class VisionLanguageModel(Generator, Scorer):
         if beneath := adapters.base_of(source, base):
             vlm = cls._load(beneath, dtype, attention, "")
             adapters.merge(vlm.model, source)
-            _check_finite(source, vlm.model)
+            check_finite(source, vlm.model)
             return vlm
-        with _quietly():
-            model = _loaded(source, dtype, of_towers(attention, dtype))
+        with quietly():
+            model = whole(source, AutoModelForImageTextToText, dtype=dtype, attn_implementation=of_towers(attention, dtype))
             tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=False)
             model_files.check_vocabulary(source, tokenizer, model.config, model.get_input_embeddings().num_embeddings)
             tokenizer.chat_template = model_files.picture_template(source, tokenizer)
@@ -98,8 +87,12 @@ class VisionLanguageModel(Generator, Scorer):
 
 
 def trained_here(source: str) -> bool:
-    """Whether a model folder is a checkpoint of a run or a policy that ships with the project: it then has an activeo3.json."""
-    return (Path(source) / "activeo3.json").is_file()
+    """Whether a model folder is a checkpoint of a run or a policy that ships with the project: it then has an activeo3.json.
+
+    A checkpoint's ``adapters/`` is part of it.
+    """
+    folder = Path(source)
+    return ((folder.parent if folder.name == "adapters" else folder) / "activeo3.json").is_file()
 
 
 def mark_as_ours(folder: Path) -> None:
@@ -128,64 +121,6 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
     if quantised := config.get("quantization_config"):
         raise ModelError(f"{source} is quantised ({quantised.get('quant_method', 'in a way it does not name')}); name the model it was made from.")
     return family
-
-
-# ---------------------------------------------------------------------- weights
-
-
-def _loaded(source: str, dtype: torch.dtype, attention: str) -> nn.Module:
-    """The model of a checkpoint, all its weights as they were saved. Raises ModelError if some were not, and would be random."""
-    part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
-    options = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": False}
-    load = partial(AutoModelForImageTextToText.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True)
-    model, seen = part_of(source, "weights", load, **options)
-    _check_names(source, seen, model)
-    _check_finite(source, model)
-    return model
-
-
-def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise ModelError if weights were not found, were of another shape, or have names that the model should know."""
-    extra, missing, own = sorted(seen["unexpected_keys"]), sorted(seen["missing_keys"]), model.state_dict()
-    if missing:
-        wrapped = [f": saved {how}, take {prefix!r} off every name" for prefix, how in WRAPPERS.items() if extra and extra[0].startswith(prefix)]
-        instead = f"; it has {_first(extra)} instead{''.join(wrapped)}" if extra else ""
-        raise ModelError(f"{source} lacks {len(missing)} of {len(own)} weights, {_first(missing)}{instead}.")
-    if seen["mismatched_keys"]:
-        name, found, wanted = sorted(seen["mismatched_keys"])[0]
-        raise ModelError(f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two models.")
-    known = {_numberless(name) for name in own}
-    unused = [name for name in extra if _numberless(name) in known or ".lora_" in name]
-    if unused:
-        raise ModelError(f"{source} has {len(unused)} weights that config.json leaves no place for, {_first(unused)}; they would not be used.")
-
-
-def _check_finite(source: str, model: nn.Module) -> None:
-    """Raise ModelError if a weight is NaN or infinite. One pass over the weights, without a copy of them."""
-    wrong = [name for name, weight in model.named_parameters() if not torch.stack(weight.detach().aminmax()).isfinite().all()]
-    if wrong:
-        raise ModelError(f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint.")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' reports: what is wrong with a checkpoint is said here, in one sentence; its warnings are about spellings."""
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(said)
-
-
-def _numberless(name: str) -> str:
-    """The name of a weight, whatever the number of its layer."""
-    return re.sub(r"\.\d+\.", ".#.", name)
-
-
-def _first(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def keep_freed_memory() -> None:

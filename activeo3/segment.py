@@ -35,6 +35,7 @@ from activeo3.clicks import Click, next_click
 from activeo3.config import _Config
 from activeo3.drafts import Draft, coarse_mask, true_mask, windows, with_mask
 from activeo3.geometry import Frame
+from activeo3.model_weights import whole
 from activeo3.models import ModelError, family_of, part_of
 from activeo3.schema import Example, Region
 
@@ -148,7 +149,7 @@ class Sam(Corrector):
         Raises ModelError if it is not there, incomplete or damaged, or another architecture.
         """
         family_of(source, FAMILIES)
-        model = part_of(source, "weights", AutoModelForMaskGeneration.from_pretrained, dtype=torch.float32)
+        model = whole(source, AutoModelForMaskGeneration, dtype=torch.float32)
         settings, _ = part_of(source, "image processor", ImageProcessingMixin.get_image_processor_dict)
         for name in ("image_mean", "image_std"):
             if name not in settings:

@@ -37,6 +37,7 @@ from activeo3.config import _Config
 from activeo3.geometry import Frame
 from activeo3.generate import in_batches
 from activeo3.metrics import asked_boxes
+from activeo3.model_weights import whole
 from activeo3.models import VisionLanguageModel, family_of, part_of
 from activeo3.schema import Action, Example, Outcome, Region, Sampling
 
@@ -178,9 +179,9 @@ class GroundingDino(TaskModel):
         """
         family_of(source, DETECTORS)
         # float32 whatever --dtype says: these models are small, and a reward should not hang on rounding.
-        model = part_of(source, "weights", AutoModelForZeroShotObjectDetection.from_pretrained, dtype=torch.float32)
-        tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained)
-        image_processor = part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil")
+        model = whole(source, AutoModelForZeroShotObjectDetection, dtype=torch.float32)
+        tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=False)
+        image_processor = part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil", trust_remote_code=False)
         return cls(model.to(device), tokenizer, image_processor, box_threshold, text_threshold)
 
     def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:

@@ -244,7 +244,7 @@ def test_a_run_with_adapters_can_be_cut_off_and_leaves_a_plain_model(
     moved = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert moved and all("language_model" in name and "norm" not in name for name in moved)
     alone = VisionLanguageModel.load(str(tmp_path / "run/checkpoint-4/adapters"), torch.float32)  # float32 holds all of a correction
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in alone.model.state_dict().items())
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in alone.model.state_dict().items()) and alone.trained_here
     assert contest([str(tmp_path / "run/checkpoint-4/adapters")])[1] == str(tmp_path / "start")
 
 

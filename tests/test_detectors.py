@@ -2,6 +2,7 @@
 weights, held to the library's own post-processing, and the oracle, held to hand computation.
 """
 
+import shutil
 from dataclasses import replace
 from typing import Callable
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 from transformers.models.grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
@@ -193,6 +195,15 @@ def test_what_is_no_detector_is_named(make_vlm, tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
     with pytest.raises(ModelError, match="has no weights that can be used"):
         GroundingDino.load(str(tmp_path), CPU, 0.25, 0.25)
+
+
+def test_a_detector_without_some_of_its_weights_is_refused(make_detector, tmp_path) -> None:
+    shutil.copytree(make_detector("grounding-dino"), tmp_path / "half")
+    file = tmp_path / "half/model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(file).items() if "decoder.layers.1.fc1" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"half lacks 2 of \d+ weights, model.decoder.layers.1.fc1.bias, model.decoder.layers.1.fc1.weight\.$"):
+        GroundingDino.load(str(tmp_path / "half"), CPU, 0.25, 0.25)
 
 
 # ---------------------------------------------------------------------- the oracle

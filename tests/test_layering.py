@@ -51,6 +51,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "scoring": (1, {"engine", "sampler", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
     "model_files": (0, {"engine", "sampler", "rewards"}),
+    "model_weights": (1, {"engine", "sampler", "rewards", "models"}),
     "watch": (1, {"models", "engine", "datasets", "torch"}),
     "planner": (1, {"models", "torch"}),
     "report": (1, {"models", "engine", "datasets"}),
@@ -131,7 +132,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "model_files", "attention", "caches", "decoding", "generate", "taskmodels", "segment", "tiny"},
+    "transformers": {"models", "model_files", "model_weights", "attention", "caches", "decoding", "generate", "taskmodels", "segment", "tiny"},
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "box_matching"},
     "pyarrow": {"tables"},

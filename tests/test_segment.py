@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import Sam2Config, Sam2Model, Sam3TrackerConfig, Sam3TrackerModel, SamConfig, SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.processing_sam import SamProcessor
@@ -328,6 +329,11 @@ def test_what_is_no_sam_is_named(folder: Path, make_vlm, tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ModelError, match="preprocessor_config.json has no 'image_mean'"):
+        Sam.load(str(tmp_path), CPU)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if "vision_encoder" in name)
+    save_file(weights | {name: weights[name] * torch.nan}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="has weights that are not finite, vision_encoder"):
         Sam.load(str(tmp_path), CPU)
     loaded = Sam.load(str(folder), CPU)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
