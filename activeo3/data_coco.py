@@ -153,10 +153,12 @@ def rules_of_file(index: Index) -> MetricRules:
 COCO_FILES = {
     "coco/annotations/instances_{split}2017.json": PICTURES,
     "annotations/instances_{split}2017.json": PICTURES,
+    "jsons/detection/coco_{split}2017.json": PICTURES,
+    "eval/jsons/detection/coco_{split}2017.json": PICTURES,
     "instances_{split}.json": ("images",),
 }  # fmt: skip
-"""COCO 2017 as it is published, the same with COCO's own folder as the data root, and any folder as ``open_coco`` takes
-it; and where the pictures of each lie."""
+"""COCO 2017 as it is published, the same with COCO's own folder as the data root, as Perception-R1 has it, and any folder as
+``open_coco`` takes it; and where the pictures of each lie."""
 
 
 def open_coco_det(source: Source) -> PictureDataset:

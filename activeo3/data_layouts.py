@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import Iterable, NamedTuple
 
-from activeo3.files import missing
+from activeo3.files import hub_snapshots, missing
 
 PICTURES = (
     "coco/{part}", "coco/images/{part}", "images/mscoco/images/{part}", "images/coco/{part}", "eval/images/coco/{part}",
@@ -34,14 +34,24 @@ class Found(NamedTuple):
 def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Found | None:
     """The first pattern that a file fits, None if none does. ``{name}`` in a pattern is one of ``parts``.
 
-    Twins ``._name`` that a Mac packs beside every file are no files.
+    If ``root`` is a cache of the hub, the first folder of a pattern may be the name of a data set in it. Twins ``._name`` that a Mac packs beside every file are no files.
     """
     names = {name: escape(part) for name, part in parts.items()}
-    for pattern in patterns:
-        paths = tuple(p for p in sorted(root.glob(pattern.format(**names))) if p.is_file() and not p.name.startswith("._"))
-        if paths:
+    globs = {pattern: pattern.format(**names) for pattern in patterns}
+    for pattern, glob in globs.items():
+        if paths := _matches(root, glob):
             return Found(pattern, paths)
+    for pattern, glob in globs.items():
+        folder, _, rest = glob.partition("/")
+        for snapshot in hub_snapshots(root, folder) if rest else ():
+            if paths := _matches(snapshot, rest):
+                return Found(pattern, paths)
     return None
+
+
+def _matches(folder: Path, glob: str) -> tuple[Path, ...]:
+    """The files that fit a pattern, in order."""
+    return tuple(path for path in sorted(folder.glob(glob)) if path.is_file() and not path.name.startswith("._"))
 
 
 def files_of(root: Path, patterns: Iterable[str], **parts: str) -> Found:

@@ -85,9 +85,10 @@ def open_vstar(source: Source) -> VstarDataset:
     found = files_of(root, [*jsons, LINES, *TABLES, PATHS])
     left_out = LeftOut()
     if found.pattern in jsons:
-        questions = _of_files(root, jsons, source.seed, left_out)
+        questions = _of_files(found.path.parent.parent, source.seed, left_out)
     else:
-        questions = [question for path in found.paths for question in _of_list(path, root / "vstar_bench", left_out)]
+        home = found.path.parents[2 if found.pattern == PATHS else 0]
+        questions = [question for path in found.paths for question in _of_list(path, home, left_out)]
     if not questions:
         raise left_out.nothing(f"{found.path}: vstar has no question")
     return VstarDataset("test", tuple(questions), dropped=tuple(left_out))
@@ -107,10 +108,10 @@ def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tupl
     return tuple(options[k] for k in order), LETTERS[int(np.flatnonzero(order == right)[0])]
 
 
-def _of_files(root: Path, patterns: Sequence[str], seed: int, left_out: LeftOut) -> list[VstarQuestion]:
+def _of_files(home: Path, seed: int, left_out: LeftOut) -> list[VstarQuestion]:
     """The questions of all files, kind by kind; those that are wrong are left out."""
     questions = []
-    paths = (path for pattern in patterns for path in sorted(root.glob(pattern)) if not path.name.startswith("._"))
+    paths = (path for kind in VSTAR_KINDS for path in sorted((home / kind).glob("*.json")) if not path.name.startswith("._"))
     for number, path in enumerate(paths):
         with left_out:
             questions.append(_of_file(path, seed, number))

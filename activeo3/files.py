@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Callable, Iterable, Protocol, Sequence, TypeVar
 
@@ -147,6 +148,9 @@ class Source:
             raise DataError(f"{name}: no data root was given, name the folder that holds its files")
         folder = Path(self.root) / below
         if not folder.is_dir():
+            cached = hub_snapshots(Path(self.root), escape(below))
+            if cached:
+                return cached[0]
             raise DataError(f"{folder}: there is no such folder, see data/README.md for the layout")
         return folder
 
@@ -155,6 +159,17 @@ class Source:
         if self.split not in splits:
             raise DataError(f"{name}: there is no split '{self.split}', choose one of {listed(splits)}")
         return self.split
+
+
+def hub_snapshots(root: Path, name: str) -> list[Path]:
+    """The data sets called ``name`` (a pattern), of any owner, if ``root`` is a cache of the Hugging Face hub: the snapshot
+    of each that ``refs/main`` names, or its only one."""
+    found = []
+    for folder in sorted(root.glob(f"datasets--*--{name}")) if name and "/" not in name else ():
+        main = folder / "refs" / "main"
+        snapshots = [folder / "snapshots" / main.read_text().strip()] if main.is_file() else sorted(folder.glob("snapshots/*"))
+        found += snapshots if len(snapshots) == 1 and snapshots[0].is_dir() else []
+    return found
 
 
 def missing(folder: Path, layouts: Sequence[str]) -> DataError:

@@ -12,9 +12,14 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
+from activeo3.data_layouts import files_of, folder_of
 from activeo3.files import DataError, LeftOut, Source, inside, needed, read_json, read_picture, shortened, within
 from activeo3.questions import ONE_SPLIT
 from activeo3.schema import Example
+
+
+FOX = {"focus_benchmark_test": "focus_benchmark_test", "jsons/ocr": "images/ocr", "eval/jsons/ocr": "eval/images/ocr"}
+"""Where Fox's lists lie, and the folders of its pages: as it is published, and as Perception-R1 has it."""
 
 
 class Page(NamedTuple):
@@ -67,8 +72,9 @@ def open_fox_cn(source: Source) -> PageDataset:
 
 def _open_fox(name: str, source: Source, language: str) -> PageDataset:
     source.one_of(name, ONE_SPLIT)
-    folder = source.folder(name, "focus_benchmark_test")
-    return _open(name, "test", folder / f"{language}_page_ocr.json", folder / f"{language}_pdf_png")
+    root = source.folder(name, "")
+    path = files_of(root, [f"{folder}/{{language}}_page_ocr.json" for folder in FOX], language=language).path
+    return _open(name, "test", path, folder_of(root, [f"{folder}/{{language}}_pdf_png" for folder in FOX.values()], language=language))
 
 
 def _open(name: str, split: str, path: Path, images: Path) -> PageDataset:

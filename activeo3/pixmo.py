@@ -6,8 +6,8 @@ the SHA-256 of its url in ``pixmo_images``, where Molmo's own downloader does (`
 content has changed on the web since is refused, because its points would be elsewhere; Molmo's downloader keeps it, and
 keeps the text of an error in place of a picture that it could not get.
 
-Others publish the same table with the pictures inside (a column ``image``). These are taken as they are: most have been
-written anew, so that no SHA-256 fits them.
+Others publish the same table with the pictures inside (a column ``image``), and Perception-R1 val and test as lists
+with their pictures. These are taken as they are: most have been written anew, so that no SHA-256 fits them.
 """
 
 import hashlib
@@ -21,9 +21,11 @@ from PIL import Image
 
 from activeo3.data_fetch import PART, Wanted
 from activeo3.data_layouts import files_of
-from activeo3.files import DataError, LeftOut, Source, decode_picture, is_number, regular, shortened, within
+from activeo3.files import (
+    DataError, LeftOut, Source, decode_picture, inside, is_number, needed, parsed_json, read_text, regular, shortened, within,
+)  # fmt: skip
 from activeo3.schema import Example
-from activeo3.tables import PICTURE, ParquetTable, column_types, parquet_rows, picture_of
+from activeo3.tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 COLUMNS = ("image_sha256", "count", "points", "label")
@@ -33,6 +35,8 @@ TABLES = (
 )  # fmt: skip
 FETCHED = "pixmo-count/images"
 """Where downloaded pictures go."""
+LISTS = ("jsons/counting/pixmo_count_{short}540.jsonl", "eval/jsons/counting/pixmo_count_{short}540.jsonl")
+"""Perception-R1's lists of val and test, whose pictures lie in ``images`` beside ``jsons``."""
 PICTURES = (FETCHED, "pixmo_count/images", "pixmo_images", "torch_datasets/pixmo_images")
 """Where pictures lie; the last two are Molmo's PIXMO_IMAGE_DIR."""
 
@@ -40,7 +44,8 @@ PICTURES = (FETCHED, "pixmo_count/images", "pixmo_images", "torch_datasets/pixmo
 class Counted(NamedTuple):
     """How many ``label`` there are in a picture, and where (pixels); () if nobody pointed.
 
-    ``stored`` is the table and row that the picture is in, None if it is a file of its own.
+    ``stored`` is where the picture is that came with the list, a file or the row of a table; None if it is to be found by
+    its SHA-256. Perception-R1's lists have the name of a file in its place.
     """
 
     sha256: str
@@ -48,7 +53,7 @@ class Counted(NamedTuple):
     label: str
     count: int
     points_px: tuple[tuple[float, float], ...]
-    stored: tuple[ParquetTable, int] | None = None
+    stored: Place | None = None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -89,7 +94,8 @@ class PixmoDataset:
     @cached_property
     def paths(self) -> tuple[Path, ...]:
         """The file of every picture; none if they are inside the tables."""
-        return tuple(self._files.values())
+        own = dict.fromkeys(asked.stored for asked in self.questions if isinstance(asked.stored, Path))
+        return (*self._files.values(), *own)
 
     @property
     def wanted(self) -> list[Wanted]:
@@ -114,18 +120,21 @@ class PixmoDataset:
         if asked.stored is None:
             image = _checked_picture(self._files[asked.sha256], asked, example_id)
         else:
-            image = picture_of(*asked.stored, example_id)
+            image = picture_at(asked.stored, example_id)
             _refuse_outside(asked, image.size, example_id)
         return Example(example_id, image, asked.label, np.zeros((0, 4)), image_id=self._numbers[asked.sha256], fields=fields)
 
 
 def open_pixmo_count(source: Source) -> PixmoDataset:
-    """Reads the tables of TABLES (image_url, image_sha256, count, points, label, and maybe image)."""
+    """Reads the tables of TABLES (image_url, image_sha256, count, points, label, and maybe image), or one of LISTS."""
     root = source.folder("pixmo_count", "")
     split = source.one_of("pixmo_count", SPLITS)
+    found = files_of(root, (*TABLES, *LISTS), split=SPLITS[split], short=split)
+    if found.pattern in LISTS:
+        return _of_list(root, split, found.path)
     questions: list[Counted] = []
     left_out = LeftOut()
-    for path in files_of(root, TABLES, split=SPLITS[split]).paths:
+    for path in found.paths:
         columns = column_types(path)
         table = ParquetTable(path) if PICTURE in columns else None
         named = [] if table and "image_url" not in columns else ["image_url"]
@@ -168,6 +177,26 @@ def _points(stored: Any) -> tuple[tuple[float, float], ...] | None:
         return None
     found = tuple((point.get("x"), point.get("y")) for point in points)
     return found if all(is_number(side) for point in found for side in point) else None
+
+
+def _of_list(root: Path, split: str, path: Path) -> PixmoDataset:
+    """Perception-R1's list: a json object per line, ``question`` (the label), ``ground_truth`` and ``image_path``."""
+    questions, left_out = [], LeftOut()
+    for number, line in enumerate(read_text(path).splitlines()):
+        with left_out:
+            what = f"line {number + 1}"
+            try:
+                row = parsed_json(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}: {what} is not valid json ({error}), download the file again") from None
+            label, count, name = (needed(path, what, row, key) for key in ("question", "ground_truth", "image_path"))
+            if not isinstance(label, str) or not label.strip() or type(count) is not int or count < 0:
+                raise DataError(f"{path}: {what} asks for {shortened(label)} with the count {shortened(count)}, download the file again")
+            picture = path.parents[2] / "images" / inside(path, what, str(name))
+            questions.append(Counted(str(name), "", " ".join(label.split()), count, (), picture))
+    if not questions:
+        raise left_out.nothing(f"{path}: the list holds no question, download it again")
+    return PixmoDataset(split, root, tuple(questions), tuple(left_out))
 
 
 def _checked_picture(path: Path, asked: Counted, example_id: str) -> Image.Image:

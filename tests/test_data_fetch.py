@@ -264,5 +264,5 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, server: Server, m
 def test_what_cannot_be_fetched_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vstar: its pictures are not a list of urls; --fetch is for pixmo_count"):
         datasets.main(["--fetch", "vstar", "--data_root", str(tmp_path)])
-    with pytest.raises(DataError, match="there is no train-.*parquet in pixmo-count/data or"):
+    with pytest.raises(DataError, match="there is neither train-.*parquet in pixmo-count/data or"):
         datasets.main(["--fetch", "pixmo_count", "--data_root", str(tmp_path)])

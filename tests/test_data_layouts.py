@@ -1,6 +1,8 @@
 """data_layouts.py, and the layouts that people have: each built as its publisher builds it, each read alike."""
 
+import base64
 import doctest
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Callable
@@ -46,11 +48,50 @@ def test_the_first_pattern_with_a_file_counts(tmp_path: Path) -> None:
     assert present([tmp_path / "b/1.json", tmp_path / "b/9.json", tmp_path / "no/1", tmp_path / "c/[x].json"]) == 2
 
 
+def cached(root: Path, repository: str, files: dict[str, bytes], snapshot: str = "0f1e", main: bool = True) -> None:
+    """A data set in the hub's cache: files are links from a snapshot to blobs, and ``refs/main`` names the snapshot."""
+    home = root / f"datasets--{repository.replace('/', '--')}"
+    for below in ("blobs", "refs", f"snapshots/{snapshot}"):
+        (home / below).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        blob, link = home / "blobs" / hashlib.sha256(content).hexdigest(), home / "snapshots" / snapshot / name
+        blob.write_bytes(content)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    if main:
+        (home / "refs" / "main").write_text(snapshot)
+
+
+def test_the_cache_of_the_hub_is_a_data_root(tmp_path: Path) -> None:
+    """What was downloaded without --local-dir lies in snapshots; the one that refs/main names is read."""
+    files = {"test_questions.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
+    files |= {row["image"]: picture(90) for row in ROWS}
+    cached(tmp_path, "craigwu/vstar_bench", {"test_questions.jsonl": b"{}"}, "older", main=False)
+    cached(tmp_path, "craigwu/vstar_bench", files)
+    data = open_dataset("vstar", "test", str(tmp_path))
+    assert len(data) == 3 and data[2].size_px == (40, 30) and "0f1e" in str(data.paths[0])
+    lines = ["index\tquestion\tanswer\tcategory\tA\tB\tC\tD\tcycle_category\timage",
+             f"0\tWhich?\tB\tsingle\tred\tblue\tgreen\tpink\t0\t{base64.b64encode(picture(9)).decode()}"]  # fmt: skip
+    cached(tmp_path, "DreamMr/HR-Bench", {"hr_bench_4k.tsv": "\n".join(lines).encode()})
+    assert open_dataset("hrbench", "test", str(tmp_path))[0].fields["answer"] == "B"
+    as_lmms_lab(tmp_path / "there")
+    tables = {f"data/{path.name}": path.read_bytes() for path in (tmp_path / "there" / "RefCOCO" / "data").iterdir()}
+    cached(tmp_path, "lmms-lab/RefCOCO", tables, main=False)  # its only snapshot
+    assert [e.query for e in open_dataset("refcoco", "val", str(tmp_path))] == [phrase for phrase, _ in WANTED]
+    cached(tmp_path, "lmms-lab/RefCOCO", tables, "another", main=False)  # nobody says which of the two
+    assert "there is neither" in complaint(lambda: open_dataset("refcoco", "val", str(tmp_path)))
+    vstar_lmms_lab(tmp_path)  # an own folder counts more than the cache
+    (tmp_path / "vstar-bench").rename(tmp_path / "vstar_bench")
+    assert open_dataset("vstar", "test", str(tmp_path)).paths == ()
+
+
 # ---------------------------------------------------------------------- COCO and LVIS
 
 COCO_LAYOUTS = {
     "coco/annotations/instances_val2017.json": ["coco/val2017", "coco/images/val2017", "images/val2017", "val2017"],
     "annotations/instances_val2017.json": ["val2017", "images/val2017"],
+    "eval/jsons/detection/coco_val2017.json": ["eval/images/coco/val2017"],
+    "jsons/detection/coco_val2017.json": ["images/coco/val2017"],
     "instances_val.json": ["images"],
 }
 

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -315,6 +316,25 @@ def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> N
     assert "points lie outside of its picture of 40x30, it was resized" in complaint(lambda: data[2])
 
 
+@pytest.mark.parametrize("below", ["", "eval/"])
+def test_counting_as_perception_r1_has_it(tmp_path: Path, below: str) -> None:
+    """A json object per line; the pictures are in the archive, and no SHA-256 is known."""
+    rows = [{"question": "red  cups", "ground_truth": 3, "image_path": "pixmo-count/a.jpg"},
+            {"question": "dogs", "ground_truth": 2, "image_path": "pixmo-count/b.jpg"},
+            {"question": "dogs", "ground_truth": "2", "image_path": "pixmo-count/b.jpg"},
+            {"question": "cats", "ground_truth": 2, "image_path": "../../a.jpg"}]  # fmt: skip
+    (tmp_path / below / "jsons" / "counting").mkdir(parents=True)
+    (tmp_path / below / "images" / "pixmo-count").mkdir(parents=True)
+    lines = [*map(json.dumps, rows), "{"]
+    (tmp_path / below / "jsons" / "counting" / "pixmo_count_val540.jsonl").write_text("\n".join(lines) + "\n")
+    for number, name in enumerate("ab"):
+        (tmp_path / below / "images" / "pixmo-count" / f"{name}.jpg").write_bytes(picture(number))
+    data = open_dataset("pixmo_count", "val", str(tmp_path))
+    assert [(e.query, e.fields["count"], e.image.getpixel((0, 0))[0], e.image_id) for e in data] == [("red cups", 3, 0, 1), ("dogs", 2, 1, 2)]
+    assert [path.name for path in data.paths] == ["a.jpg", "b.jpg"] and data.wanted == []
+    assert [words in said for words, said in zip(("count '2'", "outside of its folder", "line 5 is not valid json"), data.dropped)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     "change, sentence",
     [
@@ -337,7 +357,7 @@ def test_pixmo_tables_that_hold_something_else(tmp_path: Path) -> None:
     row = pixmo_row(picture(1))
     root = pixmo_set(tmp_path, [{key: value for key, value in row.items() if key != "points"}])
     assert "there is no column 'points', download the file again" in complaint(lambda: open_dataset("pixmo_count", "train", root))
-    assert "there is no validation-*.parquet in pixmo-count/data or pixmo_count/data or" in complaint(lambda: open_dataset("pixmo_count", "val", root))
+    assert "there is neither validation-*.parquet in pixmo-count/data or pixmo_count/data or" in complaint(lambda: open_dataset("pixmo_count", "val", root))
     (tmp_path / "pixmo-count" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     assert "the file cannot be read" in complaint(lambda: open_dataset("pixmo_count", "train", root))
 
@@ -364,8 +384,12 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "focus_benchmark_test" / "en_page_ocr.json").write_text(json.dumps([{"image": "en_1.png", "conversations": told("Act")}]))
     Image.new("RGB", (40, 60), "white").save(tmp_path / "focus_benchmark_test" / "en_pdf_png" / "en_1.png")
     (page,) = open_dataset("fox_en", "test", str(tmp_path))
+    moved = tmp_path / "moved"  # Perception-R1's tree
+    for folder in ("jsons/ocr", "images/ocr"):
+        shutil.copytree(tmp_path / "focus_benchmark_test", moved / folder)
+    assert [path.parent for path in open_dataset("fox_en", "test", str(moved)).paths] == [moved / "images/ocr/en_pdf_png"]
     assert (page.id, page.fields["text"]) == ("fox_en:en_1", "Act")
-    assert "cn_page_ocr.json: there is no such file" in complaint(lambda: open_dataset("fox_cn", "test", str(tmp_path)))
+    assert "no cn_page_ocr.json in focus_benchmark_test or jsons/ocr or eval/jsons/ocr" in complaint(lambda: open_dataset("fox_cn", "test", str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -426,4 +450,4 @@ def test_every_picture_is_one_question(tmp_path: Path, own: bool) -> None:
 
 def test_a_folder_without_coco(tmp_path: Path) -> None:
     said = complaint(lambda: open_dataset("coco_det", "val", str(tmp_path)))
-    assert "neither instances_val2017.json in coco/annotations or annotations nor instances_val.json, see data/README.md" in said
+    assert "neither instances_val2017.json in coco/annotations or annotations nor coco_val2017.json in jsons/detection" in said
