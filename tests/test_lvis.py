@@ -8,6 +8,7 @@
 """
 
 import json
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Sequence
@@ -141,6 +142,22 @@ def test_the_official_evaluation_runs_from_our_two_files_alone(monkeypatch: pyte
     assert 0.1 < other["AP"] < 0.9 and set(FREQUENCIES) < set(ours)
     for name in (*NAMES, *FREQUENCIES):
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
+
+
+def test_the_page_about_scores_shows_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Its lines of Python, run as they stand, print our AP."""
+    pytest.importorskip("lvis", exc_type=ImportError)
+    page = (Path(__file__).parent.parent / "docs" / "scores.md").read_text()
+    (tmp_path / "page.py").write_text(page.split("```python\n")[1].split("```")[0])
+    examples = list(open_dataset("coco", "val", lvis_folder(tmp_path / "data", 2), absent=ABSENT))
+    outcomes = perturbed(examples, 2)
+    results.write_coco(tmp_path / "eval", "truth-lvis_dense", results.truth(examples))
+    results.write_coco(tmp_path / "eval", "predictions-lvis_dense-active", results.predictions(examples, outcomes))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(np, "float", float, raising=False)  # taken back, unlike the page's own
+    runpy.run_path(str(tmp_path / "page.py"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "(AP)" in line and "area=   all" in line)
+    assert line.endswith(f"{metrics.detection_metrics(examples, outcomes)['AP']:.3f}")
 
 
 def test_a_share_of_the_questions_is_about_what_is_known_to_be_absent(tmp_path: Path) -> None:
