@@ -60,8 +60,9 @@ class _Config:
     parser: Literal["strict", "lenient"] = "strict"
     """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags); the
     format reward is strict in either case"""
-    wording: Literal["paper", "short"] = "short"
-    """which prompts to show: the paper's seven sentences, or the tiny policy's few words"""
+    wording: Literal["paper", "short", "zoom_roi"] = "short"
+    """which prompts to show: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with
+    Active-Perception-R1's own call in place of a box in json (of --task zoom_qa)"""
     regions: int = 3
     """how many regions an answer may propose (paper: 3)"""
     sensing_side: int = 96

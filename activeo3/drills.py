@@ -28,7 +28,6 @@ from activeo3.lessons import (
 )  # fmt: skip
 
 QUESTION, READ = scenes.QUESTION, perception.perception_prompt("ocr", "text", "short")
-CLOSER = prompts.shown("zoom_executed", "short")
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def _aims(sighting: Sighting) -> list[Aim]:
 
 
 def _zoom(
-    sighting: Sighting, aims: Sequence[Aim], question: str, rng: np.random.Generator, listed: bool = False
+    sighting: Sighting, aims: Sequence[Aim], question: str, rng: np.random.Generator, wording: str, listed: bool = False
 ) -> tuple[Turn, list[Window]]:
     """A turn that zooms to these aims, mediocrely, and what it is to be shown. The thought names them."""
     shorter = min(sighting.window[2] - sighting.window[0], sighting.window[3] - sighting.window[1])
@@ -220,8 +219,7 @@ def _zoom(
         kin = tuple(row for row, colour in enumerate(sighting.colours) if colour == aim.name) or aim.rows
         about.append(Written(aim.rows, kin, said))
     thought = " " + ", ".join(aim.name for aim in aims)
-    call = prompts.boxes_answer(boxes) if listed else prompts.zoom_call(boxes[0])
-    return Turn(question, f"<think>{thought}</think>{call}", tuple(about)), windows
+    return Turn(question, prompts.zooms_turn(thought, boxes, wording, listed=listed), tuple(about)), windows
 
 
 def _chosen(aims: Sequence[Aim], most: int, rng: np.random.Generator) -> list[Aim]:
@@ -230,24 +228,24 @@ def _chosen(aims: Sequence[Aim], most: int, rng: np.random.Generator) -> list[Ai
     return [aims[i] for i in sorted(rng.permutation(len(aims))[:count])]
 
 
-def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short") -> Drill:
     """The whole picture at sensing size: zooms to anything, one at a time or several at once, and guesses."""
     sighting = whole(scene, picture, SENSING_SIDE)
     aims, turns = _aims(sighting), []
     for at_once in (1, 1, 1, 3, 3):
-        asked = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once)
+        asked = prompts.episode_prompt(QUESTION, wording, 3, at_once=at_once)
         if rng.random() < 0.15:
             turns.append(Turn(asked, prompts.final_answer(_any_number(rng)), ()))
         else:
-            turns.append(_zoom(sighting, _chosen(aims, at_once, rng), asked, rng, at_once > 1)[0])
+            turns.append(_zoom(sighting, _chosen(aims, at_once, rng), asked, rng, wording, at_once > 1)[0])
     return sighting.drill(turns)
 
 
-def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short") -> Drill:
     """After one look or two: the number if its plate was shown, else a guess or a look at something."""
     at_once = 3 if rng.random() < 0.3 else 1
     sighting = whole(scene, picture, SENSING_SIDE)
-    words, past, beside = prompts.episode_prompt(QUESTION, "short", 3, at_once=at_once), (), ()
+    words, past, beside = prompts.episode_prompt(QUESTION, wording, 3, at_once=at_once), (), ()
     deep, readable = at_once == 1 and rng.random() < 0.3, []
     for _ in range(1 + deep):
         aims = _aims(sighting)
@@ -255,18 +253,19 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
         chosen = aims[-1:] if to_plate and at_once == 1 else _chosen(aims, at_once, rng)
         if to_plate and chosen[-1] is not aims[-1]:
             chosen = [*chosen[: at_once - 1], aims[-1]]
-        turn, windows = _zoom(sighting, chosen, words, rng, at_once > 1)
+        turn, windows = _zoom(sighting, chosen, words, rng, wording, at_once > 1)
         shown = [Sighting(scene, picture, window, CROP_VIEW) for window in windows]
         past += (Past((*beside, sighting.view), words, turn.answer),)
         readable += [one.plate[1] for one in shown if one.plate is not None]
-        beside, sighting, words = tuple(one.view for one in shown[:-1]), shown[-1], CLOSER
+        closer = prompts.shown("zooms_executed" if len(shown) > 1 else "zoom_executed", wording)
+        beside, sighting, words = tuple(one.view for one in shown[:-1]), shown[-1], closer
         if not sighting.things and sighting.plate is None:
             break
     aims = _aims(sighting)
     if readable:
         turns = [sighting.number(words, prompts.final_answer(readable[-1]))]
     elif aims and at_once == 1 and len(past) == 1 and rng.random() < 0.5:
-        turns = [_zoom(sighting, _chosen(aims, 1, rng), words, rng)[0]]
+        turns = [_zoom(sighting, _chosen(aims, 1, rng), words, rng, wording)[0]]
     else:
         turns = [Turn(words, prompts.final_answer(_any_number(rng)), ())]
     return sighting.drill(turns, past, beside)
@@ -320,13 +319,16 @@ def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
 
 
 def drills_of(
-    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, close: int
+    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, close: int,
+    wording: str = "short",
 ) -> list[list[Drill]]:
-    """The lessons of a step: (many plates, close-ups of one, whole pictures before a look, after a look, close-ups of things)."""
+    """The lessons of a step: (many plates, close-ups of one, whole pictures before a look, after a look, close-ups of things).
+
+    ``wording`` is that of episodes, in whose notation they zoom (prompts.EPISODE_WORDINGS)."""
     return [
         [sheet_drill(*pair, rng) for pair in sheets.draw(step, dense, rng)],
         [reading_drill(*pair, rng) for pair in pictures.draw(step, reading, rng)],
-        [first_turn_drill(*pair, rng) for pair in pictures.draw(step, turns // 2, rng)],
-        [next_turn_drill(*pair, rng) for pair in pictures.draw(step, turns, rng)],
+        [first_turn_drill(*pair, rng, wording) for pair in pictures.draw(step, turns // 2, rng)],
+        [next_turn_drill(*pair, rng, wording) for pair in pictures.draw(step, turns, rng)],
         [close_up_drill(*pair, rng) for pair in pictures.draw(step, close, rng)],
     ]

@@ -45,6 +45,7 @@ class Forms:
     see_lr: float = 1.0e-3
     speak_lr: float = 7e-4
     bf16: bool = True
+    wording: str = "short"  # of episodes: zoom_roi teaches that form of a call
 
     @property
     def steps(self) -> int:
@@ -172,7 +173,7 @@ def teach(vlm: VisionLanguageModel, config: Forms, folder: Path) -> None:
             drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading, 0, config.close)
             silent = [[replace(lesson, dialogue=()) for lesson in batch] for batch in [crops, *drills]]
             return step_loss(vlm, sight, plates, config, silent)
-        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.close)
+        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.close, config.wording)
         return step_loss(vlm, sight, plates, config, [crops, *drills])
 
     train(vlm, {"sight": sight, "plates": plates}, config, folder, loss_of)
@@ -215,13 +216,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
     for name in ("seed", "see_steps", "speak_steps"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Forms, name), help=f"see forms.Forms [{getattr(Forms, name)}]")
+    parser.add_argument("--wording", default=Forms.wording, choices=prompts.EPISODE_WORDINGS, help="of episodes [short]")
     options = parser.parse_args()
     keep_freed_memory()
     try:
         vlm = VisionLanguageModel.load(options.start, torch.float32)
         if torch.cuda.is_available():
             vlm.model.to("cuda")
-        teach(vlm, Forms(options.seed, options.see_steps, options.speak_steps), options.work)
+        teach(vlm, Forms(options.seed, options.see_steps, options.speak_steps, wording=options.wording), options.work)
     except (ModelError, ValueError) as error:
         sys.exit(f"activeo3: {error}")
     vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again

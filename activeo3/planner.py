@@ -194,7 +194,7 @@ class Work:
     @classmethod
     def of(cls, sizes: Sizes, config: TrainConfig) -> Self:
         """For square pictures with the pixels of a sensing view, and as many regions as allowed."""
-        words = {"paper": (260, 60), "short": (20, 20)}[config.wording]  # of the prompts, template included
+        words = {"paper": (260, 60), "short": (20, 20), "zoom_roi": (260, 60)}[config.wording]  # of the prompts, template included
         views = [min(side * side, most) // sizes.patch**2 for side, most in
                  ((config.sensing_side, config.max_view_pixels), (config.crop_side, 2**40))]  # fmt: skip
         prompts = [patches // sizes.merge**2 + text for patches, text in zip(views, words)]

@@ -16,6 +16,9 @@ import re
 from typing import Sequence
 
 WORDINGS = ("paper", "short")
+EPISODE_WORDINGS = (*WORDINGS, "zoom_roi")
+"""Of episodes. ``zoom_roi`` asks for Active-Perception-R1's own call, a tag inside the thought with shares of the view (commit
+14f2841); what it says beside that is ``paper``'s."""
 
 _SENSING = {
     "paper": (
@@ -61,10 +64,12 @@ _LOOKING = {
     "short": "Where should one look to answer: {question}",
 }
 _MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
+_MUST_LOOK["zoom_roi"] = _MUST_LOOK["paper"]
 _WITHOUT_ZOOM = {
     "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
     "short": "{question}",
 }
+_WITHOUT_ZOOM["zoom_roi"] = _WITHOUT_ZOOM["paper"]
 _EPISODE = {
     "paper": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
@@ -72,6 +77,14 @@ _EPISODE = {
         "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
     ),
     "short": "{question}",
+    # The edges have names and no numbers: a zoom that is copied from here cannot be read.
+    "zoom_roi": (
+        "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
+        'that you were shown last, end your reasoning with the tag <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, '
+        "in which every edge is a share of the width or height of that view, from 0 to 1, and wait. "
+        "Reason inside <think> </think> tags, the tag of a zoom included; if you do not zoom, give the final answer behind them "
+        "inside <answer> </answer> tags."
+    ),
 }
 _EPISODE_AT_ONCE = {
     "paper": (
@@ -83,11 +96,21 @@ _EPISODE_AT_ONCE = {
         "<answer> </answer> tags."
     ),
     "short": "{question} Look at up to {at_once} regions at once.",
+    "zoom_roi": (
+        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of them "
+        "at once: to look at regions of the view that you were shown last, end your reasoning with a tag for each, up to "
+        '{at_once}, of the form <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, in which every edge is a share of the '
+        "width or height of that view, from 0 to 1, and wait. You are then shown the regions one after the other in the order "
+        "of your tags, and the last of them is the view for what follows. "
+        "Reason inside <think> </think> tags, the tags of zooms included; if you do not zoom, give the final answer behind them "
+        "inside <answer> </answer> tags."
+    ),
 }
 _NOTES = {
     "paper": " You see only what you were shown last: before you look closer, write down what you still need of it.",
     "short": "",
 }
+_NOTES["zoom_roi"] = _NOTES["paper"]
 _SHOWN = {
     "paper": {
         "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
@@ -107,6 +130,9 @@ _SHOWN = {
         "too_large": "Too large.",
         "zoom_limit": "Answer.",
     },
+}
+_SHOWN["zoom_roi"] = _SHOWN["paper"] | {
+    "malformed_zoom": "That tag could not be read. Write its four edges as numbers in quotes, or give the final answer."
 }
 
 _CORNERS = "(x1,y1),(x2,y2) in your box tokens"
@@ -242,6 +268,31 @@ def zoom_call(box_text: Sequence[float]) -> str:
     '{"bbox_2d":[10,20,300,400]}'
     """
     return json.dumps({"bbox_2d": list(box_text)}, separators=(",", ":"))
+
+
+def zoom_roi_call(edges: Sequence[float]) -> str:
+    """A well-formed zoom in Active-Perception-R1's notation; left, top, right and bottom are shares of the view.
+
+    >>> zoom_roi_call([0.1, 0.25, 0.5, 0.999])
+    '<zoom_roi x0="0.1" y0="0.25" x1="0.5" y1="0.999" />'
+    """
+    written = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in edges]
+    return "<zoom_roi " + " ".join(f'{name}="{edge}"' for name, edge in zip(("x0", "y0", "x1", "y1"), written, strict=True)) + " />"
+
+
+def zooms_turn(thought: str, boxes_text: Sequence[Sequence[float]], wording: str, scale: float = 1000.0, listed: bool = False) -> str:
+    """A well-formed turn that zooms, in the notation that a wording asks for.
+
+    The boxes are in a model's own numbers, of which ``scale`` are the whole width or height; ``listed``: as a list, even of one.
+
+    >>> print(zooms_turn(" red", [[10, 20, 300, 400]], "paper"))
+    <think> red</think>{"bbox_2d":[10,20,300,400]}
+    >>> print(zooms_turn(" red", [[10, 20, 300, 400]], "zoom_roi"))
+    <think> red <zoom_roi x0="0.01" y0="0.02" x1="0.3" y1="0.4" /></think>
+    """
+    if wording == "zoom_roi":
+        return f"<think>{' '.join([thought, *(zoom_roi_call([edge / scale for edge in box]) for box in boxes_text)])}</think>"
+    return f"<think>{thought}</think>{boxes_answer(boxes_text) if listed else zoom_call(boxes_text[0])}"
 
 
 def final_answer(words: str, thought: str = "") -> str:

@@ -160,6 +160,8 @@ def task_of(config: TrainConfig | EvalConfig) -> Task:
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
     if trains and not task.zooms and config.other_mllm:
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_checkpoint {config.other_mllm}.")
+    if config.wording == "zoom_roi" and not task.follow:
+        raise ConfigError(f"--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task {config.task}.")
     if config.task == "segment":
         correction.check(config, *task_models)
     elif "sam" in task_models:

@@ -13,8 +13,11 @@ Next-token loss alone leaves a model of this size at the entropy of random coord
 
 import math
 import os
+import re
 import time
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
@@ -207,9 +210,15 @@ def tokenized(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> tuple[list
     return branches, starts, told
 
 
+_CALL = re.compile(r'(<zoom_roi[^>]*")')
+
+
 def _box_spans(vlm: VisionLanguageModel, told: Sequence[int]) -> list[tuple[int, int]]:
     """Where each box of an answer stands in it: (the token that opens it, the last one of its numbers and name)."""
     words = vlm.tokenizer.convert_ids_to_tokens(told)
+    if "<zoom_roi" in (text := "".join(words)):  # every byte is a character of a token
+        ends = list(accumulate(map(len, words)))
+        return [(bisect_right(ends, tag.start()), bisect_right(ends, tag.end(1) - 1)) for tag in _CALL.finditer(text)]
     opened = [i for i, word in enumerate(words) if word.endswith('{"')]
     return [(i, next(j for j in range(i + 1, len(words)) if "}" in words[j]) - 1) for i in opened]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3 import drills, forms, geometry, lessons, scenes, tiny, warmstart
+from activeo3 import drills, forms, geometry, lessons, prompts, scenes, tiny, warmstart
 from activeo3.answer_parsing import read_boxes
 from activeo3.drills import Drill
 from activeo3.models import VisionLanguageModel
@@ -45,7 +45,7 @@ def test_every_answer_has_the_form_that_its_reader_wants() -> None:
         for _, drill in many(kind):
             for turn in drill.dialogue:
                 question = turn.question
-                if question.startswith(scenes.QUESTION) or question == drills.CLOSER:
+                if question.startswith(scenes.QUESTION) or question == prompts.shown("zoom_executed", "short"):
                     said = read_turn(turn.answer)
                     assert said.zooms != (said.answer is not None) and not said.malformed
                     listed = read_boxes(turn.answer.partition("</think>")[2]).boxes_text if said.zooms else ()
@@ -57,6 +57,30 @@ def test_every_answer_has_the_form_that_its_reader_wants() -> None:
                     assert answer.error is None and len(answer.boxes_text) == len(turn.about)
                     seen[task] += 1
     assert min(seen.values()) > 50, seen
+
+
+def test_the_other_systems_call_is_taught_with_the_same_regions(policy: VisionLanguageModel) -> None:
+    """Under --wording zoom_roi: the same zooms as tags in the thought, each with its place among the tokens."""
+    zooms = 0
+    for kind in ("first", "next"):
+        for index in range(12):
+            scene = scenes.scene("train", index)
+            made = [
+                MAKE[kind](scene, Image.new("RGB", scene.size), np.random.default_rng(index), wording) for wording in ("short", "zoom_roi")
+            ]
+            for plain, tagged in zip(made[0].dialogue, made[1].dialogue, strict=True):
+                said, other = read_turn(plain.answer), read_turn(tagged.answer)
+                assert said.answer == other.answer and len(said.calls) == len(other.calls) == len(tagged.about) and plain.about == tagged.about
+                assert [tuple(value / 1000 for value in call.box) for call in said.calls] == [call.box for call in other.calls]
+                if not other.calls:
+                    continue
+                assert tagged.answer.startswith("<think> ") and tagged.answer.endswith(" /></think>") and all(call.shares for call in other.calls)
+                told = policy.tokenizer(tagged.answer, add_special_tokens=False).input_ids
+                spans = warmstart._box_spans(policy, told)
+                inside = [policy.tokenizer.decode(told[first : last + 1]) for first, last in spans]
+                assert all("<zoom_roi x0=" in text and text.endswith('"') and text.count('="') == 4 for text in inside) and len(spans) == len(other.calls)
+                zooms += len(spans)
+    assert zooms > 50
 
 
 def test_zooms_are_of_a_size_that_is_shown_and_hold_what_the_thought_names() -> None:

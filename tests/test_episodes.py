@@ -224,7 +224,7 @@ def test_what_is_said_of_several_looks_follows_from_what_came_of_each(family: st
     assert told.startswith("These are the regions") and told.endswith(
         "Region 1: That region is nearly the whole view. Region 4: No zoom is left."
     )
-    for wording in prompts.WORDINGS:
+    for wording in prompts.EPISODE_WORDINGS:
         for status in STATUSES[:6]:
             assert prompts.shown_together([status], wording) == prompts.shown(status, wording)
 
@@ -288,7 +288,7 @@ def test_what_is_shown_follows_from_the_picture_and_the_policys_own_actions(toke
 
 
 def test_the_words_after_a_zoom_are_a_function_of_its_status_alone() -> None:
-    for wording in prompts.WORDINGS:
+    for wording in prompts.EPISODE_WORDINGS:
         told = {status: prompts.shown(status, wording) for status in STATUSES[:6]}
         assert len(set(told.values())) == 6
         assert not any(char.isdigit() for words in told.values() for char in words)
@@ -400,6 +400,18 @@ def test_what_prompts_write_is_what_zooms_read(family: str, tokenizer) -> None:
     rollout = episode(family, tokenizer, [asked + END, ANSWER])
     assert rollout.episode.statuses[0] == "malformed_zoom"
     assert json.loads(zoom_call([1, 2, 3, 4])) == {"bbox_2d": [1, 2, 3, 4]}
+
+
+def test_an_episode_in_the_other_systems_own_words(family: str, tokenizer) -> None:
+    """--wording zoom_roi: its call is asked for, a broken one is answered in its terms, and the region is the one of IN."""
+    config = replace(CONFIG, wording="zoom_roi")
+    call = prompts.zooms_turn(" the plate", [[500, 125, 750, 375]], "zoom_roi")
+    turns = [BROKEN, call + END, ANSWER]
+    actor = Scripted(family, tokenizer, script(turns))
+    _, ((rollout,),) = look(actor, [question()], 1, Sampling(1.0, 64), config, TASK)
+    assert rollout.episode.statuses == ("malformed_zoom", "zoom_executed", "answered")
+    assert rollout.episode.looked_at == episode(family, tokenizer, [IN, ANSWER]).episode.looked_at
+    assert "<zoom_roi x0=" in actor.shown[0][1] and "bbox_2d" not in actor.shown[0][1] and "That tag could not be read" in rollout.text
 
 
 def test_evaluate_prints_the_table_of_episodes(checkpoint: str, evaluate: Callable, tmp_path: Path) -> None:  # noqa: F811

@@ -131,6 +131,9 @@ def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))
     assert task_of(TrainConfig(task_model="oracle")) is TASKS["sense"]
+    with pytest.raises(ConfigError, match=r"^--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task sense\.$"):
+        task_of(TrainConfig(wording="zoom_roi"))
+    assert task_of(TrainConfig(wording="zoom_roi", task="zoom_qa")) is TASKS["zoom_qa"]
 
 
 # ---------------------------------------------------------------------- Direct RFT
