@@ -167,13 +167,16 @@ def see_together(model: nn.Module, wanted: str) -> None:
         model.config.vision_config._attn_implementation = TOGETHER
 
 
-def described(text: str, vision: str, dtype: torch.dtype) -> str:
-    """The attention of both towers in words, with the reason why it is not a faster one."""
+def described(text: str, vision: str, dtype: torch.dtype, scoring: str = "packed") -> str:
+    """How groups are scored and the attention of both towers, in words, with the reason why it is not a faster one."""
+    if scoring != "packed":  # rows of one answer need no mask of ours: plain sdpa
+        text = "sdpa"
     ways = {
         TWO_CALLS: f"sdpa, in two calls for prompts from {SHORT} tokens on", FLEX: "FlexAttention",
         TOGETHER: f"sdpa, those of one size together ({_fastest(dtype)[1]})",
     }  # fmt: skip
-    return f"packed rows with {ways.get(text, text)}; pictures with {ways.get(vision, vision)}"
+    rows = {"packed": "packed rows", "cached": "answers behind their prompt's cache", "rows": "a row for every answer"}
+    return f"{rows[scoring]} with {ways.get(text, text)}; pictures with {ways.get(vision, vision)}"
 
 
 def _fastest(dtype: torch.dtype) -> tuple[str, str]:

@@ -200,7 +200,7 @@ class Encoder:
     def manner(self) -> str:
         """How the model works on packed rows and on pictures, in words."""
         once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
-        return described(self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype) + once
+        return described(self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype, self.scoring) + once
 
     def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
         """``packing.padded`` of prompts, with end tokens."""

@@ -75,7 +75,6 @@ class Sizes:
         """Read a config.json of a supported family. Raises KeyError for a number that is not there."""
         text, vision = config.get("text_config", config), config["vision_config"]
         full, depth = vision.get("fullatt_block_indexes"), vision["depth"]
-        width = vision.get("embed_dim", vision["hidden_size"])  # Qwen2-VL: its hidden_size is the text tower's
         return cls(
             family=config["model_type"],
             layers=text["num_hidden_layers"],
@@ -87,7 +86,7 @@ class Sizes:
             vocabulary=text["vocab_size"],
             tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
             vision_layers=depth,
-            vision_hidden=width,
+            vision_hidden=(width := vision["embed_dim" if "embed_dim" in vision else "hidden_size"]),  # Qwen2-VL's hidden_size is the text tower's
             vision_mlp=vision["mlp_ratio"] * width if "mlp_ratio" in vision else vision["intermediate_size"],
             vision_full=depth if full is None else len(full),
             window=(vision.get("window_size", 0) // vision["patch_size"]) ** 2,
@@ -220,8 +219,10 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     """GB on each of so many GPUs, by what holds them; ``sum`` is the most at any time."""
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
     branch = work.answer + work.shown
-    row = work.prompt + config.group * branch
-    seen = work.patches + config.group * work.shown_patches if learns_to_see(config) else 0
+    again = prompts_read(config)
+    row = again * work.prompt + config.group * branch
+    seen = again * work.patches + config.group * work.shown_patches if learns_to_see(config) else 0
+    repeated = config.group * work.prompt * sizes.cache if config.scoring == "cached" else 0
     looking = config.prompts * config.group * (work.prompt + branch) * sizes.cache
     other = sizes_of(config.other_mllm) if config.other_mllm else None  # acts in the place of the reference
     acting = min(work.crops, config.task_batch) * (work.crop_prompt + work.task_answer) * (other or sizes).cache
@@ -235,9 +236,9 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
         "reference": (0 if config.lora else weights / gpus) + another / gpus,  # and the other task model
         "models whole, to look, act, compare": whole,
         "its key-value cache": max(looking, acting if config.task_model == "mllm" else 0),
-        "activations, to learn": config.micro_prompts * activations(sizes, seen, row, config.recompute),
+        "activations, to learn": config.micro_prompts * (activations(sizes, seen, row, config.recompute) + repeated),
         # added to scores in bfloat16, one for all layers (attention.mask_for); FlexAttention's is small
-        "mask, to learn": 0 if config.attention == "flex" else config.micro_prompts * 2 * queries * row,
+        "mask, to learn": 0 if config.attention == "flex" or separate(config) else config.micro_prompts * 2 * queries * row,
         # the head's bfloat16 logits, those of the answers' tokens, and both gradients (grpo.answer_logps)
         "logits, to learn": config.micro_prompts * 8 * config.group * work.answer * sizes.vocabulary,
     }
@@ -252,6 +253,16 @@ def trained(sizes: Sizes, config: TrainConfig) -> int:
         attention = 4 * sizes.hidden + 2 * sizes.head * (sizes.heads + sizes.key_value_heads)
         return sizes.layers * config.lora * (attention + 3 * (sizes.hidden + sizes.mlp))
     return sizes.body if config.train_only else sizes.parameters
+
+
+def separate(config: TrainConfig) -> bool:
+    """Whether every answer is scored in a row of its own, under a small mask of transformers' own."""
+    return config.scoring in ("cached", "rows")
+
+
+def prompts_read(config: TrainConfig) -> int:
+    """How often a prompt is read to score its group (scoring.py)."""
+    return config.group if config.scoring == "rows" else 1
 
 
 def learns_to_see(config: TrainConfig) -> bool:
@@ -299,14 +310,14 @@ def seconds(sizes: Sizes, config: TrainConfig, peak: float, bandwidth: float) ->
     see = vision_flops(sizes, work.patches) + G * see_crop * (work.shown_patches // work.crop_patches)  # with an episode's crops
     prefill, prefill_crop = text_flops(sizes, work.prompt, 0, 1), text_flops(sizes, work.crop_prompt, 0, 1)
     branch = text_flops(sizes, answer + work.shown, work.prompt, answer)
-    row = P * (text_flops(sizes, work.prompt, 0, 1) + G * branch)
+    row = P * (prompts_read(config) * text_flops(sizes, work.prompt, 0, 1) + G * branch)
     batches = -(-work.crops // config.task_batch)
     read = G * text_flops(sizes, work.shown, work.prompt, 0)
     look = P * (see + prefill + read) / peak + decoding(sizes, P * G, work.prompt + work.shown, answer, peak, bandwidth)
     act = work.crops * (see_crop + prefill_crop) / peak
     act += batches * decoding(sizes, work.crops // max(1, batches), work.crop_prompt, task_answer, peak, bandwidth)
     again = 1 if config.recompute else 0
-    see_again = P * see if learns_to_see(config) else 0.0
+    see_again = P * prompts_read(config) * see if learns_to_see(config) else 0.0
     found = {
         "look": look,
         "act": act if config.task_model == "mllm" else 0.0,

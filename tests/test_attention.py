@@ -140,6 +140,7 @@ def test_who_attends_how_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     half, whole = torch.bfloat16, torch.float32
     assert of_towers("auto", half) == {"text_config": TWO_CALLS, "vision_config": "sdpa"}
     assert of_towers("eager", half) == {"text_config": TWO_CALLS, "vision_config": "eager"}
+    assert described(FLEX, "sdpa", half, "cached") == "answers behind their prompt's cache with sdpa; pictures with sdpa"
     assert described(TWO_CALLS, TOGETHER, half).endswith("pictures with sdpa, those of one size together (flash-attention needs a GPU)")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert described(FLEX, "sdpa", half) == "packed rows with FlexAttention; pictures with sdpa"

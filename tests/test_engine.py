@@ -26,6 +26,7 @@ import activeo3
 from activeo3 import checkpoints, engine, planner
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
+from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Sampling
 from scripted import USUAL
@@ -252,6 +253,27 @@ def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_
     assert norm > 0 and skipped == 0
     with torch.no_grad():
         assert not torch.equal(policy.logits(packed), before)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in USUAL])
+def test_every_family_is_sharded(family: str, make_vlm: Make, ranks: Ranks, config: TrainConfig, picture: Picture) -> None:
+    """Sharded in its own way to score, the logits of the whole model; and an update, after which no layer is left gathered."""
+    plain, policy = make_vlm(family), Sharded(make_vlm(family), ranks, replace(config, recompute=True), learns=True)
+    packed = plain.pack(plain.encode([picture(64, 48)], ["Where?"]), [[(20, 21, 22), (23,)]])
+    expected = plain.forward_packed(packed).detach()
+    found = policy.logits(packed)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    policy.backward(found.square().mean())
+    norm, skipped = policy.step(1e-3)
+    assert norm > 0 and skipped == 0 and all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
+
+
+def test_a_way_to_score_that_would_be_wrong_is_refused(make_vlm: Make, ranks: Ranks, config: TrainConfig) -> None:
+    for wrong in (dict(scoring="packed"), dict(task="zoom_qa", memory="notes"), dict(task="zoom_qa", scoring="cached", train_only="")):
+        with pytest.raises(ConfigError, match="^--(scoring|memory) "):
+            Sharded(make_vlm("qwen3_5"), ranks, replace(config, **wrong), learns=True)
+    seeing = Sharded(make_vlm("qwen3_5"), ranks, replace(config, task="zoom_qa", train_only=""), learns=True)
+    assert seeing.vlm.scoring == "rows" and seeing.vlm.manner.startswith("a row for every answer with sdpa; pictures with ")
 
 
 def hooks_of(sharded: Sharded) -> list[int]:

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from activeo3 import patches
+from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from activeo3.patches import PatchProduct, multiply_patches
-from scripted import USUAL
 
 
-@pytest.mark.parametrize("family", USUAL)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_product_is_the_convolution(
     family: str, make_vlm: Callable[..., VisionLanguageModel], picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
