@@ -35,7 +35,7 @@ from activeo3.tasks import posed, task_of
 RANKED_BY = {"detection": "number"}
 """The reward term that ranks the questions of a task; without one, the whole reward does."""
 BLOCK = 16  # questions that are asked together
-_DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "selection_seed")
+_DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "selection_seed", "absent")
 """The flags that decide which questions there are, and what they ask."""
 
 
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = writable_folder(path.parent)
     outputs.claim(folder, path.name)
     ranks = engine.join(folder)
-    drawn = (config.tile, config.tile_overlap, config.selection_seed)
+    drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
     dataset = posed(open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn), task)
     with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
