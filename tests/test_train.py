@@ -717,7 +717,7 @@ def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     picture = small_pictures()[ranks.rank]
     example = replace(picture, fields={"reading": {"question": "What is it?", "answer": "7", "box_px": (8, 8, 24, 24)}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episodes, "read_turn", lambda text: looks)  # weights at random say nothing that could be read
+        patch.setattr(episodes, "read_turn", lambda *_: looks)  # weights at random say nothing that could be read
         patch.setattr(policy.vlm.model.lm_head, "forward", biased_head(policy.vlm, 8.0))
         patch.setattr(train.grpo, "advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
         group = torch.distributed.group.WORLD
