@@ -25,7 +25,7 @@ OF_AN_EVALUATION = ("results.json", "results.md", "results.tex")
 def claim(folder: Path, *names: str) -> None:
     """Note that files of these names in a folder are ours. Does nothing while there is no such folder.
 
-    Raises ConfigError if one of them is there and was not written by us.
+    Raises ConfigError if one of them is there and was not written by us, or if nothing can be written there.
     """
     if not folder.is_dir():
         return
@@ -38,8 +38,11 @@ def claim(folder: Path, *names: str) -> None:
         there = folder / foreign[0]
         raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
     if wanted:
-        with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
-            file.write("".join(f"{name}\n" for name in wanted))
+        try:
+            with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
+                file.write("".join(f"{name}\n" for name in wanted))
+        except OSError as error:
+            raise ConfigError(f"{folder / LIST} cannot be written ({error.strerror}); choose another --output_dir.") from None
 
 
 def _noted(folder: Path) -> set[str]:

@@ -154,6 +154,13 @@ def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "samples" / "step-000004").exists()
 
 
+def test_a_folder_that_takes_no_list_is_named(tmp_path: Path) -> None:
+    (tmp_path / outputs.LIST).mkdir()
+    with pytest.raises(ConfigError, match=f"^{tmp_path / outputs.LIST} cannot be written .*--output_dir"):
+        outputs.leave(tmp_path / "results.json", b"ours")
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         outputs.replace_file(tmp_path / "no folder" / "results.json", b"newer")
