@@ -24,8 +24,9 @@ class BoxDataset:
     An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
     ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
     Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py); for a tile ``window_px``,
-    ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is known (eval_tiles.py); and how the set is scored, ``rules``.
+    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py);
+    for a tile ``window_px``, ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is
+    known (eval_tiles.py); and how the set is scored, ``rules``.
     """
 
     name: str

@@ -34,7 +34,8 @@ class Found(NamedTuple):
 def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Found | None:
     """The first pattern that a file fits, None if none does. ``{name}`` in a pattern is one of ``parts``.
 
-    If ``root`` is a cache of the hub, the first folder of a pattern may be the name of a data set in it. Twins ``._name`` that a Mac packs beside every file are no files.
+    If ``root`` is a cache of the hub, the first folder of a pattern may be the name of a data set in it. Twins
+    ``._name`` that a Mac packs beside every file are no files.
     """
     names = {name: escape(part) for name, part in parts.items()}
     globs = {pattern: pattern.format(**names) for pattern in patterns}

@@ -142,7 +142,8 @@ def _index(arrays: Arrays, images: Path, names: Mapping[int, str]) -> Index:
     numbers = np.array([own[one] for one in ids], dtype=np.int64)
     sources = {source: number for number, source in enumerate(sorted(set(arrays["sources"].tolist()) - {""}), start=1)}
     pictures = {}
-    for number, name, size, corner, source in zip(numbers.tolist(), *(arrays[key].tolist() for key in ("names", "sizes", "corners", "sources"))):
+    columns = (arrays[key].tolist() for key in ("names", "sizes", "corners", "sources"))
+    for number, name, size, corner, source in zip(numbers.tolist(), *columns):
         (width, height), (left, top) = size, corner
         tile = {"window": (left, top, left + width, top + height), "source_id": sources[source]} if source else {}
         pictures[number] = Picture(images / name, (width, height), **tile)

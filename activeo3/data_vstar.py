@@ -136,8 +136,8 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
             raise DataError(f"{path}: a target has the bbox {shortened(bbox)}, give x, y, w, h with an area above 0")
     mixed, answer = shuffled(options, 0, seed, number)
     category = path.parent.name
-    picture = path.with_suffix(".jpg")
-    return VstarQuestion(f"{category}/{path.stem}", picture, category, str(question), mixed, answer, tuple(targets), tuple(map(tuple, bboxes)))
+    places = tuple(targets), tuple(map(tuple, bboxes))
+    return VstarQuestion(f"{category}/{path.stem}", path.with_suffix(".jpg"), category, str(question), mixed, answer, *places)
 
 
 # ---------------------------------------------------------------------------- the list for language models

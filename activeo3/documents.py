@@ -28,7 +28,8 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, missing, needed, read_json, shortened, within
+from activeo3.data_layouts import files_of, folder_of
+from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, read_json, shortened, within
 from activeo3.geometry import as_boxes, clipped
 from activeo3.schema import Example
 from activeo3.tables import ParquetTable, Place, parquet_rows, picture_at
@@ -43,7 +44,7 @@ LAYOUTS = (
     ("{split}/{split}_v1.0.json", "{split}/documents", "{split}/ocr_results"),  # before
 )
 """Questions, folder of pictures, folder of OCR, as the task has published them."""
-PARQUET = ("DocVQA/{split}-*.parquet", "data/{split}-*.parquet")
+PARQUET = ("DocVQA/{hub}-*.parquet", "data/{hub}-*.parquet")
 _COLUMNS = ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no")
 
 
@@ -108,18 +109,13 @@ def open_docvqa(source: Source) -> DocvqaDataset:
     """
     folder = source.folder("docvqa", "DocVQA")
     split = SPLITS[source.one_of("docvqa", SPLITS)]
-    for layout in LAYOUTS:
-        questions, pictures, ocr = (folder / part.format(split=split) for part in layout)
-        if questions.is_file():
-            asked, left_out = _from_json(questions, pictures, ocr)
+    found = files_of(folder, [*(layout[0] for layout in LAYOUTS), *PARQUET], split=split, hub={"val": "validation"}.get(split, split))
+    for questions, pictures, ocr in LAYOUTS:
+        if found.pattern == questions:
+            asked, left_out = _from_json(found.path, folder / pictures.format(split=split), folder / ocr.format(split=split))
             return DocvqaDataset(split, asked, paths=tuple(dict.fromkeys(one.picture for one in asked)), dropped=left_out)
-    ocrs = [folder / layout[2].format(split=split) for layout in LAYOUTS]
-    ocr = next((path for path in ocrs if path.is_dir()), ocrs[0])
-    names = [pattern.format(split={"val": "validation"}.get(split, split)) for pattern in PARQUET]
-    paths = next((found for name in names if (found := sorted(folder.glob(name)))), [])
-    if not paths:
-        raise missing(folder, [*(layout[0].format(split=split) for layout in LAYOUTS), *names])
-    asked, left_out = _from_parquet(paths, ocr)
+    ocr = folder_of(folder, [layout[2] for layout in LAYOUTS], split=split)
+    asked, left_out = _from_parquet(found.paths, ocr)
     return DocvqaDataset(split, asked, dropped=left_out)
 
 

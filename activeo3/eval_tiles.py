@@ -75,9 +75,8 @@ def merged_tiles(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> tu
 
 def _merged(tiles: Sequence[Example], outcomes: Sequence[Outcome]) -> Outcome:
     """All detections of one category in one picture, in its frame, without those that two tiles have found."""
-    moved = [
-        geometry.as_boxes(outcome.boxes_px) + np.tile(tile.fields["window_px"][:2], 2) for tile, outcome in zip(tiles, outcomes, strict=True)
-    ]
+    corners = [np.tile(tile.fields["window_px"][:2], 2) for tile in tiles]
+    moved = [geometry.as_boxes(outcome.boxes_px) + corner for outcome, corner in zip(outcomes, corners, strict=True)]
     boxes, scores = np.concatenate(moved), np.concatenate([np.asarray(outcome.scores, dtype=np.float64) for outcome in outcomes])
     larger_first = np.argsort(-geometry.area(boxes), kind="stable")
     boxes, scores = boxes[larger_first], scores[larger_first]

@@ -61,8 +61,9 @@ class Layout(NamedTuple):
 def _layouts(homes: Sequence[str], below: Sequence[Layout]) -> tuple[Layout, ...]:
     """The layouts below each of the folders that a set may be in."""
     return tuple(
-        Layout(f"{home}/{one.annotations}", tuple(f"{home}/{folder}" for folder in one.images), one.tiles) for one in below for home in homes
-    )
+        Layout(f"{home}/{one.annotations}", tuple(f"{home}/{folder}" for folder in one.images), one.tiles)
+        for one in below for home in homes
+    )  # fmt: skip
 
 
 AERIAL_LAYOUTS = _layouts(("SODA-A", "SODA/SODA-A"), (

@@ -43,10 +43,12 @@ def written(root: Path, rows: list[dict[str, Any]], split: str = "test") -> str:
     path = root / "docvqa_1200_examples" / "data" / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     query = pyarrow.struct([(language, pyarrow.string()) for language in ("de", "en", "es", "fr", "it")])
-    answer = pyarrow.struct([("match_score", pyarrow.float64()), ("matched_text", pyarrow.string()), ("start", pyarrow.int64()), ("text", pyarrow.string())])
+    parts = {"match_score": pyarrow.float64(), "matched_text": pyarrow.string(), "start": pyarrow.int64(), "text": pyarrow.string()}
+    answer = pyarrow.struct(list(parts.items()))
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     kinds = {"id": pyarrow.string(), "image": image, "query": query, "answers": pyarrow.list_(pyarrow.string()),
-             "words": pyarrow.list_(pyarrow.string()), "bounding_boxes": pyarrow.list_(pyarrow.list_(pyarrow.float32())), "answer": answer}  # fmt: skip
+             "words": pyarrow.list_(pyarrow.string()), "bounding_boxes": pyarrow.list_(pyarrow.list_(pyarrow.float32())),
+             "answer": answer}  # fmt: skip
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds)), path)
     return str(root)
 

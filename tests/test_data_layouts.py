@@ -15,7 +15,7 @@ from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  #
 from test_questions import GLOVE, SIDES, picture, vstar_set
 from test_selections import lvis_set, lvis_v1
 
-from activeo3 import data_coco, data_layouts, data_refcoco_files, data_vstar, referring, selections
+from activeo3 import data_coco, data_layouts, data_refcoco_files, data_vstar, masks, pixmo, referring, selections
 from activeo3.data_layouts import files_of, folder_of, look_for, parent_of, present
 from activeo3.datasets import open_dataset
 from activeo3.geometry import rle_to_mask
@@ -178,7 +178,8 @@ def as_vlm_r1_lines(root: Path, objects: dict = OBJECTS) -> None:
 
 def as_perception_r1_table(root: Path, objects: dict = OBJECTS) -> None:
     for split in ("val", "testA"):
-        rows = [row | {"image": {"bytes": picture(9), "path": NAME}, "solution": json.dumps(row["solution"])} for row in solutions(objects, split)]
+        inside = {"image": {"bytes": picture(9), "path": NAME}}
+        rows = [row | inside | {"solution": json.dumps(row["solution"])} for row in solutions(objects, split)]
         table(root / "refcoco" / "data" / f"{split}-00000-of-00002.parquet", rows)
 
 
@@ -282,7 +283,10 @@ def row_of(name: str, content: dict[str, Any], number: int, right: int) -> dict[
     return {"image": f"{name}.jpg", "text": text, "category": name.split("/")[0], "label": "ABCD"[right], "question_id": str(number)}
 
 
-ROWS = [row_of("direct_attributes/sa_17", GLOVE, 0, 2), row_of("direct_attributes/sa_4690", GLOVE, 1, 0), row_of("relative_position/sa_5", SIDES, 2, 1)]
+ROWS = [
+    row_of("direct_attributes/sa_17", GLOVE, 0, 2), row_of("direct_attributes/sa_4690", GLOVE, 1, 0),
+    row_of("relative_position/sa_5", SIDES, 2, 1),
+]  # fmt: skip
 
 
 def vstar_list(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
@@ -293,7 +297,8 @@ def vstar_list(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
 
 
 def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
-    table(root / "vstar-bench" / "data" / "test-00000-of-00001.parquet", [row | {"image": {"bytes": picture(90), "path": None}} for row in rows])
+    rows = [row | {"image": {"bytes": picture(90), "path": None}} for row in rows]
+    table(root / "vstar-bench" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def vstar_converted(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
@@ -377,4 +382,6 @@ def test_data_readme_shows_every_layout() -> None:
                "images/mscoco/images/train2014", "pixmo_images"}  # fmt: skip
     assert {folder for folder in folders if folder not in text} == set()
     known = [*data_coco.COCO_FILES, *selections.FILES, *selections.PICTURES, *data_refcoco_files.LAYOUTS, *data_vstar.TABLES, data_vstar.LINES]
-    assert all(any(folder.split("/")[0] in pattern or "{hub}" in pattern for pattern in known) for folder in folders - {"pixmo_images", "thin_object_detection/ThinObject5K"})
+    known += [*masks.FOLDERS, *pixmo.PICTURES]
+    firsts = {pattern.split("/")[0] for pattern in known} | {family.hub for family in referring.FAMILIES.values()} | {"vstar_bench"}
+    assert {folder for folder in folders - {"test_questions.jsonl"} if folder.split("/")[0] not in firsts} == set()
