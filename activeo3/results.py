@@ -297,8 +297,7 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> lis
         for box, score in zip(xywh(outcome.boxes_px), outcome.scores.tolist(), strict=True)
     ]
     if examples and not found:
-        first = examples[0]
-        return [{"image_id": first.image_id, "category_id": first.category_id, "bbox": [0.0] * 4, "score": 0.0}]
+        return [_ids(examples[0]) | {"bbox": [0.0] * 4, "score": 0.0}]
     found.sort(key=lambda one: -one["score"])
     before = np.inf
     for one in found:

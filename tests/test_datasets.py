@@ -17,6 +17,7 @@ from real_data import real_file
 from activeo3 import data_ids, datasets, files, results
 from activeo3 import stream as stream_room
 from activeo3.config import DRAWN
+from activeo3.flags import ConfigError
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, read_json, read_picture
 from activeo3.stream import Ahead, Stream, readable
@@ -249,6 +250,8 @@ def test_ids_of_any_kind_keep_their_boxes_and_come_back_in_the_results(tmp_path:
         scored.accumulate()
         scored.summarize()
         assert scored.stats[0] == pytest.approx(1.0) and scored.stats[8] == pytest.approx(1.0)
+    nothing = results.predictions(list(data), [Outcome(np.zeros((0, 4)), np.zeros(0))] * len(data))
+    assert len(theirs.loadRes(nothing).anns) == 1  # it asks for ids that it knows
 
 
 def test_a_text_that_spells_a_number_is_that_id(tmp_path: Path) -> None:
@@ -449,6 +452,29 @@ def test_readable_examples_are_the_same_on_all_ranks(tmp_path: Path, capsys: pyt
     assert [example.id for example in readable(Numbers(4, bad=(1,)), tmp_path)] == ["0", "2", "3"]
     with pytest.raises(DataError, match="no readable picture in its split"):
         readable(Numbers(1), tmp_path, lambda _: [{}, {0: "number 0 is broken"}])
+
+
+def test_what_was_left_out_is_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Rows that the reader left out and pictures that cannot be read; the screen has the first ones, the file all."""
+    content = index()
+    content["annotations"] += [{"id": 100 + k, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, float("nan")]} for k in range(30)]
+    data = open_dataset("coco", "train", folder(tmp_path, content))
+    (tmp_path / "images" / "seven.png").write_bytes(b"")
+    assert [example.id for example in readable(data, tmp_path / "out")] == ["3:cat"]
+    lines = capsys.readouterr().err.splitlines()
+    path = tmp_path / "out" / "left_out-coco-train.txt"
+    assert len(lines) == 21 and lines[-1] == f"left out in all: 34, listed in {path}"
+    listed = path.read_text().splitlines()
+    assert len(listed) == 34 and [f"left out: {line}" for line in listed[:20]] == lines[:20]
+    assert sum("seven.png" in line for line in listed) == 2 and "annotation 129 has the bbox [1, 2, 3, nan]" in "".join(listed)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "images" / "seven.png")
+    clean = open_dataset("coco", "train", folder(tmp_path / "clean", index() | {"annotations": index()["annotations"][:4]}))
+    assert len(readable(clean, tmp_path / "out")) == 3 and not path.exists()  # the list of an earlier run is no longer true
+    path.write_text("a file of the user's")
+    (tmp_path / "out" / ".activeo3").unlink()
+    assert len(readable(clean, tmp_path / "out")) == 3 and path.read_text() == "a file of the user's"
+    with pytest.raises(ConfigError, match="left_out-coco-train.txt was not written by activeo3 and would be replaced"):
+        readable(data, tmp_path / "out")
 
 
 def test_the_next_step_is_read_ahead_and_nothing_behind_the_last() -> None:
