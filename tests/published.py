@@ -2,7 +2,7 @@
 
 Not the files themselves but their form: the names of files, keys and weights, and what is in them of a kind (eos ids as a
 list, a text-only template with tools in tokenizer_config.json, pixels as limits or as ``size``). The sources are the folders
-of Qwen2.5-VL-7B-Instruct, Qwen3-VL-4B-Instruct, and what ``save_pretrained`` of transformers 4.51, 4.57 and 5.x writes.
+of Qwen2-VL-7B, Qwen2.5-VL-7B-Instruct and Qwen3-VL-4B-Instruct, and what ``save_pretrained`` of transformers 4.51, 4.57 and 5.x writes.
 ACTIVE-O3's release was made with 4.51.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from test_real_vocabulary import ROWS, SPECIAL_TOKENS, rebuilt_vocabulary
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 # Both templates in our own words; they render as the published ones do.
 WITH_PICTURES = (
@@ -34,12 +34,19 @@ TEXT_ONLY = (
     "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' + '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
+CLIP = dict(patch_size=14, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
 PICTURES = {
-    "qwen2_5_vl": dict(patch_size=14, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]),
+    "qwen2_vl": CLIP,
+    "qwen2_5_vl": CLIP,
     "qwen3_vl": dict(patch_size=16, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]),
 }
-PIXELS = {"qwen2_5_vl": (3136, 12845056), "qwen3_vl": (65536, 16777216)}
-PROCESSOR = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+PIXELS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056), "qwen3_vl": (65536, 16777216)}
+PROCESSOR = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+CLASSES = {
+    "qwen2_vl": (Qwen2VLConfig, "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": (Qwen3VLConfig, "Qwen3VLForConditionalGeneration"),
+}
 IDS = dict(image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653)
 
 
@@ -47,7 +54,7 @@ IDS = dict(image_token_id=151655, video_token_id=151656, vision_start_token_id=1
 class Layout:
     """One way in which a model folder is published."""
 
-    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
     config: Literal["flat", "4.51", "4.57", "5"] = "flat"
     names: Literal["old", "new"] = "old"  # model.layers, visual  |  model.language_model.layers, model.visual
     shards: int = 1
@@ -55,6 +62,7 @@ class Layout:
     text_only: bool = True  # in tokenizer_config.json
     pictures: Literal["limits", "size", "nested"] = "limits"
     tied: bool = False
+    base: bool = False  # no chat model: an answer of its own ends with <|endoftext|>
 
 
 LAYOUTS = {
@@ -67,6 +75,7 @@ LAYOUTS = {
     "tokenizer's template": Layout(template="tokenizer_config.json", text_only=False),
     "additional templates": Layout(config="5", template="additional", text_only=False, pictures="nested"),
     "processor's template": Layout(template="processor_config.json"),
+    "Qwen2-VL-7B, base": Layout("qwen2_vl", shards=2, text_only=False, base=True),
     "Qwen3-VL-4B": Layout("qwen3_vl", "4.57", "new", 2, "chat_template.json", False, "size", True),
     "Qwen3-VL, 5": Layout("qwen3_vl", "5", "new", 1, "chat_template.jinja", False, "nested"),
 }  # fmt: skip
@@ -103,7 +112,7 @@ def shard(number: int, count: int) -> str:
 def weights_of(family: str, tied: bool) -> dict[str, Tensor]:
     """Random weights in bfloat16, by the names of transformers 5; an untied model has a head of its own."""
     text, vision, extra = sizes(family)
-    kind = {"qwen2_5_vl": Qwen2_5_VLConfig, "qwen3_vl": Qwen3VLConfig}[family]
+    kind, _ = CLASSES[family]
     config = kind(text_config=text | dict(rope_parameters=rope(family, "5")), vision_config=vision | extra, tie_word_embeddings=tied, **IDS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -134,9 +143,13 @@ def sizes(family: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         depth=2, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=16, spatial_merge_size=2, temporal_patch_size=2,
         patch_size=PICTURES[family]["patch_size"],
     )  # fmt: skip
-    if family == "qwen2_5_vl":
+    if family == "qwen2_vl":  # hidden_size is that of the text tower here
+        vision = {key: value for key, value in vision.items() if key not in ("intermediate_size", "out_hidden_size")} | dict(embed_dim=16, mlp_ratio=2)
+    if family != "qwen3_vl":
         text |= dict(max_window_layers=28, sliding_window=32768, use_sliding_window=False)
-        return text, vision, dict(hidden_act="silu", window_size=112, fullatt_block_indexes=[1], tokens_per_second=2)
+        return text, vision, dict(hidden_act="quick_gelu") if family == "qwen2_vl" else dict(
+            hidden_act="silu", window_size=112, fullatt_block_indexes=[1], tokens_per_second=2
+        )  # fmt: skip
     return text | dict(head_dim=8, attention_bias=False), vision, dict(
         hidden_act="gelu_pytorch_tanh", num_position_embeddings=2304, deepstack_visual_indexes=[0], initializer_range=0.02
     )  # fmt: skip
@@ -156,7 +169,7 @@ def config_of(layout: Layout) -> dict[str, Any]:
     family, version = layout.family, layout.config
     text, vision, extra = sizes(family)
     common = dict(
-        architectures=["Qwen2_5_VLForConditionalGeneration" if family == "qwen2_5_vl" else "Qwen3VLForConditionalGeneration"],
+        architectures=[CLASSES[family][1]],
         model_type=family, tie_word_embeddings=layout.tied, **IDS,
     )  # fmt: skip
     own = vision | extra | {"flat": dict(in_chans=3, spatial_patch_size=vision["patch_size"])}.get(version, dict(in_channels=3))
@@ -179,6 +192,8 @@ def config_of(layout: Layout) -> dict[str, Any]:
                       temperature=1e-6, transformers_version="4.49.0")  # fmt: skip
     if family == "qwen3_vl":
         generation |= dict(repetition_penalty=1.0, temperature=0.7, top_k=20, top_p=0.8)
+    if layout.base:
+        generation = dict(bos_token_id=151643, do_sample=False, eos_token_id=151643, max_new_tokens=2048, transformers_version="4.45.0")
     return {"config.json": config, "generation_config.json": generation}
 
 
@@ -228,6 +243,8 @@ def tokenizer_of(layout: Layout) -> dict[str, Any]:
         add_prefix_space=False, bos_token=None, clean_up_tokenization_spaces=False, eos_token="<|im_end|>", errors="replace",
         model_max_length=131072, pad_token="<|endoftext|>", split_special_tokens=False, tokenizer_class="Qwen2Tokenizer", unk_token=None,
     )  # fmt: skip
+    if layout.base:
+        settings["eos_token"] = "<|endoftext|>"
     if layout.config == "5":
         settings |= dict(backend="tokenizers", extra_special_tokens=special, is_local=False, processor_class=PROCESSOR[layout.family])
         files = {"tokenizer.json": vocabulary_files()["tokenizer.json"]}
@@ -240,7 +257,7 @@ def tokenizer_of(layout: Layout) -> dict[str, Any]:
         settings |= dict(extra_special_tokens={}, processor_class=PROCESSOR[layout.family])
         files["added_tokens.json"] = {token: 151643 + i for i, token in enumerate(SPECIAL_TOKENS)}
         files["special_tokens_map.json"] = dict(additional_special_tokens=special, eos_token=dict(added["151645"]), pad_token=dict(added["151643"]))
-    template = WITH_PICTURES.replace("SYSTEM", "true" if layout.family == "qwen2_5_vl" else "false")
+    template = WITH_PICTURES.replace("SYSTEM", "false" if layout.family == "qwen3_vl" else "true")
     if layout.text_only:
         settings["chat_template"] = TEXT_ONLY
     if layout.template == "tokenizer_config.json":

@@ -100,6 +100,7 @@ def test_a_published_folder_gives_the_official_prompts_and_is_saved_as_it_was_re
     for key, tensor in vlm.model.state_dict().items():
         same = "model.language_model.embed_tokens.weight" if layout.tied and key == "lm_head.weight" else key
         assert torch.equal(tensor, weights[same].float()), key
+    assert vlm.end_tokens == {151643, 151645}  # also of a base model, whose tokenizer ends with 151643 alone
     least, most = published.PIXELS[layout.family]
     assert dict(vlm.image_processor.size) == {"shortest_edge": least, "longest_edge": most}
     vlm.save(tmp_path)
