@@ -15,6 +15,7 @@ adapter merged in.
 """
 
 import re
+import warnings
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -115,7 +116,7 @@ def base_of(source: str, start: str = "") -> str:
     folder = Path(source)
     if not (folder / "adapter_config.json").is_file():
         return ""
-    if whole := sorted(path.name for path in folder.glob("model*.safetensors*")) or sorted(path.name for path in folder.glob("pytorch_model*")):
+    if whole := sorted(path.name for pattern in ("model*.safetensors*", "pytorch_model*") for path in folder.glob(pattern)):
         raise ModelError(
             f"{source} has whole weights ({whole[0]}) and an adapter beside them; take adapter_config.json away if they are merged "
             f"already, or the whole weights if the adapter is meant."
@@ -151,7 +152,9 @@ def merge(model: nn.Module, source: str) -> None:
             renamed = {_today(name): value for name, value in pattern.items()}
             pattern.clear()
             pattern.update(renamed)
-    adapted = part_of(source, "adapter", lambda _: get_peft_model(model, config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers has new words that peft does not know yet
+        adapted = part_of(source, "adapter", lambda _: get_peft_model(model, config))
     seen = part_of(source, "adapter", lambda _: set_peft_model_state_dict(adapted, weights))
     wrong = sorted(seen.unexpected_keys) or sorted(name for name in seen.missing_keys if NAMES in name)
     if wrong:

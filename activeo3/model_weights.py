@@ -43,8 +43,9 @@ def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None
     """Raise ModelError if weights were not found, were of another shape, or have names that the model should know."""
     extra, missing, own = sorted(seen["unexpected_keys"]), sorted(seen["missing_keys"]), model.state_dict()
     if missing:
-        wrapped = [f": saved {how}, take {prefix!r} off every name" for prefix, how in WRAPPERS.items() if extra and extra[0].startswith(prefix)]
-        instead = f"; it has {_first(extra)} instead{''.join(wrapped)}" if extra else ""
+        wrapper = next((prefix for prefix in WRAPPERS if extra and extra[0].startswith(prefix)), "")
+        cause = f": saved {WRAPPERS[wrapper]}, take {wrapper!r} off every name" if wrapper else ""
+        instead = f"; it has {_first(extra)} instead{cause}" if extra else ""
         raise ModelError(f"{source} lacks {len(missing)} of {len(own)} weights, {_first(missing)}{instead}.")
     if seen["mismatched_keys"]:
         name, found, wanted = sorted(seen["mismatched_keys"])[0]
@@ -52,13 +53,13 @@ def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None
     known = {_numberless(name) for name in own}
     unused = [name for name in extra if _numberless(name) in known or ".lora_" in name]
     if unused:
-        raise ModelError(f"{source} has {len(unused)} weights that config.json leaves no place for, {_first(unused)}; they would not be used.")
+        raise ModelError(f"{source} has {len(unused)} weights that config.json leaves no place for, {_first(unused)}.")
 
 
 def check_finite(source: str, model: nn.Module) -> None:
     """Raise ModelError if a weight is NaN or infinite. One pass over the weights, without a copy of them."""
-    finite = {name: torch.stack(weight.detach().aminmax()).isfinite().all() for name, weight in model.named_parameters() if weight.numel()}
-    wrong = [name for name, all_finite in finite.items() if not all_finite]
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.numel()}
+    wrong = [name for name, weight in weights.items() if not torch.stack(weight.aminmax()).isfinite().all()]
     if wrong:
         raise ModelError(f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint.")
 
@@ -80,5 +81,5 @@ def _numberless(name: str) -> str:
 
 
 def _first(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first few of many names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -119,7 +119,8 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
     if family not in supported:
         raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
     if quantised := config.get("quantization_config"):
-        raise ModelError(f"{source} is quantised ({quantised.get('quant_method', 'in a way it does not name')}); name the model it was made from.")
+        how = quantised.get("quant_method", "in a way that it does not name")
+        raise ModelError(f"{source} is quantised ({how}); name the model it was made from.")
     return family
 
 

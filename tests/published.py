@@ -22,7 +22,8 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLC
 # Both templates in our own words; they render as the published ones do.
 WITH_PICTURES = (
     "{%- set seen = namespace(pictures=0) -%}{%- for turn in messages -%}"
-    "{%- if loop.first and turn.role != 'system' and SYSTEM -%}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
+    "{%- if loop.first and turn.role != 'system' and SYSTEM -%}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
     "{{ '<|im_start|>' + turn.role + '\\n' }}{%- if turn.content is string -%}{{ turn.content }}{%- else -%}"
     "{%- for part in turn.content -%}{%- if part.type == 'image' or 'image' in part -%}{%- set seen.pictures = seen.pictures + 1 -%}"
     "{%- if add_vision_id -%}{{ 'Picture ' ~ seen.pictures ~ ': ' }}{%- endif -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
@@ -30,7 +31,8 @@ WITH_PICTURES = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 TEXT_ONLY = (
-    "{%- if tools -%}{{ '<|im_start|>system\\n# Tools\\n<tools>' }}{%- for tool in tools -%}{{ tool | tojson }}{%- endfor -%}{{ '</tools><|im_end|>\\n' }}{%- endif -%}"
+    "{%- if tools -%}{{ '<|im_start|>system\\n# Tools\\n<tools>' }}{%- for tool in tools -%}{{ tool | tojson }}{%- endfor -%}"
+    "{{ '</tools><|im_end|>\\n' }}{%- endif -%}"
     "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' + '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
@@ -58,7 +60,9 @@ class Layout:
     config: Literal["flat", "4.51", "4.57", "5"] = "flat"
     names: Literal["old", "new"] = "old"  # model.layers, visual  |  model.language_model.layers, model.visual
     shards: int = 1
-    template: Literal["chat_template.json", "chat_template.jinja", "tokenizer_config.json", "additional", "processor_config.json"] = "chat_template.json"
+    template: Literal[
+        "chat_template.json", "chat_template.jinja", "tokenizer_config.json", "additional", "processor_config.json"
+    ] = "chat_template.json"
     text_only: bool = True  # in tokenizer_config.json
     pictures: Literal["limits", "size", "nested"] = "limits"
     tied: bool = False
@@ -144,7 +148,8 @@ def sizes(family: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         patch_size=PICTURES[family]["patch_size"],
     )  # fmt: skip
     if family == "qwen2_vl":  # hidden_size is that of the text tower here
-        vision = {key: value for key, value in vision.items() if key not in ("intermediate_size", "out_hidden_size")} | dict(embed_dim=16, mlp_ratio=2)
+        vision = {key: value for key, value in vision.items() if key not in ("intermediate_size", "out_hidden_size")}
+        vision |= dict(embed_dim=16, mlp_ratio=2)
     if family != "qwen3_vl":
         text |= dict(max_window_layers=28, sliding_window=32768, use_sliding_window=False)
         return text, vision, dict(hidden_act="quick_gelu") if family == "qwen2_vl" else dict(
@@ -184,7 +189,8 @@ def config_of(layout: Layout) -> dict[str, Any]:
         if family == "qwen2_5_vl":  # what was read flat is saved twice, and the name of the class inside
             inner["architectures"] = config.pop("architectures")
             del config["tie_word_embeddings"]
-            config |= {key: text[key] for key in text if key not in ("attention_dropout", "hidden_act", "initializer_range", "use_cache")} | old_rope
+            inside_only = ("attention_dropout", "hidden_act", "initializer_range", "use_cache")
+            config |= {key: value for key, value in text.items() if key not in inside_only} | old_rope
     else:
         inner = text | dict(rope_parameters=rope(family, "5"), model_type=f"{family}_text")
         config = common | dict(text_config=inner, vision_config=own, dtype="bfloat16", transformers_version="5.2.0")
@@ -256,7 +262,7 @@ def tokenizer_of(layout: Layout) -> dict[str, Any]:
     if layout.config in ("4.51", "4.57"):
         settings |= dict(extra_special_tokens={}, processor_class=PROCESSOR[layout.family])
         files["added_tokens.json"] = {token: 151643 + i for i, token in enumerate(SPECIAL_TOKENS)}
-        files["special_tokens_map.json"] = dict(additional_special_tokens=special, eos_token=dict(added["151645"]), pad_token=dict(added["151643"]))
+        files["special_tokens_map.json"] = dict(additional_special_tokens=special, eos_token=added["151645"], pad_token=added["151643"])
     template = WITH_PICTURES.replace("SYSTEM", "false" if layout.family == "qwen3_vl" else "true")
     if layout.text_only:
         settings["chat_template"] = TEXT_ONLY

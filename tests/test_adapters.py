@@ -154,9 +154,10 @@ def test_an_adapter_that_was_trained_with_transformers_4_is_merged(
     file = tmp_path / "adapter/adapter_model.safetensors"
     old = {name.replace("model.language_model.", "model.").replace("model.model.visual.", "model.visual."): tensor
            for name, tensor in load_file(file).items()}  # fmt: skip
-    assert any(name.startswith("base_model.model.model.layers.0") for name in old) and any("base_model.model.visual.blocks" in name for name in old)
+    assert {name.split(".")[2] for name in old} == {"model", "visual"} and not any("language_model" in name for name in old)
     save_file(old, file)
-    torch.testing.assert_close(logits(VisionLanguageModel.load(str(tmp_path / "adapter"), torch.float32), picture), expected, rtol=1e-4, atol=1e-4)
+    loaded = VisionLanguageModel.load(str(tmp_path / "adapter"), torch.float32)
+    torch.testing.assert_close(logits(loaded, picture), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_where_the_base_model_of_an_adapter_is_looked_for(make_vlm: Make, base: Path, tmp_path: Path) -> None:
@@ -173,7 +174,8 @@ def test_where_the_base_model_of_an_adapter_is_looked_for(make_vlm: Make, base: 
     assert adapters.base_of(str(adapter)) == str(base)
     names("Qwen/Qwen2.5-VL-7B-Instruct")
     assert adapters.base_of(str(adapter)) == "Qwen/Qwen2.5-VL-7B-Instruct" and adapters.base_of(str(adapter), str(base)) == str(base)
-    for gone, reason in (("/of/another/machine", "of /of/another/machine, which is not there"), (None, "that does not name its base model")):
+    unfound = (("/of/another/machine", "of /of/another/machine, which is not there"), (None, "that does not name its base model"))
+    for gone, reason in unfound:
         names(gone)
         assert adapters.base_of(str(adapter), str(base)) == str(base)
         with pytest.raises(ModelError, match=f"is an adapter {reason}; write its folder into"):
