@@ -70,3 +70,18 @@ def test_what_a_running_state_cannot_do_is_one_sentence(family: str) -> None:
         check_notes(family, notes)
     check_notes(family, EPISODES)
     check_notes(family, EvalConfig(checkpoint=("data/tiny",)))
+
+
+def test_an_evaluation_with_notes_is_refused_for_a_running_state(
+    make_vlm: Callable[..., VisionLanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)  # evaluate.py is a script beside the package
+    import evaluate
+
+    make_vlm("qwen3_5").save(tmp_path / "model")
+    config = EvalConfig(
+        checkpoint=(tmp_path / "model",), start=tmp_path / "model", benchmark=("plates",), task="zoom_qa", memory="notes",
+        limit=1, output_dir=tmp_path / "out",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="^--memory notes"):
+        evaluate.main(config)

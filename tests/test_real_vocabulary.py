@@ -27,6 +27,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from activeo3 import geometry, prompts
+from activeo3.answer_parsing import read_regions
+from activeo3.box_tokens import marked
 from activeo3.config import TrainConfig
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, sensing_view
@@ -233,6 +235,16 @@ def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     assert rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
     assert np.abs(np.array(rollout.regions) - boxes).max() <= 0.5 * 2000 / min(896, 1000) + 1e-6
+
+
+def test_box_tokens_are_single_tokens_and_read_as_they_were_written(real: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"<think>two</think><answer>{marked([(0, 27, 431, 999)], ['red cup'])}</answer>"
+    ids = real.tokenizer(text).input_ids
+    assert [token for token in ids if token >= FIRST_SPECIAL] == [151646, 151647, 151648, 151649]
+    monkeypatch.setattr(type(real), "boxes", "tokens")  # as of Qwen2-VL, which has this vocabulary
+    assert real.words_of([*ids, real.end_token]) == text
+    action = read_regions(real.answer_of([*ids, real.end_token]))
+    assert (action.boxes_text, action.labels, action.error) == (((0.0, 27.0, 431.0, 999.0),), ("red cup",), None)
 
 
 # ---------------------------------------------------------------------- sizes and coordinates
