@@ -19,6 +19,9 @@ Words: what the benchmarks say, and where this differs from it
   2. Yes or no (MME), and words (RealWorldQA): by the published rules (answer_rules.py). ``read_yes_or_no`` and
      ``read_word`` are kinder, for the column beside them.
 
+A model that was not trained here may be read by the ``lenient`` parser: what it finds where the strict one finds less has the
+strict one's error, so the format reward is the same, and says so (``Action.strict``).
+
 An answer that breaks the rules is data, never an exception: ``Action.error`` and ``Reading.error`` name what is wrong.
 """
 

@@ -21,7 +21,7 @@ was shown. After a look that came to nothing the view before it is still there. 
 Differences from Active-Perception-R1 (commit 14f2841), beside those of zooms.py and evidence.py:
   1. What a policy is told follows from its own action alone. There it learned which true region it had hit.
   2. A look is asked for in vain if no turn is left to use it: ``zoom_limit``, as is one too many.
-  3. Only what stands in ``<answer>`` is an answer; there, a last line was one too.
+  3. Only what stands in ``<answer>`` is an answer; there, a last line was one too, as it is here for ``--parser lenient``.
 """
 
 from dataclasses import dataclass, field, replace

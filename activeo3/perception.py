@@ -15,7 +15,7 @@ Deviations from the paper:
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and
-     [0, 0, 0, 0] if there are none.
+     [0, 0, 0, 0] if there are none; ``--parser lenient`` takes boxes of any form (lenient_parsing.py), for the same format.
   4. Counting ends with the number, which must be that of the things listed; the paper counts the boxes.
      A number that was not said is theirs, and the form is then wrong.
 """

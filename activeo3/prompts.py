@@ -3,7 +3,7 @@
 Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
 Fig. 5 to 7): seven sentences for the sensing role, as many where it looks for errors of a mask, one
 for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts
-should cost less than its pictures. Questions that are answered in words have one wording, that of their
+should cost less than its pictures. Episodes have a third, ``zoom_roi``. Questions that are answered in words have one wording, that of their
 files.
 
 Where a sentence asks for JSON, a family that writes boxes in special tokens (``Family.boxes``) is asked for those.
