@@ -14,10 +14,12 @@ from test_train import prepare, rows_of
 
 from activeo3 import adapters, checkpoints, engine
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.rivals import contest
 
 pytest.importorskip("peft")
+import evaluate  # noqa: E402
 import train  # noqa: E402
 from scripted import USUAL  # noqa: E402
 
@@ -181,6 +183,17 @@ def test_where_the_base_model_of_an_adapter_is_looked_for(make_vlm: Make, base: 
         with pytest.raises(ModelError, match=f"is an adapter {reason}; write its folder into"):
             adapters.base_of(str(adapter), str(adapter))
     assert contest([str(adapter)], str(base))[1] == str(base)
+
+
+def test_an_evaluation_puts_an_adapter_on_the_start_policy_that_is_named(
+    make_vlm: Make, base: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    expected = logits(by_peft(make_vlm, tmp_path / "adapter", "/of/another/machine"), picture)
+    config = EvalConfig(checkpoint=(str(tmp_path / "adapter"),), start=str(base), dtype="float32")
+    load = evaluate.loader(config, engine.Ranks(0, 1, torch.device("cpu"), tmp_path / "log"), config.start)
+    start, policy = load(config.start), load(config.checkpoint[0])
+    torch.testing.assert_close(logits(policy, picture), expected, rtol=1e-4, atol=1e-4)
+    assert (logits(start, picture) - expected).abs().max() > 0.01
 
 
 def test_an_adapter_that_does_not_fit_is_one_sentence(make_vlm: Make, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
