@@ -7,7 +7,7 @@ that is left out; only a file that is wrong as a whole is an error. Ids are of a
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 

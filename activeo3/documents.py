@@ -26,7 +26,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
-from PIL import Image
 
 from activeo3.data_layouts import files_of, folder_of
 from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, read_json, shortened, within

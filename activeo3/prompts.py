@@ -140,7 +140,7 @@ _JSON = r'\{\{"bbox_2d": \[x1, y1, x2, y2\]'
 _TOKENS = (
     (rf' as a JSON list of objects of the form {_JSON}, "label": "([^"]*)"\}}\}}', rf", each as '\1' with its corners {_CORNERS}"),
     (rf"a JSON list of objects of the form {_JSON}, \"label\": \"name\"\}}\}}", f"each name and its corners {_CORNERS}"),
-    (rf", or a point, of every (.*?) as a JSON list .*?, and after the list", rf" of every \1 as {_CORNERS}, and after them"),
+    (r", or a point, of every (.*?) as a JSON list .*?, and after the list", rf" of every \1 as {_CORNERS}, and after them"),
     (rf"a JSON list of up to (\S+) objects of the form {_JSON}\}}\}}", rf"up to \1 boxes {_CORNERS}"),
     (rf"{_JSON}\}}\}}", _CORNERS),
     (r"\[x1, y1, x2, y2\]", _CORNERS),

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Sequence
 
-import numpy as np
 import torch
 
 from activeo3 import correction, episodes, evidence, matching, oneshot, perception, prompts, rewards
@@ -31,7 +30,7 @@ from activeo3.answer_parsing import read_boxes
 from activeo3.config import ConfigError, TrainConfig, _Config
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
-from activeo3.geometry import Frame, as_boxes, ordered
+from activeo3.geometry import Frame
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import SENSING, Question, Role
 from activeo3.schema import Example, Outcome, Reading, Region, Rollout, Score

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import END, Scripted, blobs, finds, painted, written
 
-from activeo3 import answer_parsing, lenient_parsing, results, suites
+from activeo3 import lenient_parsing, results, suites
 from activeo3.answer_parsing import read_boxes, read_letter, read_regions, read_word, read_yes_or_no
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_parsing import announced
-from activeo3.geometry import as_boxes
 from activeo3.lenient_parsing import boxes_in, last_number, last_words
 from activeo3.measures import compare
 from activeo3.perception import TASKS as ONE_SHOT

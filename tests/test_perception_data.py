@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import pickle
-import re
 import shutil
 from pathlib import Path
 from typing import Any, Callable

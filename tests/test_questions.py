@@ -5,7 +5,6 @@ import csv
 import doctest
 import io
 import json
-import re
 import sys
 from collections import Counter
 from pathlib import Path

@@ -176,6 +176,7 @@ def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], c
     config = replace(config, temperature=0.7, model=models[family])
     policy = train.start_policy(alone, config, learns=True)
     seen: list[Tensor] = []
+    torch.manual_seed(0)
     with policy.gathered() as actor:
         hook = actor.model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits[:, -1]))
         prompts, rollouts = train.look(actor, small_pictures()[:2], 2, Sampling(0.7, 12), config)

@@ -149,7 +149,7 @@ def decode(probe: Probe) -> None:
                 probe.note(f"vlm.generate, {name}, {'cuDNN off' if off else 'cuDNN on'}", ms_per_token=1e3 * (long - short) / T, prefill_and_one_ms=1e3 * short)
     cudnn_attention(False)
     with probe.trying("kernels a token"), torch.no_grad():
-        rows = vlm._prefilled(one, 8)
+        rows = vlm._prefilled([one], 8)
         vlm._decode(rows, 4, Sampling(1.0, 99))
         few, many = kernels(lambda: vlm._decode(rows, 2, Sampling(1.0, 99))), kernels(lambda: vlm._decode(rows, 10, Sampling(1.0, 99)))
         probe.note("of one token, 8 rows", kernels=(sum(c for _, c, _ in many) - sum(c for _, c, _ in few)) / 8,
@@ -158,7 +158,7 @@ def decode(probe: Probe) -> None:
     greedy = [list(ids) for row in vlm.generate(one, 8, Sampling(0.0, T)) for ids in row]
     for rows, attend in ((8, "sdpa"), (8, "matmul"), (32, "matmul")):
         with probe.trying(f"graph, {rows} rows, {attend}"):
-            decoder = Graphed(vlm, vlm._prefilled(one, rows), columns, attend)
+            decoder = Graphed(vlm, vlm._prefilled([one], rows), columns, attend)
             captured, written = once(decoder.capture), []
             seconds = once(lambda: written.extend(decoder.run(T)))  # noqa: B023
             same = sum(a == b for row, other in zip(written, greedy) for a, b in zip(row, other)) / sum(map(len, greedy))
