@@ -83,9 +83,13 @@ class Encoder:
 
     @cached_property
     def opening(self) -> str:
-        """How the chat template itself begins an answer, e.g. "<think>" for models that always think; mostly nothing."""
+        """How the chat template itself begins an answer, e.g. "<think>" for models that always think; mostly nothing.
+
+        A thought that the template also ends, as for models that are not to think, is no part of the answer.
+        """
         begun = self._chat([_words("?")]).rpartition("<|im_start|>")[2]
-        return begun.partition("\n")[2]  # behind the line that names the role
+        opened = begun.partition("\n")[2]  # behind the line that names the role
+        return "" if "</think>" in opened else opened
 
     def ends(self, turn: Sequence[int]) -> bool:
         """Did a turn end by itself, and not by the length limit?"""

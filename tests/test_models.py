@@ -474,11 +474,18 @@ def test_what_the_template_begins_an_answer_with_belongs_to_its_text(make_vlm: M
     plain = make_vlm("qwen3_vl")
     ids = plain.tokenizer("left</think><answer>[]</answer>").input_ids
     assert plain.opening == "" and plain.words_of(ids) == "left</think><answer>[]</answer>"
-    thinking = copy.deepcopy(plain.tokenizer)  # as the templates of models that always think
-    thinking.chat_template = plain.tokenizer.chat_template.replace(
-        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
-    )
-    vlm = VisionLanguageModel(plain.model, thinking, plain.image_processor)
+
+    def begun(opening: str) -> VisionLanguageModel:
+        thinking = copy.deepcopy(plain.tokenizer)  # as the templates of models that always think, or never
+        thinking.chat_template = plain.tokenizer.chat_template.replace(
+            "<|im_start|>assistant\n{% endif %}", f"<|im_start|>assistant\n{opening}{{% endif %}}"
+        )
+        return VisionLanguageModel(plain.model, thinking, plain.image_processor)
+
+    closed = begun("<think>\n\n</think>\n\n")
+    assert closed.opening == "" and closed.words_of([*ids, closed.end_token]) == "left</think><answer>[]</answer>"
+    assert closed.tokenizer.decode(closed.encode_next([None], ["Closer."])[0].ids).endswith("<think>\n\n</think>\n\n")
+    vlm = begun("<think>\n")
     assert vlm.opening == "<think>\n"
     assert vlm.words_of([*ids, vlm.end_token]) == "<think>\nleft</think><answer>[]</answer>"
     (prompt,) = vlm.encode_next([None], ["Closer."])
