@@ -295,4 +295,4 @@ def before_and_after(
     curves = report.read_rows(folder / "metrics.jsonl")
     write_page(folder / "report.html", "activeo3: learning where a mask is wrong", summary, curves, *table(rows), pairs)
     say(report.table(*table(rows), f"{data}, masks of {len(examples)} pictures", digits=3))
-    say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
+    say(report.where(folder))

@@ -23,7 +23,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import adapters, families
+from activeo3 import adapters, families, outputs
 from activeo3.caches import recompute_with_cache
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object, writable_folder
@@ -149,6 +149,7 @@ def start(output_dir: Path) -> Ranks:
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     writable_folder(output_dir)
+    outputs.claim(output_dir, f"libraries-{rank}.log")
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")

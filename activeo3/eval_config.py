@@ -111,7 +111,7 @@ class EvalConfig(_Config):
         """Raise ConfigError if the flags about a picture of the user's do not go together."""
         asked = [flag for flag in ("find", "question") if getattr(self, flag)]
         if len(asked) > 1 or bool(self.image) != bool(asked):
-            raise ConfigError("--image goes with --find or with --question: --image photo.jpg --find 'red star'.")
+            raise ConfigError("--image goes with one of --find and --question: --image photo.jpg --find 'red star'.")
         if self.image and self.task != "sense" and (self.find or self.task != "zoom_qa"):
             raise ConfigError(f"--image is looked at: leave out --task {self.task}.")
         for flag in ("options", "protocol"):

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import files, outputs, pictures, prompts
-from activeo3.answer_parsing import LETTERS, read_letter
+from activeo3.answer_parsing import LETTERS, answer_in, read_letter
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
 from activeo3.jobs import Expert
@@ -113,10 +113,13 @@ def found(example: Example, policy: VisionLanguageModel, expert: Expert, config:
     (outcome,) = act(expert, [example], [rollout.regions], config)
     boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
     summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
-    return Told([("sensing", rollout.text), *_named(rollout.regions), *boxes, summary], rollout.regions, outcome)
+    return Told([("sensing", rollout.text), *_named(rollout.regions, rollout.action.error), *boxes, summary], rollout.regions, outcome)
 
 
-def _named(regions: Sequence[Region]) -> list[tuple[str, str]]:
+def _named(regions: Sequence[Region], error: str | None = None) -> list[tuple[str, str]]:
+    """Every region by its number; without any, why: what was wrong with the answer (``Action.error``)."""
+    if not regions:
+        return [("regions", f"none, so there is no crop: {f'the answer has a wrong form ({error})' if error else 'they are too small'}")]
     return [(f"region {place}", _corners(region)) for place, region in enumerate(regions, start=1)]
 
 
@@ -139,9 +142,8 @@ def answered(example: Example, policy: VisionLanguageModel, expert: VisionLangua
         shown = [("picture and crops", [whole, *crops])] if crops else []
     texts = ask(expert, [of_one for _, of_one in [(WITHOUT_ZOOM, [whole]), *shown]], config)
     lines = list(zip([WITHOUT_ZOOM, *(what for what, _ in shown)], texts))
-    nowhere = [] if regions else [("regions", f"none, so there is no crop ({rollout.action.error or 'too small'})")]
     said = texts[-1] if config.protocol == "together" else ""
-    return Told([("sensing", rollout.text), *_named(regions), *nowhere, *lines], regions, said=said)
+    return Told([("sensing", rollout.text), *_named(regions, rollout.action.error), *lines], regions, said=said)
 
 
 def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], config: EvalConfig) -> list[str]:
@@ -149,7 +151,8 @@ def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], conf
     asked = [prompts.question_prompt(config.question, config.options, crops=len(of_one) - 1) for of_one in shown]
     encoded = model.encode([list(of_one) for of_one in shown], asked)
     answers = model.generate(encoded, 1, Sampling(0.0, config.task_max_new_tokens))
-    return [with_option(model.words_of(ids), model.ends(ids), config.options) for (ids,) in answers]
+    texts = [model.words_of(ids) for (ids,) in answers]
+    return [with_option(answer_in(text) or text, model.ends(ids), config.options) for text, (ids,) in zip(texts, answers)]
 
 
 def with_option(text: str, finished: bool, options: Sequence[str]) -> str:
@@ -174,4 +177,4 @@ def in_turns(example: Example, policy: VisionLanguageModel, expert: VisionLangua
     turns = [(f"turn {place} ({status})", policy.words_of(turn))
              for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)]  # fmt: skip
     regions = rollout.episode.looked_at
-    return Told([(WITHOUT_ZOOM, at_once), *turns, *_named(regions), ("answer", said)], regions, said=said)
+    return Told([(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", said)], regions, said=said)

@@ -53,8 +53,8 @@ ul.summary b { color: var(--ink); font-weight: 600; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 9px 18px; border-top: 1px solid var(--line);
-  vertical-align: baseline; } thead th { border-top: 0; color: var(--faint); font-weight: 500;
-  font-size: 14px; } th.right, td.right { text-align: right; white-space: nowrap; }
+  vertical-align: baseline; overflow-wrap: anywhere; } thead th { border-top: 0; color: var(--faint); font-weight: 500;
+  font-size: 14px; } th.right, td.right { text-align: right; white-space: nowrap; overflow-wrap: normal; }
 td small { color: var(--faint); margin-left: 6px; }
 code { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 12px; }

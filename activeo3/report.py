@@ -105,6 +105,12 @@ def glossary_table() -> str:
     return table(rows, ["metric", "unit", "what it says", "a healthy run"])
 
 
+def where(folder: Path) -> str:
+    """Where a run has left what a person looks at; a short run has no samples."""
+    samples = f"; samples: {folder / 'samples'}" if (folder / "samples").is_dir() else ""
+    return f"curves and pictures: {folder / 'report.html'}{samples}; numbers: {folder / 'results.json'}"
+
+
 # ----------------------------------------------------------------------------------- files and JSON
 
 def strict_json(value: Any) -> str:

@@ -318,4 +318,4 @@ def _finish(
         pairs,
     )  # fmt: skip
     say(report.table(*table, f"{data}, {pictures} pictures"))
-    say(f"curves and pictures: {folder / 'report.html'}; samples: {folder / 'samples'}; numbers: {folder / 'results.json'}")
+    say(report.where(folder))

@@ -116,7 +116,7 @@ def test_an_answer_without_regions_leaves_the_picture_alone(photo: Path, tokeniz
         config = config_of(photo, protocol=protocol)
         eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
         said = told(capsys)
-        assert said["regions"] == "none, so there is no crop (tags)" and said["whole picture, no zoom"] == "red"
+        assert said["regions"] == "none, so there is no crop: the answer has a wrong form (tags)" and said["whole picture, no zoom"] == "red"
         assert "picture and crops" not in said and "crop 1 alone" not in said
 
 
@@ -139,9 +139,9 @@ def test_what_cannot_speak_cannot_answer(photo: Path, tokenizer, tmp_path: Path)
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (dict(find="dot"), ("--find or with --question",)),
-        (dict(image=""), ("--find or with --question",)),
-        (dict(question="", options=("a", "b")), ("--image goes with --find",)),
+        (dict(find="dot"), ("one of --find and --question",)),
+        (dict(image=""), ("one of --find and --question",)),
+        (dict(question="", options=("a", "b")), ("--image goes with one of",)),
         (dict(question="", find="dot", options=("a", "b")), ("--options belongs to --question",)),
         (dict(question="", find="dot", protocol="per_crop"), ("--protocol belongs to --question",)),
         (dict(protocol="each"), ("--protocol", "'each'", "per_crop")),

@@ -118,10 +118,13 @@ def test_a_run_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, m
     for name, value in rank_environment(0, 1).items():
         monkeypatch.setenv(name, value)
     rows = json.dumps({"step": 1, "loss": 2.5}) + "\n"  # as another trainer writes them
-    (tmp_path / "metrics.jsonl").write_text(rows)
-    with pytest.raises(ConfigError, match="metrics.jsonl was not written by activeo3"):
-        train.main(TrainConfig(output_dir=str(tmp_path), model="no/such/model"))
-    assert (tmp_path / "metrics.jsonl").read_text() == rows
+    for name in ("metrics.jsonl", "libraries-0.log"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(rows)
+        with pytest.raises(ConfigError, match=f"{name} was not written by activeo3"):
+            train.main(TrainConfig(output_dir=str(folder), model="no/such/model"))
+        assert (folder / name).read_text() == rows
 
 
 # ---------------------------------------------------------------------- a full disk
