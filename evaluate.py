@@ -166,8 +166,7 @@ def opened_split(name: str, split: str, limit: int, config: EvalConfig) -> Datas
     """The first ``limit`` questions of a split (0: all), no picture read yet; ``name:split`` has a split of its own."""
     name, _, own = name.partition(":")
     split = own if own and split == config.split else split
-    drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
-    return datasets.open_dataset(name, split, config.data_root, limit or None, *drawn)
+    return datasets.open_dataset(name, split, config.data_root, limit or None, *config.dataset_options)
 
 
 def loader(config: EvalConfig, ranks: Ranks, start: str, *others: str) -> Callable[[str], VisionLanguageModel]:

@@ -147,8 +147,7 @@ def main(config: TrainConfig) -> None:
     ranks = engine.start(Path(config.output_dir))
     outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
     saved = checkpoints.resumable(config, ranks)
-    drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
-    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn)
+    dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options)
     dataset = curriculum.stage_of(posed(dataset, task), config)
     held_out = suites.held_out(config, ranks.gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := planner.forecast(config, ranks.world, ranks.room_gb())):

@@ -178,6 +178,11 @@ class _Config:
             return self
         return dataclasses.replace(self, parser="strict" if trained_here else "lenient")
 
+    @property
+    def dataset_options(self) -> tuple[int, int, int, float]:
+        """What ``datasets.open_dataset`` is told about tiles, the draw of questions and absent ones, in its order."""
+        return self.tile, self.tile_overlap, self.selection_seed, self.absent
+
     def _needs_root(self) -> None:
         """Raise ConfigError if --data lies on disk and nobody said where."""
         if not set(self.data) <= DRAWN and not self.data_root:

@@ -144,8 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = writable_folder(path.parent)
     outputs.claim(folder, path.name)
     ranks = engine.join(folder)
-    drawn = (config.tile, config.tile_overlap, config.selection_seed, config.absent)
-    dataset = posed(open_dataset(config.data, config.split, config.data_root, config.limit or None, *drawn), task)
+    dataset = posed(open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options), task)
     with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
     vlm.model.to(ranks.device)

@@ -18,16 +18,8 @@ from activeo3.schema import Example
 
 
 @dataclass(frozen=True, eq=False)
-class BoxDataset:
-    """Questions that are answered with boxes, ordered by (image id, category id).
-
-    An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
-    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
-    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py);
-    for a tile ``window_px``, ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is
-    known (eval_tiles.py); and how the set is scored, ``rules``.
-    """
+class _Indexed:
+    """A data set that is read from the index of an annotation file, and how it is scored."""
 
     name: str
     split: str
@@ -41,6 +33,19 @@ class BoxDataset:
     @property
     def dropped(self) -> tuple[str, ...]:
         return self.index.dropped
+
+
+@dataclass(frozen=True, eq=False)
+class BoxDataset(_Indexed):
+    """Questions that are answered with boxes, ordered by (image id, category id).
+
+    An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
+    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
+    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
+    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py);
+    for a tile ``window_px``, ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is
+    known (eval_tiles.py); and how the set is scored, ``rules``.
+    """
 
     def __len__(self) -> int:
         return len(self.index.questions)
@@ -79,7 +84,7 @@ class BoxDataset:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureDataset:
+class PictureDataset(_Indexed):
     """Every picture as one question: where is everything, and what is it?
 
     A picture without boxes is a question as well, whose answer is an empty list. The example's fields:
@@ -87,11 +92,6 @@ class PictureDataset:
     ``rules``. Of a federated file also the names of ``checked`` categories, the only ones that can be missed or
     invented, and of those with boxes for a part of their instances, ``partly``.
     """
-
-    name: str
-    split: str
-    index: Index
-    rules: MetricRules = COCO
 
     def _names(self, categories: Collection[int]) -> frozenset[str]:
         return frozenset(self.index.names[number] for number in categories if number in self.index.names)
@@ -108,14 +108,6 @@ class PictureDataset:
         for question in self.index.questions:
             found.setdefault(question.image_id, []).append(question)
         return found
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return self.index.paths
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return self.index.dropped
 
     def __len__(self) -> int:
         return len(self.numbers)

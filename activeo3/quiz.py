@@ -49,6 +49,7 @@ from activeo3.data_mme import COGNITION, PERCEPTION
 from activeo3.data_vstar import VSTAR_KINDS
 from activeo3.eval_config import EvalConfig
 from activeo3.files import Dataset
+from activeo3.generate import in_batches
 from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.intervals import Metric
@@ -212,18 +213,19 @@ def ask(
 ) -> list[Answer]:
     """One greedy answer per example, which sees the whole picture and its regions enlarged."""
     sampling = Sampling(0.0, config.task_max_new_tokens)
-    at_once = max(1, config.task_batch // (1 + config.regions))
-    answers = []
-    for first in range(0, len(examples), at_once):
-        part = examples[first : first + at_once]
-        shown = [views(model, e, r, config, native, black) for e, r in zip(part, regions[first : first + at_once], strict=True)]
+
+    def work(part: Sequence[tuple[Example, Sequence[Region]]]) -> list[Answer]:
+        shown = [views(model, example, of_one, config, native, black) for example, of_one in part]
         asked = [
             prompts.question_prompt(e.query, e.fields["options"], e.fields.get("hint", ""), len(of_one) - 1)
-            for e, of_one in zip(part, shown)
+            for (e, _), of_one in zip(part, shown)
         ]
-        for example, (token_ids,) in zip(part, model.generate(model.encode(shown, asked), 1, sampling), strict=True):
-            answers.append(read(benchmark, example, model.words_of(token_ids), model.ends(token_ids)))
-    return answers
+        answers = model.generate(model.encode(shown, asked), 1, sampling)
+        return [
+            read(benchmark, example, model.words_of(ids), model.ends(ids)) for (example, _), (ids,) in zip(part, answers, strict=True)
+        ]
+
+    return in_batches(work, list(zip(examples, regions, strict=True)), max(1, config.task_batch // (1 + config.regions)))
 
 
 def views(

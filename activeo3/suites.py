@@ -247,8 +247,8 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     if not config.eval_examples:
         return []
     measures.ready(config.task)
-    drawn = (config.tile, config.tile_overlap, config.selection_seed, max(config.absent, ABSENT))
-    dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *drawn)
+    options = replace(config, absent=max(config.absent, ABSENT)).dataset_options
+    dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *options)
     return readable(posed(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 
 
