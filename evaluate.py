@@ -49,6 +49,8 @@ def main(config: EvalConfig) -> None:
     # Before the work, so that nothing is refused at its end.
     outputs.claim(folder, *(eval_demo.names(config) if config.image else outputs.OF_AN_EVALUATION))
     ranks = engine.join(folder)
+    if ranks.rank == 0:
+        outputs.sweep(folder)
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     start_source = rows[0].source if config.question else start_source  # one model looks and answers
     benchmarks = config.benchmark or config.data

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
-from activeo3 import budgets, checkpoints, curriculum, engine, grpo, outputs, planner, report, suites
+from activeo3 import budgets, checkpoints, curriculum, engine, grpo, outputs, planner, random_states, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -155,7 +155,7 @@ def main(config: TrainConfig) -> None:
     policy = start_policy(ranks, config, learns=True)
     reference = engine.WithoutAdapters(policy) if config.lora else start_policy(ranks, config, learns=False)
     task_model = other_task_model(ranks, config)
-    checkpoints.seed_everything(config.seed, ranks.rank)
+    random_states.seed_everything(config.seed, ranks.rank)
     first = 1
     if saved:
         checkpoints.restore(policy, saved)

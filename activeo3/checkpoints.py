@@ -1,22 +1,18 @@
 """A run that can be cut off at any moment: checkpoints that are whole or not there, and going on from them.
 
 A checkpoint is a model folder for plain transformers, with DeepSpeed's state and every random generator's
-beside it. DeepSpeed itself stays behind ``Sharded``.
+beside it, and the digests of all its files. DeepSpeed itself stays behind ``Sharded``.
 """
 
 import json
 import os
-import random
 import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
-import numpy as np
-import torch
-
-from activeo3 import adapters, outputs
+from activeo3 import adapters, checkpoint_files, outputs, random_states
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
 from activeo3.flags import read_object
@@ -31,26 +27,27 @@ KEPT = 0.98
 def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
     """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
 
-    It is built under another name and renamed when complete, so a checkpoint that can be seen is whole. ``say`` is told
-    of adapters that have lost something in merged weights.
+    It is built under another name, put on the disk, and renamed when complete, so a checkpoint that can be seen is whole, also
+    after a power cut. ``say`` is told of adapters that have lost something in merged weights.
 
-    Raises ConfigError if the disk is full: earlier checkpoints stay as they are.
+    Raises ConfigError if it cannot be written: earlier checkpoints stay as they are.
     """
     ranks, folder = sharded.ranks, Path(config.output_dir)
     target, building = folder / f"checkpoint-{step}", folder / f"building-checkpoint-{step}"
-    if ranks.rank == 0:
-        _remove_unfinished(folder)
-        building.mkdir(parents=True)
-    ranks.wait()
     try:
+        if ranks.rank == 0:
+            sweep(folder)
+            building.mkdir()
+        ranks.wait()
         share = _write(sharded, config, step, building)
+        if ranks.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(building, target)
+            outputs.sync(folder)
     except Exception as error:  # each library raises its own when it cannot write
         shutil.rmtree(building, ignore_errors=True)  # what is half written takes the room that is missing
-        missing = _no_room(sharded, folder, f"{target} could not be written", error)
-        raise (missing or error) from None
+        raise (_not_written(sharded, folder, target, error) or error) from None
     if ranks.rank == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
         for old in complete(folder)[: -config.keep] if config.keep else []:
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
         if share < KEPT:
@@ -64,7 +61,7 @@ def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> 
     """Write all parts of a checkpoint; the share of the adapters' corrections that the weights hold (1 without)."""
     ranks, share = sharded.ranks, 1.0
     with ranks.quietly():
-        sharded.engine.save_checkpoint(str(building), tag="deepspeed", save_latest=False)
+        sharded.save(building)
         with sharded.gathered() as whole:
             if ranks.rank == 0 and config.lora:
                 weights, share = adapters.merged(whole.model)
@@ -72,18 +69,23 @@ def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> 
                 adapters.save(whole.model, config.model, building / "adapters")
             elif ranks.rank == 0:
                 whole.save(building)
-    torch.save(_random_state(), building / f"random-{ranks.rank}.pt")
-    ranks.wait()
+    random_states.save(building / f"random-{ranks.rank}.pt")
     if ranks.rank == 0:
-        state = {"step": step, "world": ranks.world, "config": asdict(config)}
+        state = {"step": step, "world": ranks.world, "sealed": True, "config": asdict(config)}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
+        if (rows := building.parent / "metrics.jsonl").is_file():
+            outputs.sync(rows)  # its rows up to this step belong to the checkpoint
+    ranks.wait()
+    checkpoint_files.seal(building, ranks.share, ranks.rank == 0)
     return share
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a run left that was killed while it wrote or deleted a checkpoint."""
-    for left in folder.glob("building-checkpoint-*"):
-        if _STEP.fullmatch(left.name.removeprefix("building-")):
+def sweep(folder: Path) -> None:
+    """Remove what a run left that was killed while it wrote or deleted a checkpoint, a file or samples."""
+    unfinished = [path for path in folder.glob("building-checkpoint-*") if _STEP.fullmatch(path.name.removeprefix("building-"))]
+    with outputs.enough_room(folder):
+        outputs.sweep(folder)
+        for left in [*unfinished, *folder.glob("samples/.step-*.tmp")]:
             shutil.rmtree(left)
 
 
@@ -98,30 +100,33 @@ def bytes_of(sharded: Sharded) -> int:
 
 def check_room(sharded: Sharded, config: TrainConfig) -> None:
     """Raise ConfigError, before the work, if there is no room for even one checkpoint in ``--output_dir``."""
-    folder = Path(config.output_dir)
-    if sharded.ranks.rank == 0:
-        _remove_unfinished(folder)
-    sharded.ranks.wait()
-    missing = _no_room(sharded, folder, f"--output_dir {folder} has no room for a checkpoint")
-    if any(sharded.ranks.gather(missing is not None)):
-        raise missing or ConfigError(f"--output_dir {folder} has no room for a checkpoint on another machine.")
+    folder, ranks = Path(config.output_dir), sharded.ranks
+    full = outputs.free_bytes(folder) < bytes_of(sharded)
+    if any(ranks.gather(full)):
+        where = f"--output_dir {folder} has no room for a checkpoint"
+        raise ConfigError(f"{where}: {_room(sharded, folder)}." if full else f"{where} on another machine.")
 
 
-def _no_room(sharded: Sharded, folder: Path, what: str, error: Exception | None = None) -> ConfigError | None:
-    """What to say if the disk is full; None if it is not, and the ``error`` is about something else."""
-    needed, free = bytes_of(sharded), shutil.disk_usage(folder).free
-    if not (error and outputs.is_full(error)) and free >= needed:
+def _not_written(sharded: Sharded, folder: Path, target: Path, error: Exception) -> ConfigError | None:
+    """What to say if ``target`` could not be written into ``folder``; None if the ``error`` is about something else."""
+    full = outputs.is_full(error) or outputs.free_bytes(folder) < bytes_of(sharded)
+    closed = outputs.why_closed(folder)
+    if not (full or closed or isinstance(error, OSError)):
         return None
-    whole = [path.name for path in complete(folder)]
-    kept = f"; {whole[-1]} is whole, and the same command goes on from it" if whole else ""
-    return ConfigError(
-        f"{what}: it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, or lower --keep{kept}."
-    )
+    reason = "" if full else f" ({closed or error.strerror})"  # type: ignore[attr-defined]
+    return ConfigError(f"{target} could not be written{reason}: {_room(sharded, folder)}.")
+
+
+def _room(sharded: Sharded, folder: Path) -> str:
+    """Room that is needed and that there is, and what is kept if it is not enough."""
+    needed, free, whole = bytes_of(sharded), outputs.free_bytes(folder), complete(folder)
+    kept = f"; {whole[-1].name} is whole, and the same command goes on from it" if whole else ""
+    return f"it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, or lower --keep{kept}"
 
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [path.parent for path in folder.glob("checkpoint-*/activeo3.json")]
+    found = {path.parent for name in ("activeo3.json", checkpoint_files.DIGESTS) for path in folder.glob(f"checkpoint-*/{name}")}
     numbered = {path.name.removeprefix("checkpoint-"): path for path in found}
     return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
@@ -134,30 +139,95 @@ def run_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "activeo3.json"
     state = read_object(path, str(path))
     for name, kind in (("step", int), ("world", int), ("config", dict)):
-        if not isinstance(state.get(name), kind):
-            raise ConfigError(f"{path} does not say the {name!r} of its run; delete {checkpoint} to use an earlier one.")
+        if type(state.get(name)) is not kind or kind is int and state[name] < 0:
+            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
+    for name in ("model", "task"):
+        if not isinstance(state["config"].get(name, ""), str):
+            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
     return state
 
 
-def resumable(config: TrainConfig, ranks: Ranks) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of ``output_dir``, or None for a fresh start.
+def resumable(config: TrainConfig, ranks: Ranks, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """The state of the checkpoint of ``output_dir`` to go on from, or None for a fresh start; a collective.
 
-    Raises ConfigError when that run had another world size or other numbers: it would not be the same run.
+    ``say`` is told, on one rank, if it is not the newest, or cannot be checked. Raises ConfigError when the checkpoint is
+    damaged, or its run had another world size or other numbers: it would not be the same run.
     """
-    found = complete(Path(config.output_dir))
+    folder = Path(config.output_dir)
+    if ranks.rank == 0:
+        sweep(folder)
+    found = complete(folder)
     _refuse_foreign(config, {path.name for path in found})
     if not found:
         return None
-    state = run_state(found[-1])
+    path, damaged = _newest_whole(found, config, ranks)
+    if ranks.rank == 0:
+        _set_aside(damaged, path, say)
+        if not checkpoint_files.is_sealed(path):
+            say(f"activeo3: {path} was made by an older version and has no digests: it is used unchecked")
+    return run_state(path) | {"path": path}
+
+
+def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Ranks) -> tuple[Path, list[Path]]:
+    """The newest whole checkpoint, and the damaged ones that are newer. Raises ConfigError if there are any and it was not asked for."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(found):
+        if not (damage := _damage(path, config, ranks)):
+            break
+        damaged[path] = damage
+    whole = [path for path in found if path not in damaged]
+    if damaged and not (whole and config.resume_from == "earlier"):
+        advice = "go on from {} with --resume_from earlier" if whole else "no earlier one is whole, start in another --output_dir"
+        raise ConfigError(f"{damaged[found[-1]]}; {advice.format(path)}.")
+    return path, list(damaged)
+
+
+def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
+    """What is wrong with a checkpoint, as the beginning of a sentence that names a file; "" if nothing is.
+
+    Raises ConfigError for one of another run, before gigabytes are read.
+    """
+    try:
+        state = run_state(path)
+    except ConfigError as error:
+        return str(error).removesuffix(".")
+    if str(state["step"]) != path.name.removeprefix("checkpoint-"):
+        return f"{path / 'activeo3.json'} is of step {state['step']}: it is damaged, or of another folder"
+    sealed = state.get("sealed") or checkpoint_files.is_sealed(path)
+    if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
+        return damage
+    _refuse_another_run(path, state, config, ranks)
+    if sealed:
+        return checkpoint_files.damage(path, ranks.share)
+    for rank in range(state["world"]):
+        parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
+        for part in parts:
+            if not any(path.glob(part)):
+                return f"{path / part} is missing"
+    return ""
+
+
+def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Ranks) -> None:
+    """Raise ConfigError if a checkpoint was made by another number of processes or with other numbers."""
     if state["world"] != ranks.world:
         raise ConfigError(
-            f"{found[-1]} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
+            f"{path} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
             f"{ranks.world}; start as many, or choose another --output_dir."
         )
     different = config.differences(state["config"])
     if different:
-        raise ConfigError(f"{found[-1]} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
-    return state | {"path": found[-1]}
+        raise ConfigError(f"{path} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
+
+
+def _set_aside(damaged: Sequence[Path], used: Path, say: Callable[[str], None]) -> None:
+    """Rename checkpoints that are newer than the one that is used, so that they are neither taken for the newest nor kept in its place."""
+    for path in damaged:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        say(f"activeo3: going on from {used}; damaged and now called damaged-...: {names}")
 
 
 def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
@@ -171,34 +241,10 @@ def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
 
 
 def restore(sharded: Sharded, state: dict[str, Any]) -> None:
-    """Put weights, optimizer and every random generator back to where the checkpoint was made.
+    """Put weights, optimizer and every random generator back to where the checkpoint was made; nothing in it is run.
 
-    Raises ConfigError when parts of the checkpoint are gone.
+    Raises ConfigError when parts of the checkpoint are damaged.
     """
-    path, rank = state["path"], sharded.ranks.rank
-    parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
-    if not all(list(path.glob(part)) for part in parts):
-        raise ConfigError(f"{path} has lost a part and cannot be continued; delete it to go on from an earlier one.")
     with sharded.ranks.quietly():
-        sharded.engine.load_checkpoint(str(path), tag="deepspeed")
-    _set_random_state(torch.load(path / parts[0], weights_only=False))
-
-
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed all generators, differently on every rank, so that ranks do not draw the same answers."""
-    random.seed(seed * 1000 + rank)
-    np.random.seed(seed * 1000 + rank)
-    torch.manual_seed(seed * 1000 + rank)
-
-
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        sharded.load(state["path"])
+    random_states.restore(state["path"] / f"random-{sharded.ranks.rank}.pt")

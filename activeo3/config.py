@@ -375,6 +375,9 @@ class TrainConfig(_Config):
     """which part of the data set to hold out"""
     max_skipped: int = 5
     """stop after so many updates in a row were skipped because a loss or gradient was not finite"""
+    resume_from: Literal["newest", "earlier"] = "newest"
+    """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged,
+    the newest earlier one that is whole (the damaged ones are renamed)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -434,4 +437,4 @@ def _expanded(name: str, value: Any) -> Any:
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute", "scoring"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute", "scoring", "resume_from"}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from activeo3 import adapters, families, outputs
 from activeo3.caches import recompute_with_cache
+from activeo3.checkpoint_files import read_plain
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.flags import read_object, writable_folder
 from activeo3.models import VisionLanguageModel, keep_freed_memory
@@ -295,6 +296,25 @@ class Sharded:
         """
         self.engine.backward(loss * self.ranks.world, scale_wrt_gas=False)
 
+    def save(self, folder: Path) -> None:
+        """Write the shards of weights and optimizer, each rank its own, into ``folder/deepspeed``; a collective."""
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Put weights and optimizer back from ``folder/deepspeed``; a collective.
+
+        Raises ConfigError for files that are damaged, of another model, or hold more than tensors and plain values.
+        """
+        self.engine.checkpoint_engine.load = _read_state  # in place of DeepSpeed's own, which runs what a file names
+        try:
+            found, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        except ConfigError:
+            raise
+        except Exception as error:  # DeepSpeed takes a state apart without looking at it first
+            raise ConfigError(f"{folder / 'deepspeed'} has no state of this model ({type(error).__name__}).") from error
+        if found is None:
+            raise ConfigError(f"{folder / 'deepspeed'} has no state of this model.")
+
     def step(self, lr: float) -> tuple[float, int]:
         """Update the weights: (gradient norm, how many updates were skipped since the run began).
 
@@ -306,6 +326,14 @@ class Sharded:
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return float(norm if norm is not None else math.nan), self.engine.skipped_steps
+
+
+def _read_state(path: str, map_location: Any = None) -> dict[str, Any]:
+    """A file of DeepSpeed's: tensors and plain values, and two small objects of its own. Raises ConfigError as ``read_plain`` does."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    return read_plain(path, [LossScaler, ZeroStageEnum], map_location)
 
 
 class Unadapted(VisionLanguageModel):

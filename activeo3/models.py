@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationC
 
 from activeo3 import adapters, model_files
 from activeo3.attention import of_towers, see_together
+from activeo3.checkpoint_files import damage_of_model
 from activeo3.families import FAMILIES
 from activeo3.generate import Generator
 from activeo3.model_files import ModelError, part_of
@@ -35,7 +36,7 @@ class VisionLanguageModel(Generator, Scorer):
         is another one only with ``flex``. No part of this needs torchvision, or runs code of the checkpoint's own.
 
         Raises:
-            ModelError: the folder is not there, not a model or damaged, the hub cannot be reached, or the
+            ModelError: the folder is not there, not a model or damaged (of a checkpoint: by its digests), the hub cannot be reached, or the
                 architecture is another one; weights are missing, misnamed, quantised or not finite; ``flex`` without a GPU.
         """
         vlm = cls._load(source, dtype, attention, base)
@@ -46,6 +47,8 @@ class VisionLanguageModel(Generator, Scorer):
     def _load(cls, source: str, dtype: torch.dtype, attention: str, base: str) -> Self:
         """``load``, without where the model is from."""
         family_of(source, FAMILIES, base)
+        if damage := damage_of_model(source):
+            raise ModelError(f"{damage}; copy the checkpoint again, or delete its digests.json if it was changed on purpose.")
         if attention == "flex" and not torch.cuda.is_available():
             raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
         if beneath := adapters.base_of(source, base):

@@ -11,6 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Iterator
 
 from PIL import Image
@@ -38,11 +39,8 @@ def claim(folder: Path, *names: str) -> None:
         there = folder / foreign[0]
         raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
     if wanted:
-        try:
-            with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
-                file.write("".join(f"{name}\n" for name in wanted))
-        except OSError as error:
-            raise ConfigError(f"{folder / LIST} cannot be written ({error.strerror}); choose another --output_dir.") from None
+        with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in wanted))
 
 
 def _noted(folder: Path) -> set[str]:
@@ -79,18 +77,40 @@ def remove(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write ``path`` so that a kill at any moment leaves either the old file or the new one.
+    """Write ``path`` so that a kill or a power cut at any moment leaves either the old file or the new one.
 
-    Raises ConfigError if the disk is full; the old file is then still there.
+    Raises ConfigError if the disk is full, or nothing can be written there; the old file is then still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with enough_room(path):
+    with enough_room(path):
+        try:
             temporary.write_bytes(data)
-    except ConfigError:
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+            sync(temporary)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk. What is renamed before may be lost in a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a device, or a file system that keeps nothing back
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what was half written in a folder when a run or an evaluation was killed: temporary files of ours."""
+    noted = _noted(folder)
+    for path in folder.glob(".*.tmp"):
+        if path.name[1:].removesuffix(".tmp") in noted and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def is_full(error: BaseException) -> bool:
@@ -100,11 +120,27 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def enough_room(path: Path) -> Iterator[None]:
-    """Raise ConfigError, one sentence, if the disk is full when ``path`` is written inside the block."""
+    """Raise ConfigError, one sentence, if ``path`` cannot be written inside the block: the disk is full, the folder gone or closed."""
     try:
         yield
     except OSError as error:
-        if not is_full(error):
+        free = f"{free_bytes(path) / 1e6:.3g} MB free"
+        if is_full(error):
+            raise ConfigError(f"{path} could not be written, the disk is full ({free}): make room and start again.") from None
+        if error.errno is None:  # of a library about its own work
             raise
-        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
-        raise ConfigError(f"{path} could not be written, the disk is full ({free / 1e6:.3g} MB free): make room and start again.") from None
+        raise ConfigError(f"{path} could not be written ({error.strerror}; {free}): see to its folder, or choose another --output_dir.") from None
+
+
+def why_closed(folder: Path) -> str:
+    """Why nothing can be written into a folder any more; "" if it can."""
+    try:
+        with TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def free_bytes(path: Path) -> int:
+    """How many bytes are free on the disk of a path, which need not be there any more."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())).free

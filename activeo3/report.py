@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from activeo3.config import ConfigError, TrainConfig
+from activeo3.config import TrainConfig
 from activeo3.drafts import Draft
 from activeo3.metrics import mask_iou
-from activeo3.outputs import enough_room, replace_file
+from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written here is read there
+from activeo3.outputs import enough_room
 from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
 
@@ -134,27 +135,6 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The (bytes, row) of every line that ends in a newline; a torn last line is left out."""
-    lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break  # only the last line can lack it: the run was killed while writing it
-        try:
-            lines.append((line, json.loads(line)))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {line[:80]!r}; mend or delete the file.") from error
-    return lines
-
-
-def read_rows(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a half-written last line is left out.
-
-    Raises ConfigError naming the line for any other line that is not JSON.
-    """
-    return [row for _, row in _whole_lines(Path(path))]
-
-
 # -------------------------------------------------------------------- the console and metrics.jsonl
 
 class RunLog:
@@ -162,7 +142,7 @@ class RunLog:
 
     Steps count from 1; step 0 is the policy before any training. ``first_step`` is the first step
     this run will make: rows from there on, left by a run that died after its last checkpoint, are
-    dropped, and all earlier rows stay as they are, byte for byte. 0 starts a new file.
+    dropped, and all earlier rows stay as they are, byte for byte; if some are missing, that is said. 0 starts a new file.
     ``speaks`` False (every rank but one) makes a log that neither prints nor writes.
     """
 
@@ -176,13 +156,15 @@ class RunLog:
         if not speaks:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_rows_from(first_step)
+        wrong = cut(self.path, first_step)
         if sys.stderr.isatty():
             # Measured here, because tqdm shows nothing on a terminal that does not tell its size.
             columns, lines = shutil.get_terminal_size()
             layout = "{desc}|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=total_steps, initial=max(0, first_step - 1), bar_format=layout,
                              desc="step ", ncols=columns, nrows=lines)
+        if wrong:
+            self.say(wrong)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -235,17 +217,6 @@ class RunLog:
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return f"ETA {clock}"
-
-    def _drop_rows_from(self, first_step: int) -> None:
-        if not self.path.exists():
-            return
-        kept = []
-        for line, row in _whole_lines(self.path):
-            if not isinstance(row, dict) or "step" not in row:
-                raise ConfigError(f"{self.path} has a row without 'step': {line[:80]!r}; mend or delete the file.")
-            if row["step"] < first_step:
-                kept.append(line)
-        replace_file(self.path, b"".join(kept))
 
 
 class Clock:

@@ -82,7 +82,7 @@ def test_a_run_does_not_replace_anothers_checkpoints(tmp_path: Path) -> None:
     """Other trainers name their checkpoints alike."""
     (tmp_path / "checkpoint-40").mkdir()
     (tmp_path / "checkpoint-40" / "model.safetensors").write_text("weights of another trainer")
-    config, ranks = TrainConfig(output_dir=str(tmp_path), steps=90, save_every=20), SimpleNamespace(world=1)
+    config, ranks = TrainConfig(output_dir=str(tmp_path), steps=90, save_every=20), SimpleNamespace(world=1, rank=0)
     with pytest.raises(ConfigError, match=f"^{tmp_path / 'checkpoint-40'} is no checkpoint of activeo3 and would be replaced"):
         checkpoints.resumable(config, ranks)
     for harmless in (replace(config, save_every=30), replace(config, steps=30)):
@@ -95,7 +95,7 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     for name in ("building-checkpoint-4", "building-plans", "building-checkpoint-plans"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("here")
-    checkpoints._remove_unfinished(tmp_path)
+    checkpoints.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["building-checkpoint-plans", "building-plans"]
 
 
@@ -159,14 +159,27 @@ def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch:
 
 def test_a_folder_that_takes_no_list_is_named(tmp_path: Path) -> None:
     (tmp_path / outputs.LIST).mkdir()
-    with pytest.raises(ConfigError, match=f"^{tmp_path / outputs.LIST} cannot be written .*--output_dir"):
+    with pytest.raises(ConfigError, match=f"^{tmp_path / outputs.LIST} could not be written \\(.*--output_dir"):
         outputs.leave(tmp_path / "results.json", b"ours")
     assert not (tmp_path / "results.json").exists()
 
 
-def test_other_errors_of_writing_are_not_hidden(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        outputs.replace_file(tmp_path / "no folder" / "results.json", b"newer")
+def test_a_folder_that_is_gone_is_one_sentence_and_errors_that_are_not_of_the_disk_surface(tmp_path: Path) -> None:
+    path = tmp_path / "no folder" / "results.json"
+    with pytest.raises(ConfigError, match=f"^{path} could not be written \\(No such file or directory; [0-9.e+]+ MB free\\): see to its folder"):
+        outputs.replace_file(path, b"newer")
+    with pytest.raises(OSError, match="cannot write mode"), outputs.enough_room(path):  # of Pillow
+        Image.new("RGBA", (1, 1)).save(tmp_path / "a.jpg")
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path) -> None:
+    outputs.leave(tmp_path / "results.json", b"{}")
+    for name in (".results.json.tmp", ".mine.tmp", ".tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".report.html.tmp").mkdir()
+    outputs.claim(tmp_path, "report.html")
+    outputs.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".activeo3", ".mine.tmp", ".report.html.tmp", ".tmp"]
 
 
 def test_only_a_file_of_ours_is_removed(tmp_path: Path) -> None:
