@@ -346,8 +346,9 @@ class TrainConfig(_Config):
     """counting: weight of where the things are, under the matching"""
     w_count: float = 1.0
     """counting: weight of the right number"""
-    places: Literal["distance", "inside"] = "distance"
-    """counting: a place is worth 1 - its distance (Perception-R1), or 1 if it lies inside the true box"""
+    places: Literal["near", "distance", "inside"] = "near"
+    """counting: a place is worth 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the
+    picture (Perception-R1; any two places are worth 0.6), or 1 if it lies inside the true box"""
     w_text: float = 1.0
     """ocr: weight of 1 - edit distance"""
     w_location: float = 1.0
@@ -358,6 +359,9 @@ class TrainConfig(_Config):
     """detection: weight of F1 of the hits"""
     w_missing: float = 1.0
     """detection: weight of the penalty for things that no box matches"""
+    perception_reward: Literal["f1", "paper"] = "f1"
+    """counting and detection: f1 (all that is said is paid for), or paper (Perception-R1's terms, of which a box under all
+    names and a few fixed points earn more than honest answers: matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"
     """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
 

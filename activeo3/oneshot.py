@@ -128,21 +128,22 @@ def score(task: str, rollout: Rollout, outcome: Outcome, config: TrainConfig) ->
 
     An answer that cannot be read earns nothing, also where nothing is to be found (matching.py, reading 5).
     """
-    example, answer, matched = rollout.example, rollout.action, config.matching == "hungarian"
+    example, answer, matched, by = rollout.example, rollout.action, config.matching == "hungarian", config.perception_reward
     assert isinstance(answer, Answer), f"example {example.id}: the answer was read by another task"
     terms = {"format": float(answer.error is None)}
     match task:
         case "grounding":
             terms["iou"] = matching.box_iou(outcome.boxes_px, example.boxes_px, config.iou_power)
         case "counting":
-            terms["match"] = _places_found(example, answer, outcome, config) if answer.readable else 0.0
-            terms["count"] = float(answer.count == example.fields["count"])
+            right = answer.count == example.fields["count"]
+            found = matching.counting_terms(_places_found(example, outcome, config), right, matched, by)
+            terms |= found if answer.readable else found | {"match": 0.0, "count": float(right) if by == "paper" else 0.0}
         case "ocr":
             terms["text"] = text_similarity(answer.text, example.fields["text"])
         case "detection":
             labels = example.fields["labels"]
             found = matching.detection_terms(
-                outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched, forgiven(example, answer.labels)
+                outcome.boxes_px, answer.labels, as_boxes(example.boxes_px), labels, example.crowd, matched, forgiven(example, answer.labels), by
             )
             terms |= found if answer.readable else dict.fromkeys(found, 0.0) | {"missing": found["missing"]}
     return weighted(terms, config.weights)
@@ -160,10 +161,9 @@ def forgiven(example: Example, labels: Sequence[str]) -> np.ndarray:
     return np.array([matching.plain(name) not in certain for name in labels], dtype=bool)
 
 
-def _places_found(example: Example, answer: Answer, outcome: Outcome, config: TrainConfig) -> float:
-    """The match term; where nobody pointed, only the number of places can be compared."""
+def _places_found(example: Example, outcome: Outcome, config: TrainConfig) -> np.ndarray:
+    """How well the places said fit the true ones (A, B); where nobody pointed every one fits, and only their numbers differ."""
     places = example.fields["places_px"]
     if places is None:
-        listed, true = len(outcome.boxes_px), example.fields["count"]
-        return min(listed, true) / max(listed, true)
-    return matching.place_match(outcome.boxes_px, places, example.size_px, config.places, config.matching == "hungarian")
+        return np.ones((len(outcome.boxes_px), example.fields["count"]))
+    return matching.place_affinity(outcome.boxes_px, places, example.size_px, config.places)
