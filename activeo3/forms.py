@@ -202,7 +202,7 @@ def naming_scores(vlm: VisionLanguageModel, pictures: int) -> float:
     for example, (ids,) in zip(examples, answers):
         answer, things = perception.read_answer("detection", vlm.words_of(ids), vlm.ends(ids)), example.fields["things"]
         boxes_px = Frame(all_of(example.image), (1000, 1000)).to_px(geometry.as_boxes(answer.boxes_text))
-        terms = matching.detection_terms(boxes_px, answer.labels, things["boxes_px"], things["labels"])
+        terms = matching.detection_terms(boxes_px, answer.labels, things["boxes_px"], things["labels"], reward="paper")  # of the pairs
         right.append(terms["class"])
     return float(np.mean(right))
 

@@ -4,18 +4,22 @@ from random import Random
 
 import pytest
 from attack.reward_search import Attack, Item, climb, fault, shifted
-from attack.rewards import ATTACKS
+from attack.rewards import ATTACKS, HACKED
 
 from activeo3.geometry import as_boxes, iou
-
-OPEN = {"counting", "detection, names blind", "detection, one thing"}
-"""Attacks that succeed."""
-
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_honest_answers_earn_more_than_blind_ones(name: str) -> None:
     attack = ATTACKS[name]()
-    assert bool(fault(attack, climb(attack, 20, 0))) == (name in OPEN)
+    assert fault(attack, climb(attack, 20, 0)) is None
+
+
+@pytest.mark.parametrize("name", HACKED)
+def test_the_hacks_of_the_papers_formulas_are_found(name: str) -> None:
+    """So the search can find something, and the formulas can still be chosen."""
+    attack = HACKED[name]()
+    found = climb(attack, 20, 0)
+    assert fault(attack, found), f"{found.reward} {attack.honest}"
 
 
 def test_the_search_climbs() -> None:

@@ -203,10 +203,11 @@ def test_a_thinking_question_asks_for_a_thought(tokenizer: Any) -> None:
 
 def test_the_number_alone_can_be_compared_where_nobody_pointed(tokenizer: Any) -> None:
     rollout = answers("counting", sees("counting"), tokenizer=tokenizer)
-    for count, worth in ((2, 1.0), (4, 0.5), (1, 0.5)):
+    for count, worth, paper in ((2, 1.0, 1.0), (4, 2 / 3, 0.5), (1, 2 / 3, 0.5)):
         unpointed = replace(rollout, example=oneshot.posed("counting", picture([], count=count)))
-        terms = oneshot.score("counting", unpointed, rollout.result, CONFIG).terms
-        assert (terms["match"], terms["count"]) == (worth, float(count == 2))
+        for reward, match in (("f1", worth), ("paper", paper)):
+            terms = oneshot.score("counting", unpointed, rollout.result, replace(CONFIG, perception_reward=reward)).terms
+            assert (terms["match"], terms["count"]) == (pytest.approx(match), float(count == 2))
 
 
 # ---------------------------------------------------------------------- tables

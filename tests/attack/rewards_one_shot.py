@@ -9,6 +9,8 @@ from functools import cache, partial
 from random import Random
 from typing import Callable, Mapping, Sequence
 
+import numpy as np
+
 from activeo3 import oneshot
 from activeo3.close_ups import close_up, plate
 from activeo3.config import TrainConfig
@@ -34,9 +36,16 @@ def questions(task: str) -> tuple[Example, ...]:
     return tuple(oneshot.posed(task, example) for example in pictures(plate if task == "ocr" else close_up))
 
 
-def judge(task: str, **flags: object) -> Judge:
-    """The task's reward at its defaults, but for the flags."""
-    return Judge(task, questions(task), replace(TrainConfig(task=task), **flags))  # type: ignore[arg-type]
+def judge(task: str, pointed: bool = False, **flags: object) -> Judge:
+    """The task's reward at its defaults, but for the flags; ``pointed``: of counting, only points are known."""
+    examples = [points_alone(example) for example in questions(task)] if pointed else questions(task)
+    return Judge(task, examples, replace(TrainConfig(task=task), **flags))  # type: ignore[arg-type]
+
+
+def points_alone(example: Example) -> Example:
+    """The question of counting with the centres of the things in the place of their boxes."""
+    middle = (example.boxes_px[:, :2] + example.boxes_px[:, 2:]) / 2
+    return replace(example, fields={**example.fields, "places_px": np.concatenate([middle, middle], axis=1)})
 
 
 # ---------------------------------------------------------------------- how answers are written
@@ -80,9 +89,9 @@ def misread(example: Example) -> str:
 # ---------------------------------------------------------------------- the attacks
 
 
-def of_lists(task: str, write: Callable[[Sequence[Item]], str], honest: str, labels: Names = ("",), **flags: object) -> Attack[Items]:
-    """A blind list of boxes against one with most things found, which is described by ``honest``."""
-    scored = judge(task, **flags)
+def of_lists(task: str, write: Callable[[Sequence[Item]], str], honest: str, labels: Names = ("",), **flags: bool | str) -> Attack[Items]:
+    """A blind list of boxes against one with most things found, which is described by ``honest``; for flags see ``judge``."""
+    scored = judge(task, **flags)  # type: ignore[arg-type]
     bar = scored.each(lambda example: write(one_misnamed(most_found(example)) if task == "detection" else most_found(example)))
     return Attack(task, degenerate(labels), change_items(labels), lambda items: scored.blind(write(items)), {honest: bar})
 
@@ -134,6 +143,21 @@ def change_text(text: str, random: Random) -> str:
 
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {
-    "grounding": grounding, "counting": counting, "detection": detection,
-    "detection, names blind": names_blind, "detection, one thing": one_thing, "ocr": ocr,
-}  # fmt: skip
+    "grounding": grounding,
+    "counting": counting,
+    "counting, points": partial(counting, pointed=True),
+    "detection": detection,
+    "detection, names blind": names_blind,
+    "detection, one thing": one_thing,
+    "ocr": ocr,
+}
+"""On the rewards as they are."""
+
+_PAPER = {"perception_reward": "paper", "places": "distance"}
+HACKED: Mapping[str, Callable[[], Attack]] = {
+    "counting, paper": partial(counting, **_PAPER),
+    "counting, inside of points": partial(counting, pointed=True, places="inside"),
+    "detection, names blind, paper": partial(names_blind, **_PAPER),
+    "detection, one thing, paper": partial(one_thing, **_PAPER),
+}
+"""On rewards that can be chosen, with which blind answers succeed."""
