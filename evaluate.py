@@ -23,7 +23,7 @@ from typing import Callable, Sequence
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
 
-from activeo3 import budgets, contest, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, data_images, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -45,6 +45,7 @@ FITTED_ON = 40  # training pictures that the fixed regions are chosen on
 def main(config: EvalConfig) -> None:
     """Run every method of every checkpoint on every benchmark, print and write the tables."""
     config = eval_demo.as_trained(as_meant(config), rivals.trained_task(config.checkpoint[0]))
+    data_images.limit_pixels(config.max_image_pixels)
     folder, task = output_folder(config), task_of(config)
     # Before the work, so that nothing is refused at its end.
     outputs.claim(folder, *(eval_demo.names(config) if config.image else outputs.OF_AN_EVALUATION))

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
-from activeo3 import budgets, checkpoints, curriculum, engine, grpo, outputs, planner, random_states, report, suites
+from activeo3 import budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -143,6 +143,7 @@ def other_task_model(ranks: Ranks, config: TrainConfig) -> Separate | Sharded | 
 
 def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
+    data_images.limit_pixels(config.max_image_pixels)
     task = task_of(config)
     ranks = engine.start(Path(config.output_dir))
     outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 from activeo3 import paths
+from activeo3.data_images import MOST_PIXELS
 from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
 from activeo3.paths import Place
 from activeo3.presets import PRESETS
@@ -71,6 +72,9 @@ class _Config:
     """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the
     paper's 1024; without a limit, one of 200:1 would cost 50 times as much. 5,350 visual tokens for the 7B,
     a third of what its processor allows, because a training step must fit"""
+    max_image_pixels: int = MOST_PIXELS
+    """a picture file of more pixels is passed over by the size that it states, before it is decoded, which takes up to 20 bytes
+    a pixel. 8K has 33 million, the largest pictures of MME-RealWorld 42 million"""
     crop_side: int = 128
     """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
     crop_shape: Literal["square", "aspect"] = "square"
@@ -158,6 +162,8 @@ class _Config:
                 f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
                 f"{self.sensing_side} has {self.sensing_side**2}."
             )
+        if self.max_image_pixels < 2**20:  # pictures that are drawn here are below the limit
+            raise ConfigError(f"--max_image_pixels is {self.max_image_pixels}; it must be at least {2**20} (1024 x 1024).")
         if not self.data:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
@@ -441,4 +447,4 @@ def _expanded(name: str, value: Any) -> Any:
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "task_batch", "steps", "recompute", "scoring", "resume_from"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "max_image_pixels", "task_batch", "steps", "recompute", "scoring", "resume_from"}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from activeo3 import engine, outputs
+from activeo3 import data_images, engine, outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Dataset, Derived, is_number, within
@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = TrainConfig.from_args(argv)
     if not config.curriculum:
         raise ConfigError("--curriculum is missing: name the file that the ranking is written to, e.g. --curriculum order.json.")
+    data_images.limit_pixels(config.max_image_pixels)
     task, path = task_of(config), Path(config.curriculum)
     if config.task == "segment" or config.task_model != "mllm":
         raise ConfigError(f"questions are ranked by --model alone: leave out --task segment and --task_model {config.task_model}.")

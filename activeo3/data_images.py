@@ -11,10 +11,14 @@ What is read:
                   bits are shown by their upper 8, as Pillow reads them
     transparent   parts become white
     CMYK, LAB     by Pillow's formula and by LittleCMS
-    refused       grey of floats or of more than 16 bits, whose range is not known
+    refused       grey of floats or of more than 16 bits, whose range is not known; more pixels than limit_pixels() allows,
+                  by the size that the file states, before anything is decoded, or a picture or tile inside of it
+
+A picture takes up to 20 bytes of memory a pixel while it is read (JPEG 2000; 16 with transparency, 8 for most).
 """
 
 import struct
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,7 +32,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that grey values of a file of 16 bits may really have."""
 
+MOST_PIXELS = 100_000_000
+"""The default of ``limit_pixels``. 8K has 33 million (HR-Bench), the largest pictures of MME-RealWorld 42 million."""
+
+warnings.filterwarnings("ignore", module=r"PIL\b")  # what Pillow finds odd about a file it reads all the same, or refuses
+
 ORIENTATION = 0x0112
+TILE = (0x0142, 0x0143)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -66,11 +76,20 @@ class Decoded(NamedTuple):
             raise Unreadable(_reason(error)) from None
 
 
+def limit_pixels(most: int) -> None:
+    """Let this process refuse all pictures of more than ``most`` pixels."""
+    Image.MAX_IMAGE_PIXELS = most / 2  # Pillow refuses at twice this number: see its DecompressionBombError
+
+
+limit_pixels(MOST_PIXELS)
+
+
 def decode(source: Path | BinaryIO) -> Decoded:
     """Decodes a file, or one in memory. Raises Unreadable, and OSError if the file cannot be opened."""
     with source.open("rb") if isinstance(source, Path) else source as file:
         try:
             with Image.open(file, formats=_formats()) as image:
+                _refuse_large_tiles(image)
                 orientation = _number(_tag(image))
                 image.getexif = Image.Exif  # it says nothing: Pillow turns TIFF files while it loads them, or fails at other tags
                 image.load()
@@ -81,6 +100,13 @@ def decode(source: Path | BinaryIO) -> Decoded:
     return Decoded(stored, orientation)
 
 
+def _refuse_large_tiles(image: Image.Image) -> None:
+    """Raise DecompressionBombError for a TIFF file of larger tiles than pictures may be: each is decoded as a whole."""
+    width, length = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in TILE)
+    if width * length > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+
+
 def _formats() -> list[str]:
     """The formats of FORMATS that this Pillow was built with."""
     Image.init()
@@ -89,6 +115,8 @@ def _formats() -> list[str]:
 
 def _reason(error: Exception) -> str:
     """One line about what a decoder raised."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than the {2 * Image.MAX_IMAGE_PIXELS:,.0f} pixels that --max_image_pixels allows"
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is in none of the formats that are read, or damaged at its beginning"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

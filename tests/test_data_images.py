@@ -7,15 +7,20 @@ import struct
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from activeo3 import data_images
-from activeo3.data_images import FORMATS, ORIENTATION, Decoded, Unreadable, decode
+import evaluate
+import train
+from activeo3 import curriculum, data_images
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.data_images import FORMATS, MOST_PIXELS, ORIENTATION, Decoded, Unreadable, decode, limit_pixels
+from activeo3.eval_config import EvalConfig
 from activeo3.files import DataError, read_picture
+from attack import pictures as attack
 
 # What EXIF defines: where the first row and the first column of the stored picture belong.
 TURNED = {
@@ -270,8 +275,58 @@ def test_a_picture_of_a_thousand_million_pixels_is_refused() -> None:
     with pytest.raises(Unreadable):
         seen(header)
     bomb = b"P6 32000 32000 255\n" + b"\0" * 100
-    with pytest.raises(Unreadable, match="DecompressionBombError"):
+    with pytest.raises(Unreadable, match="^it has more than the 100,000,000 pixels that --max_image_pixels allows$"):
         seen(bomb)
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    yield limit_pixels
+    limit_pixels(MOST_PIXELS)
+
+
+def test_a_picture_of_as_many_pixels_as_are_allowed_is_read(limit: Callable[[int], None]) -> None:
+    limit(16 * 15)
+    assert seen(saved(Image.new("RGB", (16, 15)), "PNG")).shape == (15, 16, 3)
+    for size in ((16, 16), (241, 1)):
+        with pytest.raises(Unreadable, match="it has more than the 240 pixels that --max_image_pixels allows"):
+            seen(saved(Image.new("RGB", size), "PNG"))
+
+
+@pytest.mark.parametrize("program", [train, evaluate, curriculum], ids=["train", "evaluate", "curriculum"])
+def test_every_program_that_reads_pictures_has_the_limit(program: Any, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("activeo3.engine.start", stop)
+    monkeypatch.setattr("activeo3.engine.join", stop)
+    monkeypatch.setattr("activeo3.curriculum.writable_folder", stop)
+    options = {"max_image_pixels": 2**21}
+    with pytest.raises(InterruptedError):
+        if program is curriculum:
+            curriculum.main(["--curriculum", "order.json", "--max_image_pixels", str(2**21)])
+        elif program is train:
+            train.main(TrainConfig(**options))
+        else:
+            evaluate.main(EvalConfig(checkpoint=("data/tiny",), output_dir="eval", **options))
+    assert Image.MAX_IMAGE_PIXELS == 2**20
+    with pytest.raises(ConfigError, match="--max_image_pixels is 1000; it must be at least 1048576"):
+        TrainConfig(max_image_pixels=1000)
+
+
+def test_damaged_pictures_and_bombs_in_processes_of_their_own() -> None:
+    """The long form is tests/attack/pictures.py; here a few hundred, of which the first are bombs."""
+    assert attack.attack(400, seed=0) == []
+    known = {name.split()[0] for name, _ in attack.whole_files()}
+    assert known >= set(FORMATS) - {"SUN", "PSD"} | {"EPS", "PDF"}
+
+
+def test_the_attack_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    square = saved(Image.new("RGB", (4, 4)), "PNG")
+    assert attack.fault(square) == ""
+    for raised, said in ((KeyError("x"), "KeyError: 'x'"), (DataError("b.jpg: bad", "7"), "the sentence b.jpg: bad"), (SystemExit(3), "SystemExit: 3")):
+        monkeypatch.setattr(attack, "decode_picture", lambda *_, raised=raised: (_ for _ in ()).throw(raised))
+        assert attack.fault(square) == said
 
 
 def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
