@@ -23,7 +23,7 @@ from typing import Callable, Sequence
 if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
     print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
 
-from activeo3 import budgets, contest, data_images, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites
+from activeo3 import budgets, contest, data_images, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -214,6 +214,7 @@ def write(
 
 
 if __name__ == "__main__":
+    terminal.protect()
     try:
         main(EvalConfig.from_args())
     except (ConfigError, DataError, ModelError) as error:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
-from activeo3 import budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, suites
+from activeo3 import budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, suites, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -192,6 +192,7 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
+    terminal.protect()
     try:
         main(TrainConfig.from_args())
     except (ConfigError, DataError, ModelError) as error:

@@ -229,7 +229,7 @@ def write(folder: Path, rows: Sequence[results.Row]) -> None:
         outputs.leave_picture(folder / f"{name}-zooms.png", plot(own))
     texts = {
         "results.json": report.strict_json(results.results(rows)),
-        "results.md": "\n\n".join(report.table(*part, digits=3) for part in parts),
+        "results.md": results.markdown([report.table(*part, digits=3) for part in parts]),
         "results.tex": "\n\n".join(results.latex(*part) for part in parts),
     }
     for name, text in texts.items():

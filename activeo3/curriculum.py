@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from activeo3 import data_images, engine, outputs
+from activeo3 import data_images, engine, outputs, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Dataset, Derived, is_number, within
@@ -167,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    terminal.protect()
     try:
         main()
     except (ConfigError, DataError, ModelError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from activeo3 import close_ups, data_coco, data_docvqa_1200, data_fetch, data_mmbench, data_mme, data_vstar, documents, masks, pageocr, paths
-from activeo3 import pixmo, questions, referring, scenes, selections, soda
+from activeo3 import pixmo, questions, referring, scenes, selections, soda, terminal
 from activeo3.data_absent import with_absent
 from activeo3.data_fetch import Fetched
 from activeo3.data_layouts import present
@@ -251,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    terminal.protect()
     try:
         main()
     except DataError as error:

@@ -23,7 +23,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import adapters, families, outputs
+from activeo3 import adapters, families, outputs, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.config import ConfigError, TrainConfig
@@ -71,7 +71,7 @@ class Ranks:
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
         try:
-            with open(self.log, "a") as log, redirect_stdout(log), redirect_stderr(log):
+            with open(self.log, "a") as log, redirect_stdout(terminal.Protected(log)), redirect_stderr(terminal.Protected(log)):
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 yield

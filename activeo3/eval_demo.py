@@ -32,10 +32,10 @@ from activeo3.modes import ways
 from activeo3.page import write_picture_page
 from activeo3.proposals import greedy_look
 from activeo3.quiz import views
-from activeo3.report import printable
 from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, visible
 from activeo3.tasks import task_of
+from activeo3.terminal import one_line, printable
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
 WITHOUT_ZOOM = "whole picture, no zoom"
@@ -62,8 +62,9 @@ def as_trained(config: EvalConfig, task: str) -> EvalConfig:
 def names(config: EvalConfig) -> tuple[str, str]:
     """The names of the PNG and the page: never those of a picture, and different for ``a.jpg`` and ``a.png``."""
     name = Path(config.image).name
-    if len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-        name = f"{name[:40]}-{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
+    content, plain = name.encode("utf-8", "surrogateescape"), one_line(name)
+    if plain != name or len(content) > LONGEST_NAME:
+        name = f"{plain[:40]}-{zlib.crc32(content):08x}"
     return f"{name}.looked.png", f"{name}.looked.html"
 
 
@@ -86,7 +87,7 @@ def show(example: Example, policy: VisionLanguageModel, expert: Expert, config: 
     else:
         told = (in_turns if task_of(config).follow else answered)(example, policy, expert, config)
     for what, words in told.lines:
-        print(f"{what}:  {printable(words, 400)}")
+        print(f"{what}:  {one_line(words, 400)}")
     drawn, page = (folder / name for name in names(config))
     sheet = draw(example, told)
     panel = pictures.words_panel(told.lines, max(image.width for image in sheet))

@@ -33,7 +33,7 @@ from activeo3.jobs import blocks
 from activeo3.ledger import Share, alone
 from activeo3.models import VisionLanguageModel
 from activeo3.modes import Way, ways
-from activeo3.results import LENIENT_ONLY, STRICT
+from activeo3.results import LENIENT_ONLY, STRICT, markdown
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling, Score
 from activeo3.stream import Light, Whole, as_it_is, readable
@@ -187,5 +187,5 @@ def evaluate(
         texts += [report.table(*table, title) for table, title in zip(tables(rows), titles)]
         print("\n\n".join(texts[-2:]))
         outputs.leave(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
-        outputs.leave(folder / "results.md", ("\n\n".join(texts) + "\n").encode())
+        outputs.leave(folder / "results.md", (markdown(texts) + "\n").encode())
     print(f"numbers and every episode: {folder / 'results.json'}")

@@ -23,19 +23,19 @@ from PIL import Image
 from activeo3.data_images import Decoded, Unreadable, decode
 from activeo3.geometry import refuse_elongated
 from activeo3.schema import Example
+from activeo3.terminal import OneLine
 
 T = TypeVar("T")
 
 
-class DataError(Exception):
+class DataError(OneLine):
     """The data on disk cannot be used: one sentence that names file and id and says what to do.
 
-    It is one line that any terminal shows, whatever a file has for a name or an id. ``example_id`` is set if a single
-    example is unusable, so that a stream can pass over it.
+    ``example_id`` is set if a single example is unusable, so that a stream can pass over it.
     """
 
     def __init__(self, sentence: str, example_id: str | None = None) -> None:
-        super().__init__("".join(character if character.isprintable() else " " for character in sentence))
+        super().__init__(sentence)
         self.example_id = example_id
 
 

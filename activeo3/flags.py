@@ -10,9 +10,10 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, get_args, get_origin
 
 from activeo3.files import read_json
+from activeo3.terminal import OneLine
 
 
-class ConfigError(Exception):
+class ConfigError(OneLine):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
 
 

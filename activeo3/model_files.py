@@ -24,6 +24,8 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
+from activeo3.terminal import OneLine
+
 IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
 """The class that all supported families name, with or without "Fast": Qwen3-VL's is the same with other numbers."""
 MORE_TEMPLATES = "additional_chat_templates"
@@ -34,7 +36,7 @@ KEPT = (
 """Files that are saved again as they were read; chat templates are written in both forms, see ``saved_again``."""
 
 
-class ModelError(Exception):
+class ModelError(OneLine):
     """A checkpoint that cannot be used, in one sentence that says what to do."""
 
 

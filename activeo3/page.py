@@ -3,7 +3,7 @@
 Result table, curves over steps as hand-written SVG, held-out pictures before and after, and the
 glossary of the curves. No script, no external resource; it follows the reader's light or dark mode.
 
-Everything that comes from data or a model goes through ``html.escape``; a content policy in the
+Everything that comes from data or a model goes through ``_shown``; a content policy in the
 page's head forbids scripts and the network besides, in case that is ever forgotten.
 """
 
@@ -20,7 +20,8 @@ from PIL import Image
 
 from activeo3 import outputs
 from activeo3.pictures import FOUND, LACKING, REGION, SURPLUS, TRUE, Shown, save_jpeg
-from activeo3.report import METRIC_GLOSSARY, MISSING, figure, is_number, printable
+from activeo3.report import METRIC_GLOSSARY, MISSING, figure, is_number
+from activeo3.terminal import printable
 
 Row = Mapping[str, Any]
 Points = tuple[np.ndarray, np.ndarray]  # steps (n,), values (n,)
@@ -103,7 +104,7 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
     ``pairs`` the same held-out picture under two policies (or any number), side by side, ``curve``
     what a budget of regions buys. Parts without content are left out. Returns the path.
     """
-    body = [f"<h1>{html.escape(title)}</h1>", _summary(summary_lines), _tiles(rows)]
+    body = [f"<h1>{_shown(title)}</h1>", _summary(summary_lines), _tiles(rows)]
     if table_rows:
         body += ["<h2>Results</h2>", html_table(table_rows, columns)]
     if curve:
@@ -124,7 +125,7 @@ def write_page(path: Path | str, title: str, summary_lines: Sequence[str], rows:
 def write_picture_page(path: Path | str, title: str, summary_lines: Sequence[str], images: Sequence[Image.Image],
                        rows: Sequence[Row], columns: Sequence[str]) -> Path:
     """Write a page about one picture to ``path``: what it is about, ``images`` of it, and a table of words. Returns the path."""
-    body = [f"<h1>{html.escape(title)}</h1>", _summary(summary_lines), "<article>",
+    body = [f"<h1>{_shown(title)}</h1>", _summary(summary_lines), "<article>",
             *(f"<div class=pair>{_image(image, title)}</div>" for image in images), "</article>",
             "<h2>What was said</h2>", html_table(rows, columns)]
     return _write(Path(path), title, body)
@@ -133,7 +134,7 @@ def write_picture_page(path: Path | str, title: str, summary_lines: Sequence[str
 def _write(path: Path, title: str, body: Sequence[str]) -> Path:
     """Write a page of these parts, without the empty ones."""
     page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
-            f'{html.escape(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
+            f'{_shown(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
             f'"{POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, body)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +144,16 @@ def _write(path: Path, title: str, body: Sequence[str]) -> Path:
 
 # --------------------------------------------------------------------------------- words and tables
 
+def _shown(text: str, limit: int = 0) -> str:
+    """A text of any origin as HTML that shows it: no tag, no quote, no control, no mark that turns the page's direction."""
+    return html.escape(printable(text, limit))
+
+
 def _summary(lines: Sequence[str]) -> str:
     items = []
     for line in lines:
         name, colon, rest = line.partition(": ")
-        words = f"<b>{html.escape(name)}</b> {html.escape(rest)}" if colon else html.escape(line)
+        words = f"<b>{_shown(name)}</b> {_shown(rest)}" if colon else _shown(line)
         items.append(f"<li>{words}</li>")
     return f"<ul class=summary>{''.join(items)}</ul>" if items else ""
 
@@ -164,7 +170,7 @@ def _tiles(rows: Sequence[Row]) -> str:
     if len(seconds):
         tiles.append((f"{len(seconds)} steps, {seconds.mean():.1f} s each",
                       f"{seconds.sum() / 60:.0f} <i>min</i>"))
-    cells = [f"<div class=tile><span>{html.escape(name)}</span><b>{value}</b></div>"
+    cells = [f"<div class=tile><span>{_shown(name)}</span><b>{value}</b></div>"
              for name, value in tiles]
     return f"<div class=tiles>{''.join(cells)}</div>" if cells else ""
 
@@ -173,12 +179,12 @@ def html_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """report.table for a browser: same cells, intervals set small."""
     right = {name: " class=right" if all(is_number(row.get(name)) for row in rows) else ""
              for name in columns}
-    head = "".join(f"<th{right[name]}>{html.escape(name)}</th>" for name in columns)
+    head = "".join(f"<th{right[name]}>{_shown(name)}</th>" for name in columns)
     lines = []
     for row in rows:
         cells = []
         for name in columns:
-            value, bracket, interval = html.escape(figure(row.get(name))).partition(" [")
+            value, bracket, interval = _shown(figure(row.get(name))).partition(" [")
             is_interval = bracket and isinstance(row[name], tuple)
             cells.append(f"<td{right[name]}>{value}"
                          + (f"<small>[{interval}</small>" if is_interval else bracket + interval))
@@ -188,7 +194,7 @@ def html_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def _glossary() -> str:
-    lines = [f"<tr><td><code>{html.escape(name)}</code><td>{metric.unit}<td>{metric.meaning}"
+    lines = [f"<tr><td><code>{_shown(name)}</code><td>{metric.unit}<td>{metric.meaning}"
              f"<td>{metric.healthy}</tr>" for name, metric in METRIC_GLOSSARY.items()]
     return ("<div class=scroll><table><thead><tr><th>metric<th>unit<th>what it says"
             f"<th>a healthy run</tr></thead><tbody>{''.join(lines)}</tbody></table></div>")
@@ -312,13 +318,13 @@ def _chart(name: str, points: Points, wide: bool) -> str:
     drawing = (f'<g class=raw>{dots}</g><path class=smooth d="{_path(line)}"/>'
                f'<text class=last x="{line[-1, 0] + 7:.1f}" y="{line[-1, 1] + 4:.1f}">'
                f"{short(mean[-1])}</text>")
-    return _figure(name, html.escape(unit), plane, drawing, wide)
+    return _figure(name, _shown(unit), plane, drawing, wide)
 
 
 def _figure(name: str, note: str, plane: Plane, drawing: str, wide: bool) -> str:
-    return (f'<figure class="chart{" wide" if wide else ""}"><figcaption><b>{html.escape(name)}</b>'
+    return (f'<figure class="chart{" wide" if wide else ""}"><figcaption><b>{_shown(name)}</b>'
             f'<span>{note if note != MISSING else ""}</span></figcaption><svg role="img" '
-            f'aria-label="{html.escape(name)} over steps" viewBox="0 0 {plane.width} '
+            f'aria-label="{_shown(name)} over steps" viewBox="0 0 {plane.width} '
             f'{plane.height}">{plane.axes()}{drawing}</svg></figure>')
 
 
@@ -344,7 +350,7 @@ def _phases(rows: Sequence[Row]) -> str:
         lower, upper = plane.place(steps, base), plane.place(steps, base + height)
         outline = np.concatenate([upper, lower[::-1]])
         areas.append(f'<path style="fill:{colour};opacity:.8" d="{_path(outline)}Z"/>')
-        keys.append(f'<i class=key style="background:{colour}"></i>{html.escape(name)} '
+        keys.append(f'<i class=key style="background:{colour}"></i>{_shown(name)} '
                     f"{height[-1]:.2g}")
         base = base + height
     note = "seconds per step, by phase</span><span>" + "".join(keys)
@@ -380,7 +386,7 @@ def _article(pair: Sequence[Shown]) -> str:
     """One picture under every policy it is shown for."""
     example = pair[0].example
     columns = "".join(map(_column, pair))
-    title = f"{html.escape(example.query)}<small>{html.escape(example.id)}</small>"
+    title = f"{_shown(example.query)}<small>{_shown(example.id)}</small>"
     return f"<article><h3>{title}</h3><div class=pair>{columns}</div></article>"
 
 
@@ -388,11 +394,11 @@ def _column(item: Shown) -> str:
     terms = []
     for name, term in item.score.terms.items():
         share = min(1.0, max(0.0, term)) if math.isfinite(term) else 0.0
-        terms.append(f'<dt>{html.escape(name)}</dt><dd class=bar><i style="width:{share:.0%}"></i>'
+        terms.append(f'<dt>{_shown(name)}</dt><dd class=bar><i style="width:{share:.0%}"></i>'
                      f"</dd><dd>{figure(float(term))}</dd>")
-    error = f"<p class=error>{html.escape(item.error)}</p>" if item.error else ""
-    text = html.escape(printable(item.text.strip(), limit=4000)) or MISSING
-    return (f"<section><h4><span>{html.escape(item.title)}</span><b>reward "
+    error = f"<p class=error>{_shown(item.error)}</p>" if item.error else ""
+    text = _shown(item.text.strip(), limit=4000) or MISSING
+    return (f"<section><h4><span>{_shown(item.title)}</span><b>reward "
             f"{figure(float(item.score.total))}</b></h4>"
             + _image(item.picture(), item.example.query)
             + (_image(crops, "the crops") if (crops := item.crops()) else "")
@@ -404,5 +410,5 @@ def _image(image: Image.Image, words: str) -> str:
     stream = io.BytesIO()
     save_jpeg(image, stream, quality=85)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
-    return (f'<img width="{image.width}" height="{image.height}" alt="{html.escape(words)}" '
+    return (f'<img width="{image.width}" height="{image.height}" alt="{_shown(words)}" '
             f'src="data:image/jpeg;base64,{data}">')

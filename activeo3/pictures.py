@@ -19,8 +19,9 @@ from activeo3.drafts import Draft
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
 from activeo3.metrics import mask_iou
 from activeo3.outputs import enough_room
-from activeo3.report import counted, figure, printable, strict_json
+from activeo3.report import counted, figure, strict_json
 from activeo3.schema import Example, Outcome, Region, Rollout, Score
+from activeo3.terminal import one_line, printable
 
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
 PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
@@ -110,7 +111,7 @@ def annotated_picture(example: Example, regions: Sequence[Region] | None, outcom
     legend = [*([(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes"))] if truth else []),
               *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
               *([] if said == "" else
-                [(FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {printable(said, limit=40)}")])]
+                [(FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {one_line(said, limit=40)}")])]
     return _captioned(view, example.query, legend)
 
 
@@ -120,7 +121,7 @@ def _captioned(view: Image.Image, query: str,
     sheet = Image.new("RGB", (width, view.height + 58), PAPER)
     sheet.paste(view, ((width - view.width) // 2, 0))
     pen = ImageDraw.Draw(sheet)
-    query = " ".join(printable(query, limit=300).split())
+    query = " ".join(one_line(query, limit=300).split())
     while pen.textlength(query, font=_font(17)) > width - 2 * left:
         query = query.removesuffix("…")[:-1] + "…"
     pen.text((left, view.height + 19), query, font=_font(17), fill=INK, anchor="lm")

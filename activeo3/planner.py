@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, Self, Sequence
 
+from activeo3 import terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.families import FAMILIES
 from activeo3.flags import read_object
@@ -398,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     import sys
 
+    terminal.protect()
     try:
         main()
     except ConfigError as error:

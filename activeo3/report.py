@@ -1,8 +1,8 @@
 """The last line of every step in train.py: what a run leaves for a person to read and look at.
 
 Console lines, ``metrics.jsonl``, Markdown tables and the glossary of every logged metric. Pictures are
-drawn in pictures.py, and page.py makes the HTML page of it all. Whatever a model wrote is untrusted
-here: it is made printable before it is shown.
+drawn in pictures.py, and page.py makes the HTML page of it all. Whatever a model wrote, and every name and id, is
+untrusted here: terminal.py makes it printable.
 """
 
 import collections
@@ -26,6 +26,8 @@ from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written 
 from activeo3.outputs import enough_room
 from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
+from activeo3.terminal import columns as width_of
+from activeo3.terminal import one_line, printable
 
 MISSING = "–"
 
@@ -181,8 +183,6 @@ class RunLog:
         """Print one plain line (or several), never broken by the progress bar."""
         if not self.speaks:
             return
-        encoding = sys.stdout.encoding or "utf-8"
-        text = text.encode(encoding, "replace").decode(encoding)  # a glyph must not end a run
         if self._bar is not None:
             tqdm.write(text, file=sys.stdout)
         else:
@@ -350,30 +350,23 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str 
     right = [bool(rows) and all(is_number(row.get(name)) for row in rows) for name in columns]
     cells = [[_cell(name) for name in columns]]
     cells += [[_cell(figure(row.get(name), digits)) for name in columns] for row in rows]
-    widths = [max(4, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    widths = [max(4, *(width_of(line[i]) for line in cells)) for i in range(len(columns))]
     rule = ["-" * (w - 1) + ":" if r else ":" + "-" * (w - 1) for w, r in zip(widths, right)]
     lines = [
-        "| " + " | ".join(text.rjust(w) if r else text.ljust(w)
-                          for text, w, r in zip(line, widths, right)) + " |"
+        "| " + " | ".join(_padded(text, w, r) for text, w, r in zip(line, widths, right)) + " |"
         for line in [cells[0], rule, *cells[1:]]
     ]
-    return "\n".join([f"### {title}", "", *lines] if title else lines)
+    return "\n".join([f"### {one_line(title)}", "", *lines] if title else lines)
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(one_line(text).split()).replace("|", "\\|")
 
 
-def printable(text: str, limit: int) -> str:
-    """Model text that may go to a terminal: no control characters, cut in the middle to ``limit``.
-
-    >>> printable("a\\x1b[31mb", 99), printable("0123456789", 7)
-    ('a·[31mb', '0123 … 789')
-    """
-    text = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit - limit // 2]} … {text[len(text) - limit // 2:]}"
+def _padded(text: str, width: int, right: bool) -> str:
+    """A cell as wide as its column, by what a terminal shows."""
+    space = " " * (width - width_of(text))
+    return space + text if right else text + space
 
 
 def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
@@ -396,15 +389,15 @@ def rollout_lines(rollout: Rollout, outcome: Outcome, score: Score) -> str:
     if rollout.episode:
         result = {"turns": [", ".join(rollout.episode.statuses)]}
     terms = "  ".join(f"{name} {figure(float(term))}" for name, term in score.terms.items())
-    query = printable(rollout.example.query, limit=200)
+    query = one_line(rollout.example.query, limit=200)
     blocks = {
         "answer": answer,
-        "error": [printable(rollout.action.error, limit=200)] if rollout.action.error else [],
+        "error": [one_line(rollout.action.error, limit=200)] if rollout.action.error else [],
         "regions": regions or nowhere,
         **result,
         "reward": [f"{figure(float(score.total))}  ({terms})"],
     }
-    lines = [f"example {rollout.example.id} ({width} x {height} px), query: {query}"]
+    lines = [f"example {one_line(rollout.example.id, limit=200)} ({width} x {height} px), query: {query}"]
     for name, block in blocks.items():
         lines += [f"  {name if i == 0 else '':<9}{line}" for i, line in enumerate(block)]
     return "\n".join(lines)

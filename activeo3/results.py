@@ -17,6 +17,7 @@ from activeo3.intervals import Metric
 from activeo3.metric_rules import SIZES, SODA_SIZES, is_exhaustive, rules_of
 from activeo3.metrics import xywh
 from activeo3.schema import Example, Outcome
+from activeo3.terminal import one_line
 
 COLUMNS = ("method", "AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
 BUDGET_COLUMNS = ("budget", "AP50", "region_recall", "regions", "calls", "tokens", "seconds")
@@ -154,6 +155,15 @@ def budget_table(rows: Sequence[Row]) -> Table:
     return cells, _columns(rows, BUDGET_COLUMNS)
 
 
+def markdown(tables: Sequence[str]) -> str:
+    """Tables as the text of a Markdown file, in which no name becomes a tag, a picture or a link.
+
+    >>> print(markdown(["| <script> | ![a](http://b) |"]))
+    | &lt;script> | ![a]&#40;http://b) |
+    """
+    return "\n\n".join(tables).replace("<", "&lt;").replace("](", "]&#40;")
+
+
 def latex(rows: Sequence[Row], columns: Sequence[str], title: str, digits: int = 2) -> str:
     """A LaTeX table (of the package booktabs) with the same cells as report.table.
 
@@ -183,7 +193,7 @@ def escaped(text: str) -> str:
     """Text that LaTeX prints as it stands."""
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", report.MISSING: "--"}
-    return "".join(special.get(character, character) for character in text)
+    return "".join(special.get(character, character) for character in one_line(text))
 
 
 # ---------------------------------------------------------------------- rows for programs
@@ -218,7 +228,7 @@ def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = (),
     parts = titled(rows, curves, style.columns)
     texts = {
         "results.json": report.strict_json(results(rows, curves)),
-        "results.md": "\n\n".join(report.table(cells, columns, title, style.digits) for title, cells, columns in parts),
+        "results.md": markdown([report.table(cells, columns, title, style.digits) for title, cells, columns in parts]),
         "results.tex": "\n\n".join(latex(cells, columns, title, style.digits) for title, cells, columns in parts),
     }
     for name, text in texts.items():

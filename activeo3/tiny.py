@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import prompts, scenes
+from activeo3 import prompts, scenes, terminal
 from activeo3.lessons import MERGE, PATCH
 from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 
@@ -138,4 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    terminal.protect()
     main()

@@ -4,6 +4,7 @@ from collections import deque
 from typing import Callable, Sequence
 
 from activeo3.config import ConfigError
+from activeo3.terminal import one_line
 
 RECENT = 100  # steps over which skipped updates are counted
 MOST_SKIPPED = 0.1  # share of them that may be skipped
@@ -43,7 +44,7 @@ class Watch:
         self.in_a_row = self.in_a_row + 1 if new else 0
         self.recent.append(min(new, 1))
         if new:
-            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(ids())}")
+            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(map(one_line, ids()))}")
         of_last = f"{sum(self.recent)} of the last {RECENT} steps were" if sum(self.recent) > MOST_SKIPPED * RECENT else ""
         if many := f"{self.most} updates in a row were" if self.in_a_row >= self.most else of_last:
             raise ConfigError(

@@ -17,6 +17,7 @@ SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.ex
 PLAN: dict[str, tuple[int, set[str]]] = {
     "schema": (0, {"torch"}),
     "geometry": (0, {"torch"}),
+    "terminal": (0, {"torch"}),
     "clicks": (0, {"torch"}),
     "drafts": (1, {"models", "rewards", "datasets", "torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
@@ -50,7 +51,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "generate": (1, {"engine", "sampler", "rewards"}),
     "scoring": (1, {"engine", "sampler", "rewards"}),
     "models": (1, {"engine", "sampler", "rewards"}),
-    "model_files": (0, {"engine", "sampler", "rewards"}),
+    "model_files": (1, {"engine", "sampler", "rewards"}),
     "model_weights": (1, {"engine", "sampler", "rewards", "models"}),
     "checkpoint_files": (1, {"transformers", "deepspeed", "models"}),
     "random_states": (1, {"transformers", "deepspeed", "models"}),

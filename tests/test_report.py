@@ -20,6 +20,7 @@ from activeo3.pictures import (FOUND, REGION, TRUE, Shown, annotated_picture, co
                                crops_strip, save_samples)
 from activeo3.report import METRIC_GLOSSARY, RunLog, read_rows, rollout_lines, table
 from activeo3.schema import Action, Example, Outcome, Region, Rollout, Score
+from activeo3.terminal import protect
 
 GREY = (128, 128, 128)
 NOTHING = Outcome(np.zeros((0, 4)), np.zeros(0))
@@ -151,6 +152,7 @@ def test_the_bar_never_breaks_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
+    protect()  # as the programs do
     with RunLog(tmp_path, 3) as log:
         for step in (1, 2, 3):
             log.say(f"before {step} é")  # not in this terminal's alphabet, and must not raise
