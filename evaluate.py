@@ -20,10 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Sequence
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
-    print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
+from activeo3 import processes
 
-from activeo3 import budgets, contest, data_images, datasets, engine, eval_demo, eval_parsing, exams, floors, measures, modes, outputs, paths, quiz, report, results, rivals, suites, terminal
+if __name__ == "__main__":
+    processes.watch()
+    if os.environ.get("RANK", "0") == "0":
+        print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
+
+from activeo3 import budgets, contest, data_images, datasets, engine, eval_demo, eval_parsing, exams, floors, locks, measures, modes, outputs, paths, quiz, report, results, rivals, suites, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
@@ -47,11 +51,11 @@ def main(config: EvalConfig) -> None:
     config = eval_demo.as_trained(as_meant(config), rivals.trained_task(config.checkpoint[0]))
     data_images.limit_pixels(config.max_image_pixels)
     folder, task = output_folder(config), task_of(config)
-    # Before the work, so that nothing is refused at its end.
-    outputs.claim(folder, *(eval_demo.names(config) if config.image else outputs.OF_AN_EVALUATION))
+    processes.tell(kept=lambda: kept(folder, config))
     ranks = engine.join(folder)
-    if ranks.rank == 0:
-        outputs.sweep(folder)
+    # Before the work, so that nothing is refused at its end.
+    own(folder, config, ranks)
+    outputs.claim(folder, *(eval_demo.names(config) if config.image else outputs.OF_AN_EVALUATION))
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     start_source = rows[0].source if config.question else start_source  # one model looks and answers
     benchmarks = config.benchmark or config.data
@@ -69,7 +73,7 @@ def main(config: EvalConfig) -> None:
     experts = {
         config.expert_name(name): mllm if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model
     }  # fmt: skip
-    writable_folder(folder)  # before the work whose results go there
+    own(writable_folder(folder), config, ranks)  # before the work whose results go there
     if picture and ranks.rank:
         return None  # one process shows it
     if picture:
@@ -96,6 +100,20 @@ def main(config: EvalConfig) -> None:
     progress.say(f"\nnumbers: {folder / 'results.json'}; pictures: {pages}")
     if ranks.world > 1:
         engine.stop()
+
+
+def own(folder: Path, config: EvalConfig, ranks: Ranks) -> None:
+    """Lock a folder, if there is one, for the tables of this evaluation; pictures of the user's have files of their own names."""
+    if ranks.rank == 0 and not config.image and folder.is_dir():
+        locks.take(folder)
+        outputs.sweep(folder)
+
+
+def kept(folder: Path, config: EvalConfig) -> str:
+    """What an evaluation that is ended now leaves behind."""
+    if any((folder / "unfinished").glob("*.json")):
+        return f"what was measured is kept in {folder / 'unfinished'}, and the same command goes on from it"
+    return f"{'nothing was drawn' if config.image else 'nothing was measured'} yet, and the same command begins anew"
 
 
 def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, world: int) -> Callable[..., None] | None:
@@ -215,7 +233,5 @@ def write(
 
 if __name__ == "__main__":
     terminal.protect()
-    try:
+    with processes.one_sentence(ConfigError, DataError, ModelError):
         main(EvalConfig.from_args())
-    except (ConfigError, DataError, ModelError) as error:
-        sys.exit(f"activeo3: {error}")

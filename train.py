@@ -7,14 +7,15 @@
 One step: look -> zoom -> act -> score -> compare -> learn. The same command again continues a run.
 """
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from activeo3 import processes  # before torch: how a process ends, and how torch's allocator is to work
+
 if __name__ == "__main__":
+    processes.watch()
     print("activeo3: waking up (loading torch, transformers and deepspeed takes some seconds)", flush=True)
 
-import activeo3  # noqa: F401  before torch: how its allocator is to work
 import torch
 
 from activeo3 import budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, suites, terminal
@@ -145,6 +146,7 @@ def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     data_images.limit_pixels(config.max_image_pixels)
     task = task_of(config)
+    processes.tell(kept=lambda: checkpoints.kept(config))
     ranks = engine.start(Path(config.output_dir))
     outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
     saved = checkpoints.resumable(config, ranks)
@@ -179,7 +181,8 @@ def main(config: TrainConfig) -> None:
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
-                checkpoints.save(policy, config, step, log.say)
+                with processes.held("the checkpoint that is being written"):
+                    checkpoints.save(policy, config, step, log.say)
         skipped = sum(ranks.gather(list(stream.skipped.values())), [])
         if ranks.rank == 0:
             name_left_out([*dataset.dropped, *skipped], log.say, left_out_file(Path(config.output_dir), dataset))
@@ -193,7 +196,5 @@ def main(config: TrainConfig) -> None:
 
 if __name__ == "__main__":
     terminal.protect()
-    try:
+    with processes.one_sentence(ConfigError, DataError, ModelError):
         main(TrainConfig.from_args())
-    except (ConfigError, DataError, ModelError) as error:
-        sys.exit(f"activeo3: {error}")

@@ -240,6 +240,12 @@ def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
             raise ConfigError(f"{path} is no checkpoint of activeo3 and would be replaced; move it, or choose another --output_dir.")
 
 
+def kept(config: TrainConfig) -> str:
+    """What a run that is ended now leaves behind."""
+    found = complete(Path(config.output_dir))
+    return f"{found[-1]} is kept, and the same command goes on from it" if found else "nothing was saved yet, and the same command begins anew"
+
+
 def restore(sharded: Sharded, state: dict[str, Any]) -> None:
     """Put weights, optimizer and every random generator back to where the checkpoint was made; nothing in it is run.
 

@@ -23,7 +23,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import adapters, families, outputs, terminal
+from activeo3 import adapters, families, locks, outputs, processes, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.config import ConfigError, TrainConfig
@@ -142,7 +142,7 @@ def prepare() -> None:
 def start(output_dir: Path) -> Ranks:
     """Join the process group (of one, without a launcher) and send the libraries' chatter to a log.
 
-    Raises ConfigError if a version does not work, or another run has the port.
+    Raises ConfigError, on every rank, if a version does not work, or another run has the folder or the port.
     """
     prepare()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
@@ -150,27 +150,38 @@ def start(output_dir: Path) -> Ranks:
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     writable_folder(output_dir)
-    outputs.claim(output_dir, f"libraries-{rank}.log")
+    in_use = locks.refusal(output_dir) if rank == 0 else ""
+    if in_use and world == 1:
+        raise ConfigError(in_use)
+    processes.tell(at_end=locks.release, speaks=lambda: rank == 0 or locks.died_silently(output_dir))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    with Ranks(rank, world, device, Path(os.devnull)).quietly():  # nothing is written before the folder is ours
+        _init_distributed(device, in_use)
     ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
-    with ranks.quietly():
-        import deepspeed
-
-        _log_to_file("DeepSpeed", ranks.log)
-        # Shared-memory collectives are compiled on first use: a minute, and a compiler not everyone has.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if cuda:
-            torch.cuda.set_device(device)
-        try:
-            deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-        except torch.distributed.DistNetworkError:
-            port = os.environ["MASTER_PORT"]
-            raise ConfigError(
-                f"the port {port} is in use, probably by another run on this machine; choose another one: "
-                f"deepspeed --master_port {int(port) + 1} train.py."
-            ) from None
+    if in_use := ranks.gather(in_use)[0]:
+        raise ConfigError(in_use)
+    outputs.claim(output_dir, ranks.log.name)
+    _log_to_file("DeepSpeed", ranks.log)
     return ranks
+
+
+def _init_distributed(device: torch.device, in_use: str) -> None:
+    """Join the process group. Raises ConfigError if the port is taken, or says ``in_use`` of the folder, which matters more."""
+    import deepspeed
+
+    # Shared-memory collectives are compiled on first use: a minute, and a compiler not everyone has.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    except torch.distributed.DistNetworkError:
+        port = os.environ["MASTER_PORT"]
+        raise ConfigError(
+            in_use or f"the port {port} is in use, probably by a run in another folder, for no other one writes into this folder; "
+            f"choose another port: deepspeed --master_port {int(port) + 1} train.py."
+        ) from None
 
 
 def join(output_dir: Path) -> Ranks:
@@ -181,12 +192,14 @@ def join(output_dir: Path) -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return start(output_dir)
     prepare()
+    processes.tell(at_end=locks.release)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Ranks(0, 1, device, output_dir / "libraries-0.log")
 
 
 def stop() -> None:
-    """Leave the process group, so that the interpreter ends without a warning."""
+    """Leave the folder to other runs, and the process group, so that the interpreter ends without a warning."""
+    locks.release()
     import torch.distributed as dist
 
     if dist.is_initialized():

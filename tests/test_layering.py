@@ -24,6 +24,8 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "presets": (1, {"torch"}),
     "flags": (1, {"torch"}),
     "outputs": (1, {"torch"}),
+    "locks": (1, {"torch"}),
+    "processes": (1, {"torch", "numpy", "PIL"}),
     "paths": (1, {"torch"}),
     "config": (1, {"torch"}),
     "eval_config": (1, {"torch"}),

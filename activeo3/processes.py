@@ -1,0 +1,186 @@
+"""How a process ends before its work is done: Ctrl-C, SIGTERM, a launcher that is gone, another rank that is gone.
+
+Everything on disk can be cut off at any moment, so a process that is asked to end does that at once. A thread of its own
+hears of it and leaves by ``os._exit``: nothing that the main thread waits for (a collective, a picture, C code) keeps the
+process, and no library gets to print a traceback. One sentence says what is kept, and the exit code follows the shell's
+convention: 128 and the number of the signal. Only what is ``held`` is finished first: a checkpoint that is being written
+or, with ``--save_on_exit``, the step in hand.
+
+The launcher of several processes passes no kill -9 on to them, and DeepSpeed's passes on nothing at all if only its outer
+process is ended. So the thread also looks, once a second, whether the launchers above this process are still there.
+"""
+
+import os
+import re
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator, NoReturn
+
+from activeo3 import terminal
+
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+"""Programs and modules that start one process for each GPU."""
+_FROM_A_LAUNCHER = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")  # what DeepSpeed's and torch's leave in the environment
+GONE = "the end of its launcher"
+LOOKS_EVERY = 1.0  # seconds
+GRACE = 600.0  # seconds that what is held may take once the launcher is gone: nothing else would ever end the process
+OF_LAUNCHER = 5.0  # seconds in which a launcher ends all processes when one has ended; DeepSpeed's looks once a second
+_PEER_GONE = re.compile(r"gloo.*(closed by peer|reset by peer|broken pipe|socket closed)|NCCL.*(remote|abort|peer)", re.I | re.S)
+
+
+class _State:
+    """What this process knows of its end. There is one, because signals belong to the whole process."""
+
+    asked, why = 0, ""  # the signal that asked for the end, and its name
+    interrupts = 0  # how often Ctrl-C was pressed
+    held: list[str] = []  # what is finished before the end
+    terminal = 2  # where the sentence goes, also while the libraries' chatter goes to a log
+    leaving = threading.Lock()
+    kept: Callable[[], str] = staticmethod(lambda: "the work had not begun")
+    speaks: Callable[[], bool] = staticmethod(lambda: os.environ.get("RANK", "0") == "0")
+    at_end: Callable[[], None] = staticmethod(lambda: None)
+
+
+def watch() -> None:
+    """From now on a signal, or the end of the launcher, ends this process as the docstring of this module says.
+
+    A signal that is ignored stays so: under nohup, and Ctrl-C of what a shell script starts in the background.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # the thread hears of it through the pipe, whatever this one does
+    _State.terminal = os.dup(2)
+    chain = launchers()
+    if not chain and os.getppid() == 1 and any(name in os.environ for name in _FROM_A_LAUNCHER):
+        _ask(signal.SIGTERM, GONE)  # before this process could look for it
+    threading.Thread(target=_listen, args=(reader, chain), name="end", daemon=True).start()
+
+
+def tell(
+    kept: Callable[[], str] | None = None, at_end: Callable[[], None] | None = None, speaks: Callable[[], bool] | None = None
+) -> None:
+    """What the last sentence says of what is ``kept``; what is done at the end; whether this process says the sentence."""
+    _State.kept, _State.at_end, _State.speaks = kept or _State.kept, at_end or _State.at_end, speaks or _State.speaks
+
+
+def asked() -> int:
+    """The signal that has asked this process to end while something was held; 0 if none has."""
+    return _State.asked
+
+
+@contextmanager
+def held(what: str) -> Iterator[None]:
+    """Whatever asks for the end inside the block waits for the block's end; a second Ctrl-C does not."""
+    _State.held.append(what)
+    try:
+        yield
+    finally:
+        _State.held.pop()
+    if _State.asked and not _State.held:
+        leave()
+
+
+def leave(number: int = 0) -> NoReturn:
+    """Say what is kept and end, with the exit code of the signal that has asked this process, or another rank (``number``)."""
+    if not _State.leaving.acquire(blocking=False):
+        time.sleep(GRACE)  # the other thread is at it
+    number = _State.asked or number
+    flush = threading.Thread(target=_flush, daemon=True)
+    flush.start()
+    flush.join(1.0)  # what reads our output may have stopped reading
+    if _State.speaks():
+        say(f"ended by {_State.why or SIGNALS[signal.Signals(number)]}; {_State.kept()}.")
+    _State.at_end()
+    os._exit(128 + number if number else 1)
+
+
+def say(sentence: str) -> None:
+    """Write a sentence to the terminal that this process was started from, whatever is redirected just now."""
+    start = "\n" if os.isatty(_State.terminal) else ""
+    os.write(_State.terminal, f"{start}activeo3: {terminal.one_line(sentence)}\n".encode())
+
+
+@contextmanager
+def one_sentence(*known: type[Exception]) -> Iterator[None]:
+    """The frame of a program: a known error ends it with its sentence and exit code 1, and so does the end of another rank."""
+    try:
+        yield
+    except known as error:
+        sys.exit(f"activeo3: {error}")
+    except Exception as error:
+        if not _State.asked and not _PEER_GONE.search(str(error)):
+            raise
+        _State.why = _State.why or "the end of another process of this run"
+        time.sleep(OF_LAUNCHER)  # the launcher, or the signal that has ended the other process, ends this one now
+        leave()
+    finally:
+        _State.at_end()
+
+
+def launchers() -> list[int]:
+    """The process ids from this process up to its outermost launcher, each the child of the next; [] without a launcher."""
+    chain, found = [os.getpid()], 0
+    while parent := _parent(chain[-1]):
+        chain.append(parent)
+        if _is_launcher(parent):
+            found = len(chain)
+    return chain[:found]
+
+
+def _is_launcher(pid: int) -> bool:
+    """Is a process one of LAUNCHERS, run by Python? A shell whose command line names it is not."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return False
+    return "python" in Path(words[0]).name and any(Path(word).name in LAUNCHERS for word in words[1:4])
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 if it has none, or where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _listen(reader: int, chain: list[int]) -> None:
+    """The thread that hears of signals, and looks whether the launchers are still there."""
+    orphaned = 0.0
+    while True:
+        ready, _, _ = select.select([reader], [], [], LOOKS_EVERY)
+        for number in os.read(reader, 64) if ready else b"":
+            if number in SIGNALS:
+                _State.interrupts += number == signal.SIGINT
+                _ask(number, SIGNALS[signal.Signals(number)])
+        if any(_parent(child) != parent for child, parent in zip(chain, chain[1:])):
+            orphaned = orphaned or time.monotonic()
+            _ask(signal.SIGTERM, GONE)
+            if time.monotonic() - orphaned > GRACE:
+                leave()
+
+
+def _ask(number: int, why: str) -> None:
+    """End now, or note that the end was asked for."""
+    first = not _State.asked
+    if first:
+        _State.why = _State.why or why
+        _State.asked = number
+    if not _State.held or _State.interrupts > 1:
+        leave()
+    if first and _State.speaks():
+        say(f"{why}: {_State.held[-1]} is finished first; a second Ctrl-C ends at once.")
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
