@@ -111,7 +111,7 @@ def own(folder: Path, config: EvalConfig, ranks: Ranks) -> None:
 
 def kept(folder: Path, config: EvalConfig) -> str:
     """What an evaluation that is ended now leaves behind."""
-    if any((folder / "unfinished").glob("*.json")):
+    if not config.image and any((folder / "unfinished").glob("*.json")):
         return f"what was measured is kept in {folder / 'unfinished'}, and the same command goes on from it"
     return f"{'nothing was drawn' if config.image else 'nothing was measured'} yet, and the same command begins anew"
 

@@ -34,7 +34,7 @@ from transformers import (
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import attention, tiny
+from activeo3 import attention, processes, tiny
 from activeo3.families import FAMILIES
 from activeo3.models import VisionLanguageModel
 from scripted import USUAL
@@ -112,6 +112,14 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig
         case _:
             raise ValueError(f"no tiny {family} is described here")
     return kind(text_config=text | of_text, vision_config=vision | of_vision, tie_word_embeddings=tied, **special)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> Iterator[None]:
+    """A script that runs inside the tests' own process leaves its signals alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "watch", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

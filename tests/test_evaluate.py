@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import eval_demo, outputs, results
+from activeo3 import eval_demo, locks, outputs, results
 from activeo3.eval_config import EvalConfig
 from activeo3.models import VisionLanguageModel
 from activeo3.schema import Example
@@ -68,7 +68,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     assert "<html" in (tmp_path / "scenes.html").read_text()
     predictions = [f"predictions-scenes-{name}.json" for name in sorted(methods)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        outputs.LIST, *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
+        outputs.LIST, locks.LOCK, *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
     ]  # fmt: skip
     assert "| recall_inside " in printed or " recall_inside |" in printed
 
