@@ -74,7 +74,7 @@ def test_no_damage_is_used_and_nothing_is_run(target: Target, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", [OPTIMIZER, WEIGHTS, "random-0.pt"])
 def test_a_pickle_that_would_run_is_refused_in_a_list_that_fits(name: str, target: Target, tmp_path: Path) -> None:
-    hidden = [trial for trial in trials(target) if trial.name == name and trial.kind.startswith(("hidden", "torch", "old torch", "pickle"))]
+    hidden = [trial for trial in trials(target) if trial.name == name and trial.kind.endswith((" bomb", " system"))]
     assert len(hidden) == 8
     for trial in hidden:
         copy = damaged_copy(target, trial, "anew", tmp_path / "copy")
@@ -265,10 +265,11 @@ def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(copy: Target
     assert blocked.startswith(f"{goal} could not be written (Is a directory): {needs}") and blocked.endswith(whole)
     assert sorted(path.name for path in copy.run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
     half = said(lambda folder: shutil.rmtree(folder))
-    assert half.startswith(f"{goal} could not be written (") and half.endswith(whole)
+    assert half.startswith(f"{goal} could not be written (No such file or directory): {needs}") and half.endswith(whole)
     shutil.rmtree(copy.run / "checkpoint-1")
     gone = said(lambda folder: shutil.rmtree(copy.run))
     assert gone.startswith(f"{goal} could not be written (No such file or directory): {needs}") and "is whole" not in gone
+    shutil.rmtree(copy.run)  # which the library made anew, empty
     with pytest.raises(ConfigError, match=f"^{goal} could not be written \\(No such file or directory\\): {needs}"):
         checkpoints.save(copy.policy, copy.config, 5)
     assert not copy.run.exists()
