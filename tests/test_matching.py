@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from activeo3 import matching
@@ -306,6 +306,22 @@ def test_what_is_forgiven_is_right_or_nothing() -> None:
     unknown = detection_terms(over, ["zebra", *NAMES[1:]], TRUE, NAMES, forgiven=np.array([True, False, False]))
     assert (unknown["class"], unknown["missing"], unknown["number"]) == (1, pytest.approx(-1 / 3), pytest.approx(4 / 5))
     assert detection_terms(boxes[3:], ["zebra"], as_boxes([]), [], forgiven=np.array([True])) == full
+
+
+@given(st.integers(0, 10_000))
+def test_nothing_is_said_for_free(seed: int) -> None:
+    """Every box beside all things lowers what was earned for others, whatever its name; the paper pays no less for it."""
+    found, labels, truth, names = random_picture(seed)
+    assume(truth)
+    for reward in REWARDS:
+        earned = []
+        for wrong in range(3):
+            boxes = [*found, *[(500, 500, 520, 520)] * wrong]
+            earned.append(detection_terms(as_boxes(boxes), [*labels, *["cup"] * wrong], as_boxes(truth), names, reward=reward))
+        for name in ("location", "class", "number"):
+            less, *least = (terms[name] for terms in earned)
+            falls = less > least[0] > least[1] or less == 0
+            assert falls if reward == "f1" or name == "number" else less == least[0] == least[1]
 
 
 @given(st.integers(0, 10_000), st.randoms())
