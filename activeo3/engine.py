@@ -6,6 +6,7 @@ rank makes the same number of forwards, backwards and collectives, or ZeRO-3 wai
 """
 
 import ctypes
+import io
 import logging
 import math
 import os
@@ -13,11 +14,11 @@ import re
 import resource
 import sys
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence, TextIO
 
 import torch
 from packaging.version import Version
@@ -67,11 +68,11 @@ class Ranks:
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Send what libraries print inside the block, Python or not, to the log; errors still surface."""
+        """Send what libraries print inside the block, Python or not, to the log; errors still surface, but none of the log itself."""
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
         try:
-            with open(self.log, "a") as log, redirect_stdout(terminal.Protected(log)), redirect_stderr(terminal.Protected(log)):
+            with _opened(self.log) as log, redirect_stdout(terminal.Protected(log)), redirect_stderr(terminal.Protected(log)):
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 yield
@@ -206,12 +207,30 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+class _Log(io.FileIO):
+    """A log that ends nothing: what a full disk does not take is forgotten."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def _opened(path: Path) -> TextIO:
+    """The log at ``path``, to be added to; if it cannot be opened, nothing is kept."""
+    try:
+        log = _Log(path, "a")
+    except OSError:
+        log = _Log(os.devnull, "a")
+    return io.TextIOWrapper(io.BufferedWriter(log))
+
+
 def _log_to_file(name: str, path: Path) -> None:
     """Route a library's logger to a file; its errors also reach the terminal."""
     logger = logging.getLogger(name)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    quiet, loud = logging.FileHandler(path), logging.StreamHandler(sys.__stderr__)
+    quiet, loud = logging.StreamHandler(_opened(path)), logging.StreamHandler(sys.__stderr__)
     loud.setLevel(logging.ERROR)
     logger.addHandler(quiet)
     logger.addHandler(loud)
