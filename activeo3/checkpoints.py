@@ -4,7 +4,6 @@ A checkpoint is a model folder for plain transformers, with DeepSpeed's state an
 beside it, and the digests of all its files. DeepSpeed itself stays behind ``Sharded``.
 """
 
-import errno
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from activeo3.report import counted
 
 
 _STEP = re.compile(r"checkpoint-(\d+)")
+SMALL_FILES = 2**20  # bytes: more than all parts of a checkpoint have that are not weights or states
 KEPT = 0.98
 """Merged weights that hold less of the adapters' corrections are worth a word."""
 
@@ -42,18 +42,16 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         ranks.wait()
         share = _write(sharded, config, step, building)
         if ranks.rank == 0:
-            if missing := _missing_part(building, ranks.world):  # it was removed, and what was written then made it anew
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(building, target)
             outputs.sync(folder)
     except Exception as error:  # each library raises its own when it cannot write
+        refused = _not_written(sharded, building, target, error)
         shutil.rmtree(building, ignore_errors=True)  # what is half written takes the room that is missing
-        raise (_not_written(sharded, folder, target, error) or error) from None
+        raise (refused or error) from None
     if ranks.rank == 0:
         for old in complete(folder)[: -config.keep] if config.keep else []:
-            with outputs.enough_room(old):
-                shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
+            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
         if share < KEPT:
             say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
                 f"the rest away; {target / 'adapters'} has all of it")
@@ -111,9 +109,11 @@ def check_room(sharded: Sharded, config: TrainConfig) -> None:
         raise ConfigError(f"{where}: {_room(sharded, folder)}." if full else f"{where} on another machine.")
 
 
-def _not_written(sharded: Sharded, folder: Path, target: Path, error: Exception) -> ConfigError | None:
-    """What to say if ``target`` could not be written into ``folder``; None if the ``error`` is about something else."""
-    full = outputs.is_full(error) or outputs.free_bytes(folder) < bytes_of(sharded)
+def _not_written(sharded: Sharded, building: Path, target: Path, error: Exception) -> ConfigError | None:
+    """What to say if ``target`` could not be written while it was in ``building``; None if the ``error`` is about something else."""
+    folder = target.parent
+    left = bytes_of(sharded) - sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
+    full = outputs.is_full(error) or outputs.free_bytes(folder) < max(left, SMALL_FILES)
     closed = outputs.why_closed(folder)
     if not (full or closed or isinstance(error, OSError)):
         return None
@@ -201,17 +201,14 @@ def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
     if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
         return damage
     _refuse_another_run(path, state, config, ranks)
-    if sealed and (damage := checkpoint_files.damage(path, ranks.share)):
-        return damage
-    missing = _missing_part(path, ranks.world)
-    return f"{missing} is missing" if missing else ""
-
-
-def _missing_part(path: Path, world: int) -> str:
-    """A part that a checkpoint of ``world`` processes lacks, or ""."""
-    each = ("random-{}.pt", "deepspeed/*zero_pp_rank_{}_*_model_states.pt", "deepspeed/*zero_pp_rank_{}_*_optim_states.pt")
-    parts = [part.format(rank) for rank in range(world) for part in each]
-    return next((str(path / part) for part in ["model*.safetensors", *parts] if not any(path.glob(part))), "")
+    if sealed:
+        return checkpoint_files.damage(path, ranks.share)
+    for rank in range(state["world"]):
+        parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
+        for part in parts:
+            if not any(path.glob(part)):
+                return f"{path / part} is missing"
+    return ""
 
 
 def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Ranks) -> None:

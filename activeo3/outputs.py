@@ -39,14 +39,16 @@ def claim(folder: Path, *names: str) -> None:
         there = folder / foreign[0]
         raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
     if wanted:
-        with enough_room(folder / LIST), open(folder / LIST, "a", encoding="utf-8") as file:
-            file.write("".join(f"{name}\n" for name in wanted))
+        lines = "".join(f"{name}\n" for name in wanted).encode()
+        with enough_room(folder / LIST), open(folder / LIST, "a+b") as file:  # added to: several ranks may write at once
+            file.seek(0)
+            file.write(lines if file.read()[-1:] in (b"", b"\n") else b"\n" + lines)  # the last name may be half written
 
 
 def _noted(folder: Path) -> set[str]:
     """The names in a folder's list."""
     path = folder / LIST
-    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+    return set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.is_file() else set()
 
 
 def _of_an_older_version(folder: Path) -> bool:

@@ -195,6 +195,15 @@ def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -
     assert sorted(logged.splitlines()) == ["from C, buffered", "from a child", "from a descriptor", "from python"]
 
 
+def test_a_log_that_takes_nothing_ends_nothing(ranks: Ranks, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """On a full disk, and in a folder that is gone: what the libraries say is lost, and the work goes on."""
+    for log in (Path("/dev/full"), tmp_path / "gone" / "libraries-0.log"):
+        with replace(ranks, log=log).quietly():
+            print("x" * 100_000, flush=True)
+            sys.stderr.write("progress")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_error_inside_quietly_surfaces_and_the_terminal_is_back(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     ranks = Ranks(0, 1, torch.device("cpu"), tmp_path / "log")
     descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
@@ -384,7 +393,7 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
     config = replace(config, output_dir=str(tmp_path))
     assert checkpoints.resumable(config, ranks) is None
     (tmp_path / "checkpoint-3" / "deepspeed").mkdir(parents=True)
-    for part in ("random-0.pt", "model.safetensors", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
+    for part in ("random-0.pt", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
         (tmp_path / "checkpoint-3" / part).touch()
     saved = {"step": 3, "world": 1, "config": vars(config)}
     (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
@@ -462,7 +471,7 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
         patch.setattr(VisionLanguageModel, "save", on_a_full_disk("random-0.pt"))  # torch raises a RuntimeError about positions
         with pytest.raises(RuntimeError, match="inline_container"):  # there is room: it is about something else
             checkpoints.save(sharded, config, 5)
-        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         assert_said(f"^{tmp_path / 'checkpoint-5'} could not be written", 5)
         with pytest.raises(ConfigError, match=f"^--output_dir {tmp_path} has no room for a checkpoint: it needs"):
             checkpoints.check_room(sharded, config)

@@ -48,6 +48,16 @@ def test_a_claim_before_the_work_keeps_its_word(tmp_path: Path) -> None:
     outputs.leave(tmp_path / "results.json", b"ours")
 
 
+def test_a_list_whose_last_name_is_half_written_goes_on_behind_it(tmp_path: Path) -> None:
+    outputs.claim(tmp_path, "libraries-0.log")
+    with open(tmp_path / outputs.LIST, "ab") as file:
+        file.write("left_out-é".encode()[:-1])  # cut inside of a letter
+    for _ in range(2):
+        outputs.claim(tmp_path, "metrics.jsonl")
+        (tmp_path / "metrics.jsonl").write_text("ours")
+    assert (tmp_path / outputs.LIST).read_bytes().split(b"\n")[::2] == [b"libraries-0.log", b"metrics.jsonl"]
+
+
 @pytest.mark.parametrize("older", ["a run", "in a checkpoint", "an evaluation"])
 def test_folders_from_before_there_were_lists_are_ours(older: str, tmp_path: Path) -> None:
     folder = tmp_path / "eval"
