@@ -116,6 +116,9 @@ class _Config:
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25
     """a detector's box belongs to the query if a word of the query has this score in it"""
+    least_seen: float = 16.0
+    """--task_model oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for Qwen2.5-VL),
+    of which it draws masks in four cells. 0: things of any size, masks to the pixel"""
     clicks: int = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
     first_mask: Literal["coarse", "sam"] = "coarse"
@@ -146,6 +149,8 @@ class _Config:
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.least_seen < 0:
+            raise ConfigError(f"--least_seen is {self.least_seen}; it cannot be negative (0: things of any size).")
         if self.max_zooms < 0 or self.max_turns < 1:
             raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
         if not 1 <= self.looks_at_once <= MOST_REGIONS:
@@ -248,7 +253,7 @@ class TrainConfig(_Config):
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
     """who works on the crops: mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (corrects masks, for --task
-    segment), or oracle (the ground truth inside the regions: the ceiling of any task model)"""
+    segment), or oracle (the ground truth in the regions, as far as their views show it: a ceiling of task models)"""
     split: str = "train"
     """which part of the data set to train on"""
     limit: int = 0
@@ -340,9 +345,10 @@ class TrainConfig(_Config):
     Active-Perception-R1 does, where repeated zooms earn again and calls cost nothing"""
     mask_truncated: bool = False
     """episodes that the length limit cut off teach nothing, instead of counting as wrong (Mini-o3)"""
-    coverage: Literal["contain", "iou", "purity"] = "contain"
+    coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
     """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
-    IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a)"""
+    IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a). Of a mask's errors:
+    their share in the regions times the share of the picture that these leave out (ours), or without that (recall: 4.4)"""
 
     w_iou: float = 1.0
     """grounding: weight of the IoU of the box"""

@@ -5,7 +5,7 @@ sees the picture under a translucent mask and proposes exactly K regions, which 
 other. tasks.py makes a task of these functions; drafts.py owns the masks, segment.py who corrects them.
 
 The paper uses an oracle in the place of its task model, without saying of what kind: here it is ``sam`` under an
-oracle's clicks, or ``oracle``, which makes every region perfectly right.
+oracle's clicks, or ``oracle``, which makes every region as right as its view can show it.
 """
 
 from typing import Sequence
@@ -64,4 +64,4 @@ def check(config: _Config, *task_models: str) -> None:
     if config.first_mask == "sam" and "sam" not in task_models:
         raise ConfigError("--first_mask sam needs --task_model sam, which makes it.")
     if getattr(config, "coverage", "contain") == "iou":
-        raise ConfigError("--coverage iou compares boxes: with --task segment choose contain or purity.")
+        raise ConfigError("--coverage iou compares boxes: with --task segment choose contain, recall or purity.")

@@ -29,7 +29,7 @@ COARSE = 160  # cells along the longer side of a picture
 HOLES, LEAKS = 2, 2
 RADII = (0.08, 0.2)  # of a hole or leak, in sides of a square as large as the object
 _KIND = 1  # part of every seed: raise it when coarse masks change, so that old numbers are not mixed with new
-SQUARE = 1 / 3  # side of the squares of ``error_regions``, in shorter sides of the picture
+SQUARE = 1 / 4  # side of the squares of ``error_regions``, in shorter sides of the picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +77,19 @@ def coarse_mask(true: np.ndarray, name: str) -> np.ndarray:
     rng = np.random.default_rng([_KIND, *name.encode()])
     height, width = true.shape
     cells = (max(1, round(width * COARSE / max(true.shape))), max(1, round(height * COARSE / max(true.shape))))
-    share = Image.fromarray(true.astype(np.uint8) * 255).resize(cells, Image.Resampling.BOX)
-    mask = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR)) > 127
+    mask = drawn_in_cells(true, cells)
     inside, border = np.flatnonzero(true), np.flatnonzero(_border(true))
     for places, value in ((inside, False),) * HOLES + ((border, True),) * LEAKS:
         y, x = divmod(int(places[rng.integers(len(places))]), width)
         _paint_disc(mask, x, y, rng.uniform(*RADII) * len(inside) ** 0.5, value)
     return mask
+
+
+def drawn_in_cells(mask: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) as a model of low resolution draws it: (columns, rows) of ``cells`` hold their share of it, which is
+    interpolated between them and cut at one half."""
+    share = Image.fromarray(mask.astype(np.uint8) * 255).resize(cells, Image.Resampling.BOX)
+    return np.asarray(share.resize(mask.shape[::-1], Image.Resampling.BILINEAR)) > 127
 
 
 def _border(mask: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class EvalConfig(_Config):
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for --task
-    segment), oracle (the ground truth inside the regions: the ceiling of any task model). Questions in words (mme,
+    segment), oracle (the ground truth in the regions, as far as their views show it). Questions in words (mme,
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""

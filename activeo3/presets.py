@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "wording": "paper",
         "sensing_side": 1024,
         "crop_side": 840,
+        "least_seen": 28.0,  # a visual token of Qwen2.5-VL
         "max_new_tokens": 512,
         "episode_tokens": 6_144,  # three crops of 900 tokens and five turns
         "task_max_new_tokens": 1024,

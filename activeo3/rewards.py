@@ -10,7 +10,7 @@
 
 Where a mask is corrected (drafts.py), the last two are
 
-    coverage    share of the mask's wrong pixels that lie in a region
+    coverage    share of the mask's wrong pixels that lie in a region x share of the picture that lies in none
     task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)
 
 Deviations from the paper, and readings of what it leaves open:
@@ -27,8 +27,10 @@ Deviations from the paper, and readings of what it leaves open:
      each. Crowds, which are neither asked for nor punished, count for no term.
   6. Coverage of a mask's errors: 4.4 words it as the share of mask pixels in a region, B.4 a as the share of
      regions with enough of them, and neither says of which mask. Ours is the first, of the wrong pixels, which
-     is what the prompt asks for and grows with every error that is found; ``purity`` is the second, with
-     ERROR_ENOUGH, because errors are thin.
+     is what the prompt asks for and grows with every error that is found, less for large regions: three tiles hold
+     every error of every picture. Regions that ignore the picture hold a share u of it and about as much of its
+     errors: u (1 - u), 0.25 at most. ``recall`` is the first as it is worded, of which the tiles earn all;
+     ``purity`` is the second, with ERROR_ENOUGH, because errors are thin.
 """
 
 from typing import Mapping
@@ -139,10 +141,12 @@ def covered_mask(rollout: Rollout, error: np.ndarray, mode: str) -> float:
         return 0.0
     match mode:
         case "contain":
+            return covered_error(error, rollout.regions) * (1 - covered_error(np.ones_like(error), rollout.regions))
+        case "recall":
             return covered_error(error, rollout.regions)
         case "purity":
             return float(np.mean([share >= ERROR_ENOUGH for share in wrong_share(error, rollout.regions)]))
-    raise ValueError(f"unknown coverage mode {mode!r} of a mask's errors: use contain or purity")
+    raise ValueError(f"unknown coverage mode {mode!r} of a mask's errors: use contain, recall or purity")
 
 
 def _purity(rollout: Rollout) -> list[float]:

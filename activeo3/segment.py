@@ -5,7 +5,7 @@ regions in which a mask is wrong (drafts.py says which mask); each is zoomed int
 is corrected and replaces that part of the picture's. Who corrects:
 
     sam       an oracle clicks (clicks.py), and SAM, SAM 2 or the tracker of SAM 3 turns the clicks into a mask
-    oracle    the true mask inside the region: the ceiling of any other
+    oracle    the true mask inside the region, as fine as its view shows it: the ceiling
 
 Deviations from the paper, and readings of what it leaves open:
   1. It names neither SAM variant nor number of clicks; both are arguments.
@@ -14,6 +14,10 @@ Deviations from the paper, and readings of what it leaves open:
   3. Windows are widened to whole pixels, because a mask has no others.
   4. A first mask by SAM is its answer to one oracle click on the whole picture, which it sees squeezed to its
      own size; so thin parts are wrong until they are zoomed into.
+  5. The paper's oracle "simulates perfect click feedback". Ours is perfect in the view of the crop, which has CELLS cells of a
+     mask to a visual token (``--least_seen``) along each side, as SAM has (64 tokens and 256 logits along 1024 pixels). So a small
+     region mends fine errors, and a large one draws over them. An oracle that is right to the pixel (0) makes every
+     picture right with the same three tiles.
 
 The processors of SAM 2 and SAM 3 need torchvision. They only resize and normalise, which is done here, so
 none of this needs it.
@@ -33,13 +37,14 @@ from transformers.image_processing_base import ImageProcessingMixin
 from activeo3 import geometry
 from activeo3.clicks import Click, next_click
 from activeo3.config import _Config
-from activeo3.drafts import Draft, coarse_mask, true_mask, windows, with_mask
+from activeo3.drafts import Draft, coarse_mask, drawn_in_cells, true_mask, windows, with_mask
 from activeo3.geometry import Frame
 from activeo3.model_weights import whole
 from activeo3.models import ModelError, family_of, part_of
 from activeo3.schema import Example, Region
 
 FAMILIES = ("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video")
+CELLS = 4  # of a mask along a side of a visual token
 SURE = 10.0  # logit of a pixel of a mask that came without logits
 
 
@@ -56,16 +61,28 @@ class Corrector:
 
 
 class Perfect(Corrector):
-    """The oracle: inside a region the mask becomes the true one, however few the clicks."""
+    """The oracle: inside a region the mask becomes the true one, however few the clicks, as it looks in ``cells`` x
+    ``cells`` cells that span the region; None: to the pixel (reading 5)."""
+
+    def __init__(self, cells: int | None = None) -> None:
+        self.cells = cells
+
+    @classmethod
+    def of(cls, config: _Config) -> Self:
+        """An oracle that sees crops at the size that the config says."""
+        return cls(max(1, round(CELLS * config.crop_side / config.least_seen)) if config.least_seen else None)
 
     def correct(self, crops: Sequence["Crop"], clicks: int) -> None:
+        """Draw the true mask of every crop."""
         for crop in crops:
-            crop.mask = crop.true.copy()
+            height, width = crop.true.shape
+            cells = (min(self.cells or width, width), min(self.cells or height, height))
+            crop.mask = drawn_in_cells(crop.true, cells)
 
 
 def corrector(name: str, config: _Config, device: torch.device) -> Corrector:
     """The task model ``name`` of segmentation: sam or oracle."""
-    return Perfect() if name == "oracle" else Sam.load(config.task_checkpoint, device)
+    return Perfect.of(config) if name == "oracle" else Sam.load(config.task_checkpoint, device)
 
 
 def prepared(expert: Corrector, examples: Sequence[Example], config: _Config) -> list[Example]:

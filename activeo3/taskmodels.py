@@ -6,7 +6,7 @@ crops of one rollout are merged. The task models M_A:
 
     mllm             a vision-language model, asked in words; its boxes carry no score
     grounding-dino   a Grounding DINO or MM-Grounding-DINO checkpoint, whose boxes carry scores
-    oracle           the ground truth inside the regions: the ceiling of any task model
+    oracle           the ground truth inside the regions, as far as their views show it: the ceiling
 
 Deviations from the paper, and readings of what it leaves open:
   1. The task model in training is the frozen start policy, that is the reference in a second role: a
@@ -18,6 +18,10 @@ Deviations from the paper, and readings of what it leaves open:
      the longer), but resampled once, from the original pixels, and with sides in whole strides of 32.
      So crops of one size form a batch without padding, which its group norms would let through to every
      box. The paper says "official preprocessing" and names neither checkpoint nor thresholds.
+  5. The oracle overlooks what is smaller than a visual token in a crop's view (``--least_seen``), as models do: in random
+     windows around its things, the shipped tiny policy finds 21 % of those below 12 pixels, 67 % of those up to 16, and
+     79 % of the larger ones. An oracle that sees everything (0) finds as much in three overlapping strips, for every
+     picture the same ones, as in the best regions.
 """
 
 import math
@@ -237,16 +241,25 @@ class GroundingDino(TaskModel):
 
 
 class Oracle(TaskModel):
-    """Finds exactly the true boxes that a window holds (90 % of their area), and nothing else."""
+    """Finds exactly the true boxes that a window holds (90 % of their area) and shows large enough, and nothing else."""
 
     def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
-        """The true boxes, crowds apart, inside each window."""
+        """The true boxes, crowds apart, inside each window, from ``config.least_seen`` pixels of its view on (reading 5)."""
         found = []
         for look in looks:
             true = asked_boxes(look.example)
-            boxes = true[geometry.held(true, geometry.as_boxes([look.window]))[:, 0]]
+            shown = np.sqrt(geometry.area(true)) * least_scale(look.window, config) >= config.least_seen
+            boxes = true[shown & geometry.held(true, geometry.as_boxes([look.window]))[:, 0]]
             found.append(Found(boxes, np.ones(len(boxes)), f"{len(boxes)} of {len(true)} true boxes"))
         return found
+
+
+def least_scale(window: Region, config: _Config) -> float:
+    """Pixels of the view per pixel of the picture, along the axis of the window that ``crop_view`` squeezes most."""
+    width, height = window.x2 - window.x1, window.y2 - window.y1
+    if config.crop_shape == "square":
+        return config.crop_side / max(width, height)
+    return max(1.0, config.crop_side / math.sqrt(width * height))
 
 
 def separate(name: str, config: _Config, device: torch.device) -> TaskModel:

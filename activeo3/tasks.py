@@ -163,6 +163,8 @@ def task_of(config: TrainConfig | EvalConfig) -> Task:
         raise ConfigError(f"--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task {config.task}.")
     if config.task == "segment":
         correction.check(config, *task_models)
+    elif getattr(config, "coverage", "contain") == "recall":
+        raise ConfigError(f"--coverage recall is of a mask's errors: it goes with --task segment, not with --task {config.task}.")
     elif "sam" in task_models:
         raise ConfigError(f"--task_model sam corrects masks: it goes with --task segment, not with --task {config.task}.")
     return task

@@ -81,7 +81,11 @@ def test_a_policy_that_sees_the_overlay_can_correct_the_mask(family: str, tokeni
     (outcome,) = correction.correct(Perfect(), [rollout], CONFIG)
     assert np.array_equal(outcome.mask, true_mask(example))
     score = TASKS["segment"].score(rollout, outcome, CONFIG)
-    assert score.terms == {"format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0} and score.total == 5.0
+    shown = np.zeros((320, 480), dtype=bool)
+    for x1, y1, x2, y2 in rollout.regions:
+        shown[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = True
+    left_out = pytest.approx(1 - shown.mean())
+    assert score.terms == {"format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": left_out, "task": 1.0}
 
 
 def test_two_regions_are_no_format_and_are_worked_on(tokenizer) -> None:
@@ -104,7 +108,8 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
     for changed, sentence in (
         ({"task_model": "mllm"}, "--task segment corrects masks, and mllm makes none: give --task_model sam or oracle."),
         ({"first_mask": "sam"}, "--first_mask sam needs --task_model sam, which makes it."),
-        ({"coverage": "iou"}, "--coverage iou compares boxes: with --task segment choose contain or purity."),
+        ({"coverage": "iou"}, "--coverage iou compares boxes: with --task segment choose contain, recall or purity."),
+        ({"task": "sense", "task_model": "mllm", "coverage": "recall"}, "--coverage recall is of a mask's errors: it goes with --task segment"),
         ({"task": "sense", "task_model": "sam", "task_checkpoint": "x"}, "it goes with --task segment, not with --task sense."),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -267,7 +272,7 @@ def test_evaluate_corrects_thin_objects_with_sam(checkpoint: str, evaluate: Call
     root = thin_set(tmp_path, split="test")
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--task", "segment", "--benchmark", "thinobject5k", "--data_root", root, "--first_mask", "sam",
-        "--task_model", "sam", "oracle", "--task_checkpoint", str(sam), "--clicks", "2", "--methods", "grid", "oracle-regions",
+        "--task_model", "sam", "oracle", "--task_checkpoint", str(sam), "--clicks", "2", "--methods", "grid", "oracle-regions", "--least_seen", "0",
         "--output_dir", str(tmp_path / "out"), *SMALL,
     )  # fmt: skip
     assert complaint == ""

@@ -14,16 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 from transformers.models.grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
-from activeo3 import metrics
+from activeo3 import floors, metrics, scenes
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.models import ModelError
 from activeo3.schema import Example, Region
-from activeo3.taskmodels import DETECTORS, Found, GroundingDino, Look, Oracle, act, merged, separate
+from activeo3.taskmodels import DETECTORS, Found, GroundingDino, Look, Oracle, act, crop_view, merged, separate
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(task_batch=5)
+ALL_SEEN = replace(CONFIG, least_seen=0.0)
 KEEP_ALL = dict(box_threshold=0.0, text_threshold=0.0)
 
 
@@ -213,7 +214,7 @@ def test_the_oracle_finds_what_the_window_holds() -> None:
     boxes = [(100, 100, 110, 110), (195, 100, 205, 110), (191, 150, 201, 160), (300, 300, 310, 310), (120, 120, 130, 130)]
     crowd = np.array([False, False, False, False, True])
     example = question(Image.new("RGB", (400, 400)), boxes=boxes, crowd=crowd)
-    (found,) = Oracle().find([Look(example, Region(50.0, 50.0, 200.0, 200.0))], CONFIG)
+    (found,) = Oracle().find([Look(example, Region(50.0, 50.0, 200.0, 200.0))], ALL_SEEN)
     assert found.boxes_px.tolist() == [list(boxes[0]), list(boxes[2])]  # half of the second, 90 % of the third
     assert found.scores.tolist() == [1.0, 1.0] and found.text == "2 of 4 true boxes"
 
@@ -224,11 +225,41 @@ def test_the_oracle_acts_as_the_ceiling() -> None:
     example, empty = question(image, boxes=boxes), question(image, boxes=[])
     everything = Region(0.0, 0.0, 400.0, 400.0)
     both = [Region(0.0, 0.0, 150.0, 50.0), Region(90.0, 0.0, 200.0, 50.0)]
-    whole, part, none, nothing = act(Oracle(), [example, example, example, empty], [[everything], both, [], [everything]], CONFIG)
+    whole, part, none, nothing = act(Oracle(), [example, example, example, empty], [[everything], both, [], [everything]], ALL_SEEN)
     assert metrics.ap_ar_50(example, whole) == (1.0, 1.0)
     assert part.boxes_px.tolist() == [list(boxes[0]), list(boxes[1])]  # the second, seen twice, counts once
     assert metrics.ap_ar_50(example, part)[1] == pytest.approx(2 / 3)
     assert len(none.boxes_px) == len(nothing.boxes_px) == 0
+
+
+@pytest.mark.parametrize("shape, sides", [("square", (15, 60)), ("aspect", (6, 30))])
+def test_the_oracle_finds_what_is_large_enough_in_the_view_of_its_crop(shape: str, sides: tuple[int, int], make_vlm) -> None:
+    """Held to the view itself: a black square on white, and how far it reaches there along its shorter side."""
+    config, vlm, rng, seen = replace(CONFIG, crop_shape=shape), make_vlm("qwen3_vl"), np.random.default_rng(0), []
+    for _ in range(60):
+        x, y, side = *rng.integers(150, 200, 2), int(rng.integers(*sides))
+        image = Image.new("RGB", (600, 400), "white")
+        image.paste("black", (x, y, x + side, y + side))
+        x1, y1 = rng.integers(0, 150, 2)
+        look = Look(question(image, boxes=[(x, y, x + side, y + side)]), Region(x1, y1, *rng.integers(260, 400, 1), *rng.integers(260, 400, 1)))
+        view, _ = crop_view(vlm, image, look.window, config)
+        dark = np.asarray(view.convert("L")) < 128
+        reach = min(dark.any(axis=0).sum(), dark.any(axis=1).sum())
+        if abs(reach - config.least_seen) > 1.5:  # the view has whole pixels, of an aspect in whole tokens
+            (found,) = Oracle().find([look], config)
+            assert len(found.boxes_px) == (reach > config.least_seen), (side, look.window, reach)
+            seen.append(len(found.boxes_px))
+    assert 15 < sum(seen) < len(seen) - 15
+
+
+def test_strips_show_the_oracle_nothing_and_good_regions_everything() -> None:
+    """Of the embedded world; to an oracle that sees all, the same three strips show everything in every picture."""
+    examples = [scenes.example("train", index) for index in range(8)]
+    strips = [floors.from_unit(as_boxes([(0, 0, 0.46, 1), (0.27, 0, 0.73, 1), (0.54, 0, 1, 1)]), one.size_px) for one in examples]
+    good = [floors.oracle_regions(one, 3) for one in examples]
+    for regions, config, wanted in ((strips, CONFIG, 0.0), (good, CONFIG, 2.0), (strips, ALL_SEEN, 2.0), (good, ALL_SEEN, 2.0)):
+        found = act(Oracle(), examples, regions, config)
+        assert [sum(metrics.ap_ar_50(*pair)) for pair in zip(examples, found)] == [wanted] * len(examples)
 
 
 def test_equal_questions_about_equal_pictures_are_not_one(picture) -> None:

@@ -146,7 +146,7 @@ def test_coverage_and_share_of_errors_are_those_of_the_naive_loop() -> None:
 
 def naive_squares(error: np.ndarray, count: int) -> list[int]:
     """How many wrong pixels each square takes, when the best place is sought by trying all of them."""
-    side, left, taken = round(min(error.shape) / 3), error.copy(), []
+    side, left, taken = round(min(error.shape) / 4), error.copy(), []
     for _ in range(count):
         best = max(left[y : y + side, x : x + side].sum() for y in range(error.shape[0] - side + 1) for x in range(error.shape[1] - side + 1))
         if best:
@@ -165,7 +165,7 @@ def test_squares_take_the_most_errors_that_are_left() -> None:
         wanted = naive_squares(error, 3)
         left, taken = error.copy(), []
         for x1, y1, x2, y2 in error_regions(error, 3):
-            assert 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1] and x2 - x1 == y2 - y1 == 8
+            assert 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1] and x2 - x1 == y2 - y1 == 6
             taken.append(left[int(y1) : int(y2), int(x1) : int(x2)].sum())
             left[int(y1) : int(y2), int(x1) : int(x2)] = False
         # Centring a square on its errors may bring further ones in, and never loses one.
@@ -174,6 +174,6 @@ def test_squares_take_the_most_errors_that_are_left() -> None:
 
 def test_squares_are_centred_on_their_errors_and_stop_when_nothing_is_left() -> None:
     error = disc((90, 60), (50, 30), 4)
-    assert error_regions(error, 3) == ((41.0, 20.0, 61.0, 40.0),) or error_regions(error, 3) == ((40.0, 20.0, 60.0, 40.0),)
+    assert error_regions(error, 3) in (((43.0, 23.0, 58.0, 38.0),), ((43.0, 22.0, 58.0, 37.0),))
     assert error_regions(np.zeros((60, 90), dtype=bool), 3) == ()
     assert covered_error(error, error_regions(error, 1)) == 1.0

@@ -252,11 +252,12 @@ CORRECTED[:, :40], CORRECTED[:, 40:] = TRUE_MASK[:, :40], FIRST_MASK[:, 40:]  # 
 MASKS = {
     # name: regions, mask afterwards, (format, no_overlap, area, coverage, task)
     "nothing": ([], FIRST_MASK, (1, 0, 0, 0, 200 / 600)),
-    "one kind of error": ([(10, 10, 40, 50)], CORRECTED, (1, 1, 1, 0.5, 400 / 600)),
-    "both": ([(10, 10, 40, 50), (40, 10, 70, 40)], TRUE_MASK, (1, 1, 1, 1, 1)),
-    "twice the same counts once": ([(10, 10, 40, 50)] * 2, CORRECTED, (1, 0, 1, 0.5, 400 / 600)),
+    "one kind of error": ([(10, 10, 40, 50)], CORRECTED, (1, 1, 1, 0.5 * 0.88, 400 / 600)),
+    "both": ([(10, 10, 40, 50), (40, 10, 70, 40)], TRUE_MASK, (1, 1, 1, 0.79, 1)),
+    "twice the same counts once": ([(10, 10, 40, 50)] * 2, CORRECTED, (1, 0, 1, 0.5 * 0.88, 400 / 600)),
     "elsewhere": ([(60, 60, 90, 90)], FIRST_MASK, (1, 1, 1, 0, 200 / 600)),
-    "the whole picture": ([(0, 0, 100, 100)], TRUE_MASK, (1, 1, 0, 1, 1)),
+    "the whole picture": ([(0, 0, 100, 100)], TRUE_MASK, (1, 1, 0, 0, 1)),
+    "tiles": ([(0, 0, 34, 100), (34, 0, 67, 100), (67, 0, 100, 100)], TRUE_MASK, (1, 1, 1, 0, 1)),
 }
 
 
@@ -276,5 +277,7 @@ def test_purity_of_a_masks_errors_is_a_share_of_regions() -> None:
     assert error[11:21, 21:41].sum() / 200 > rewards.ERROR_ENOUGH
     for regions, wanted in (([one_percent, (60, 60, 90, 90)], 0.5), ([(0, 0, 100, 100)], 1.0), ([], 0.0), ([(5, 5, 5, 9)], 0.0)):
         assert covered_mask(proposed(regions, []), error, "purity") == wanted
+    tiles = MASKS["tiles"][0]
+    assert covered_mask(proposed(tiles, []), error, "recall") == 1.0 and covered_mask(proposed(tiles[:1], []), error, "recall") < 1.0
     with pytest.raises(ValueError, match="unknown coverage mode 'iou'"):
         covered_mask(proposed([one_percent], []), error, "iou")

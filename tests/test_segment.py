@@ -3,6 +3,7 @@ against the library's own processing.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -18,9 +19,10 @@ from transformers import Sam2Config, Sam2Model, Sam3TrackerConfig, Sam3TrackerMo
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.processing_sam import SamProcessor
 
+from activeo3 import floors, scenes
 from activeo3.clicks import Click, depth_inside, next_click
 from activeo3.config import TrainConfig
-from activeo3.drafts import Draft, coarse_mask, true_mask
+from activeo3.drafts import Draft, coarse_mask, error_regions, true_mask
 from activeo3.geometry import mask_to_rle
 from activeo3.metrics import mask_iou
 from activeo3.models import ModelError
@@ -353,6 +355,34 @@ def test_the_oracle_makes_every_region_right_and_leaves_the_rest(picture) -> Non
                 assert mask[y, x] == (one.true if inside else one.mask)[y, x]
     assert [mask_iou(mask, one.true) for mask in steps] == sorted(mask_iou(mask, one.true) for mask in steps)
     assert np.array_equal(steps[3], one.true) and np.array_equal(one.mask, draft(picture).mask)
+
+
+def test_the_oracle_draws_a_region_in_cells() -> None:
+    """Of 4 x 4 cells: a picture of 80 x 40 pixels has them at 20 x 10, a region of 4 pixels at one."""
+    true = np.zeros((40, 80), dtype=bool)
+    true[10:20, 20:60] = True  # whole cells
+    true[33, 5:75] = True  # a line, a tenth of each cell
+    one = Draft(Image.new("RGB", (80, 40)), true, np.zeros_like(true))
+    large, small = Region(0.0, 0.0, 80.0, 40.0), Region(4.0, 31.0, 8.0, 35.0)
+    ((_, coarse, fine),) = zoom_and_click(Perfect(4), [one], [[large, small]], clicks=1)
+    assert not coarse[25:].any() and coarse[12:18, 30:50].all() and not coarse[:5].any()
+    assert np.array_equal(fine[31:35, 4:8], true[31:35, 4:8]) and fine.sum() == coarse.sum() + 3
+    config = TrainConfig(task="segment", task_model="oracle")
+    assert Perfect.of(config).cells == 32 and Perfect.of(replace(config, least_seen=0.0)).cells is None
+    assert Perfect.of(replace(config, crop_side=840, least_seen=28.0)).cells == 120
+
+
+def test_good_regions_mend_and_tiles_do_harm() -> None:
+    """On the embedded world, as the oracle sees crops; to the pixel, the tiles make every picture right."""
+    examples = prepared(Perfect(), [scenes.example("train", index) for index in range(6)], TrainConfig())
+    drafts = [Draft.of(example) for example in examples]
+    tiles, good = [floors.grid_regions(one, 3) for one in examples], [error_regions(one.error, 3) for one in drafts]
+    mean = lambda oracle, regions: np.mean([  # noqa: E731
+        mask_iou(steps[-1], one.true) for steps, one in zip(zoom_and_click(oracle, drafts, regions, clicks=1), drafts)
+    ])  # fmt: skip
+    eyes, first = Perfect.of(TrainConfig()), np.mean([mask_iou(one.mask, one.true) for one in drafts])
+    assert mean(eyes, tiles) < first - 0.1 and mean(eyes, good) > first + 0.08
+    assert mean(Perfect(), tiles) == 1.0
 
 
 def asked(picture, truth: np.ndarray, name: str = "e") -> Example:
