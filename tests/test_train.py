@@ -492,7 +492,7 @@ def test_another_task_model_works_on_the_crops(
     monkeypatch.setattr(VisionLanguageModel, "encode", listen)
     detector = {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
     train.main(replace(
-        config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, **detector
+        config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, least_seen=0.0, **detector
     ))  # fmt: skip
     assert asked and all(text.startswith("Where") for text in asked)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
