@@ -97,7 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "task_only": {"w_format": 0.0, "w_no_overlap": 0.0, "w_area": 0.0, "w_coverage": 0.0},
     "heuristic_only": {"w_task": 0.0},
     "direct": {"task": "direct"},
-    # Errors of masks, its section 5.4: perfectly corrected; or on its data, by SAM 2.1 (it cites SAM 2).
+    # Errors of masks, its section 5.4: corrected by an oracle; or on its data, by SAM 2.1 (it cites SAM 2).
     "segment": {"task": "segment", "task_model": "oracle"},
     "thin_objects": {
         "task": "segment",

@@ -49,7 +49,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                                 "high; falling while coverage rises means repeated regions"),
     "reward/area": Metric("0–1", "the regions have a sensible size, neither specks nor everything",
                           "high; 0 means that the policy asks for the whole picture"),
-    "reward/coverage": Metric("0–1", "share of true boxes, or of wrong pixels, inside a region",
+    "reward/coverage": Metric("0–1", "share of true boxes inside a region; of wrong pixels, less for large regions",
                               "rises slowly: this is looking in the right place"),
     "reward/task": Metric("0–2", "AP50 + AR50 of crops or answer, or a corrected mask's IoU",
                           "rises with coverage; its ceiling is the task model on perfect regions"),

@@ -12,19 +12,22 @@ import sys
 from dataclasses import replace
 from typing import Callable, Mapping, Sequence
 
-from . import rewards_one_shot
+from . import rewards_one_shot, rewards_sensing
 from .reward_search import Attack, climb, fault
 
-ATTACKS: Mapping[str, Callable[[], Attack]] = {**rewards_one_shot.ATTACKS}
+ATTACKS: Mapping[str, Callable[[], Attack]] = {**rewards_one_shot.ATTACKS, **rewards_sensing.ATTACKS}
 """Every attack on the default rewards, by name."""
 
-HACKED: Mapping[str, Callable[[], Attack]] = {**rewards_one_shot.HACKED}
+HACKED: Mapping[str, Callable[[], Attack]] = {**rewards_one_shot.HACKED, **rewards_sensing.HACKED}
 """Attacks on papers' formulas that a flag chooses, which are known to succeed."""
+
+SLOW: Mapping[str, Callable[[], Attack]] = rewards_sensing.SLOW
+"""Attacks on the default rewards, with a model in the place of an oracle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the attacks that were asked for; the exit code is 1 if one succeeds."""
-    known = {**ATTACKS, **HACKED}
+    known = {**ATTACKS, **HACKED, **SLOW}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="changes tried per attack [2000]")
     parser.add_argument("--seed", type=int, default=0, help="of the search [0]")
