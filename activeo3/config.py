@@ -51,11 +51,9 @@ class _Config:
     selection_seed: int = 0
     """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of
     SODA are trained on, in which order V*Bench's options stand"""
-
     absent: float = 0.0
     """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
     invented costs (data_absent.py). None in training unless asked for; a fifth in evaluation"""
-
     thinking: bool = False
     """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
     parser: Literal["strict", "lenient"] = "strict"
@@ -149,8 +147,6 @@ class _Config:
         for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.least_seen < 0:
-            raise ConfigError(f"--least_seen is {self.least_seen}; it cannot be negative (0: things of any size).")
         if self.max_zooms < 0 or self.max_turns < 1:
             raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
         if not 1 <= self.looks_at_once <= MOST_REGIONS:
@@ -163,10 +159,8 @@ class _Config:
                 f"--max_turns {self.max_turns} to answer in."
             )
         if self.max_view_pixels < self.sensing_side**2:
-            raise ConfigError(
-                f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
-                f"{self.sensing_side} has {self.sensing_side**2}."
-            )
+            square = f"even a square picture with --sensing_side {self.sensing_side} has {self.sensing_side**2}"
+            raise ConfigError(f"--max_view_pixels is {self.max_view_pixels}; {square}.")
         if self.max_image_pixels < 2**20:  # pictures that are drawn here are below the limit
             raise ConfigError(f"--max_image_pixels is {self.max_image_pixels}; it must be at least {2**20} (1024 x 1024).")
         if not self.data:
@@ -175,8 +169,9 @@ class _Config:
             raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
         if not 0 <= self.absent < 1:
             raise ConfigError(f"--absent is {self.absent}; it is a share of the questions, at least 0 and below 1.")
-        if self.selection_seed < 0:
-            raise ConfigError(f"--selection_seed is {self.selection_seed}; it must be at least 0.")
+        for name in ("selection_seed", "least_seen"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("box_threshold", "text_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
