@@ -1,9 +1,8 @@
 """Every number of an experiment, each with one owner and its reason.
 
-``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The
-command line is the dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its
-help. A preset is a set of values that belong together. Several are merged in their order, so a situation
-and a variant need no preset of their own (``--preset paper gspo``); flags given beside them win.
+``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The command line is the
+dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its help. A preset is a set of values that belong
+together. Several are merged in their order, so a situation and a variant need no preset of their own (``--preset paper gspo``); flags win.
 """
 
 import argparse
