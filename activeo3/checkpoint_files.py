@@ -19,6 +19,7 @@ from typing import Any, Callable, Sequence
 import torch
 
 from activeo3 import outputs
+from activeo3.files import regular
 from activeo3.flags import ConfigError, read_object
 
 DIGESTS = "digests.json"
@@ -61,11 +62,14 @@ def damage(folder: Path, share: Share = alone, wanted: Callable[[str], bool] = l
 
 
 def damage_of_model(source: str) -> str:
-    """As ``damage``, of the files that a model is loaded from; "" for a folder or hub id without a list.
+    """As ``damage``, of the files that a model is loaded from; of a folder or hub id without a list, only whether all are files.
 
     ``source`` is a checkpoint or its ``adapters/``. The states of the optimizer may have been left behind.
     """
     folder, inside = Path(source), ""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return f"{path} is no regular file"  # a pipe, of which a read never ends
     if folder.name == "adapters":
         folder, inside = folder.parent, "adapters/"
     others = ("deepspeed/", "random-", "zero_to_") + (() if inside else ("adapters/",))
@@ -116,7 +120,9 @@ def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = 
     """
     try:
         with torch.serialization.safe_globals(list(known)), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(regular(Path(path)), map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # torch raises whatever a damaged file makes it meet
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:

@@ -17,13 +17,15 @@ Deviations from transformers' processor:
 """
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
+from activeo3 import sandbox
 from activeo3.terminal import OneLine
 
 IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
@@ -101,13 +103,22 @@ def _named(templates: Any) -> list[str]:
 
 
 def picture_template(source: str, tokenizer: Any) -> str:
-    """The first chat template that has a place for a picture. Raises ModelError if none has, naming those there are."""
-    looked_at: list[str] = []
+    """The first chat template that has a place for a picture; it has written prompts of all forms in a process of its own.
+
+    Raises ModelError if none has, naming those there are, or if one does not come to an end.
+    """
+    none, failed = [], []
     for name, template in templates(source):
-        if _shows_a_picture(tokenizer, template):
-            return template
-        looked_at.append(name)
-    there = f" ({', '.join(looked_at)} {'has' if len(looked_at) == 1 else 'have'} none)" if looked_at else ""
+        try:
+            if sandbox.limited(lambda: _shows_a_picture(tokenizer, template)):  # noqa: B023
+                return template
+            none.append(name)
+        except sandbox.Failed as error:
+            failed.append(f"{name} fails with {str(error).rstrip('.')}")
+        except TimeoutError:
+            raise ModelError(f"{source}: the chat template in {name} does not come to an end; copy it from the original model.") from None
+    has_none = [f"{', '.join(none)} {'has' if len(none) == 1 else 'have'} none"] if none else []
+    there = f" ({'; '.join(has_none + failed)})" if none or failed else ""
     raise ModelError(
         f"{source} has no chat template with a place for a picture{there}; "
         f"copy chat_template.jinja or chat_template.json from the original model."
@@ -115,13 +126,19 @@ def picture_template(source: str, tokenizer: Any) -> str:
 
 
 def _shows_a_picture(tokenizer: Any, template: str) -> bool:
-    """Does a template put one place where a user shows one picture?"""
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    """Does a template put one place where a user shows one picture, and as many in any other prompt of encoding.py?"""
+    write = partial(tokenizer.apply_chat_template, chat_template=template, tokenize=False, add_generation_prompt=True)
+    before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}]
+
+    def places(pictures: int, turns: Sequence[dict[str, Any]]) -> int:
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": "?"}]
+        return write([*turns, {"role": "user", "content": content}]).count("<|image_pad|>")
+
     try:
-        text = tokenizer.apply_chat_template([turn], chat_template=template, tokenize=False, add_generation_prompt=True)
-    except Exception:  # each template fails in its own way at content that it was not made for
+        shown = places(1, [])
+    except (TypeError, AttributeError):  # a template that takes nothing but texts
         return False
-    return text.count("<|image_pad|>") == 1
+    return shown == 1 and all(places(pictures, turns) == pictures for pictures in (0, 2) for turns in ([], before))
 
 
 # ---------------------------------------------------------------------- pictures

@@ -46,9 +46,9 @@ class VisionLanguageModel(Generator, Scorer):
     @classmethod
     def _load(cls, source: str, dtype: torch.dtype, attention: str, base: str) -> Self:
         """``load``, without where the model is from."""
-        family_of(source, FAMILIES, base)
         if damage := damage_of_model(source):
             raise ModelError(f"{damage}; copy the checkpoint again, or delete its digests.json if it was changed on purpose.")
+        family_of(source, FAMILIES, base)
         if attention == "flex" and not torch.cuda.is_available():
             raise ModelError("--attention flex needs a GPU, FlexAttention has no backward pass on a CPU; leave it at auto.")
         if beneath := adapters.base_of(source, base):

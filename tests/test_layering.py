@@ -18,6 +18,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "schema": (0, {"torch"}),
     "geometry": (0, {"torch"}),
     "terminal": (0, {"torch"}),
+    "sandbox": (0, {"torch"}),
     "clicks": (0, {"torch"}),
     "drafts": (1, {"models", "rewards", "datasets", "torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),

@@ -5,7 +5,10 @@ replaced; template, tokenizer, pictures and the ids of a prompt are its own.
 """
 
 import json
+import os
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -22,7 +25,7 @@ from test_train import prepare, rows_of, train
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
 import evaluate
-from activeo3 import model_files
+from activeo3 import model_files, sandbox
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.models import ModelError, VisionLanguageModel
@@ -254,7 +257,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no end token": (without_end_token,
                      r"<\|im_end\|> is missing in the tokenizer; copy the tokenizer's files"),
     "text templates": (texts_only,
-                       r"no chat template with a place for a picture \(chat_template.jinja, tokenizer_config.json have none\); copy"),
+                       r"no chat template with a place for a picture \(chat_template.jinja has none; tokenizer_config.json fails with TemplateSyntaxError: .*\); copy"),
     "unknown processor": (edited("preprocessor_config.json", image_processor_type="Qwen2_5_VLImageProcessor"),
                           r'preprocessor_config.json names the image processor Qwen2_5_VLImageProcessor; write '
                           r'"image_processor_type": "Qwen2VLImageProcessor" instead'),
@@ -295,6 +298,50 @@ def test_code_in_the_folder_is_neither_run_nor_saved(saved: Path, tmp_path: Path
     edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})(tmp_path / "a")
     VisionLanguageModel.load(str(tmp_path / "a"), torch.float32).save(tmp_path / "b")
     assert not any("auto_map" in path.read_text() for path in (tmp_path / "b").glob("*.json"))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+HUNGRY = "{% set ns = namespace(x='a' * 1000) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
+TEMPLATES = {
+    "endless": (ENDLESS, "the chat template in chat_template.jinja does not come to an end; copy it from the original model"),
+    "endless in later turns": ("{% if messages|length > 1 %}" + ENDLESS + "{% endif %}{{ '<|image_pad|>' * (messages[-1].content|length - 1) }}",
+                               "the chat template in chat_template.jinja does not come to an end"),
+    "hungry": (HUNGRY, r"\(chat_template.jinja fails with MemoryError\); copy"),
+    "a billion letters": ("{{ '%10000000000d' % 1 }}", r"chat_template.jinja fails with MemoryError"),
+    "raises": ("{{ raise_exception('only\nfor us') }}", r"\(chat_template.jinja fails with TemplateError: only for us\)"),
+    "undefined": ("{{ nothing.of.this }}", r"\(chat_template.jinja fails with UndefinedError: 'nothing' is undefined\)"),
+    "deep": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", r"chat_template.jinja fails with (RecursionError|MemoryError)"),
+    "reaches for Python": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", r"chat_template.jinja fails with SecurityError"),
+    "one picture for two": ("{{ '<|image_pad|>' if (messages[-1].content|length) > 1 }}", r"\(chat_template.jinja has none\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_chat_template_that_loops_or_errs_is_one_sentence(kind: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template, sentence = TEMPLATES[kind]
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sandbox, "SECONDS", 2.0)
+    monkeypatch.setattr(sandbox, "BYTES", 2**28)
+    with pytest.raises(ModelError, match=sentence) as caught:
+        model_files.picture_template(str(tmp_path), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_work_in_a_process_that_can_be_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    assert sandbox.limited(lambda: [1, "a" * 1_000_000, {"b": None}]) == [1, "a" * 1_000_000, {"b": None}]
+    here = os.getpid()
+    assert sandbox.limited(os.getpid) != here
+    for work, said in ((lambda: {}["x"], "KeyError: 'x'"), (lambda: sys.exit(3), "SystemExit: 3"), (lambda: os._exit(3), "its process was ended"),
+                       (lambda: os.kill(os.getpid(), 9), "its process was ended"), (lambda: object(), "TypeError")):  # fmt: skip
+        with pytest.raises(sandbox.Failed, match=said):
+            sandbox.limited(work)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    with pytest.raises(TimeoutError):
+        sandbox.limited(lambda: time.sleep(60))
+    with pytest.raises(ChildProcessError):  # none is left behind
+        os.waitpid(-1, os.WNOHANG)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_templates_in_a_list_of_names(saved: Path, tmp_path: Path, tokenizer: Any) -> None:
