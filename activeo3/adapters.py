@@ -33,6 +33,8 @@ SCALE = 2.0
 """Of the correction, whatever the rank: alpha = 2 x rank, as is usual."""
 NAMES = "lora_"
 """The parameters of adapters have this in their names, and no others have."""
+MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA")
+"""Kinds of adapters that can be merged into weights. Others, like learned prompts, load tokenizers and models that they name."""
 NAMES_TODAY = {r"^visual\.": "model.visual.", r"^model\.(?!visual\.|language_model\.)": "model.language_model."}
 """What modules were called up to transformers 4.51, and are called since."""
 
@@ -121,7 +123,12 @@ def base_of(source: str, start: str = "") -> str:
             f"{source} has whole weights ({whole[0]}) and an adapter beside them; take adapter_config.json away if they are merged "
             f"already, or the whole weights if the adapter is meant."
         )
-    named = str(read_json(source, "adapter_config.json").get("base_model_name_or_path") or "")
+    config = read_json(source, "adapter_config.json")
+    if (kind := str(config.get("peft_type")).upper()) not in MERGED:
+        raise ModelError(f"{source} is an adapter of the kind {kind}; those that can be merged are {', '.join(MERGED)}.")
+    if config.get("megatron_config"):
+        raise ModelError(f"{source} is an adapter for Megatron, whose modules it names; train it with transformers.")
+    named = str(config.get("base_model_name_or_path") or "")
     found = paths.beside(folder, named) if named else ""
     if Path(found).is_dir() and found:
         return found

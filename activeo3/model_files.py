@@ -73,6 +73,15 @@ def read_json(source: str, name: str) -> dict[str, Any]:
     return content
 
 
+def kernels_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """What a config and its parts say about attention and experts that comes from the hub: transformers would fetch it and run it."""
+    for key, value in config.items():
+        if key.endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
+            yield f"{key} {value}"
+        elif isinstance(value, dict):
+            yield from kernels_of(value)
+
+
 # ---------------------------------------------------------------------- chat template
 
 

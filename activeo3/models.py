@@ -116,14 +116,16 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
     if inside and not (Path(source) / "config.json").exists():
         raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
     config, _ = part_of(source, "config.json", PreTrainedConfig.get_config_dict)
-    family = config.get("model_type")
+    family = str(config.get("model_type") or "")
     if not family:
         raise ModelError(f"{source} has no config.json that can be used: {'it names no model_type' if config else 'it is not there'}.")
     if family not in supported:
         raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
     if quantised := config.get("quantization_config"):
-        how = quantised.get("quant_method", "in a way that it does not name")
-        raise ModelError(f"{source} is quantised ({how}); name the model it was made from.")
+        how = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise ModelError(f"{source} is quantised ({how or 'in a way that it does not name'}); name the model it was made from.")
+    if kernels := list(model_files.kernels_of(config)):
+        raise ModelError(f"{source}: config.json names a kernel of the hub, which is code ({kernels[0]}); take it out of there.")
     return family
 
 

@@ -6,6 +6,7 @@ test that compares two ways of computing something would notice if one of them w
 
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
 import numpy as np
@@ -196,9 +197,8 @@ def biased() -> Callable[[VisionLanguageModel, Mapping[int, float]], AbstractCon
     return add
 
 
-@pytest.fixture(scope="session")
-def make_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """``make_detector(family)``: the folder of a tiny detector with random weights, all parts of the real ones.
+def save_detector(family: str, folder: Path) -> None:
+    """Make the folder of a tiny detector with random weights, all parts of the real ones.
 
     Its pictures have 96 pixels on the shorter side and at most 160 on the longer. Its vocabulary has the
     special tokens of BERT at their own ids, which the model's attention between words relies on.
@@ -210,30 +210,36 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], s
     words = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?"}
     words |= dict(enumerate("red green blue star ring cup small circle square triangle cross".split(), start=500))
     vocabulary = [words.get(i, f"[unused{i}]") for i in range(1100)]
+    config_class, model_class = classes[family]
+    config = config_class(
+        backbone_config=SwinConfig(
+            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
+        ),
+        text_config=BertConfig(
+            vocab_size=1100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=12, max_text_len=16,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = model_class(config).eval()
+        for name, parameter in model.named_parameters():  # boxes start all alike, and deaf to picture and words
+            if "bbox_embed" in name or parameter.ndim > 1:
+                parameter.data += (0.1 if "bbox_embed" in name else 0.3) * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def make_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """``make_detector(family)``: the folder of ``save_detector``."""
 
     @lru_cache(maxsize=None)
     def make(family: str) -> str:
-        config_class, model_class = classes[family]
         folder = tmp_path_factory.mktemp(family)
-        config = config_class(
-            backbone_config=SwinConfig(
-                embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
-            ),
-            text_config=BertConfig(
-                vocab_size=1100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-            ),
-            d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-            encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=12, max_text_len=16,
-        )  # fmt: skip
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            model = model_class(config).eval()
-            for name, parameter in model.named_parameters():  # boxes start all alike, and deaf to picture and words
-                if "bbox_embed" in name or parameter.ndim > 1:
-                    parameter.data += (0.1 if "bbox_embed" in name else 0.3) * torch.randn_like(parameter)
-        model.save_pretrained(folder)
-        BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(folder)
-        GroundingDinoImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160}).save_pretrained(folder)
+        save_detector(family, folder)
         return str(folder)
 
     return make
