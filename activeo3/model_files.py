@@ -196,6 +196,14 @@ def check_vocabulary(source: str, tokenizer: Any, config: Any, rows: int) -> Non
             )
 
 
+def check_ends(source: str, stated: Any) -> None:
+    """Raise ModelError unless what a folder calls the end of an answer is the number of a token, several or none."""
+    several = stated if isinstance(stated, (list, tuple)) else [stated]
+    wrong = [token for token in several if token is not None and type(token) is not int]
+    if wrong:
+        raise ModelError(f"{source}: eos_token_id is {wrong[0]!r} in generation_config.json; write the number of a token.")
+
+
 # ---------------------------------------------------------------------- saving
 
 

@@ -60,6 +60,7 @@ class VisionLanguageModel(Generator, Scorer):
             model = whole(source, AutoModelForImageTextToText, dtype=dtype, attn_implementation=of_towers(attention, dtype))
             tokenizer = part_of(source, "tokenizer", AutoTokenizer.from_pretrained, trust_remote_code=False)
             model_files.check_vocabulary(source, tokenizer, model.config, model.get_input_embeddings().num_embeddings)
+            model_files.check_ends(source, model.generation_config.eos_token_id)
             tokenizer.chat_template = model_files.picture_template(source, tokenizer)
             image_processor = model_files.image_processor(source, model.config.vision_config)
         multiply_patches(model)

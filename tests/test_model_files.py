@@ -263,6 +263,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
                           r'"image_processor_type": "Qwen2VLImageProcessor" instead'),
     "other patches": (edited("preprocessor_config.json", patch_size=14),
                       "patch_size is 14 in preprocessor_config.json and 8 in config.json"),
+    "odd end": (edited("generation_config.json", eos_token_id=["x", 3]), "eos_token_id is 'x' in generation_config.json; write the number of a token"),
     "code of its own": (edited("config.json", model_type="own_vl", auto_map={"AutoConfig": "own.Config"}),
                         "is a own_vl model; supported are"),
     "adapter beside": (lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y"}'),
