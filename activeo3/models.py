@@ -117,6 +117,8 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
     if inside and not (Path(source) / "config.json").exists():
         raise ModelError(f"{source} is no model itself, it holds {', '.join(inside)}: name one of these folders.")
     config, _ = part_of(source, "config.json", PreTrainedConfig.get_config_dict)
+    if not isinstance(config, dict):
+        raise ModelError(f"{source} has no config.json that can be used: it holds no json object.")
     family = str(config.get("model_type") or "")
     if not family:
         raise ModelError(f"{source} has no config.json that can be used: {'it names no model_type' if config else 'it is not there'}.")

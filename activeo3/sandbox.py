@@ -5,6 +5,7 @@ more than 100,000, but loops inside of loops, and texts as long as they like.
 """
 
 import json
+import math
 import os
 import resource
 import select
@@ -55,7 +56,8 @@ def limited(work: Callable[[], Any]) -> Any:
 def _answer(work: Callable[[], Any], writing: int) -> NoReturn:
     """In the copy: write the result or what went wrong, and end without any of what a Python program does at its end."""
     try:
-        _limit_memory()
+        signal.set_wakeup_fd(-1)  # signals are the other process's matter
+        _limit()
         answer = json.dumps([work(), ""])
     except BaseException as error:  # there is no caller that could see it
         answer = json.dumps([None, " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")[:200]])
@@ -64,8 +66,10 @@ def _answer(work: Callable[[], Any], writing: int) -> NoReturn:
     os._exit(0)
 
 
-def _limit_memory() -> None:
-    """Allow BYTES more than there are now, where the system says how many there are (Linux)."""
+def _limit() -> None:
+    """Allow this process a time of the processor, so that it ends if nothing is there to end it, and BYTES more than there are
+    now, where the system says how many there are (Linux)."""
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(SECONDS), math.ceil(SECONDS)))
     held = Path("/proc/self/statm")
     if held.exists():
         now = int(held.read_text().split()[0]) * resource.getpagesize()

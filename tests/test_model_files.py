@@ -7,6 +7,7 @@ replaced; template, tokenizer, pictures and the ids of a prompt are its own.
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -264,6 +265,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "other patches": (edited("preprocessor_config.json", patch_size=14),
                       "patch_size is 14 in preprocessor_config.json and 8 in config.json"),
     "odd end": (edited("generation_config.json", eos_token_id=["x", 3]), "eos_token_id is 'x' in generation_config.json; write the number of a token"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "has no config.json that can be used: it holds no json object"),
     "code of its own": (edited("config.json", model_type="own_vl", auto_map={"AutoConfig": "own.Config"}),
                         "is a own_vl model; supported are"),
     "adapter beside": (lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y"}'),
@@ -343,6 +345,22 @@ def test_work_in_a_process_that_can_be_ended(monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(ChildProcessError):  # none is left behind
         os.waitpid(-1, os.WNOHANG)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_loops_ends_also_if_nothing_is_there_to_end_it() -> None:
+    """As after a kill -9 of the process that waits for it."""
+    program = """
+import os
+from activeo3 import sandbox
+sandbox.SECONDS = 1.0
+def loop():
+    os.write(1, str(os.getpid()).encode())
+    while True: pass
+sandbox.select.select = lambda *_: os._exit(9)
+sandbox.limited(loop)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60)  # until the pipe is closed by both
+    assert ran.returncode == 9 and ran.stdout.isdigit()
 
 
 def test_templates_in_a_list_of_names(saved: Path, tmp_path: Path, tokenizer: Any) -> None:
