@@ -221,7 +221,6 @@ def gallery(
 
 def write(folder: Path, rows: Sequence[results.Row]) -> None:
     """``results.json``, ``results.md``, ``results.tex`` and a plot per benchmark, each replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         own = [row for row in rows if row["benchmark"] == name]

@@ -27,7 +27,7 @@ import torch
 from activeo3.config import _Config
 from activeo3.models import VisionLanguageModel
 from activeo3.progress import Progress
-from activeo3.outputs import replace_file
+from activeo3.outputs import enough_room, make_folder, replace_file
 from activeo3.schema import Example
 from activeo3.taskmodels import Oracle, TaskModel
 
@@ -84,7 +84,7 @@ class Ledger:
 
         def work(index: int) -> Any:
             text = json.dumps({"job": names[index], "result": job(parts[index])})
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             replace_file(self.folder / f"{names[index]}.json", text.encode())
             self.progress.done()
             return json.loads(text)["result"]  # as it will be read
@@ -97,7 +97,8 @@ class Ledger:
         """Everything is in the tables: forget the jobs, so that the same command measures again. Other files stay."""
         for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.tmp")]:
             if _NAME.fullmatch(path.name):
-                path.unlink(missing_ok=True)  # of several ranks each may be the first
+                with enough_room(path):
+                    path.unlink(missing_ok=True)  # of several ranks each may be the first
         with suppress(OSError):
             self.folder.rmdir()
 

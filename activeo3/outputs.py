@@ -60,7 +60,11 @@ def _of_an_older_version(folder: Path) -> bool:
 
 
 def leave(path: Path, data: bytes) -> None:
-    """Write a file of ours as a whole, a new one or in the place of an older one. Raises ConfigError as ``claim`` does."""
+    """Write a file of ours as a whole, a new one or in the place of an older one, in a folder that is made if need be.
+
+    Raises ConfigError as ``claim`` does.
+    """
+    make_folder(path.parent)
     claim(path.parent, path.name)
     replace_file(path, data)
 
@@ -76,6 +80,12 @@ def remove(path: Path) -> None:
     """Remove a file of ours; one that is not ours stays."""
     if path.name in _noted(path.parent):
         path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there. Raises ConfigError if nothing can be written there."""
+    with enough_room(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def replace_file(path: Path, data: bytes) -> None:

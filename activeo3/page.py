@@ -137,7 +137,6 @@ def _write(path: Path, title: str, body: Sequence[str]) -> Path:
             f'{_shown(title)}</title>\n<meta http-equiv="Content-Security-Policy" content='
             f'"{POLICY}">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, body)))
-    path.parent.mkdir(parents=True, exist_ok=True)
     outputs.leave(path, (page + "\n</main></body></html>\n").encode("utf-8", "replace"))
     return path
 

@@ -296,10 +296,14 @@ def save_samples(output_dir: Path | str, step: int, items: Sequence[Shown]) -> P
     building = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     with enough_room(folder):
-        building.mkdir(parents=True)
-        _draw_samples(building, items)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(building, folder)
+        try:
+            building.mkdir(parents=True)
+            _draw_samples(building, items)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(building, folder)
+        except OSError:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
     return folder
 
 

@@ -23,7 +23,7 @@ from activeo3.config import TrainConfig
 from activeo3.drafts import Draft
 from activeo3.metrics import mask_iou
 from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written here is read there
-from activeo3.outputs import enough_room
+from activeo3.outputs import enough_room, make_folder
 from activeo3.planner import standing
 from activeo3.schema import Outcome, Rollout, Score
 from activeo3.terminal import columns as width_of
@@ -157,7 +157,7 @@ class RunLog:
         self._bar: tqdm | None = None
         if not speaks:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         wrong = cut(self.path, first_step)
         if sys.stderr.isatty():
             # Measured here, because tqdm shows nothing on a terminal that does not tell its size.

@@ -224,7 +224,6 @@ def _values(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_results(folder: Path, rows: Sequence[Row], curves: Sequence[Row] = (), style: TableStyle = TableStyle()) -> None:
     """``results.json``, ``results.md`` and ``results.tex``, each replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     parts = titled(rows, curves, style.columns)
     texts = {
         "results.json": report.strict_json(results(rows, curves)),
@@ -317,5 +316,4 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> lis
 
 def write_coco(folder: Path, name: str, content: Any) -> None:
     """One COCO file, ``<name>.json``, replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     outputs.leave(folder / f"{name}.json", (report.strict_json(content) + "\n").encode())

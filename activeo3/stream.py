@@ -120,7 +120,6 @@ def name_left_out(reasons: Sequence[str], say: Callable[[str], None], path: Path
         return
     for reason in reasons[:MOST_NAMED]:
         say(f"left out: {reason}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     outputs.leave(path, "".join(f"{reason}\n" for reason in reasons).encode("utf-8", "replace"))
     say(f"left out in all: {len(reasons):,}, listed in {path}")
 

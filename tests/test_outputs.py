@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from activeo3 import checkpoints, outputs, pictures, report
+from activeo3 import checkpoints, outputs, page, pictures, report, results
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.ledger import Job, Ledger
 from activeo3.progress import Progress
@@ -164,7 +164,7 @@ def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pictures, "_draw_samples", lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000))
     with pytest.raises(ConfigError, match="step-000004 could not be written, the disk is full"):
         pictures.save_samples(tmp_path, 4, [])
-    assert not (tmp_path / "samples" / "step-000004").exists()
+    assert not list((tmp_path / "samples").iterdir())  # nothing half drawn takes room either
 
 
 def test_a_folder_that_takes_no_list_is_named(tmp_path: Path) -> None:
@@ -180,6 +180,22 @@ def test_a_folder_that_is_gone_is_one_sentence_and_errors_that_are_not_of_the_di
         outputs.replace_file(path, b"newer")
     with pytest.raises(OSError, match="cannot write mode"), outputs.enough_room(path):  # of Pillow
         Image.new("RGBA", (1, 1)).save(tmp_path / "a.jpg")
+
+
+def test_a_folder_in_whose_place_there_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    """Whoever writes into it: tables, pages, samples, and the finished parts of an evaluation."""
+    (tmp_path / "eval").write_text("somebody's")
+    ledger = Ledger(tmp_path / "eval" / "unfinished", lambda work, parts: [work(part) for part in parts], lambda mine: [mine], Progress(1, 1, False))
+    for write in (
+        lambda: results.write_results(tmp_path / "eval", []),
+        lambda: page.write_page(tmp_path / "eval" / "page.html", "title", []),
+        lambda: pictures.save_samples(tmp_path / "eval", 1, []),
+        lambda: ledger.share(Job(("one",), lambda part: part), ["a"]),
+        lambda: report.RunLog(tmp_path / "eval", 3),
+    ):
+        with pytest.raises(ConfigError, match=f"^{tmp_path / 'eval'}.* could not be written \\((Not a directory|File exists); .* MB free\\): see to"):
+            write()
+    assert (tmp_path / "eval").read_text() == "somebody's"
 
 
 def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path) -> None:
