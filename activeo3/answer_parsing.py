@@ -25,12 +25,13 @@ strict one's error, so the format reward is the same, and says so (``Action.stri
 An answer that breaks the rules is data, never an exception: ``Action.error`` and ``Reading.error`` name what is wrong.
 """
 
-import json
 import re
-import unicodedata
-from contextlib import suppress
+from itertools import islice
 from typing import Any, Iterator, NamedTuple, Sequence
 
+from activeo3.answer_text import (
+    ANSWERS, LAYOUT, MOST_BOXES, NO_ANSWER_TAG, NO_JSON, TAGS, decoded, limited, normalised, without_thoughts,
+)  # fmt: skip
 from activeo3.lenient_parsing import Box, Item, boxes_in
 from activeo3.schema import Action
 
@@ -48,48 +49,10 @@ REGION_ERRORS = (
 )
 """Everything that can be wrong with an answer of regions or boxes, in the order in which it is checked."""
 
-# ---------------------------------------------------------------------- thoughts
-
-_TAGS = re.compile(r"<(/?)(think|answer)>", re.IGNORECASE)
-
-
-def without_thoughts(text: str) -> str:
-    """The text outside of thoughts, which are no answer.
-
-    A thought that is never closed ends where an ``<answer>`` begins, or with the text. One that is closed without having
-    been opened began with the text.
-
-    >>> without_thoughts('<think>a [1] b</think> c <think>d'), without_thoughts("a [1]</think> c")
-    (' c ', ' c')
-    """
-    kept: list[str] = []
-    begin, opened, answer = 0, -1, -1  # where the text outside begins; the open thought, and an answer inside it
-    for tag in _TAGS.finditer(text):
-        closing, thinks = bool(tag.group(1)), tag.group(2).lower() == "think"
-        if opened < 0 and thinks and not closing:
-            kept.append(text[begin : tag.start()])
-            opened, answer = tag.start(), -1
-        elif thinks and closing:
-            kept = kept if opened >= 0 else []
-            begin, opened = tag.end(), -1
-        elif opened >= 0 and not thinks and not closing and answer < 0:
-            answer = tag.start()
-    if opened >= 0:
-        begin = answer if answer >= 0 else len(text)
-    return "".join(kept) + text[begin:]
-
-
 # ---------------------------------------------------------------------- regions and boxes
 
-_SENSING_LAYOUT = re.compile(
-    r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
-    r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*",
-    re.DOTALL,
-)
-_ANSWER_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
-_OPEN_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
-_OBJECT = re.compile(r"\{[^{}]*\}")
+_OPEN_BODY = re.compile(rf"<answer>({NO_ANSWER_TAG})", re.IGNORECASE)
+_OBJECT = re.compile(r"\{[^{}]*+\}")
 _BOX, _POINT = "bbox_2d", "point_2d"
 
 
@@ -112,6 +75,7 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
     >>> read_regions('[{"bbox_2d": [0, 0, 500, 500]}]').error
     'tags'
     """
+    text = limited(text)
     strict = _read_regions(text, finished, most, least)
     if parser == "strict" or strict.error is None or strict.boxes_text:
         return strict
@@ -120,8 +84,8 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
 
 def _read_regions(text: str, finished: bool, most: int, least: int) -> Action:
     """``read_regions`` of the strict reader."""
-    layout = _SENSING_LAYOUT.fullmatch(text)
-    bodies = [layout.group(2)] if layout else _ANSWER_BODY.findall(text)
+    layout = LAYOUT.fullmatch(text)
+    bodies = [layout.group(2)] if layout else ANSWERS.findall(text)
     if not bodies:
         return Action((), (), "tags" if finished else "unfinished")
     action = _read_list(bodies[-1])
@@ -151,7 +115,7 @@ def answer_in(text: str) -> str:
     """
     outside = without_thoughts(text)
     bodies = [body for body in _OPEN_BODY.findall(outside) if body.strip()]
-    return (bodies[-1] if bodies else _TAGS.sub(" ", outside)).strip()
+    return (bodies[-1] if bodies else TAGS.sub(" ", outside)).strip()
 
 
 def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> Action:
@@ -160,7 +124,7 @@ def read_boxes(text: str, finished: bool = True, points: bool = False, parser: s
     What is no such list has an error, and is read object by object: whole boxes count in whatever container they stand,
     beside broken ones, and in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d
     instead; a point is a box without sides. The ``lenient`` parser's boxes of any form count where they are more; the error
-    stays.
+    stays. Things beyond the MOST_BOXES-th are not read.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
@@ -181,7 +145,7 @@ def _read_boxes(text: str, finished: bool, points: bool) -> Action:
     action = _read_list(outside, points)
     if action.error is None:
         return action
-    items = [_read_item(item, points) for item in _objects_of(outside, points)]
+    items = [_read_item(item, points) for item in islice(_objects_of(outside, points), MOST_BOXES)]
     kept = [item for item in items if not isinstance(item, str)]
     error = "unfinished" if action.error == "json" and not finished else action.error
     return Action(tuple(box for box, _ in kept), tuple(label for _, label in kept), error)
@@ -189,15 +153,15 @@ def _read_boxes(text: str, finished: bool, points: bool) -> Action:
 
 def _objects_of(text: str, points: bool) -> Iterator[dict[str, Any]]:
     """Every object with a box (or point) of a JSON value, wherever in it; of a text that is none, every whole object."""
-    try:
-        yield from _objects_in(json.loads(unfenced(text), strict=False), points)  # not strict: a label may have line breaks
-    except (ValueError, RecursionError):
+    whole = decoded(text, strict=False)  # not strict: a label may have line breaks
+    if whole is not NO_JSON:
+        yield from objects_in(whole, points)
+    else:
         for item in _OBJECT.findall(text):
-            with suppress(ValueError, RecursionError):
-                yield from _objects_in(json.loads(item, strict=False), points)
+            yield from objects_in(decoded(item, strict=False), points)
 
 
-def _objects_in(value: Any, points: bool) -> Iterator[dict[str, Any]]:
+def objects_in(value: Any, points: bool = False) -> Iterator[dict[str, Any]]:
     """The objects with a box inside a JSON value, in their order; those inside one of them are not looked for."""
     waiting = [value]
     while waiting:
@@ -208,22 +172,13 @@ def _objects_in(value: Any, points: bool) -> Iterator[dict[str, Any]]:
             waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
 
 
-def unfenced(text: str) -> str:
-    """The text inside a Markdown code fence, or the text itself if there is none around it."""
-    fence = _FENCE.fullmatch(text.strip())
-    return fence.group(1) if fence else text
-
-
 def _read_list(text: str, points: bool = False) -> Action:
     """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
-    try:
-        items = json.loads(unfenced(text))
-    except (ValueError, RecursionError):
-        return Action((), (), "json")
+    items = decoded(text)
     if not isinstance(items, list):
-        return Action((), (), "not_a_list")
+        return Action((), (), "json" if items is NO_JSON else "not_a_list")
     boxes, labels = [], []
-    for item in items:
+    for item in items[:MOST_BOXES]:
         found = _read_item(item, points)
         if isinstance(found, str):
             return Action((), (), found)
@@ -274,20 +229,25 @@ class Reading(NamedTuple):
     error: str | None = None
 
 
-_BODY = re.compile(r"<answer>((?:(?!</?answer>).)*)(?:</answer>|$)", re.DOTALL)
+_BODY = re.compile(rf"<answer>({NO_ANSWER_TAG})(?:</answer>|\Z)")
+_BOXED = re.compile(r"\\boxed\{([^{}]*+)\}")
+_WORDS = re.compile(r"\w++")
+_ANSWER_IS = re.compile(r"\A(?:the )?(?:final )?answer(?: is)? ")
 _CJK = "\u3400-\u9fff"  # is written without spaces, so that it may touch a letter
+_HAS_CJK = re.compile(f"[{_CJK}]")
 _BEFORE, _AFTER = rf"(?<![^\W{_CJK}])", rf"(?![^\W{_CJK}])"  # no word touches the letter
 _NO_ARTICLE = r"(?! (?!(?:or|and|because|since|as|is)\b)[a-z])"  # what follows "A" where it is a letter, not a word
+_COLON = r"\s*+(?::\s*+)?+"
 _STATED = re.compile(
-    r"(?:answer|option|choice)(?: is)?\s*:?\s*(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]" + _NO_ARTICLE + rf")(?!['’]){_AFTER}",
+    rf"(?:answer|option|choice)(?: is)?{_COLON}(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]{_NO_ARTICLE})(?!['’]){_AFTER}",
     re.IGNORECASE,
 )
-_STATED_IN_CHINESE = re.compile(rf"(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选)?\s*:?\s*(?:选项)?\s*[(\[]?([A-Z]){_AFTER}")
+_STATED_IN_CHINESE = re.compile(rf"(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选)?{_COLON}(?:选项\s*+)?[(\[]?([A-Z]){_AFTER}")
 _JOINED = re.compile(rf"{_BEFORE}([A-Z])[)\]]?(?:,? or |,? and |, ?|/| ?& ?| ?[或和、] ?)[(\[]?([A-Z]){_AFTER}")
-_LINE = re.compile(r"^[^\w\n]*([A-Z])(?:[).:,、\]]|[^\w\n]*$)", re.MULTILINE)
+_LINE = re.compile(r"^[^\w\n]*+([A-Z])(?:[).:,、\]]|[^\w\n]*+$)", re.MULTILINE)
 _BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
 _LONE = re.compile(rf"{_BEFORE}(?<![.'’])(?<!\bnot )(?<!不是)(?<!不选)([A-Z])(?!['’]){_AFTER}" + _NO_ARTICLE)
-_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s+(\S.*?)\s*$", re.MULTILINE)
+_OPTION = re.compile(r"^[^\S\n]*+\(?([A-Z])[.):]\s++(\S[^\n]*+)", re.MULTILINE)
 _EDGES = ".,;:!?\"'()[]。、“”‘’《》「」"
 
 
@@ -300,7 +260,7 @@ def said(text: str) -> str:
     outside = without_thoughts(text)
     bodies = _BODY.findall(outside)
     body = bodies[-1] if bodies else outside
-    return re.sub(r"\\boxed\{([^{}]*)\}", r"\1", body).replace("*", "").replace("`", "").strip()
+    return _BOXED.sub(r"\1", body).replace("*", "").replace("`", "").strip()
 
 
 def plain(text: str) -> str:
@@ -309,7 +269,7 @@ def plain(text: str) -> str:
     >>> plain("  The Answer: two cats. "), plain("3.5 m/s")
     ('the answer 2 cats', '3.5 m/s')
     """
-    words = [word.strip(_EDGES) for word in unicodedata.normalize("NFKC", text).lower().split()]
+    words = [word.strip(_EDGES) for word in normalised(text).lower().split()]
     return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word)
 
 
@@ -326,19 +286,20 @@ def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Rea
     >>> read_letter("A or B", ["dog", "cat"]).error
     'several_letters'
     """
-    body, known = unicodedata.normalize("NFKC", said(text)), LETTERS[: len(options)]
+    body, known = normalised(said(text)), LETTERS[: len(options)]
     if not body:
         return Reading(None, "empty" if finished else "unfinished")
     alone = body.strip(_EDGES + " \n").upper()
     if len(alone) == 1 and alone in LETTERS:
         return Reading(alone) if alone in known else Reading(None, "no_such_option")
+    words = plain(body)
     rules = (
-        lambda: {letter for letter, option in zip(known, options) if plain(option) == plain(body)},
+        lambda: {letter for letter, option in zip(known, options) if plain(option) == words},
         lambda: {letter.upper() for letter in _STATED.findall(body) + _STATED_IN_CHINESE.findall(body)},
         lambda: {letter for pair in _JOINED.findall(body) for letter in pair},
         lambda: set(_LINE.findall(body)),
         lambda: set(_BRACKETS.findall(body)),
-        lambda: _options_in(body, options),
+        lambda: _options_in(words, options),
         lambda: set(_LONE.findall(body)),
     )
     for rule in rules:
@@ -349,11 +310,11 @@ def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Rea
 
 
 def _options_in(body: str, options: Sequence[str]) -> set[str]:
-    """Letters of the options whose words occur in the text; "red" is not among them where "dark red" is."""
-    there, spaced, closed = {}, f" {plain(body)} ", "".join(plain(body).split())
+    """Letters of the options whose words occur in a ``plain`` text; "red" is not among them where "dark red" is."""
+    there, spaced, closed = {}, f" {body} ", "".join(body.split())
     for letter, option in zip(LETTERS, options):
         words = plain(option)
-        if re.search(f"[{_CJK}]", words) and "".join(words.split()) in closed:
+        if _HAS_CJK.search(words) and "".join(words.split()) in closed:
             there[letter] = "".join(words.split())
         elif words and f" {words} " in spaced:
             there[letter] = f" {words} "
@@ -366,7 +327,7 @@ def read_yes_or_no(text: str, finished: bool = True) -> Reading:
     >>> read_yes_or_no("Yes, there is no dog.").value, read_yes_or_no("Not sure.").error
     ('yes', 'no_yes_or_no')
     """
-    words = re.findall(r"\w+", said(text).lower())
+    words = _WORDS.findall(said(text).lower())
     if not words:
         return Reading(None, "empty" if finished else "unfinished")
     first = {"y": "yes", "n": "no"}.get(words[0], words[0]) if len(words) == 1 else words[0]
@@ -389,7 +350,7 @@ def read_word(text: str, question: str, finished: bool = True) -> Reading:
         return read_letter(text, options, finished)
     if not finished:
         return Reading(None, "unfinished")
-    words = re.sub(r"^(the )?(final )?answer( is)? ", "", plain(said(text)))
+    words = _ANSWER_IS.sub("", plain(said(text)))
     return Reading(words) if words else Reading(None, "empty")
 
 
@@ -401,4 +362,4 @@ def listed_options(question: str) -> tuple[str, ...]:
     """
     rows = _OPTION.findall(question)
     letters = "".join(letter for letter, _ in rows)
-    return tuple(words for _, words in rows) if len(rows) > 1 and LETTERS.startswith(letters) else ()
+    return tuple(words.rstrip() for _, words in rows) if len(rows) > 1 and LETTERS.startswith(letters) else ()

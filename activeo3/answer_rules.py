@@ -12,7 +12,8 @@ import re
 
 from activeo3.answer_parsing import LETTERS, NUMBERS, Reading, said
 
-_LISTED = re.compile(r"\b[A-Z]\.\s+([^\n]*)")
+_LISTED = re.compile(r"\b[A-Z]\.\s++([^\n]*+)")
+_PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 def mme_script(text: str, finished: bool = True) -> Reading:
@@ -37,8 +38,8 @@ def lmms_eval_word(text: str, question: str, finished: bool = True) -> Reading:
     """
     words = said(text)
     words = str(NUMBERS.index(words.lower())) if words.lower() in NUMBERS else words
-    words = re.sub(r"[^\w\s]", "", words).strip()
+    words = _PUNCTUATION.sub("", words).strip()
     letters = {option.strip(): letter for letter, option in zip(LETTERS, _LISTED.findall(question))}
-    match = re.search("|".join(map(re.escape, letters)), words)
-    words = (letters.get(match.group(), words) if match else words).lower()
+    named = [option for option in letters if option in words]
+    words = (letters[min(named, key=words.find)] if named else words).lower()
     return Reading(words) if words else Reading(None, "empty" if finished else "unfinished")

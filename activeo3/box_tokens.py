@@ -10,12 +10,14 @@ import json
 import re
 from typing import Iterator, Sequence
 
+from activeo3.answer_text import limited
+
 BEGIN = "<|box_start|>"
-_NAME = r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>"
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_BOX = rf"<\|box_start\|>\s*\({_NUMBER},{_NUMBER}\)\s*,?\s*\({_NUMBER},{_NUMBER}\)\s*<\|box_end\|>"
+_NAME = r"<\|object_ref_start\|>((?:[^<]++|<(?!\|))*+)<\|object_ref_end\|>"
+_NUMBER = r"\s*+(-?\d++(?:\.\d++)?)\s*+"
+_BOX = rf"<\|box_start\|>\s*+\({_NUMBER},{_NUMBER}\)\s*+(?:,\s*+)?\({_NUMBER},{_NUMBER}\)\s*+<\|box_end\|>"
 _PART = re.compile(rf"{_NAME}|{_BOX}")
-_RUN = re.compile(rf"(?:{_NAME}\s*)?{_BOX}(?:[\s,;]*(?:{_NAME}\s*)?{_BOX})*")
+_RUN = re.compile(rf"(?:{_NAME}\s*+)?{_BOX}(?:[\s,;]*+(?:{_NAME}\s*+)?{_BOX})*+")
 
 
 def as_json(text: str) -> str:
@@ -24,6 +26,7 @@ def as_json(text: str) -> str:
     >>> as_json("<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|> 1")
     '[{"bbox_2d":[1.0,2.0,3.0,4.0],"label":"cup"}] 1'
     """
+    text = limited(text)
     if BEGIN not in text:
         return text
     return _RUN.sub(lambda run: json.dumps(list(_boxes_of(run.group())), separators=(",", ":")), text)

@@ -50,8 +50,7 @@ Read = Callable[[Files, LeftOut], Iterator[Object]]
 
 _UNC_VAL, _UNC_AND_GOOGLE = 3_811, 8_811
 """Rows of RefCOCO's val in the partition unc; rows of lmms-lab's."""
-_NUMBER = re.compile(r"COCO_\w+?_0*(\d+)")
-_SENTENCE = re.compile(r".*\bdescribes:\s*", re.DOTALL)
+_NUMBER = re.compile(r"COCO_[^\W_]++_(\d++)")
 
 
 def of_mdetr(files: Files, left_out: LeftOut) -> Iterator[Object]:
@@ -209,8 +208,8 @@ def phrase_of(problem: str) -> str:
     'the red cup'
     """
     text = problem.replace("<image>", "").strip()
-    phrase = _SENTENCE.sub("", text, count=1)
-    return phrase if phrase == text else phrase.strip().removesuffix(".")
+    _, asks, phrase = text.rpartition("describes:")
+    return phrase.strip().removesuffix(".") if asks else text
 
 
 def _image_id(name: str, otherwise: str) -> Id:

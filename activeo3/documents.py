@@ -20,13 +20,13 @@ Readings of what the task leaves open:
 """
 
 import string
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from activeo3.answer_text import normalised
 from activeo3.data_layouts import files_of, folder_of
 from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, read_json, shortened, within
 from activeo3.geometry import as_boxes, clipped
@@ -207,7 +207,7 @@ def plain(text: str) -> str:
     >>> plain("  (New York), ")
     'newyork'
     """
-    letters = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    letters = "".join(normalised(text).casefold().split())
     return letters.strip(string.punctuation.translate(str.maketrans("", "", "$%+-"))) or letters
 
 

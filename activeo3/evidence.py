@@ -25,7 +25,6 @@ longer one as it was written. Here that is the length without it, too: spaces ar
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
@@ -33,6 +32,7 @@ import numpy as np
 
 from activeo3 import geometry
 from activeo3.answer_parsing import read_letter
+from activeo3.answer_text import normalised
 from activeo3.files import DataError
 from activeo3.schema import Example, Zoom
 from activeo3.transcripts import edit_distance
@@ -104,11 +104,12 @@ def rightness(said: str | None, asked: Asked) -> float:
 
 def normal(text: str) -> str:
     """A text without what says nothing: case, extra space, quotation marks around it, a full stop at its end."""
-    text = " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+    text = " ".join(normalised(text).split()).casefold()
     return text.strip("\"'`“”‘’ ").removesuffix(".").strip("\"'`“”‘’ ")
 
 
-_QUANTITY = re.compile(r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)")
+_DIGITS = r"\d{1,3}(?:,\d{3})++(?:\.\d++)?|\d++(?:\.\d++)?|\.\d++"
+_QUANTITY = re.compile(rf"([$€£¥]?) ?([+-]?) ?([$€£¥]?) ?({_DIGITS}) ?(%?)")  # of ``normal`` text
 
 
 def quantity(text: str) -> tuple[float, str] | None:

@@ -13,12 +13,15 @@ its form, which is not what a comparison should measure. Read as a box, or sever
 Three numbers, or five, are no box; nor is anything without brackets, key or names around its numbers. The format reward
 knows nothing of this room (answer_parsing.py).
 
-Every repetition is bounded and every alternative begins with another character, so reading takes time linear in the text.
+Every repetition is bounded, and none goes back over more than a few characters, so reading takes time linear in the text.
 """
 
 import json
 import re
+from itertools import islice
 from typing import Iterator, NamedTuple
+
+from activeo3.answer_text import MOST_BOXES
 
 Box = tuple[float, float, float, float]
 
@@ -31,14 +34,14 @@ class Item(NamedTuple):
     span: tuple[int, int]
 
 
-_GAP = r"\s{0,20}"
+_GAP = r"\s{0,20}+"
 _NUMBER = r"""["']?([-+]?(?:\d{1,10}(?:\.\d{0,12})?|\.\d{1,12})(?:[eE][-+]?\d{1,2})?)["']?"""
-_COMMA = rf"(?:{_GAP}[,;]{_GAP}|\s{{1,20}})"
+_COMMA = rf"(?:{_GAP}[,;]{_GAP}|\s{{1,20}}+)"
 _FOUR = _COMMA.join([_NUMBER] * 4)
 _TWO = _COMMA.join([_NUMBER] * 2)
 _END = rf"(?!{_GAP}[,;]?{_GAP}[\"']?[-+.\d])"  # no further number
-_IS = r"""["']?\s{0,20}[:=]\s{0,20}"""
-_BETWEEN = r"""[\s,;"']{1,20}"""
+_IS = rf"""["']?{_GAP}[:=]{_GAP}"""
+_BETWEEN = r"""[\s,;"']{1,20}+"""
 _CORNER = rf"[\[(]{_GAP}{_TWO}{_GAP}[\])]"
 
 
@@ -56,13 +59,13 @@ _CORNERS = rf"{_CORNER}{_GAP}[,;]?{_GAP}(?:to|and)?{_GAP}{_CORNER}"
 _POINTS = (rf"\bpoint\w{{0,8}}[\"'\s:=(\[]{{1,12}}{_TWO}{_END}", _CORNER, _named("x", "y"))
 _ANY_BOX = re.compile("|".join([*_BOXES, _CORNERS]), re.IGNORECASE)
 _ANY_PLACE = re.compile("|".join([*_BOXES, *_POINTS]), re.IGNORECASE)
-_BARE = re.compile(rf"\W{{0,20}}{_FOUR}\W{{0,20}}")
+_BARE = re.compile(rf"\W{{0,20}}+{_FOUR}\W{{0,20}}")
 _LABEL = re.compile(r"""\b(?:label|name|category|class)""" + _IS + r"""(?:"([^"]{0,200})"|'([^']{0,200})')""", re.IGNORECASE)
 _FAR = 1000  # characters from a box to the braces of its object, at most
 
 
 def boxes_in(text: str, points: bool = False) -> list[Item]:
-    """All boxes of a text in their order; with ``points`` two numbers are a point, that is a box without sides.
+    """The boxes of a text in their order, MOST_BOXES at most; with ``points`` two numbers are a point, a box without sides.
 
     >>> [item.box for item in boxes_in("I see {'bbox': ['1', 2, 30, 40,], 'label': 'cup'} and (5,6),(7,8).")]
     [(1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 7.0, 8.0)]
@@ -71,7 +74,7 @@ def boxes_in(text: str, points: bool = False) -> list[Item]:
     """
     items: list[tuple[Item, int]] = []  # with where their object begins
     boxed = set()  # objects that have a box
-    for match in (_ANY_PLACE if points else _ANY_BOX).finditer(text):
+    for match in islice((_ANY_PLACE if points else _ANY_BOX).finditer(text), MOST_BOXES):
         numbers = [float(value) for value in match.groups() if value is not None]
         if not all(abs(value) < 1e9 for value in numbers):  # as in answer_parsing.box_error
             continue
@@ -115,7 +118,8 @@ def _label_in(text: str) -> str:
 
 _QUOTED = re.compile(r'"[^"]{0,200}"')
 _WHOLE = re.compile(r"(?<![\w.,])\d{1,6}(?![\w%]|[.,]\d)")
-_ANSWER_LINE = re.compile(r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE)
+_ANSWER_LINE = re.compile(r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:([^\n]*+)", re.IGNORECASE | re.MULTILINE)
+_LATIN = re.compile(r"[a-z]++")
 
 
 def last_number(text: str, items: list[Item], words: tuple[str, ...] = ()) -> int | None:
@@ -134,7 +138,7 @@ def last_number(text: str, items: list[Item], words: tuple[str, ...] = ()) -> in
     digits = _WHOLE.findall(left)
     if digits:
         return int(digits[-1])
-    named = [words.index(word) for word in re.findall(r"[a-z]+", left.lower()) if word in words]
+    named = [words.index(word) for word in _LATIN.findall(left.lower()) if word in words]
     return named[-1] if named else None
 
 

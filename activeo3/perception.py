@@ -25,7 +25,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
-from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes, unfenced, without_thoughts
+from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes
+from activeo3.answer_text import ANSWERS, LAYOUT, decoded, limited, without_thoughts
 from activeo3.lenient_parsing import Item, boxes_in, four_numbers, last_number
 from activeo3.prompts import in_form
 from activeo3.schema import Action
@@ -124,6 +125,7 @@ def read_answer(task: str, text: str, finished: bool = True, thinking: bool = Fa
     >>> read_answer("grounding", "<[1, 2, 3, 4]").error
     'json'
     """
+    text = limited(text)
     strict = _read_answer(task, text, finished, thinking)
     if parser == "strict" or strict.error is None:
         return strict
@@ -141,20 +143,16 @@ def _read_answer(task: str, text: str, finished: bool, thinking: bool) -> Answer
     return replace(answer, error=error if finished else "unfinished")
 
 
-_LAYOUT = re.compile(
-    r"\s*<think>(?:(?!</?(?:think|answer)>).)*</think>\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*", re.DOTALL
-)
-_INSIDE = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
-_COUNT = re.compile(r"(.*[\]`])?\s*(\d{1,6})\s*", re.DOTALL)
+_COUNT = re.compile(r"\s*+(\d{1,6})\s*+")
 
 
 def _body(text: str, thinking: bool) -> tuple[str | None, bool]:
     """The part of the text that answers (None: there is none), and whether the tags are as they must be."""
-    layout, outside = _LAYOUT.fullmatch(text), without_thoughts(text)
+    layout, outside = LAYOUT.fullmatch(text), without_thoughts(text)
     if thinking and layout:
-        return layout.group(1), True
-    inside = _INSIDE.findall(outside)
+        return layout.group(2), True
+    inside = ANSWERS.findall(outside)
     if inside:
         return inside[-1], False
     if thinking or _TAG.search(outside):
@@ -164,10 +162,7 @@ def _body(text: str, thinking: bool) -> tuple[str | None, bool]:
 
 def _grounding(body: str, finished: bool) -> Answer:
     """One box: four bare numbers, or the one item of a list as the task model writes it."""
-    try:
-        numbers = json.loads(unfenced(body))
-    except (ValueError, RecursionError):
-        numbers = None
+    numbers = decoded(body)
     if isinstance(numbers, list) and not all(isinstance(item, dict) for item in numbers):
         wrong = box_error(numbers)
         return Answer((), (), wrong) if wrong else Answer((tuple(map(float, numbers)),), ("",))  # type: ignore[arg-type]
@@ -178,10 +173,11 @@ def _grounding(body: str, finished: bool) -> Answer:
 
 def _counting(body: str, finished: bool) -> Answer:
     """A list of boxes or points, and the number."""
-    said = _COUNT.fullmatch(body)
-    action = read_boxes((said.group(1) or "") if said else body, finished, points=True)
+    end = max(body.rfind("]"), body.rfind("`")) + 1  # of the list, or of the fence around it
+    said = _COUNT.fullmatch(body, end)
+    action = read_boxes(body[:end] if said else body, finished, points=True)
     listed = len(action.boxes_text)
-    count = int(said.group(2)) if said else listed if action.readable else -1
+    count = int(said.group(1)) if said else listed if action.readable else -1
     error = action.error or (None if said else "no_count") or (None if count == listed else "count_differs")
     return Answer(action.boxes_text, action.labels, error, count=count)
 

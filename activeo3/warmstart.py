@@ -210,7 +210,7 @@ def tokenized(vlm: VisionLanguageModel, lessons: Sequence[Lesson]) -> tuple[list
     return branches, starts, told
 
 
-_CALL = re.compile(r'(<zoom_roi[^>]*")')
+_CALL = re.compile(r'(<zoom_roi(?:[^<>"]*+")++)')
 
 
 def _box_spans(vlm: VisionLanguageModel, told: Sequence[int]) -> list[tuple[int, int]]:

@@ -17,15 +17,16 @@ The tag and the names are those of Active-Perception-R1 (commit 14f2841), with t
   4. A region that is too large is refused, not shown at a discount.
 """
 
-import json
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Iterator, Literal, get_args
 
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.answer_parsing import answer_in, without_thoughts
+from activeo3.answer_parsing import answer_in, box_error, objects_in
+from activeo3.answer_text import MOST_BOXES, NO_ANSWER_TAG, decoded, limited, without_thoughts
 from activeo3.geometry import Frame
 from activeo3.lenient_parsing import boxes_in, last_words
 from activeo3.schema import Region, Zoom
@@ -96,16 +97,16 @@ class Limits:
 
 # ---------------------------------------------------------------------- reading
 
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
-# A thought that is closed without having been opened began with the text (answer_parsing.without_thoughts).
-_THINK = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE)
-_ATTRIBUTES = re.compile(r"""(?:\s+[a-z_]\w*\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?\s*""", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"""([a-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
+_ANSWER = re.compile(rf"<answer>({NO_ANSWER_TAG})</answer>", re.IGNORECASE)
+# A thought that is closed without having been opened began with the text (answer_text.without_thoughts).
+_THINK = re.compile(r"\A(?:[^<]++|<(?!/?think>))*+</think>|<think>(?:[^<]++|<(?!/think>))*+(?:</think>)?", re.IGNORECASE)
+_TAG = re.compile(r"<zoom_roi\b([^<>]*+)>?", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"""\s++([a-z_]\w*+)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)')""", re.IGNORECASE)
+_END = re.compile(r"\s*+(?:/\s*+)?")
+_NUMBER = re.compile(r"\s*+[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?\s*+")
 _CORNERS, _SIDES = ("x0", "y0", "x1", "y1"), ("x", "y", "w", "h")
-_OPENING, _DECODER, _WORD = re.compile(r"[\[{]"), json.JSONDecoder(), '"bbox_2d"'
-_FAR, _DEEPEST = 2000, 16  # characters around a box that its JSON value may have, and values around it
+_WORD = '"bbox_2d"'
+_OBJECT_OR_WORD = re.compile(rf"\{{[^{{}}]*+\}}|{_WORD}")
 _SHARES_UP_TO = 2.0  # difference 2
 _ROUNDING = 1e-9
 
@@ -121,6 +122,7 @@ def read_turn(text: str, parser: str = "strict") -> Said:
     >>> read_turn('<answer>42</answer>').answer
     '42'
     """
+    text = limited(text)
     said = _read_turn(text)
     if parser == "strict" or said.answer is not None or any(said.calls):
         return said
@@ -132,13 +134,18 @@ def read_turn(text: str, parser: str = "strict") -> Said:
 def _read_turn(text: str) -> Said:
     """``read_turn`` of the strict reader."""
     answers = _ANSWER.findall(without_thoughts(text))
-    answer = answers[-1].strip() if answers else None
-    outside = _blanked(_ANSWER, text)
-    spoken, calls, begin = _blanked(_THINK, outside), [], 0
+    return Said(tuple(islice(_calls_in(text), MOST_BOXES)), answers[-1].strip() if answers else None)
+
+
+def _calls_in(text: str) -> Iterator[Call | None]:
+    """The calls of a turn in their order: tags outside of answers, and JSON outside of thoughts as well."""
+    outside, begin = _blanked(_ANSWER, text), 0
+    spoken = _blanked(_THINK, outside)
     for tag in _TAG.finditer(outside):
-        calls += [*_json_calls(spoken[begin : tag.start()]), _call_in_tag(tag)]
+        yield from _json_calls(spoken[begin : tag.start()])
+        yield _call_in_tag(tag)
         begin = tag.end()
-    return Said((*calls, *_json_calls(spoken[begin:])), answer)
+    yield from _json_calls(spoken[begin:])
 
 
 def _blanked(pattern: re.Pattern[str], text: str) -> str:
@@ -148,12 +155,9 @@ def _blanked(pattern: re.Pattern[str], text: str) -> str:
 
 def _call_in_tag(tag: re.Match[str]) -> Call | None:
     """The call of a ``zoom_roi`` tag; None if it is open, or its attributes are no region."""
-    inside = tag.group(1)
-    if not tag.group().endswith(">") or not _ATTRIBUTES.fullmatch(inside):
-        return None
-    values = {name.lower(): double or single for name, double, single in _ATTRIBUTE.findall(inside)}
+    values = _attributes(tag.group(1))
     names = _CORNERS if set(_CORNERS) <= values.keys() else _SIDES
-    if not all(_NUMBER.fullmatch(values.get(name, "")) for name in names):
+    if not tag.group().endswith(">") or not all(_NUMBER.fullmatch(values.get(name, "")) for name in names):
         return None
     a, b, c, d = (float(values[name]) for name in names)
     box = [a, b, c, d] if names == _CORNERS else [a, b, a + c, b + d]
@@ -162,49 +166,38 @@ def _call_in_tag(tag: re.Match[str]) -> Call | None:
     return _call_of(box, shares=values["normalized"].strip().lower() not in ("0", "false", "no"))
 
 
+def _attributes(inside: str) -> dict[str, str]:
+    """The attributes of a tag by name, in lower case; none if anything else is in it."""
+    values, begin = {}, 0
+    while attribute := _ATTRIBUTE.match(inside, begin):
+        values[attribute.group(1).lower()] = attribute.group(2) or attribute.group(3) or ""
+        begin = attribute.end()
+    return values if _END.fullmatch(inside, begin) else {}
+
+
 def _call_of(box: Any, shares: bool | None = None) -> Call | None:
     """Four finite numbers as a call; ``shares`` None: judged by their size."""
-    if not isinstance(box, list) or len(box) != 4:
-        return None
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
-        return None
-    if not all(abs(value) < 1e9 for value in box):  # no coordinate of any picture; False for NaN as well
+    if box_error(box):
         return None
     x1, y1, x2, y2 = map(float, box)
     return Call((x1, y1, x2, y2), max(box) <= _SHARES_UP_TO if shares is None else shares)
 
 
 def _json_calls(text: str) -> Iterator[Call | None]:
-    """A call for every ``bbox_2d`` in the JSON values of a text; None where that word is in none that can be read."""
-    begin = 0
-    while (word := text.find(_WORD, begin)) >= 0:
-        found, begin = _value_with(text, begin, word)
-        yield from map(_call_of, found)
+    """A call for every ``bbox_2d`` of a text; None where that word is in no object that can be read.
 
-
-def _value_with(text: str, begin: int, word: int) -> tuple[list[Any], int]:
-    """The boxes of the first JSON value that begins in ``begin`` to ``word`` and has any, and where it ends."""
-    near = max(begin, word - _FAR)
-    window = text[near : word + _FAR]  # every try is bounded, or a policy that repeats itself would keep a run waiting
-    for opening in [*_OPENING.finditer(window, 0, word - near)][-_DEEPEST:]:  # the outermost value that can be read
-        try:
-            value, end = _DECODER.raw_decode(window, opening.start())
-            found = list(_boxes_in(value))
-        except (ValueError, RecursionError):
-            continue
-        if found:
-            return found, near + end
-    return [None], word + len(_WORD)
-
-
-def _boxes_in(value: Any) -> Iterator[Any]:
-    """What stands under every ``bbox_2d`` inside a JSON value."""
-    if isinstance(value, dict) and "bbox_2d" in value:
-        yield value["bbox_2d"]
+    The text is a JSON value from end to end, or else its objects are read that have no others inside.
+    """
+    if _WORD not in text:
         return
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        yield from _boxes_in(part)
+    whole = [item["bbox_2d"] for item in objects_in(decoded(text))]
+    yield from map(_call_of, whole)
+    for part in () if whole else _OBJECT_OR_WORD.finditer(text):
+        item = decoded(part.group()) if _WORD in part.group() else {}
+        if isinstance(item, dict):
+            yield from [_call_of(item["bbox_2d"])] if "bbox_2d" in item else []
+        else:
+            yield from [None] * part.group().count(_WORD)
 
 
 # ---------------------------------------------------------------------- judging
