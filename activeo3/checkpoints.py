@@ -4,6 +4,7 @@ A checkpoint is a model folder for plain transformers, with DeepSpeed's state an
 beside it, and the digests of all its files. DeepSpeed itself stays behind ``Sharded``.
 """
 
+import errno
 import json
 import os
 import re
@@ -42,6 +43,8 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         ranks.wait()
         share = _write(sharded, config, step, building)
         if ranks.rank == 0:
+            if missing := _missing_part(building, ranks.world):  # it was removed, and what was written then made it anew
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(building, target)
             outputs.sync(folder)
@@ -51,7 +54,8 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         raise (refused or error) from None
     if ranks.rank == 0:
         for old in complete(folder)[: -config.keep] if config.keep else []:
-            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
+            with outputs.enough_room(old):
+                shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
         if share < KEPT:
             say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
                 f"the rest away; {target / 'adapters'} has all of it")
@@ -201,14 +205,17 @@ def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
     if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
         return damage
     _refuse_another_run(path, state, config, ranks)
-    if sealed:
-        return checkpoint_files.damage(path, ranks.share)
-    for rank in range(state["world"]):
-        parts = [f"random-{rank}.pt", *(f"deepspeed/*zero_pp_rank_{rank}_*_{kind}_states.pt" for kind in ("model", "optim"))]
-        for part in parts:
-            if not any(path.glob(part)):
-                return f"{path / part} is missing"
-    return ""
+    if sealed and (damage := checkpoint_files.damage(path, ranks.share)):
+        return damage
+    missing = _missing_part(path, ranks.world)
+    return f"{missing} is missing" if missing else ""
+
+
+def _missing_part(path: Path, world: int) -> str:
+    """A part that a checkpoint of ``world`` processes lacks, or ""."""
+    each = ("random-{}.pt", "deepspeed/*zero_pp_rank_{}_*_model_states.pt", "deepspeed/*zero_pp_rank_{}_*_optim_states.pt")
+    parts = [part.format(rank) for rank in range(world) for part in each]
+    return next((str(path / part) for part in ["model*.safetensors", *parts] if not any(path.glob(part))), "")
 
 
 def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Ranks) -> None:

@@ -393,7 +393,7 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
     config = replace(config, output_dir=str(tmp_path))
     assert checkpoints.resumable(config, ranks) is None
     (tmp_path / "checkpoint-3" / "deepspeed").mkdir(parents=True)
-    for part in ("random-0.pt", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
+    for part in ("random-0.pt", "model.safetensors", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
         (tmp_path / "checkpoint-3" / part).touch()
     saved = {"step": 3, "world": 1, "config": vars(config)}
     (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
