@@ -353,6 +353,8 @@ def main() -> None:
             faults += found
             for fault in found:
                 print(f"{done}: {fault}", flush=True)
+            if done % 100 == 0:
+                print(f"{done} trials, {len(faults)} faults", flush=True)
         for trial, listing in draw.sample(chosen, min(given.commands, len(chosen))):
             found = by_command(target.run, trial, listing, Path(folder) / "copy", target)
             faults += found
