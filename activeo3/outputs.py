@@ -136,7 +136,7 @@ def enough_room(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = f"{free_bytes(path) / 1e6:.3g} MB free"
+        free = f"{free_bytes(path) / 1e6:,.0f} MB free"
         if is_full(error):
             raise ConfigError(f"{path} could not be written, the disk is full ({free}): make room and start again.") from None
         if error.errno is None:  # of a library about its own work

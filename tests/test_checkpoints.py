@@ -16,7 +16,7 @@ from activeo3 import checkpoint_files, checkpoints, engine, outputs, random_stat
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks
 from activeo3.models import ModelError, VisionLanguageModel
-from attack.checkpoints import LISTINGS, Target, Trial, attack, damaged_copy, evaluated, fingerprint, make_target, resumed, trials
+from attack.checkpoints import LISTINGS, Bomb, Target, attack, damaged_copy, evaluated, fingerprint, make_target, resumed, trials
 from test_engine import finely_sharded, rank_environment
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
@@ -197,6 +197,23 @@ def test_a_damaged_model_is_not_evaluated(copy: Target) -> None:
         VisionLanguageModel.load(str(newest), torch.float32)
     (newest / "digests.json").unlink()
     VisionLanguageModel.load(str(newest), torch.float32)
+
+
+def test_weights_of_strangers_run_nothing(target: Target, tmp_path: Path) -> None:
+    """Weights and adapters in PyTorch's own format are pickles, too; transformers and peft read them as tensors only."""
+    pytest.importorskip("peft")
+    for name in ("pytorch_model.bin", "adapter_model.bin"):
+        folder = tmp_path / name.partition(".")[0]
+        shutil.copytree(target.config.model, folder)
+        (folder / "model.safetensors").unlink()
+        if name.startswith("adapter"):
+            (folder / "adapter_config.json").write_text(json.dumps({
+                "peft_type": "LORA", "base_model_name_or_path": target.config.model, "r": 2, "target_modules": ["q_proj"]
+            }))  # fmt: skip
+        torch.save({"weight": Bomb(target.marker)}, folder / name)
+        with pytest.raises(ModelError, match=f"^{folder} has no (adapter )?weights that can be used"):
+            VisionLanguageModel.load(str(folder), torch.float32)
+        assert not target.marker.exists()
 
 
 def test_adapters_are_part_of_their_checkpoint(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_folder_that_takes_no_list_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_is_one_sentence_and_errors_that_are_not_of_the_disk_surface(tmp_path: Path) -> None:
     path = tmp_path / "no folder" / "results.json"
-    with pytest.raises(ConfigError, match=f"^{path} could not be written \\(No such file or directory; [0-9.e+]+ MB free\\): see to its folder"):
+    with pytest.raises(ConfigError, match=f"^{path} could not be written \\(No such file or directory; [0-9,]+ MB free\\): see to its folder"):
         outputs.replace_file(path, b"newer")
     with pytest.raises(OSError, match="cannot write mode"), outputs.enough_room(path):  # of Pillow
         Image.new("RGBA", (1, 1)).save(tmp_path / "a.jpg")

@@ -79,10 +79,27 @@ def test_read_rows_forgives_only_a_torn_last_line(tmp_path: Path) -> None:
         read_rows(path)
 
 
-@pytest.mark.parametrize("line", ["3", '{"reward": 1}'])
+def test_a_continued_run_says_which_rows_are_missing_or_doubled(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = "".join(f'{{"step": {step}}}\n' for step in (1, 2, 6, 6, 7, 9, 10, 11))
+    for first, torn, said in (
+        (11, "", f"{path} has no row of step 3–5, 8 and several rows of step 6; the curves of this run have gaps or doubled steps there.\n"),
+        (3, "", ""), (1, "", ""), (0, "", ""), (13, '{"step": 12, "rew', f"{path} has no row of step 3–5, 8, 12 and several rows of step 6; "),
+    ):  # fmt: skip
+        path.write_text(rows + torn)
+        RunLog(tmp_path, 99, first_step=first)
+        out = capsys.readouterr().out
+        assert out.startswith(said) and bool(out) == bool(said)
+        assert [row["step"] for row in read_rows(path)] == [step for step in (1, 2, 6, 6, 7, 9, 10, 11) if step < first]
+    path.unlink()
+    RunLog(tmp_path, 99, first_step=3)
+    assert capsys.readouterr().out.startswith(f"{path} has no row of step 1–2; ") and not path.exists()
+
+
+@pytest.mark.parametrize("line", ["3", '{"reward": 1}', '{"step": "1"}', '{"step": true}', '{"step": 1.5}', '{"step": null}', "[" * 99_999])
 def test_rows_that_are_no_steps_are_not_lost_by_continuing(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
-    with pytest.raises(ConfigError, match="metrics.jsonl has a row without 'step'"):
+    with pytest.raises(ConfigError, match="metrics.jsonl(, line 1 is not JSON| has a row without 'step')"):
         RunLog(tmp_path, 9, first_step=2)
     assert (tmp_path / "metrics.jsonl").read_text() == f"{line}\n"
 
