@@ -25,7 +25,7 @@ from activeo3.prompts import boxes_answer, sensing_answer
 from activeo3.sampler import Question
 from activeo3.scenes import example as scene
 from activeo3.schema import Example, Region, Rollout
-from activeo3.segment import prepared
+from activeo3.segment import Perfect, prepared
 from activeo3.taskmodels import Found, Look, TaskModel, ask
 from activeo3.tasks import TASKS
 
@@ -118,7 +118,7 @@ def smaller(example: Example, times: int = 3) -> Example:
 @cache
 def drafts(count: int) -> tuple[Example, ...]:
     """Pictures with their first masks."""
-    return tuple(map(smaller, prepared(None, pictures(count), TrainConfig())))  # type: ignore[arg-type]
+    return tuple(map(smaller, prepared(Perfect(), pictures(count), TrainConfig())))
 
 
 def three(items: Sequence[Item]) -> list[Item]:
