@@ -9,6 +9,7 @@ One step: look -> zoom -> act -> score -> compare -> learn. The same command aga
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Callable
 
 from activeo3 import processes  # before torch: how a process ends, and how torch's allocator is to work
 
@@ -18,7 +19,10 @@ if __name__ == "__main__":
 
 import torch
 
-from activeo3 import budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, suites, terminal
+from activeo3 import (
+    budgets, checkpoints, curriculum, data_images, engine, grpo, outputs, planner, random_states, report, soundness, suites, terminal,
+    watch,
+)  # fmt: skip
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
@@ -31,7 +35,6 @@ from activeo3.sampler import look
 from activeo3.schema import Example, Outcome, Rollout, Sampling, Score
 from activeo3.stream import Ahead, Stream, left_out_file, name_left_out
 from activeo3.tasks import Separate, posed, task_of
-from activeo3.watch import Watch
 
 
 def train_step(
@@ -47,27 +50,28 @@ def train_step(
     sampling = Sampling(config.temperature, task.longest(config))
     examples = task.prepare(task_model, examples, config)
 
-    with clock("look"), policy.gathered() as actor:
+    with clock("look"), policy.gathered() as actor, policy.ranks.together():
         prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
     # Zoom, then act: the frozen start policy on the crops, unless there is another task model. Where the
     # answer is the result nobody acts, and no weights are gathered.
     acting = (task_model or reference).gathered() if task.zooms else nullcontext()
-    with clock("act"), acting as expert:
+    with clock("act"), acting as expert, policy.ranks.together():
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
-    # What was cut off may be no answer to compare (--mask_truncated): a reward that is NaN is left out of its group.
-    worth = [torch.nan if config.mask_truncated and not a.finished else s.total for a, s in zip(answers, scores)]
-    rewards = torch.tensor(worth).view(len(examples), config.group)  # (P, G)
-    advantage = grpo.advantages(rewards, config.advantage, config.divide_by_std, policy.ranks.totals)  # (P, G)
+    rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
+    # Left out of its group: a reward that is no finite number, and what was cut off, which may be no answer (--mask_truncated).
+    compared = [not s.faults and (a.finished or not config.mask_truncated) for a, s in zip(answers, scores)]
+    scored = torch.tensor(compared).view_as(rewards)  # (P, G)
+    advantage = grpo.advantages(rewards, config.advantage, config.divide_by_std, policy.ranks.totals, scored)  # (P, G)
 
     with clock("learn"):
         learned = learn(step, prompts, rollouts, advantage.to(policy.ranks.device), policy, reference, config)
 
-    flat = int(grpo.zero_spread(rewards).sum())
-    row = report.step_row(step, answers, scores, config.group, flat, policy.ranks.totals)
+    flat = int(grpo.zero_spread(rewards, scored).sum())
+    row = watch.step_row(step, answers, scores, scored.numpy(), flat, policy.ranks.totals)
     return row | learned | clock.times(), list(zip(answers, outcomes, scores))
 
 
@@ -97,7 +101,7 @@ def learn(
 
     old_logps: list[torch.Tensor] = []  # per micro-batch (P, G, T): the policy that sampled
     for _ in range(config.epochs):
-        sums, ratio_max = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy"), 0.0), 0.0
+        sums, ratio_max = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy"), 0.0), torch.zeros((), device=ranks.device)
         for index, (packed, advantages, weight, ref_logp) in enumerate(batches):
             logp, entropy = log_probs(policy, packed, config)  # (P, G, T)
             if len(old_logps) == index:
@@ -107,14 +111,14 @@ def learn(
                 config.clip_low, config.clip_high, config.beta, config.ratio,
             )  # fmt: skip
             policy.backward(loss)
-            ratio_max = max(ratio_max, float(seen.pop("ratio_max")))
+            ratio_max = torch.maximum(ratio_max, seen.pop("ratio_max"))  # NaN if one is, as it is not with Python's max
             for name, value in ({"loss": loss.detach(), "entropy": (weight * entropy).sum()} | seen).items():
                 sums[name] += float(value)
         grad_norm, skipped = policy.step(config.lr_at(step))
     # How far the sampler's arithmetic is from the scorer's: other kernels and a cache, but the same distribution.
     apart = torch.cat([(old - said).abs()[packed.real] for old, said, (packed, *_) in zip(old_logps, sampled_logps, batches)])
     return ranks.totals(sums | {"logp_difference/mean": float(apart.sum()) / tokens}) | {
-        "logp_difference/max": max(ranks.gather(float(apart.max()))), "ratio_max": max(ranks.gather(ratio_max)),
+        "logp_difference/max": ranks.largest(float(apart.max())), "ratio_max": ranks.largest(float(ratio_max)),
         "grad_norm": grad_norm, "lr": config.lr_at(step), "skipped_steps": skipped, "memory_gb": ranks.memory_gb(),
     }  # fmt: skip
 
@@ -165,26 +169,32 @@ def main(config: TrainConfig) -> None:
         first = saved["step"] + 1
     if first <= config.steps:
         checkpoints.check_room(policy, config)
+    of_all: Callable[[list[str]], list[str]] = lambda names: sum(ranks.gather(names), [])  # noqa: E731  of all ranks
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
     ahead = Ahead(stream, config.steps)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         log.say(report.introduction(config, task.terms, policy.vlm, ranks.world, len(dataset), first))
-        watch = Watch(config.max_skipped, policy.engine.skipped_steps)
+        watcher = watch.Watch(config.max_skipped, policy.engine.skipped_steps)
         for step in range(first, config.steps + 1):
             examples = ahead.at(step - 1)
-            row, judged = train_step(step, examples, policy, reference, config, task_model)
+            with soundness.way_back(config, step, step - 1):
+                row, judged = train_step(step, examples, policy, reference, config, task_model)
             if step == first:
                 log.say("\n\n".join(report.rollout_lines(*item) for item in report.spread_out(judged, 3)))
             log.step(row)
-            watch.check(row, lambda: sum(ranks.gather([example.id for example in examples]), []), log.say)
+            ids = [example.id for example in examples]
+            watcher.check(row, lambda: of_all(ids), lambda: of_all(watch.faults(judged)), log.say)
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
             if step % config.save_every == 0 or step == config.steps:
+                soundness.check(policy, judged[0][0].example, config, step)
                 with processes.held("the checkpoint that is being written"):
                     checkpoints.save(policy, config, step, log.say)
-        skipped = sum(ranks.gather(list(stream.skipped.values())), [])
+        skipped = of_all(list(stream.skipped.values()))
         if ranks.rank == 0:
+            if said := watch.lost(report.read_rows(log.path)):
+                log.say(said)
             name_left_out([*dataset.dropped, *skipped], log.say, left_out_file(Path(config.output_dir), dataset))
         if held_out:
             compare = budgets if config.task == "segment" else suites

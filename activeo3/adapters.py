@@ -93,6 +93,14 @@ def merged(model: nn.Module) -> tuple[dict[str, Tensor], float]:
     return weights, held / meant if meant else 1.0
 
 
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise ModelError if a corrected matrix would not be finite: A and B can be, and their product not. They must be whole."""
+    for layer, module in _adapted(model).items():
+        (adapter,) = module.active_adapters
+        if not (module.get_base_layer().weight.detach().float() + module.get_delta_weight(adapter).detach().float()).isfinite().all():
+            raise ModelError(f"{name} has adapters that make weights which are not finite, in {layer}; its training went wrong, use an earlier checkpoint.")
+
+
 def save(model: nn.Module, start: str, folder: Path) -> None:
     """Write the adapters alone, as peft loads them beside the model ``start``; they must be whole on this rank."""
     from peft import get_peft_model_state_dict

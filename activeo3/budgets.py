@@ -41,6 +41,7 @@ from activeo3.sampler import look
 from activeo3.schema import Action, Example, Outcome, Rollout, Sampling
 from activeo3.segment import Corrector, prepared
 from activeo3.stream import readable
+from activeo3.watch import lost
 
 
 ROWS = ("random", "grid", "cot", "active", "oracle-regions")
@@ -292,6 +293,7 @@ def before_and_after(
     summary = [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}", f"seed: {config.seed}"]
     pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights)
     curves = report.read_rows(folder / "metrics.jsonl")
+    summary += filter(None, [lost(curves)])
     write_page(folder / "report.html", "activeo3: learning where a mask is wrong", summary, curves, *table(rows), pairs)
     say(report.table(*table(rows), f"{data}, masks of {len(examples)} pictures", digits=3))
     say(report.where(folder))

@@ -23,6 +23,7 @@ from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
+LARGEST = 1e30  # of a flag's number: what is multiplied by a larger one overflows in single precision
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 
@@ -137,8 +138,8 @@ class _Config:
             if get_origin(field.type) is Literal and value not in get_args(field.type):
                 known = ", ".join(map(str, get_args(field.type)))
                 raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"--{field.name} is {value}; it must be a finite number.")
+            if isinstance(value, float) and not abs(value) <= LARGEST:
+                raise ConfigError(f"--{field.name} is {value}; it must be a finite number of at most {LARGEST:g}.")
             if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
                 object.__setattr__(self, field.name, _expanded(field.name, value))
         if not 1 <= self.regions <= MOST_REGIONS:
@@ -384,7 +385,8 @@ class TrainConfig(_Config):
     eval_split: str = "val"
     """which part of the data set to hold out"""
     max_skipped: int = 5
-    """stop after so many updates in a row were skipped because a loss or gradient was not finite"""
+    """stop after so many steps in a row that skipped an update because a loss or gradient was not finite, or that left out
+    a reward that was not"""
     resume_from: Literal["newest", "earlier"] = "newest"
     """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged,
     the newest earlier one that is whole (the damaged ones are renamed)"""

@@ -143,6 +143,27 @@ class DrawnLogps(LogitsProcessor):
         return torch.stack(self._kept, dim=1)
 
 
+class FiniteScores(LogitsProcessor):
+    """Notes whether every row of scores, divided by a ``temperature``, was a distribution; changes no such score.
+
+    A row that is none (NaN, infinite, or nothing allowed) gets equal scores: drawing from it would end the process, on a GPU
+    without a word. The note stays on the device, so that no token waits for it.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self._broken: list[Tensor] = []  # (rows,) each
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        broken = ~(scores.amax(dim=-1) / self.temperature).isfinite()  # (rows,)
+        self._broken.append(broken)
+        return scores.masked_fill(broken[:, None], 0.0)
+
+    def broken(self) -> bool:
+        """Was any row of any token none?"""
+        return bool(torch.stack(self._broken).any())
+
+
 def until(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
     """The ids up to and with the first end token, or all of them: what follows an end is padding."""
     first = next((place for place, token in enumerate(ids) if token in ends), len(ids))

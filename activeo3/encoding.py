@@ -47,6 +47,9 @@ def _words(text: str) -> dict[str, str]:
 class Encoder:
     """A model with its tokenizer and image processor: everything that a picture and a text pass through."""
 
+    name = "the model"
+    """What errors call it: the folder or hub id that it was loaded from, or its part in a run."""
+
     def __init__(self, model: nn.Module, tokenizer, image_processor) -> None:
         self.model = model
         self.tokenizer = tokenizer

@@ -14,8 +14,9 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from activeo3.attention import mask_for
 from activeo3.caches import new_cache
-from activeo3.decoding import DrawnLogps, Observe, Rows, until
+from activeo3.decoding import DrawnLogps, FiniteScores, Observe, Rows, until
 from activeo3.encoding import Encoder
+from activeo3.model_weights import of_no_use
 from activeo3.packing import Branch, Prompt, dialogue, padded
 from activeo3.schema import Sampling
 
@@ -57,7 +58,8 @@ class Generator(Encoder):
         decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off is the
         last. Weights must be whole on this rank (engine.gathered).
 
-        Raises ValueError if an observation ``replaces`` views in the running state of such a family.
+        Raises ValueError if an observation ``replaces`` views in the running state of such a family; ModelError if logits
+        are not finite.
         """
         with self._evaluating():
             rows = self._prefilled([[prompt] for prompt in prompts], group)
@@ -131,14 +133,17 @@ class Generator(Encoder):
         """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token, and their
         log-probabilities, none if greedy."""
         self.model.model.rope_deltas = rows.deltas
+        finite = FiniteScores(sampling.temperature or 1.0)
         drawn = DrawnLogps(sampling.temperature) if sampling.temperature > 0 else None
         out = self.model.generate(
             input_ids=rows.ids,
             attention_mask=rows.attended,
             past_key_values=rows.cache,
             generation_config=self._settings(stretch, sampling),
-            logits_processor=LogitsProcessorList([drawn] if drawn else []),
+            logits_processor=LogitsProcessorList([finite, drawn] if drawn else [finite]),
         )
+        if finite.broken():
+            raise of_no_use(self.name, self.model)
         new = out[:, rows.ids.shape[1] :]  # (rows, up to stretch)
         fresh = [until(ids, self.end_tokens) for ids in new.tolist()]
         logps = drawn.of(new).tolist() if drawn else [()] * len(fresh)

@@ -43,7 +43,9 @@ AT_ONCE = 2**24
 """Most logits that are scored at a time: 64 MB in float32, and some six times as much with softmax and gradients."""
 
 
-def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict) -> Tensor:
+def advantages(
+    rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict, scored: Tensor | None = None
+) -> Tensor:
     """How good each answer is, by a baseline that needs no critic: (P, G) rewards -> (P, G) advantages.
 
     With group mean m and R = all rewards of the step, those of all ranks:
@@ -55,18 +57,23 @@ def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool =
         rescaled       (r - m) B / (B - M)         GPG (arXiv 2504.02546), F_norm = 1: M of the B groups have
                                                   no spread, and the others make up for them
 
-    A reward that is NaN gets advantage 0 and is left out of every mean.
+    An answer that is not ``scored`` gets advantage 0 and is left out of every mean and spread; its reward may be any number.
 
     Args:
         rewards: (P, G), one row per prompt.
         totals: sums named numbers over ranks; every rank calls it equally often.
+        scored: (P, G), True where the reward counts; None: everywhere.
+
+    Raises:
+        ValueError: if G < 2, or a reward that counts is NaN or infinite.
 
     >>> advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), "rescaled").tolist()
     [[-2.0, 2.0], [0.0, 0.0]]
     """
+    scored = everywhere(rewards) if scored is None else scored  # (P, G)
     if kind == "group":
-        return group_advantages(rewards, divide_by_std)
-    scored, centred = ~rewards.isnan(), group_advantages(rewards, divide_by_std=False)  # (P, G) both
+        return group_advantages(rewards, divide_by_std, scored)
+    centred = group_advantages(rewards, False, scored)  # (P, G)
     match kind:
         case "leave_one_out":
             count = scored.sum(dim=1, keepdim=True)  # (P, 1)
@@ -76,7 +83,7 @@ def advantages(rewards: Tensor, kind: Advantage = "group", divide_by_std: bool =
         case "group_batch":
             return _normalised(centred, scored, totals)
         case "rescaled":
-            seen = totals({"groups": len(rewards), "flat": int(zero_spread(rewards).sum())})
+            seen = totals({"groups": len(rewards), "flat": int(zero_spread(rewards, scored).sum())})
             return centred * (seen["groups"] / max(1, seen["groups"] - seen["flat"]))
     raise ValueError(f"unknown advantage {kind!r}: use group, leave_one_out, batch, group_batch or rescaled")
 
@@ -92,42 +99,51 @@ def _normalised(values: Tensor, scored: Tensor, totals: Totals) -> Tensor:
     return (centred / std if std > 1e-9 * max(1.0, abs(mean)) else torch.zeros_like(centred)).to(values.dtype)
 
 
-def group_advantages(rewards: Tensor, divide_by_std: bool = True) -> Tensor:
+def group_advantages(rewards: Tensor, divide_by_std: bool = True, scored: Tensor | None = None) -> Tensor:
     """How much better each answer is than its siblings: (P, G) rewards -> (P, G) advantages.
 
-    A reward that is NaN (its answer could not be scored) gets advantage 0 and is left out of its group's
-    mean and spread. A group without spread gets 0 throughout: it teaches nothing.
+    An answer that is not ``scored`` gets advantage 0 and is left out of its group's mean and spread. A group
+    without spread gets 0 throughout: it teaches nothing. So does a group of which fewer than two answers are scored.
 
     Args:
         rewards: (P, G), one row per prompt.
         divide_by_std: False for Dr. GRPO (arXiv 2503.20783), which only subtracts the mean.
+        scored: (P, G), True where the reward counts; None: everywhere.
 
     Raises:
-        ValueError: if G < 2, since one answer has nothing to be compared with.
+        ValueError: if G < 2, since one answer has nothing to be compared with; or if a reward that counts is not finite.
 
     >>> group_advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
         raise ValueError(f"advantages compare at least 2 answers per prompt, got rewards {tuple(rewards.shape)}")
-    scored = ~rewards.isnan()  # (P, G)
+    scored = everywhere(rewards) if scored is None else scored  # (P, G)
+    if not rewards[scored].isfinite().all():
+        raise ValueError(f"a reward that counts must be a finite number, got {rewards.tolist()}")
     count = scored.sum(dim=1, keepdim=True).clamp(min=1)  # (P, 1)
-    exact = rewards.double()  # squares of small differences would vanish in single precision
-    mean = exact.nansum(dim=1, keepdim=True) / count  # (P, 1)
+    exact = torch.where(scored, rewards.double(), 0.0)  # squares of small differences would vanish in single precision
+    mean = exact.sum(dim=1, keepdim=True) / count  # (P, 1)
     centred = torch.where(scored, exact - mean, 0.0)  # (P, G)
-    flat = zero_spread(rewards)[:, None]  # (P, 1)
+    flat = zero_spread(rewards, scored)[:, None]  # (P, 1)
     if divide_by_std:
         std = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()  # (P, 1)
         centred = centred / torch.where(flat, 1.0, std)
     return torch.where(flat, 0.0, centred).to(rewards.dtype)  # (P, G)
 
 
-def zero_spread(rewards: Tensor) -> Tensor:
-    """(P,) True where all scored answers of a prompt have the same reward (exactly, so that rounding of
-    the mean cannot turn equal rewards into advantages)."""
-    low = torch.where(rewards.isnan(), torch.inf, rewards).amin(dim=1)  # (P,)
-    high = torch.where(rewards.isnan(), -torch.inf, rewards).amax(dim=1)  # (P,)
+def zero_spread(rewards: Tensor, scored: Tensor | None = None) -> Tensor:
+    """(P,) True where all scored answers of a prompt, if any, have the same reward (exactly, so that rounding of
+    the mean cannot turn equal rewards into advantages). ``scored`` as in ``advantages``."""
+    scored = everywhere(rewards) if scored is None else scored  # (P, G)
+    low = torch.where(scored, rewards, torch.inf).amin(dim=1)  # (P,)
+    high = torch.where(scored, rewards, -torch.inf).amax(dim=1)  # (P,)
     return high <= low
+
+
+def everywhere(rewards: Tensor) -> Tensor:
+    """(P, G) True: every reward counts."""
+    return torch.ones_like(rewards, dtype=torch.bool)
 
 
 def answer_logps(

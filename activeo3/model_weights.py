@@ -64,6 +64,21 @@ def check_finite(source: str, model: nn.Module) -> None:
         raise ModelError(f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint.")
 
 
+def of_no_use(name: str, model: nn.Module) -> ModelError:
+    """What to say of a model whose logits are not finite: its largest weight, which must be whole on this rank."""
+    weight, value = largest(model)
+    return ModelError(
+        f"{name} gives logits that are not finite, so no token can be chosen; its largest weight is {value:.3g}, "
+        f"in {weight}; its training went wrong, use an earlier checkpoint."
+    )
+
+
+def largest(model: nn.Module) -> tuple[str, float]:
+    """The parameter that holds a model's largest weight, and that weight with its sign; NaN is the largest of all."""
+    ends = [(name, end) for name, weight in model.named_parameters() if weight.numel() for end in torch.stack(weight.detach().aminmax()).tolist()]
+    return max(ends, key=lambda of: (of[1] != of[1], abs(of[1])))
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' reports: what is wrong with a checkpoint is said here, in one sentence; its warnings are about spellings."""

@@ -40,7 +40,7 @@ class VisionLanguageModel(Generator, Scorer):
                 architecture is another one; weights are missing, misnamed, quantised or not finite; ``flex`` without a GPU.
         """
         vlm = cls._load(source, dtype, attention, base)
-        vlm.trained_here = trained_here(source)
+        vlm.name, vlm.trained_here = source, trained_here(source)
         return vlm
 
     @classmethod

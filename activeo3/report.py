@@ -71,6 +71,8 @@ METRIC_GLOSSARY: dict[str, Metric] = {
                             "clearly above 0; at 0 there is nothing to compare and to learn"),
     "zero_spread": Metric("0–1", "share of groups with no spread: all rewards equal, advantage 0",
                           "below 0.5; near 1 the step teaches nothing"),
+    "rewards_left_out": Metric("answers", "rewards that were NaN or infinite, left out of their group and of all means",
+                               "0; the examples are named, and the run stops as it does for skipped_steps"),
     "kl": Metric("nats/token", "k3 estimate of the distance to the frozen reference",
                  "grows slowly from 0 and levels off; a jump is a policy running away"),
     "clip_fraction": Metric("0–1", "share of sampled tokens whose ratio the clip holds back",
@@ -88,7 +90,7 @@ METRIC_GLOSSARY: dict[str, Metric] = {
     "loss": Metric("–", "clipped surrogate plus KL penalty",
                    "hovers around beta x kl: advantages have mean 0, so it shows no progress"),
     "lr": Metric("–", "learning rate of this step", "the schedule you asked for"),
-    "skipped_steps": Metric("steps", "updates that were dropped because a gradient overflowed",
+    "skipped_steps": Metric("steps", "updates dropped because a loss or gradient was not finite, in total",
                             "0; the run stops after --max_skipped in a row, or at more than 10 of the last 100 steps"),
     "tokens/mean": Metric("tokens", "mean length of an answer, end token included",
                           "settles; steady growth without reward is rambling"),
@@ -235,27 +237,6 @@ class Clock:
     def times(self) -> dict[str, float]:
         """``time/<phase>`` of every phase, and ``time/step`` so far."""
         return self._phases | {"time/step": time.perf_counter() - self._began}
-
-
-def step_row(step: int, answers: Sequence[Rollout], scores: Sequence[Score], group: int, flat: int,
-             totals: Callable[[dict[str, float]], dict[str, float]]) -> dict[str, float]:
-    """The rewards and lengths of one step as a row, over all ranks.
-
-    ``scores`` (P*G) lie group after group; ``flat`` groups of this rank have no spread; ``totals``
-    sums values over ranks.
-    """
-    rewards = np.array([score.total for score in scores]).reshape(-1, group)  # (P, G)
-    sums = {"reward": float(rewards.sum())}
-    sums |= {f"reward/{name}": sum(s.terms[name] for s in scores) for name in scores[0].terms}
-    sums |= {
-        "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
-        "tokens/truncated": float(sum(not answer.finished for answer in answers)),
-        "reward_spread": float(rewards.std(axis=1).sum()) * group,
-        "zero_spread": float(flat * group),
-    }
-    sums = totals(sums | {"answers": float(len(answers))})
-    count = sums.pop("answers")
-    return {"step": step} | {name: value / count for name, value in sums.items()}
 
 
 class Model(Protocol):

@@ -18,6 +18,9 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 from PIL import Image
 
+LARGEST_REWARD = 1e30
+"""Beyond it, rewards overflow in single precision when they are compared."""
+
 
 class Region(NamedTuple):
     """A rectangle worth zooming into, xyxy in pixels of the original picture."""
@@ -167,6 +170,16 @@ class Score:
 
     terms: Mapping[str, float]
     total: float
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Which terms, or else ``total``, are no finite numbers of single precision; none in a reward that can be compared.
+
+        >>> Score({"format": 1.0, "task": float("nan")}, float("nan")).faults, Score({"task": 2.0}, 2.0).faults
+        (('task',), ())
+        """
+        wrong = tuple(name for name, term in self.terms.items() if not abs(term) <= LARGEST_REWARD)
+        return wrong or (() if abs(self.total) <= LARGEST_REWARD else ("total",))
 
 
 @dataclass(frozen=True)

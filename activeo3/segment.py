@@ -203,6 +203,8 @@ class Sam(Corrector):
         out = self.model(image_embeddings=seen, multimask_output=not told, **prompts)
         best = out.iou_scores[:, 0].argmax(dim=-1)  # (crops,)
         for crop, masks, k in zip(crops, out.pred_masks[:, 0], best.tolist()):
+            if not masks[k].isfinite().all():
+                raise ModelError("the task model gives masks that are not finite; try --task_model oracle, or another --task_checkpoint.")
             crop.logits = masks[k : k + 1].cpu()
             crop.mask = self.as_mask(crop)
 

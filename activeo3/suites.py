@@ -46,6 +46,7 @@ from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import Gather, one_rank, readable
 from activeo3.swaps import sensing_metrics
 from activeo3.tasks import Task, posed, task_of
+from activeo3.watch import lost
 
 Shows = dict[str, tuple[list[Rollout], list[Outcome]]]
 """What was proposed and what was found there, by the label of the row."""
@@ -307,13 +308,13 @@ def _finish(
     table: tuple[list[dict[str, Any]], list[str]], pairs: Sequence[tuple[Shown, ...]], pictures: int,
 ) -> None:  # fmt: skip
     """The page of a run and its last words."""
-    data = "+".join(config.data)
+    data, steps = "+".join(config.data), report.read_rows(folder / "metrics.jsonl")
     write_page(
         folder / "report.html",
         f"activeo3: learning {learned}",
         [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
-         f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}"],
-        report.read_rows(folder / "metrics.jsonl"),
+         f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}", *filter(None, [lost(steps)])],
+        steps,
         *table,
         pairs,
     )  # fmt: skip

@@ -42,7 +42,7 @@ from activeo3.geometry import Frame
 from activeo3.generate import in_batches
 from activeo3.metrics import asked_boxes
 from activeo3.model_weights import whole
-from activeo3.models import VisionLanguageModel, family_of, part_of
+from activeo3.models import ModelError, VisionLanguageModel, family_of, part_of
 from activeo3.schema import Action, Example, Outcome, Region, Sampling
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
@@ -85,6 +85,13 @@ class TaskModel:
         return nullcontext(self)
 
 
+def of_no_numbers(what: str, example: Example) -> ModelError:
+    """What to say of a task model that gives numbers which are not finite: no box and no mask would be a wrong answer."""
+    return ModelError(
+        f"the task model gives {what} that are not finite for example {example.id}; try it on this picture alone, or another one."
+    )
+
+
 def act(
     expert: VisionLanguageModel | TaskModel,
     examples: Sequence[Example],
@@ -103,6 +110,9 @@ def act(
     unique = {_key(look): look for looks in wanted for look in looks}
     looks = list(unique.values())
     seen = ask(expert, looks, config) if isinstance(expert, VisionLanguageModel) else expert.find(looks, config)
+    for look, one in zip(looks, seen, strict=True):
+        if not (np.isfinite(one.boxes_px).all() and np.isfinite(one.scores).all()):
+            raise of_no_numbers("boxes or scores", look.example)
     found = dict(zip(unique, seen, strict=True))
     return [merged([found[_key(look)] for look in looks], config.merge) for looks in wanted]
 
@@ -209,6 +219,10 @@ class GroundingDino(TaskModel):
         words = self.tokenizer(asked, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         out = self.model(**pictures.to(self.model.device), **words.to(self.model.device))
         match = out.logits.sigmoid()[..., : words.input_ids.shape[1]].cpu()  # (crops, boxes, words)
+        sound = out.pred_boxes.isfinite().all(dim=(1, 2)) & ~(out.logits.isnan() | out.logits.isposinf()).any(dim=(1, 2))  # (crops,)
+        for look, fine in zip(looks, sound.tolist()):
+            if not fine:  # a threshold would pass over them in silence; -inf is what is no word
+                raise of_no_numbers("boxes or scores", look.example)
         centre, side = out.pred_boxes.double().cpu().chunk(2, dim=-1)  # (crops, boxes, 2) each, in 0-1 of the view
         boxes = torch.cat([centre - side / 2, centre + side / 2], dim=-1)
         own = self._words_of_the_query(words.input_ids.cpu())  # (crops, words)

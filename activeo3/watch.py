@@ -1,13 +1,18 @@
-"""After every step of train.py: what goes wrong in a run, said in a sentence when it begins."""
+"""After every step of train.py: its rewards as a row of numbers, and what goes wrong in a run, said in a sentence when it begins."""
 
+import math
 from collections import deque
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
 
 from activeo3.config import ConfigError
+from activeo3.report import counted
+from activeo3.schema import Outcome, Rollout, Score
 from activeo3.terminal import one_line
 
-RECENT = 100  # steps over which skipped updates are counted
-MOST_SKIPPED = 0.1  # share of them that may be skipped
+RECENT = 100  # steps over which what went wrong is counted
+MOST_WRONG = 0.1  # share of them at which it may go wrong
 FLAT_STEPS = 10  # steps in a row without any spread before a run is told that it does not learn
 TOO_MANY_CUT = 0.5  # share of answers that hit the length limit
 NOTHING_TO_LEARN = (
@@ -19,37 +24,106 @@ CUT_OFF = (
     "raise --max_new_tokens, or look at what they ramble about"
 )
 
+Names = Callable[[], Sequence[str]]
+"""Names of all ranks, a collective."""
+
+
+def step_row(
+    step: int,
+    answers: Sequence[Rollout],
+    scores: Sequence[Score],
+    scored: np.ndarray,
+    flat: int,
+    totals: Callable[[dict[str, float]], dict[str, float]],
+) -> dict[str, float]:
+    """The rewards and lengths of one step as a row, over all ranks.
+
+    ``scores`` (P*G) lie group after group; ``scored`` (P, G) is True where a reward is compared with its siblings'; ``flat``
+    groups of this rank have no spread; ``totals`` sums values over ranks. Means of rewards are over those that are finite
+    numbers, and NaN if none is; ``rewards_left_out`` is how many are not.
+    """
+    sound = [score for score in scores if not score.faults]
+    rewards = np.array([0.0 if score.faults else score.total for score in scores]).reshape(scored.shape)  # (P, G)
+    spreads = [float(group[kept].std()) if kept.any() else 0.0 for group, kept in zip(rewards, scored)]
+    earned = {"reward": float(rewards.sum())}
+    earned |= {f"reward/{name}": sum(score.terms[name] for score in sound) for name in scores[0].terms}
+    others = {
+        "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
+        "tokens/truncated": float(sum(not answer.finished for answer in answers)),
+        "reward_spread": float(np.array(spreads).sum()) * scored.shape[1],
+        "zero_spread": float(flat * scored.shape[1]),
+    }
+    sums = totals(earned | others | {"sound": float(len(sound)), "answers": float(len(answers))})
+    means = {name: sums[name] / sums["sound"] if sums["sound"] else math.nan for name in earned}
+    means |= {name: sums[name] / sums["answers"] for name in others}
+    return {"step": step} | means | {"rewards_left_out": sums["answers"] - sums["sound"]}
+
+
+def faults(judged: Iterable[tuple[Rollout, Outcome, Score]]) -> list[str]:
+    """Every example with a reward that is no finite number, and the terms that are not: ``"scenes/7 (task nan)"``."""
+    wrong = [(rollout.example.id, score) for rollout, _, score in judged if score.faults]
+    parts = [(name, ", ".join(f"{term} {score.terms.get(term, score.total)}" for term in score.faults)) for name, score in wrong]
+    return list(dict.fromkeys(f"{name} ({terms})" for name, terms in parts))
+
+
+def lost(rows: Iterable[Mapping[str, float]]) -> str:
+    """How many updates a run has skipped and how many rewards it has left out, by all of its rows; "" if there are none."""
+    rows = list(rows)
+    skipped, left_out = max((row.get("skipped_steps", 0) for row in rows), default=0), sum(row.get("rewards_left_out", 0) for row in rows)
+    said = [f"{counted(int(skipped), 'update')} skipped"] * bool(skipped) + [f"{counted(int(left_out), 'reward')} left out"] * bool(left_out)
+    return f"in {counted(len(rows), 'step')}: {' and '.join(said)}, because not finite" if said else ""
+
+
+class Trouble:
+    """Counts the steps at which one thing went wrong: ``most`` in a row are too many, or MOST_WRONG of the last RECENT."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.in_a_row = most, 0
+        self.recent: deque[bool] = deque(maxlen=RECENT)
+
+    def too_much(self, wrong: bool) -> str:
+        """Take in a step. Returns how many went wrong, in words, if these are too many; else ""."""
+        self.in_a_row = self.in_a_row + 1 if wrong else 0
+        self.recent.append(wrong)
+        if self.in_a_row >= self.most:
+            return f"{self.most} steps in a row"
+        return f"{sum(self.recent)} of the last {RECENT} steps" if sum(self.recent) > MOST_WRONG * RECENT else ""
+
 
 class Watch:
-    """Looks at every step's row: names a skipped update, and warns, once each, of what keeps a run from learning.
+    """Looks at every step's row: names what was not finite, and warns, once each, of what keeps a run from learning.
 
-    ``most`` skipped updates in a row end the run, and so do more than MOST_SKIPPED of the last RECENT steps;
-    ``skipped`` is how many there were before it began.
+    A run ends after too many steps with a skipped update, or with a reward that is not finite (see ``Trouble``);
+    ``skipped`` is how many updates were skipped before it began.
     """
 
     def __init__(self, most: int, skipped: int) -> None:
-        self.most, self.skipped, self.in_a_row = most, skipped, 0
-        self.recent: deque[int] = deque(maxlen=RECENT)  # updates that each of the last steps skipped
+        self.skipped = skipped
+        self.updates, self.rewards = Trouble(most), Trouble(most)
         self.flat_in_a_row = 0
         self.warned: set[str] = set()
 
-    def check(self, row: dict[str, float], ids: Callable[[], Sequence[str]], say: Callable[[str], None]) -> None:
-        """Look at a step's row; raises ConfigError after too many skipped updates, in a row or of the last steps.
+    def check(self, row: dict[str, float], ids: Names, faults: Names, say: Callable[[str], None]) -> None:
+        """Look at a step's row; raises ConfigError after too many skipped updates, or rewards that are not finite.
 
-        ``ids`` names the examples of all ranks, a collective, and is called after a skipped update only: the
-        row is the same on every rank, so all of them call it or none.
+        ``ids`` names the examples of all ranks, ``faults`` those with such a reward. Each is called only when it is needed:
+        the row is the same on every rank, so all of them call it or none.
         """
-        new = int(row["skipped_steps"] - self.skipped)
-        self.skipped = row["skipped_steps"]
-        self.in_a_row = self.in_a_row + 1 if new else 0
-        self.recent.append(min(new, 1))
+        new, self.skipped = row["skipped_steps"] > self.skipped, row["skipped_steps"]
         if new:
             say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(map(one_line, ids()))}")
-        of_last = f"{sum(self.recent)} of the last {RECENT} steps were" if sum(self.recent) > MOST_SKIPPED * RECENT else ""
-        if many := f"{self.most} updates in a row were" if self.in_a_row >= self.most else of_last:
+        if many := self.updates.too_much(new):
             raise ConfigError(
-                f"{many} skipped because a loss or gradient was not finite; "
+                f"{many} skipped an update because a loss or gradient was not finite; "
                 f"lower --lr, or continue from the last checkpoint with another --seed in a new --output_dir."
+            )
+        named = ", ".join(map(one_line, faults())) if row["rewards_left_out"] else ""
+        if named:
+            say(f"step {row['step']}: {counted(int(row['rewards_left_out']), 'reward')} not finite, left out of the group: {named}")
+        if many := self.rewards.too_much(bool(named)):
+            raise ConfigError(
+                f"{many} had a reward that was not finite, the last one of {named}; look at what gives these terms: "
+                f"the task model's answers about these examples, or the examples' own numbers."
             )
         self.flat_in_a_row = self.flat_in_a_row + 1 if row["zero_spread"] == 1 else 0
         if self.flat_in_a_row >= FLAT_STEPS:

@@ -145,16 +145,25 @@ def test_the_smallest_differences_neither_overflow_nor_vanish() -> None:
         torch.testing.assert_close(group_advantages(torch.tensor([sorted(rewards)])), torch.tensor([[-1.0, 1.0]]))
 
 
-def test_a_reward_that_is_nan_takes_no_part() -> None:
-    nan = math.nan
-    rewards = torch.tensor([[1.0, nan, 3.0, 5.0], [2.0, nan, nan, 2.0], [nan] * 4, [7.0, nan, nan, nan]])
-    advantages = group_advantages(rewards)
+@pytest.mark.parametrize("hidden", [9.0, math.nan, math.inf, -math.inf])
+def test_an_answer_that_is_not_scored_takes_no_part_whatever_its_reward(hidden: float) -> None:
+    rewards = torch.tensor([[1.0, hidden, 3.0, 5.0], [2.0, hidden, hidden, 2.0], [hidden] * 4, [7.0, hidden, hidden, hidden]])
+    scored = torch.tensor([[1, 0, 1, 1], [1, 0, 0, 1], [0] * 4, [1, 0, 0, 0]]).bool()
+    advantages = group_advantages(rewards, scored=scored)
     rest = group_advantages(torch.tensor([[1.0, 3.0, 5.0]]))[0].tolist()
     assert advantages[0].tolist() == pytest.approx([rest[0], 0.0, rest[1], rest[2]])
     assert advantages[1:].tolist() == [[0.0] * 4] * 3
-    assert grpo.zero_spread(rewards).tolist() == [False, True, True, True]
-    without_std = group_advantages(rewards, divide_by_std=False)
+    assert grpo.zero_spread(rewards, scored).tolist() == [False, True, True, True]
+    without_std = group_advantages(rewards, divide_by_std=False, scored=scored)
     assert without_std.tolist() == [[-2.0, 0.0, 0.0, 2.0]] + [[0.0] * 4] * 3
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_counts_must_be_a_number(reward: float) -> None:
+    """Not left out in silence: who leaves it out has to say so."""
+    for kind in RELATIVES:
+        with pytest.raises(ValueError, match=r"must be a finite number, got \[\[1.0, 2.0, (nan|-?inf)\]\]"):
+            advantages(torch.tensor([[1.0, 2.0, reward]]), kind)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (0, 1), (4,), (2, 2, 2), (3, 0)])
@@ -188,7 +197,7 @@ RELATIVES = get_args(grpo.Advantage)
 
 
 def written_out(rewards: list[list[float]], kind: str) -> list[list[float]]:
-    """Every relative's advantages as its paper writes them; a NaN is left out of all of them and gets 0."""
+    """Every relative's advantages as its paper writes them; what is not scored, a NaN here, is left out of all and gets 0."""
     groups = [[r for r in group if not math.isnan(r)] for group in rewards]
     everything = [r for group in groups for r in group]
     centred = [r - statistics.fmean(group) for group in groups for r in group]
@@ -216,34 +225,62 @@ def written_out(rewards: list[list[float]], kind: str) -> list[list[float]]:
     return [[one(r, group) for r in whole] for whole, group in zip(rewards, groups)]
 
 
+def scored_of(rewards: Tensor) -> Tensor:
+    return ~rewards.isnan()
+
+
 REWARDS = [[1.0, 3.0, 3.5, 0.25], [2.0] * 4, [-1.0, 5.0, 0.0, 0.0], [4.0, math.nan, 1.0, 2.0], [math.nan, 7.0, math.nan, math.nan]]
 
 
 @pytest.mark.parametrize("kind", RELATIVES)
 def test_the_relatives_are_what_their_papers_write(kind: str) -> None:
     rewards = torch.tensor(REWARDS)
-    before = rewards.clone()
-    torch.testing.assert_close(advantages(rewards, kind), torch.tensor(written_out(REWARDS, kind)), atol=1e-6, rtol=1e-5)
+    before, scored = rewards.clone(), scored_of(rewards)
+    expected = torch.tensor(written_out(REWARDS, kind))
+    torch.testing.assert_close(advantages(rewards, kind, scored=scored), expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(rewards.nan_to_num(), before.nan_to_num())
-    assert torch.equal(advantages(rewards), group_advantages(rewards))
+    assert torch.equal(advantages(rewards, scored=scored), group_advantages(rewards, scored=scored))
+
+
+masked_groups = st.integers(2, 6).flatmap(
+    lambda G: st.lists(st.lists(st.tuples(st.floats(-100, 100, width=16), st.booleans()), min_size=G, max_size=G), min_size=1, max_size=4)
+)
+
+
+@given(masked_groups, st.sampled_from(get_args(grpo.Advantage)))
+@settings(max_examples=150)
+def test_any_mask_is_what_a_loop_makes_of_it(groups: list[list[tuple[float, bool]]], kind: str) -> None:
+    """Drawn rewards and masks, and an empty group and one of a single answer beside them."""
+    G = len(groups[0])
+    groups = [*groups, [(1.0, False)] * G, [(3.0, i == 0) for i in range(G)], [(float(i), True) for i in range(G)]]
+    rewards, scored = (torch.tensor([[pair[i] for pair in group] for group in groups]) for i in (0, 1))
+    loop = written_out([[r if counts else math.nan for r, counts in group] for group in groups], kind)
+    found = advantages(rewards.double(), kind, scored=scored)
+    torch.testing.assert_close(found, torch.tensor(loop, dtype=torch.float64), atol=1e-9, rtol=1e-6)
+    assert not found[~scored].any()
+    if kind != "batch":  # which compares answers with those of all groups
+        assert not (found[scored.sum(dim=1) < 2].abs() > 1e-12).any()
 
 
 @pytest.mark.parametrize("kind", RELATIVES)
 def test_ranks_that_share_a_step_find_the_advantages_of_one(kind: str) -> None:
     """Rank by rank, with sums that are known from all ranks; test_train.py has it with two real ones."""
-    parts, asked = torch.tensor(REWARDS).split([2, 3]), []
-    whole = advantages(torch.tensor(REWARDS), kind, totals=lambda sums: asked.append(sums) or sums)
+    everything, asked = torch.tensor(REWARDS), []
+    parts = everything.split([2, 3])
+    whole = advantages(everything, kind, totals=lambda sums: asked.append(sums) or sums, scored=scored_of(everything))
     for part, rows in zip(parts, (slice(0, 2), slice(2, 5))):
         answers = iter(asked)
-        torch.testing.assert_close(advantages(part, kind, totals=lambda sums: next(answers)), whole[rows])
+        found = advantages(part, kind, totals=lambda sums: next(answers), scored=scored_of(part))
+        torch.testing.assert_close(found, whole[rows])
         assert next(answers, None) is None  # every rank asks equally often
     assert bool(asked) == (kind in ("batch", "group_batch", "rescaled"))
 
 
 @pytest.mark.parametrize("kind", RELATIVES)
 def test_a_step_without_any_spread_teaches_nothing(kind: str) -> None:
-    for reward in (0.1, 0.7, 1 / 3, 1e-40, 1e30, math.nan):
+    for reward in (0.1, 0.7, 1 / 3, 1e-40, 1e30):
         assert advantages(torch.full((3, 7), reward), kind).abs().max() == 0
+    assert advantages(rand(3, 7), kind, scored=torch.zeros(3, 7, dtype=torch.bool)).abs().max() == 0
 
 
 def test_only_the_whole_step_tells_good_groups_from_bad_ones() -> None:
@@ -629,8 +666,8 @@ def test_permuting_answers_and_prompts_leaves_the_loss() -> None:
 @pytest.mark.parametrize(
     "function, arguments",
     [
-        (group_advantages, (torch.tensor([[1.0, math.nan, 3.0], [2.0, 2.0, 2.0]]),)),
-        (grpo.zero_spread, (torch.tensor([[1.0, math.nan, 3.0]]),)),
+        (group_advantages, (torch.tensor([[1.0, math.nan, 3.0], [2.0, 2.0, 2.0]]), True, torch.tensor([[True, False, True], [True] * 3]))),
+        (grpo.zero_spread, (torch.tensor([[1.0, math.nan, 3.0]]), torch.tensor([[True, False, True]]))),
         (answer_logps, (rand(1, 5, 7), *TWO_PAIRS, 0.5, (3,))),
         (token_weights, (torch.ones(2, 3, 2), "response", 6, 12, 2)),
         (kl_to_reference, (rand(4), rand(4, seed=1))),

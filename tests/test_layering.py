@@ -132,6 +132,7 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "curriculum": (3, set()),
     "modes": (3, {"engine", "checkpoints"}),
     "exams": (3, {"engine", "checkpoints"}),
+    "soundness": (3, set()),
     "suites": (3, {"engine", "checkpoints"}),
     "eval_demo": (3, {"engine"}),
     "quiz": (3, {"engine", "checkpoints"}),

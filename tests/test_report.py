@@ -220,7 +220,7 @@ def test_html_table_escapes_and_keeps_intervals() -> None:
 
 def test_every_logged_metric_of_the_design_is_explained() -> None:
     names = """reward reward/format reward/no_overlap reward/area reward/coverage reward/task kl
-        loss clip_fraction entropy ratio_max logp_difference/mean logp_difference/max tokens/mean tokens/truncated zero_spread reward_spread
+        loss clip_fraction entropy ratio_max logp_difference/mean logp_difference/max tokens/mean tokens/truncated zero_spread reward_spread rewards_left_out
         grad_norm lr skipped_steps time/look time/act time/learn time/step memory_gb
         reward/iou reward/match reward/count reward/text
         reward/location reward/class reward/number reward/missing

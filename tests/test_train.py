@@ -216,7 +216,8 @@ def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]
 
 
 KINDS = get_args(grpo.Advantage)
-REWARDS = torch.tensor([[1.0, 2.5, 4.0], [3.0, 3.0, 3.0], [0.5, 0.0, 7.0], [2.0, 2.0, 2.5]])
+REWARDS = torch.tensor([[1.0, 2.5, 4.0], [3.0, 3.0, 3.0], [0.5, 0.0, torch.nan], [2.0, torch.inf, 2.5]])
+SCORED = REWARDS.isfinite()
 SETTINGS = [
     dict(normalise="response", ratio="token", epochs=1),
     dict(normalise="token", ratio="geometric", epochs=2, recompute=True),
@@ -599,7 +600,7 @@ def test_a_run_that_only_skips_ends_with_one_sentence(
         return loss * torch.inf, seen
 
     monkeypatch.setattr(train.grpo, "policy_loss", infinite)
-    with pytest.raises(ConfigError, match=r"^2 updates in a row were skipped .* was not finite; .*\.$"):
+    with pytest.raises(ConfigError, match=r"^2 steps in a row skipped an update .* was not finite; .*\.$"):
         train.main(replace(config, output_dir=str(tmp_path), max_skipped=2))
     assert [row["skipped_steps"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
     assert capsys.readouterr().out.count("update skipped; examples: mosaic/") == 2
@@ -622,8 +623,8 @@ def test_answers_that_were_cut_off_may_teach_nothing(
     monkeypatch.setattr(train, "look", look_cut)
     monkeypatch.setattr(train, "learn", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
     train.train_step(1, small_pictures()[:1], policy, policy, config)
-    rewards = torch.tensor([[torch.nan if masked else 5.0, 1.0, 2.0, 6.0]])
-    assert torch.equal(given[0], grpo.group_advantages(rewards))
+    rest = grpo.group_advantages(torch.tensor([[1.0, 2.0, 6.0]]))
+    assert torch.equal(given[0], torch.cat([torch.zeros(1, 1), rest], dim=1) if masked else grpo.group_advantages(torch.tensor([[5.0, 1.0, 2.0, 6.0]])))
     assert (given[0][0, 0] == 0) == masked
 
 
@@ -639,7 +640,7 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
         return {
             "totals": ranks.totals({"rank": ranks.rank, "one": 1.0}),
             "gather": ranks.gather(f"rank {ranks.rank}"),
-            "advantages": [grpo.advantages(REWARDS[ranks.rank :: 2], kind, totals=ranks.totals) for kind in KINDS],
+            "advantages": [grpo.advantages(REWARDS[ranks.rank :: 2], kind, True, ranks.totals, SCORED[ranks.rank :: 2]) for kind in KINDS],
             "share": [ranks.share(lambda part: (part, ranks.rank), "abcde"[:count]) for count in (5, 1, 0)],
             "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
@@ -776,7 +777,7 @@ def test_ranks_add_and_gather(two_ranks: tuple[list[dict], Path]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_compare_answers_as_one_does(kind: str, two_ranks: tuple[list[dict], Path]) -> None:
-    whole = grpo.advantages(REWARDS, kind)
+    whole = grpo.advantages(REWARDS, kind, scored=SCORED)
     for rank, result in enumerate(two_ranks[0]):
         torch.testing.assert_close(result["advantages"][KINDS.index(kind)], whole[rank::2])
 
