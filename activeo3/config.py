@@ -18,12 +18,11 @@ from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 from activeo3 import paths
 from activeo3.data_images import MOST_PIXELS
-from activeo3.flags import ConfigError, field_docs, flag_help, read_flag
+from activeo3.flags import LARGEST, ConfigError, field_docs, flag_help, read_flag
 from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
-LARGEST = 1e30  # of a flag's number: what is multiplied by a larger one overflows in single precision
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 
@@ -385,8 +384,7 @@ class TrainConfig(_Config):
     eval_split: str = "val"
     """which part of the data set to hold out"""
     max_skipped: int = 5
-    """stop after so many steps in a row that skipped an update because a loss or gradient was not finite, or that left out
-    a reward that was not"""
+    """stop after so many steps in a row that skipped an update, or left out a reward, because it was not finite"""
     resume_from: Literal["newest", "earlier"] = "newest"
     """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged,
     the newest earlier one that is whole (the damaged ones are renamed)"""

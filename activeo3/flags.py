@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args, get_origin
 from activeo3.files import read_json
 from activeo3.terminal import OneLine
 
+LARGEST = 1e30
+"""The largest number that a flag takes: what is multiplied by a larger one overflows in single precision."""
+
 
 class ConfigError(OneLine):
     """A flag that cannot be used, in one sentence that names it and says what to do."""

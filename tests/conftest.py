@@ -5,7 +5,7 @@ test that compares two ways of computing something would notice if one of them w
 """
 
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
@@ -132,20 +132,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def make_vlm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., VisionLanguageModel]:
     """``make_vlm(family, seed=0)``: a new model with random fp32 weights, for tests that change weights."""
+    return partial(random_vlm, tokenizer)
 
-    def make(family: str, seed: int = 0) -> VisionLanguageModel:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float().eval()
-            for name, parameter in model.named_parameters():
-                if parameter.ndim == 1:  # biases start at 0 and norms at 1, which hides what they do
-                    parameter.data += 0.1 * torch.randn_like(parameter)
-        processor = Qwen2VLImageProcessorPil(
-            patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        )
-        return VisionLanguageModel(model, tokenizer, processor)
 
-    return make
+def random_vlm(tokenizer: PreTrainedTokenizerFast, family: str, seed: int = 0) -> VisionLanguageModel:
+    """See ``make_vlm``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float().eval()
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # biases start at 0 and norms at 1, which hides what they do
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return VisionLanguageModel(model, tokenizer, processor)
 
 
 @pytest.fixture(scope="session", params=USUAL)

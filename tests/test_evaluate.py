@@ -290,6 +290,16 @@ def test_what_cannot_be_used_is_one_sentence(argv: list[str], words: tuple[str, 
     assert printed == ""
 
 
+@pytest.mark.parametrize("value, reason", [(1e38, "gives logits that are not finite"), (float("nan"), "has weights that are not finite")])
+def test_a_policy_that_gives_no_numbers_is_named_with_its_weight(value: float, reason: str, make_vlm, evaluate, tmp_path: Path) -> None:
+    """Finite weights can be of no use: what decides is what they make of a picture."""
+    vlm, where = make_vlm("qwen3_vl"), "model.language_model.layers.1.mlp.down_proj.weight"
+    vlm.model.get_parameter(where).data[3] = value
+    vlm.save(tmp_path)
+    _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "active", *SMALL)
+    assert complaint.startswith(f"activeo3: {tmp_path} {reason}") and where in complaint and "use an earlier checkpoint." in complaint
+
+
 def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
     make_vlm("qwen3_vl").save(tmp_path)
     (tmp_path / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": "runs/gone/away"}}))

@@ -32,7 +32,7 @@ from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, propo
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
-from activeo3.models import VisionLanguageModel  # noqa: E402
+from activeo3.models import ModelError, VisionLanguageModel  # noqa: E402
 from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.report import read_rows  # noqa: E402
 from activeo3.sampler import Role, look  # noqa: E402
@@ -648,6 +648,7 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
             "other_acts": ragged_step(replace(one, task_checkpoint=str(Path(config.model).with_name("qwen2_5_vl"))), ranks),
             "episodes": ragged_episodes(one, ranks),
             "states": ragged_episodes(replace(one, model=with_states, train_only="language_model"), ranks),
+            "no_numbers": run_without_numbers(replace(one, output_dir=str(folder / "no_numbers")), ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
             "resumed": [
                 run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=2), ranks),
@@ -762,6 +763,28 @@ def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     return {"policies": policies, "references": references, "said": said.getvalue()}
 
 
+def run_without_numbers(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """A run in which rank 1 alone has a reward that is NaN in step 1, and a logit in step 2."""
+    step_of, now = train.train_step, [0]
+
+    def at(step: int, examples: list[Example], policy: Sharded, *args: Any) -> Any:
+        if step == 2 and ranks.rank == 1:
+            policy.vlm.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * torch.nan)
+        now[0] = step
+        return step_of(step, examples, policy, *args)
+
+    def score(*args: Any) -> Score:
+        earned = reward_of_ids(*args)
+        return Score({**earned.terms, "task": torch.nan}, torch.nan) if (ranks.rank, now[0]) == (1, 1) else earned
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(train, "train_step", at)
+        patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
+        with pytest.raises(ModelError) as stopped:
+            train.main(replace(config, save_every=1))
+    return {"said": said.getvalue(), "stopped": str(stopped.value)}
+
+
 @pytest.fixture(scope="module")
 def two_ranks(config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     folder = tmp_path_factory.mktemp("two")
@@ -835,6 +858,21 @@ def test_an_infinite_loss_on_one_rank_is_skipped_on_all(two_ranks: tuple[list[di
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1]
     assert rows[1]["loss"] is None and all(row["loss"] is not None for row in rows[2:])
     assert second["infinite"]["said"] == ""
+
+
+def test_what_is_no_number_on_one_rank_is_known_to_all(two_ranks: tuple[list[dict], Path], config: TrainConfig) -> None:
+    """A reward is left out and named by rank 0; a logit stops all ranks with one sentence, and nobody waits."""
+    (first, second), folder = two_ranks
+    stopped = {result["no_numbers"]["stopped"] for result in (first, second)}
+    assert len(stopped) == 1
+    # The hook stands for weights that the update of step 1 made, so checkpoint-1, which has them, is not called good.
+    for words in ("step 2: the policy gives logits that are not finite", "its largest weight is ", f"there is none, only {config.model}. "):
+        assert words in next(iter(stopped))
+    id_of_rank_1 = train.Stream(small_pictures(), 1, config.seed, 1, 2).at(0)[0].id
+    assert f"step 1: 2 rewards not finite, left out of the group: {id_of_rank_1} (task nan)\n" in first["no_numbers"]["said"]
+    assert second["no_numbers"]["said"] == ""
+    (row,) = rows_of(folder / "no_numbers")
+    assert row["rewards_left_out"] == 2 and row["reward"] is not None and row["loss"] is not None
 
 
 def test_the_examples_of_every_rank_are_named_when_an_update_is_skipped(
