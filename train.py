@@ -50,14 +50,14 @@ def train_step(
     sampling = Sampling(config.temperature, task.longest(config))
     examples = task.prepare(task_model, examples, config)
 
-    with clock("look"), policy.gathered() as actor, policy.ranks.together():
+    with clock("look"), policy.gathered() as actor, processes.together(policy.ranks.gather):
         prompts, rollouts = look(actor, examples, config.group, sampling, config, task)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
     # Zoom, then act: the frozen start policy on the crops, unless there is another task model. Where the
     # answer is the result nobody acts, and no weights are gathered.
     acting = (task_model or reference).gathered() if task.zooms else nullcontext()
-    with clock("act"), acting as expert, policy.ranks.together():
+    with clock("act"), acting as expert, processes.together(policy.ranks.gather):
         outcomes = task.act(expert, answers, config)
 
     scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]

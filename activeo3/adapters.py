@@ -97,8 +97,11 @@ def check_finite(name: str, model: nn.Module) -> None:
     """Raise ModelError if a corrected matrix would not be finite: A and B can be, and their product not. They must be whole."""
     for layer, module in _adapted(model).items():
         (adapter,) = module.active_adapters
-        if not (module.get_base_layer().weight.detach().float() + module.get_delta_weight(adapter).detach().float()).isfinite().all():
-            raise ModelError(f"{name} has adapters that make weights which are not finite, in {layer}; its training went wrong, use an earlier checkpoint.")
+        merged = module.get_base_layer().weight.detach().float() + module.get_delta_weight(adapter).detach().float()
+        if not merged.isfinite().all():
+            raise ModelError(
+                f"{name} has adapters that make weights which are not finite, in {layer}; its training went wrong, use an earlier one."
+            )
 
 
 def save(model: nn.Module, start: str, folder: Path) -> None:

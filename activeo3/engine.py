@@ -29,9 +29,8 @@ from activeo3 import adapters, families, locks, outputs, processes, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.files import DataError
 from activeo3.flags import read_object, writable_folder
-from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory
+from activeo3.models import VisionLanguageModel, keep_freed_memory
 from activeo3.packing import Packed
 
 # (package, lowest version that works, what is wrong with earlier ones): refused by name before any work starts.
@@ -118,20 +117,6 @@ class Ranks:
         """The largest value of any rank; NaN if one is."""
         return float(np.max(self.gather(value)))
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What stops one rank inside the block, in a sentence, stops all of them behind it; a collective.
-
-        For work that is rank-local: a rank that left it alone would keep the others waiting in the next collective.
-        """
-        stopped: Exception | None = None
-        try:
-            yield
-        except (ConfigError, DataError, ModelError) as error:
-            stopped = error
-        if first := next(filter(None, self.gather(stopped)), None):
-            raise first from None
-
     def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """``work(part)`` of every part, in order, on every rank; the ranks take turns at the parts.
 
@@ -139,7 +124,7 @@ class Ranks:
         the process group gives up; waiting while one rank did all of them could be longer.
         """
         own: list[Any] = []
-        with self.together():
+        with processes.together(self.gather):
             own += [work(part) for part in parts[self.rank :: self.world]]
         found = self.gather(own)
         return [found[index % self.world][index // self.world] for index in range(len(parts))]

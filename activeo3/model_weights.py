@@ -4,6 +4,7 @@ transformers draws weights at random where a folder has none, and leaves out wha
 new head, and wrong for a policy: it would be trained, or asked, in part at random and without a word.
 """
 
+import math
 import re
 from contextlib import contextmanager
 from functools import partial
@@ -75,8 +76,9 @@ def of_no_use(name: str, model: nn.Module) -> ModelError:
 
 def largest(model: nn.Module) -> tuple[str, float]:
     """The parameter that holds a model's largest weight, and that weight with its sign; NaN is the largest of all."""
-    ends = [(name, end) for name, weight in model.named_parameters() if weight.numel() for end in torch.stack(weight.detach().aminmax()).tolist()]
-    return max(ends, key=lambda of: (of[1] != of[1], abs(of[1])))
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.numel()}
+    ends = [(name, end) for name, weight in weights.items() for end in torch.stack(weight.aminmax()).tolist()]
+    return max(ends, key=lambda of: (math.isnan(of[1]), abs(of[1])))
 
 
 @contextmanager

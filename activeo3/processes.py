@@ -19,7 +19,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, NoReturn
+from typing import Any, Callable, Iterator, NoReturn
 
 from activeo3 import terminal
 
@@ -124,6 +124,21 @@ def one_sentence(*known: type[Exception]) -> Iterator[None]:
         leave()
     finally:
         _State.at_end()
+
+
+@contextmanager
+def together(gather: Callable[[Any], list[Any]]) -> Iterator[None]:
+    """What stops one rank inside the block, with a sentence, stops all of them behind it; ``gather`` is engine.Ranks.gather.
+
+    For work that is rank-local: a rank that left it alone would keep the others waiting in the next collective.
+    """
+    stopped: terminal.OneLine | None = None
+    try:
+        yield
+    except terminal.OneLine as error:
+        stopped = error
+    if first := next(filter(None, gather(stopped)), None):
+        raise first from None
 
 
 def launchers() -> list[int]:

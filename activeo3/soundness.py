@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from activeo3 import adapters, checkpoints
+from activeo3 import adapters, checkpoints, processes
 from activeo3.config import TrainConfig
 from activeo3.engine import Sharded
 from activeo3.model_weights import check_finite
@@ -25,7 +25,7 @@ ENOUGH = Sampling(temperature=0.0, max_new_tokens=8)
 def check(policy: Sharded, example: Example, config: TrainConfig, step: int) -> None:
     """Raise ModelError on all ranks if, after the update of ``step``, weights or the logits of an answer about ``example`` are
     not finite on one of them."""
-    with way_back(config, step, step), policy.gathered() as actor, policy.ranks.together():
+    with way_back(config, step, step), policy.gathered() as actor, processes.together(policy.ranks.gather):
         check_finite(actor.name, actor.model)
         adapters.check_finite(actor.name, actor.model)
         look(actor, [example], 1, ENOUGH, config, task_of(config))

@@ -70,8 +70,9 @@ def lost(rows: Iterable[Mapping[str, float]]) -> str:
     """How many updates a run has skipped and how many rewards it has left out, by all of its rows; "" if there are none."""
     rows = list(rows)
     skipped, left_out = max((row.get("skipped_steps", 0) for row in rows), default=0), sum(row.get("rewards_left_out", 0) for row in rows)
-    said = [f"{counted(int(skipped), 'update')} skipped"] * bool(skipped) + [f"{counted(int(left_out), 'reward')} left out"] * bool(left_out)
-    return f"in {counted(len(rows), 'step')}: {' and '.join(said)}, because not finite" if said else ""
+    parts = [(skipped, f"{counted(int(skipped), 'update')} skipped"), (left_out, f"{counted(int(left_out), 'reward')} left out")]
+    said = " and ".join(words for number, words in parts if number)
+    return f"in {counted(len(rows), 'step')}: {said}, because not finite" if said else ""
 
 
 class Trouble:
