@@ -53,9 +53,7 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         shutil.rmtree(building, ignore_errors=True)  # what is half written takes the room that is missing
         raise (refused or error) from None
     if ranks.rank == 0:
-        for old in complete(folder)[: -config.keep] if config.keep else []:
-            with outputs.enough_room(old):
-                shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
+        _prune(folder, config.keep)
         if share < KEPT:
             say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
                 f"the rest away; {target / 'adapters'} has all of it")
@@ -93,6 +91,13 @@ def sweep(folder: Path) -> None:
         outputs.sweep(folder)
         for left in [*unfinished, *folder.glob("samples/.step-*.tmp")]:
             shutil.rmtree(left)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all complete checkpoints but the newest ``keep``; 0: none."""
+    for old in complete(folder)[:-keep] if keep else []:
+        with outputs.enough_room(old):
+            shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
 
 
 def bytes_of(sharded: Sharded) -> int:
@@ -172,6 +177,7 @@ def resumable(config: TrainConfig, ranks: Ranks, say: Callable[[str], None] = pr
     path, damaged = _newest_whole(found, config, ranks)
     if ranks.rank == 0:
         _set_aside(damaged, path, say)
+        _prune(folder, config.keep)  # a run that was killed between a new checkpoint and the removal of an old one
         if not checkpoint_files.is_sealed(path):
             say(f"activeo3: {path} was made by an older version and has no digests: it is used unchecked")
     return run_state(path) | {"path": path}

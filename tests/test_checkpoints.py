@@ -301,3 +301,16 @@ def test_what_killed_runs_left_is_swept_at_every_start(copy: Target) -> None:
     assert checkpoints.resumable(replace(copy.config, steps=2), copy.policy.ranks)["step"] == 2
     left = sorted(path.relative_to(copy.run).as_posix() for path in copy.run.rglob("*") if not any(part.startswith("checkpoint-") for part in path.parts))
     assert left == [".activeo3", "samples", "samples/step-000002"]
+
+
+def test_a_checkpoint_too_many_goes_at_the_next_start_once_the_newest_is_found_whole(copy: Target) -> None:
+    """As a kill leaves it, between the name of a new checkpoint and the removal of the old one: a run that is over removes none."""
+    config = replace(copy.config, steps=2, keep=1)
+    data = (copy.newest / OPTIMIZER).read_bytes()
+    flip(copy.newest / OPTIMIZER)
+    with pytest.raises(ConfigError, match="is damaged"):
+        checkpoints.resumable(config, copy.policy.ranks)
+    assert len(checkpoints.complete(copy.run)) == 2
+    (copy.newest / OPTIMIZER).write_bytes(data)
+    assert checkpoints.resumable(config, copy.policy.ranks)["path"] == copy.newest
+    assert checkpoints.complete(copy.run) == [copy.newest] and not list(copy.run.glob("building-*"))

@@ -184,14 +184,14 @@ class Harm(NamedTuple):
         """How the command took it, in its folder."""
         found, lines = [], ended.said.splitlines()
         sentences = [line for line in lines if _SENTENCE.match(line)]
-        output = ASIDE if ASIDE.exists() else Path(OUTPUT)  # whose half-written parts the command cannot reach
+        output = ASIDE if ASIDE.exists() else Path(OUTPUT)  # where the command cannot remove what is half written
         if ended.code not in (0, 1):
             found.append(f"it ended with {ended.code}: {last_words(ended)}")
         if "Traceback" in ended.said or ended.code == 1 and len(sentences) != 1:
             found.append(f"it did not say one sentence but: {' / '.join(sentences if len(sentences) > 1 else lines[-8:])}")
         elif ended.code == 1 and not (OUTPUT in sentences[0] and (self.kind not in ("full", "size") or " free" in sentences[0])):
             found.append(f"its sentence lacks the folder or the free space: {sentences[0]}")
-        left = names_in(output) if output == Path(OUTPUT) and output.is_dir() else ()
+        left = names_in(output) if output == Path(OUTPUT) and output.is_dir() and self.kind != "closed" else ()
         unfinished = [name for name in left if re.search(r"(^|/)building-|\.tmp$", name)]
         if unfinished:
             found.append(f"half written: {', '.join(sorted(unfinished)[:5])}")
