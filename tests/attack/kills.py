@@ -65,13 +65,15 @@ class Kill(NamedTuple):
 # ---------------------------------------------------------------------- which trials
 
 
-def every(name: str, ranks: Sequence[int] = (0,)) -> list[Trial]:
-    """A kill before every operation of a command, and in the middle of every one that writes."""
+def every(name: str, ranks: Sequence[int] = (0,), but: str = "") -> list[Trial]:
+    """A kill before every operation of a command, and in the middle of every one that writes; not those that the command ``but`` has."""
+    known = {(one.kind, one.path) for one in operations(undisturbed(but).folder)} if but else set()
     kills = []
     for rank in ranks:
         for operation in operations(undisturbed(name).folder, rank):
             at = f"{operation.number}@{rank}" if len(ranks) > 1 else str(operation.number)
-            kills += [at, f"half {at}"] if operation.writes else [at]
+            if (operation.kind, operation.path) not in known:
+                kills += [at, f"half {at}"] if operation.writes else [at]
     return [Trial(name, (Kill.read(kill),)) for kill in kills]
 
 
@@ -84,7 +86,7 @@ def at_moments(name: str, trials: int, draw: random.Random, ranks: Sequence[str]
 
 
 PARTS = {
-    "operations": ("two steps", "evaluate"), "twice": ("train", "evaluate"), "ranks": ("two ranks",), "moments": ("train", "evaluate"),
+    "operations": ("saves", "tables", "evaluate"), "twice": ("train", "evaluate"), "ranks": ("two ranks",), "moments": ("train", "evaluate"),
     "python": ("python train.py", "python evaluate.py"), "deepspeed": ("deepspeed train.py",),
 }  # fmt: skip
 
@@ -96,7 +98,7 @@ def trials_of(part: str, trials: int, draw: random.Random) -> list[Trial]:
         share = -(-trials // len(PARTS[part]))
         match part:
             case "operations":
-                found += every(name)
+                found += every(name, but="saves" if name == "tables" else "")
             case "ranks":
                 found += draw.sample(every(name, (0, 1)), share)
             case "twice":  # the command that goes on is killed, too

@@ -23,14 +23,17 @@ _TRAIN = Command("train.py", (
     "--micro_prompts", "1", "--group", "2", "--regions", "1", "--max_new_tokens", "48", "--task_max_new_tokens", "16", "--warmup", "1",
     "--steps", "4", "--save_every", "2", "--keep", "1", "--samples_every", "2", "--eval_examples", "1",
 ))  # fmt: skip
+_TWO_STEPS = ("--steps", "2", "--save_every", "1", "--samples_every", "1")
 _EVALUATE = Command("evaluate.py", (
-    "--checkpoint", str(ROOT / "data/tiny"), "--limit", "17", "--methods", "grid", "cot", "--regions", "1", "--max_new_tokens", "48",
-    "--task_max_new_tokens", "8", "--resamples", "10",
+    "--checkpoint", str(ROOT / "data/tiny"), "--limit", "3", "--methods", "grid", "cot", "--regions", "1", "--max_new_tokens", "48",
+    "--task_model", "oracle", "--resamples", "10",
 ))  # fmt: skip
 _DEEPSPEED = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", PORT)
 COMMANDS = {
     "train": _TRAIN,
-    "two steps": replace(_TRAIN, flags=(*_TRAIN.flags, "--steps", "2", "--save_every", "1", "--samples_every", "1")),
+    "two steps": replace(_TRAIN, flags=(*_TRAIN.flags, *_TWO_STEPS)),
+    "saves": replace(_TRAIN, flags=(*_TRAIN.flags, *_TWO_STEPS, "--eval_examples", "0", "--task_model", "oracle")),
+    "tables": replace(_TRAIN, flags=(*_TRAIN.flags, "--steps", "1", "--task_model", "oracle")),
     "keep two": replace(_TRAIN, flags=(*_TRAIN.flags, "--steps", "3", "--save_every", "1", "--keep", "2")),
     "two ranks": replace(_TRAIN, world=2),
     "evaluate": _EVALUATE,
@@ -38,7 +41,7 @@ COMMANDS = {
     "python evaluate.py": replace(_EVALUATE, program=(sys.executable,)),
     "deepspeed train.py": replace(_TRAIN, program=_DEEPSPEED),
 }
-"""Small, but everything is done: several checkpoints, of which one is deleted, pictures, tables, a page. The first five are
+"""Small, but everything is done: several checkpoints, of which one is deleted, pictures, tables, a page. The first seven are
 forks, which can be disturbed at a file operation; the others start as a user starts them."""
 
 
