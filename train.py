@@ -146,6 +146,13 @@ def other_task_model(ranks: Ranks, config: TrainConfig) -> Separate | Sharded | 
         return None if config.task_model == "mllm" else task_of(config).load(config.task_model, config, ranks.device)
 
 
+def list_left_out(stream: Stream, ranks: Ranks, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
+    """Keep the names of the pictures that no rank could read in the run's folder, so that a continued run knows them, and say them."""
+    reasons = stream.left_out(ranks.gather)
+    if ranks.rank == 0:
+        name_left_out(reasons, say, path)
+
+
 def main(config: TrainConfig) -> None:
     """Train from the start policy or from the newest checkpoint, then compare the two in a table."""
     data_images.limit_pixels(config.max_image_pixels)
@@ -171,12 +178,16 @@ def main(config: TrainConfig) -> None:
         checkpoints.check_room(policy, config)
     of_all: Callable[[list[str]], list[str]] = lambda names: sum(ranks.gather(names), [])  # noqa: E731  of all ranks
     stream = Stream(dataset, config.prompts, config.seed, ranks.rank, ranks.world)
+    left_out = left_out_file(Path(config.output_dir), dataset)
+    if saved and ranks.rank == 0:
+        stream.recall(left_out)
     ahead = Ahead(stream, config.steps)
 
     with report.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as log:
         log.say(report.introduction(config, task.terms, policy.vlm, ranks.world, len(dataset), first))
         watcher = watch.Watch(config.max_skipped, policy.engine.skipped_steps)
-        for step in range(first, config.steps + 1):
+        watcher.recall(ranks.gather(log.rows())[0])
+        for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):
             examples = ahead.at(step - 1)
             with soundness.way_back(config, step, step - 1):
                 row, judged = train_step(step, examples, policy, reference, config, task_model)
@@ -187,15 +198,17 @@ def main(config: TrainConfig) -> None:
             watcher.check(row, lambda: of_all(ids), lambda: of_all(watch.faults(judged)), log.say)
             if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
                 save_samples(config.output_dir, step, [Shown.of(*item) for item in report.spread_out(judged, 4)])
-            if step % config.save_every == 0 or step == config.steps:
+            ended = max(ranks.gather(processes.asked())) if config.save_on_exit else 0  # in the same step on all ranks
+            if ended or step % config.save_every == 0 or step == config.steps:
                 soundness.check(policy, judged[0][0].example, config, step)
                 with processes.held("the checkpoint that is being written"):
+                    list_left_out(stream, ranks, left_out)
                     checkpoints.save(policy, config, step, log.say)
-        skipped = of_all(list(stream.skipped.values()))
-        if ranks.rank == 0:
-            if said := watch.lost(report.read_rows(log.path)):
-                log.say(said)
-            name_left_out([*dataset.dropped, *skipped], log.say, left_out_file(Path(config.output_dir), dataset))
+            if ended:
+                processes.leave(ended)
+        if said := watch.lost(log.rows()):
+            log.say(said)
+        list_left_out(stream, ranks, left_out, log.say)
         if held_out:
             compare = budgets if config.task == "segment" else suites
             with policy.gathered() as actor, reference.gathered() as start, (task_model or reference).gathered() as expert:

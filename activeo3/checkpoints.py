@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from activeo3 import adapters, checkpoint_files, outputs, random_states
+from activeo3 import adapters, checkpoint_files, locks, outputs, random_states
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks, Sharded
 from activeo3.flags import read_object
@@ -94,8 +94,10 @@ def sweep(folder: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest ``keep``; 0: none."""
+    """Remove all complete checkpoints but the newest ``keep`` and those that are being evaluated just now; 0: none."""
     for old in complete(folder)[:-keep] if keep else []:
+        if locks.in_use(old):
+            continue
         with outputs.enough_room(old):
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
 
@@ -253,7 +255,7 @@ def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
     for path in Path(config.output_dir).glob("checkpoint-*"):
         match = _STEP.fullmatch(path.name)
         step = int(match.group(1)) if match else 0
-        saved = step == config.steps or 0 < step < config.steps and step % config.save_every == 0
+        saved = step == config.steps or 0 < step < config.steps and (config.save_on_exit or step % config.save_every == 0)
         if saved and path.name not in complete:
             raise ConfigError(f"{path} is no checkpoint of activeo3 and would be replaced; move it, or choose another --output_dir.")
 

@@ -377,6 +377,8 @@ class TrainConfig(_Config):
     """steps between checkpoints"""
     keep: int = 2
     """how many checkpoints to keep; 0: all"""
+    save_on_exit: bool = False
+    """when Ctrl-C or SIGTERM asks for the end: finish the step in hand and write a checkpoint first"""
     samples_every: int = 20
     """steps between saved sample pictures; 0: none"""
     eval_examples: int = 48
@@ -447,4 +449,4 @@ def _expanded(name: str, value: Any) -> Any:
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "max_image_pixels", "task_batch", "steps", "recompute", "scoring", "resume_from"}
+_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "save_on_exit", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "max_image_pixels", "task_batch", "steps", "recompute", "scoring", "resume_from"}

@@ -17,9 +17,9 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Callable, Iterator, NoReturn
+from typing import Any, Callable, Iterable, Iterator, NoReturn
 
 from activeo3 import terminal
 
@@ -87,6 +87,12 @@ def held(what: str) -> Iterator[None]:
         _State.held.pop()
     if _State.asked and not _State.held:
         leave()
+
+
+def whole(steps: Iterable[int], really: bool) -> Iterator[int]:
+    """The steps of a loop in which whatever asks for the end waits until the loop has looked for it, by ``asked``, if ``really``."""
+    with held("the step in hand") if really else nullcontext():
+        yield from steps
 
 
 def leave(number: int = 0) -> NoReturn:

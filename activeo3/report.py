@@ -176,6 +176,10 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far; none on a rank that does not write them."""
+        return read_rows(self.path) if self.speaks and self.path.exists() else []
+
     def close(self) -> None:
         """Leave the cursor on a fresh line; the file needs no closing."""
         if self._bar is not None:

@@ -53,6 +53,16 @@ class Stream:
         first = (step * self.world + self.rank) * self.prompts
         return [self._readable(first + k) for k in range(self.prompts)]
 
+    def recall(self, path: Path) -> None:
+        """Take up what this run had left out before it was interrupted, a line each in a file of ``name_left_out``."""
+        earlier = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+        self.skipped |= dict(zip(earlier, earlier))
+
+    def left_out(self, gather: "Gather") -> list[str]:
+        """What its reader and all ranks have left out of the data set so far, each once; a collective."""
+        of_ranks = gather(list(self.skipped.values()))
+        return list(dict.fromkeys([*self.dataset.dropped, *(reason for of_rank in of_ranks for reason in of_rank)]))
+
     def _readable(self, position: int) -> Example:
         """The example at a position of the endless order, or its replacement if it cannot be read.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -103,6 +103,16 @@ class Watch:
         self.updates, self.rewards = Trouble(most), Trouble(most)
         self.flat_in_a_row = 0
         self.warned: set[str] = set()
+
+    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count the steps of a run that is continued, by its rows, so that an interruption forgives nothing."""
+        before = 0.0
+        for row in rows:
+            skipped = row.get("skipped_steps") or 0.0
+            self.updates.too_much(skipped > before)
+            self.rewards.too_much(bool(row.get("rewards_left_out")))
+            self.flat_in_a_row = self.flat_in_a_row + 1 if row.get("zero_spread") == 1 else 0
+            before = skipped
 
     def check(self, row: dict[str, float], ids: Names, faults: Names, say: Callable[[str], None]) -> None:
         """Look at a step's row; raises ConfigError after too many skipped updates, or rewards that are not finite.

@@ -28,9 +28,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, proposals, scoring, suites  # noqa: E402
+from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, processes, proposals, scoring, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
+from activeo3.files import DataError  # noqa: E402
 from activeo3.geometry import mask_to_rle  # noqa: E402
 from activeo3.models import ModelError, VisionLanguageModel  # noqa: E402
 from activeo3.packing import Branch, Prompt  # noqa: E402
@@ -450,6 +451,48 @@ def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, 
     train.main(config)
     assert not list(tmp_path.glob("building-*"))
     assert_same_run(tmp_path, Path(straight[0].output_dir), step=4)
+
+
+def test_a_run_that_saves_on_exit_is_the_run(straight: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked to end in step 3, after which no checkpoint is due."""
+    config = replace(straight[0], output_dir=str(tmp_path))
+    step_of = train.train_step
+
+    def asked_in_step_3(step: int, *others: Any) -> Any:
+        patch.setattr(processes._State, "asked", signal.SIGTERM if step == 3 else 0)
+        return step_of(step, *others)
+
+    def leave(number: int) -> None:
+        raise Killed(number)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed, match="15"):
+        patch.setattr(train, "train_step", asked_in_step_3)
+        patch.setattr(processes, "leave", leave)
+        train.main(replace(config, save_on_exit=True))
+    assert [path.name for path in checkpoints.complete(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+    train.main(config)
+    assert_same_run(tmp_path, Path(straight[0].output_dir), step=4)
+
+
+class Torn(World):
+    """A world in which every third picture cannot be read."""
+
+    def __getitem__(self, index: int) -> Example:
+        if index % 3 == 0:
+            raise DataError(f"picture {index} is torn")
+        return super().__getitem__(index)
+
+
+def test_what_was_left_out_before_an_interruption_is_named_at_the_end(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "open_dataset", lambda *_: Torn(small_pictures()))
+    lists = []
+    for steps in [(4,), (2, 4)]:
+        folder = tmp_path / str(len(steps))
+        for last in steps:
+            train.main(replace(config, output_dir=str(folder), steps=last))
+        (path,) = folder.glob("left_out-*.txt")
+        lists.append(path.read_text().splitlines())
+    assert lists[0] == lists[1] and len(lists[0]) == len(set(lists[0])) > 1
 
 
 def test_two_updates_per_rollout_are_resumed_as_well(config: TrainConfig, tmp_path: Path) -> None:

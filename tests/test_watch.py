@@ -52,6 +52,20 @@ def test_a_run_that_skips_too_often_ends_although_never_twice_in_a_row() -> None
         watch.check(row(step, skipped_steps=skipped), lambda: ["a"], never, lambda said: None)
 
 
+@pytest.mark.parametrize("wrong", ["skipped_steps", "rewards_left_out"])
+@pytest.mark.parametrize("cut", [1, 50, 98])
+def test_an_interruption_forgives_nothing(cut: int, wrong: str) -> None:
+    """As above, but the run is continued after step ``cut``, from rows that went through the file."""
+    counts = [float(step // 9 if wrong == "skipped_steps" else step % 9 == 0) for step in range(1, 100)]
+    rows = [json.loads(strict_json(row(step, **{wrong: count}))) for step, count in enumerate(counts, start=1)]
+    watch = Watch(most=5, skipped=int(rows[cut - 1]["skipped_steps"]))
+    watch.recall(rows[:cut])
+    for later in rows[cut:98]:
+        watch.check(later, lambda: ["a"], lambda: ["a"], lambda said: None)
+    with pytest.raises(ConfigError, match=r"^11 of the last 100 steps "):
+        watch.check(rows[98], lambda: ["a"], lambda: ["a"], lambda said: None)
+
+
 def test_what_was_skipped_long_ago_is_forgotten() -> None:
     watch, skipped = Watch(most=5, skipped=0), 0
     for step in range(1, 1000):
