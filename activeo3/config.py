@@ -103,12 +103,10 @@ class _Config:
     task_max_new_tokens: int = 128
     """longest task-model answer per crop, in tokens"""
     task_batch: int = 128
-    """crops that the task model works on at once, or as many of them as a GPU's memory holds (a detector, whose views
-    are large: at most 16)"""
+    """crops that the task model works on at once, or as many as a GPU's memory holds (a detector, whose views are large: at most 16)"""
     task_checkpoint: Place = Place("")
-    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a
-    SAM, SAM 2 or SAM 3. With --task_model mllm alone: another language model, which acts, frozen, in the place of the start
-    policy"""
+    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a SAM, SAM 2 or SAM 3.
+    With --task_model mllm alone: another language model, which acts, frozen, in the place of the start policy"""
     box_threshold: float = 0.25
     """a detector's box counts from this score on"""
     text_threshold: float = 0.25

@@ -58,6 +58,7 @@ def watch() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # the thread hears of it through the pipe, whatever this one does
+    os.register_at_fork(after_in_child=_forget)
     _State.terminal = os.dup(2)
     chain = launchers()
     if not chain and os.getppid() == 1 and any(name in os.environ for name in _FROM_A_LAUNCHER):
@@ -188,6 +189,14 @@ def _listen(reader: int, chain: list[int]) -> None:
             _ask(signal.SIGTERM, GONE)
             if time.monotonic() - orphaned > GRACE:
                 leave()
+
+
+def _forget() -> None:
+    """In a copy of this process: its signals are its own."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _ask(number: int, why: str) -> None:

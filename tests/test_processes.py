@@ -106,6 +106,26 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     assert process.returncode == 130
 
 
+FORKS = """
+with processes.held("the file"):
+    copy = os.fork()
+    if not copy: time.sleep(60)
+    ready()
+    time.sleep(0.2)
+    os.kill(copy, signal.SIGINT)
+    os.write(1, b"%d" % os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]))
+    time.sleep(0.2)
+os.write(1, b" and goes on")
+"""
+
+
+def test_a_signal_to_a_copy_is_none_to_the_process() -> None:
+    """As sandbox.py makes one."""
+    with running(FORKS) as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "-2 and goes on", "")
+
+
 STARTS = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
 
 
