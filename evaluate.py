@@ -18,7 +18,8 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Sequence
+from types import ModuleType
+from typing import Any, Callable, Mapping, Sequence
 
 from activeo3 import processes
 
@@ -32,9 +33,9 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.curve import draw_curve
 from activeo3.engine import Ranks
+from activeo3.eval_core import Runner
 from activeo3.files import DataError, Dataset
 from activeo3.flags import writable_folder
-from activeo3.ledger import Ledger
 from activeo3.families import FAMILIES, check_notes
 from activeo3.models import ModelError, VisionLanguageModel, family_of
 from activeo3.page import write_page
@@ -59,11 +60,11 @@ def main(config: EvalConfig) -> None:
     rows, start_source = rivals.contest(config.checkpoint, config.start)
     start_source = rows[0].source if config.question else start_source  # one model looks and answers
     benchmarks = config.benchmark or config.data
-    apart = suite_of(config, benchmarks, len(rows), ranks.world)
-    check_columns(config, apart)
+    evaluation = evaluation_of(config, benchmarks)
+    check_columns(config, evaluation)
     # Before the models, so that a wrong path is named at once; pictures are read when everything else is there.
     opened = {} if config.image else {name: opened_split(name, config.split, config.limit, config) for name in benchmarks}
-    to_fit = {name: opened_split(name, "train", FITTED_ON, replace(config, absent=0.0)) for name in opened if "fixed" in config.methods and not apart}
+    to_fit = {name: opened_split(name, "train", FITTED_ON, replace(config, absent=0.0)) for name in opened if "fixed" in config.methods and not evaluation}
     picture = eval_demo.own_picture(config) if config.image else None
     load = loader(config, ranks, start_source, config.other_mllm)
     start = load(start_source)
@@ -81,23 +82,16 @@ def main(config: EvalConfig) -> None:
     load(rows[0].source)  # damaged weights are named before the work, too
     if ranks.rank == 0:
         print(eval_parsing.announced(config, filter(None, [start_source, config.other_mllm, *(rival.source for rival in rows)])))
-    if apart:
-        return apart(opened, policies_of(rows, start_source), load, experts, config, folder)
-    total = sum(contest.jobs(len(dataset), rows, config, len(floors.fixed_candidates())) for dataset in opened.values())
-    progress = Progress(total, ranks.world, speaks=ranks.rank == 0)
-    ledger = Ledger(folder / "unfinished", ranks.share, ranks.gather, progress)
-    made: list[suites.Line] = []
-    for name, dataset in opened.items():
-        examples = readable(dataset, folder, ranks.gather, progress.speaks)
-        training = readable(to_fit[name], folder, ranks.gather, progress.speaks) if to_fit else []
-        made += contest.compare(name, examples, training, rows, load, start, experts, config, ledger.share, progress.say)
-        if ranks.rank == 0:
-            write(folder, name, examples, made, config, progress.say)
+    total = sum(contest.work_of(len(data), rows, config, len(floors.fixed_candidates()) * FITTED_ON) for data in opened.values())
+    if evaluation:
+        total = sum(map(len, opened.values())) * evaluation.passes(config, len(policies_of(rows, start_source)))
+    runner = Runner(ranks, folder / "unfinished", Progress(total, ranks.world, speaks=ranks.rank == 0))
+    if evaluation:
+        evaluation.evaluate(opened, policies_of(rows, start_source), load, experts, config, folder, runner)
+    else:
+        boxes(opened, to_fit, rows, load, start, experts, config, folder, runner)
     ranks.wait()
-    ledger.close()
-    progress.close()
-    pages = ", ".join(str(folder / f"{name}.html") for name in opened)
-    progress.say(f"\nnumbers: {folder / 'results.json'}; pictures: {pages}")
+    runner.close()
     if ranks.world > 1:
         engine.stop()
 
@@ -116,22 +110,34 @@ def kept(folder: Path, config: EvalConfig) -> str:
     return f"{'nothing was drawn' if config.image else 'nothing was measured'} yet, and the same command begins anew"
 
 
-def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, world: int) -> Callable[..., None] | None:
-    """What makes the tables of a task or benchmark whose results are not the boxes of one query; None for those.
+def boxes(
+    opened: Mapping[str, Dataset], to_fit: Mapping[str, Dataset], rows: Sequence[rivals.Rival],
+    load: Callable[[str], VisionLanguageModel], start: VisionLanguageModel, experts: Mapping[str, Any], config: EvalConfig,
+    folder: Path, runner: Runner,
+) -> None:  # fmt: skip
+    """The tables of boxes: every benchmark in turn."""
+    made: list[suites.Line] = []
+    for name, dataset in opened.items():
+        examples = readable(dataset, folder, runner.ranks.gather, runner.writes)
+        training = readable(to_fit[name], folder, runner.ranks.gather, runner.writes) if to_fit else []
+        made += contest.compare(name, examples, training, rows, load, start, experts, config, runner, runner.say)
+        if runner.writes:
+            write(folder, name, examples, made, config, runner.say)
+    pages = ", ".join(str(folder / f"{name}.html") for name in opened)
+    runner.say(f"\nnumbers: {folder / 'results.json'}; pictures: {pages}")
 
-    Raises ConfigError for what only the tables of boxes can do.
+
+def evaluation_of(config: EvalConfig, benchmarks: Sequence[str]) -> ModuleType | None:
+    """The module that makes the tables of a task or benchmark whose results are not the boxes of one query; None for those.
+
+    It has ``evaluate``, and ``passes``: how often every question is worked on. Raises ConfigError for flags that do not go together.
     """
     readers = [datasets.READERS.get(name.partition(":")[0]) for name in benchmarks]
     in_words = [name for name, reader in zip(benchmarks, readers) if reader and reader.answers == "words"]
     task = task_of(config)
-    by_task = exams.evaluate if task.follow else measures.evaluate if task.measured else None
-    by_task = budgets.evaluate if config.task == "segment" else by_task
+    by_task = exams if task.follow else measures if task.measured else budgets if config.task == "segment" else None
     if config.image or not (in_words or by_task):
         return None
-    what = f"--task {config.task}" if by_task else f"--benchmark {' '.join(in_words)}"
-    several = by_task in (exams.evaluate, measures.evaluate)
-    if world > 1 or checkpoints > 1 and not several:
-        raise ConfigError(f"{what} is evaluated {'' if several else 'with one --checkpoint and '}by one process.")
     if task.follow:
         modes.ways(task, config, config.mode)
     elif in_words and (by_task or len(in_words) < len(benchmarks)):
@@ -139,19 +145,19 @@ def suite_of(config: EvalConfig, benchmarks: Sequence[str], checkpoints: int, wo
     if config.task == "segment":
         budgets.rows_of(config)
     measures.ready(config.task)
-    return by_task or quiz.evaluate
+    return by_task or quiz
 
 
-def check_columns(config: EvalConfig, apart: Callable[..., None] | None) -> None:
+def check_columns(config: EvalConfig, evaluation: ModuleType | None) -> None:
     """Raise ConfigError for a name in --columns that no table of this evaluation can have."""
     if not config.columns:
         return
-    known = results.BOX_COLUMNS if apart is None else frozenset()
-    if apart is measures.evaluate:
+    known = results.BOX_COLUMNS if evaluation is None else frozenset()
+    if evaluation is measures:
         known = {*measures.COLUMNS[config.task], *(results.BOX_COLUMNS if config.task == "detection" else ())}
     unknown = [name for name in config.columns if name not in known]
     if unknown:
-        usual = measures.COLUMNS[config.task] if apart is measures.evaluate else results.COLUMNS[1:]
+        usual = measures.COLUMNS[config.task] if evaluation is measures else results.COLUMNS[1:]
         there_are = f"there are {', '.join(usual)} and what else results.json has" if known else "these tables have columns of their own"
         raise ConfigError(f"--columns {' '.join(unknown)}: {there_are}.")
 

@@ -26,6 +26,7 @@ from activeo3 import (
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.engine import Ranks, Sharded
+from activeo3.eval_core import Runner
 from activeo3.files import DataError
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt, sampler_logps
@@ -212,7 +213,7 @@ def main(config: TrainConfig) -> None:
         if held_out:
             compare = budgets if config.task == "segment" else suites
             with policy.gathered() as actor, reference.gathered() as start, (task_model or reference).gathered() as expert:
-                compare.before_and_after(actor, start, held_out, config, log.say, ranks.share, ranks.rank == 0, expert)
+                compare.before_and_after(actor, start, held_out, config, log.say, Runner(ranks), expert)
             ranks.wait()
     engine.stop()
 

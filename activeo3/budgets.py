@@ -16,7 +16,6 @@ of ``grid``, which leave nothing out, end below the first mask. With ``--least_s
 """
 
 import time
-from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -25,14 +24,14 @@ from PIL import Image, ImageDraw
 
 from activeo3 import correction, intervals, metrics, outputs, report, results
 from activeo3.config import ConfigError, TrainConfig, _Config
-from activeo3.eval_config import METHODS, EvalConfig
+from activeo3.eval_config import METHODS, OF_A_CHECKPOINT, EvalConfig
 from activeo3.drafts import Draft, covered_error, error_regions
 from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read
 from activeo3.files import Dataset
 from activeo3.floors import RULES
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
-from activeo3.jobs import blocks
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Record, Runner
+from activeo3.eval_rollouts import rollout_of, rollout_record
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import FAINT, FOUND, INK, LACKING, PAPER, REGION, TRUE, Shown
@@ -66,30 +65,32 @@ def run(
     config: _Config,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
-    share: Share = alone,
+    runner: Runner | None = None,
+    checkpoint: str = "",
 ) -> tuple[list[dict[str, Any]], dict[str, list[Corrected]]]:
     """Every method with every task model on the examples: (table rows, {label of the row: its pictures}).
 
     Arguments and rows are those of ``suites.run``, with the columns of ``measured``.
     """
+    runner = runner or Runner()
     examples = prepared(experts.get("sam") or next(iter(experts.values())), examples, config)
     rows: list[dict[str, Any]] = []
     kept: list[list[Corrected]] = []
     for method in methods:
         for name, expert in experts.items():
             began = time.perf_counter()
-            found = corrected(method, examples, actor, start, expert, config, share)
+            found = corrected(method, examples, actor, start, expert, config, runner)
             seconds = (time.perf_counter() - began) / len(examples)
             values = measured(found, config.regions, resamples) | {"seconds": seconds}
             policies = {"cot": start, "active": actor}
             if parser_of(config, [policies.get(method)]) == "lenient":
                 values |= both_readings(found, config.regions, resamples)
-            row = {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": name}
+            row = {"benchmark": benchmark, "method": method, "checkpoint": checkpoint, "task_model": name}
             row |= {"budget": config.regions, "n": len(examples)}
             rows.append(row | {"metrics": values, "failures": {}})
             kept.append(found)
             first, last = (values[f"mIoU@{k}"].value for k in (0, config.regions))
-            say(f"{benchmark} {method} with {name}: mIoU {first:.3f} before, {last:.3f} after {config.regions} zooms")
+            say(f"{' '.join(filter(None, [benchmark, method, checkpoint]))} with {name}: mIoU {first:.3f} before, {last:.3f} after {config.regions} zooms")
     return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
 
 
@@ -100,23 +101,23 @@ def corrected(
     start: VisionLanguageModel,
     expert: Corrector,
     config: _Config,
-    share: Share = alone,
+    runner: Runner,
 ) -> list[Corrected]:
     """What a method proposes for every prepared example, and what becomes of its mask."""
 
-    def work(block: Sequence[Example]) -> list[tuple]:
-        told = []
+    def work(block: Sequence[Example]) -> list[Record]:
+        records = []
         rollouts = proposed(method, block, actor, start, config)
         for rollout, steps in zip(rollouts, correction.zoomed(expert, rollouts, config), strict=True):
             true = Draft.of(rollout.example).true
             ious = [metrics.mask_iou(mask, true) for mask in steps]
             ious += ious[-1:] * (config.regions + 1 - len(ious))
-            answer = (rollout.token_ids, rollout.text, rollout.finished, rollout.action, rollout.regions)
-            told.append((answer, tuple(ious), mask_to_rle(steps[-1])))
-        return told  # without the pictures, which every rank has
+            records.append({"rollout": rollout_record(rollout), "ious": ious, "mask": mask_to_rle(steps[-1])})
+        return records
 
-    told = chain(*share(work, blocks(examples)))
-    return [Corrected(Rollout(example, *answer), *rest) for example, (answer, *rest) in zip(examples, told, strict=True)]
+    policy = {"cot": start, "active": actor}.get(method)
+    records = runner.map(work, examples, ("correct", "greedy" if policy else method, policy, expert, config))
+    return [Corrected(rollout_of(example, r["rollout"]), tuple(r["ious"]), r["mask"]) for example, r in zip(examples, records, strict=True)]
 
 
 def proposed(
@@ -158,7 +159,7 @@ def both_readings(found: Sequence[Corrected], budget: int, resamples: int) -> di
 def table(rows: Sequence[results.Row]) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows, columns) as report.table wants them."""
     several = len({row["task_model"] for row in rows}) > 1
-    cells = [{"method": row["method"], "task_model": row["task_model"], **row["metrics"]} for row in rows]
+    cells = [{"method": results.shown_as(row), "task_model": row["task_model"], **row["metrics"]} for row in rows]
     columns = dict.fromkeys(name for row in rows for name in row["metrics"])
     return cells, ["method", *["task_model"] * several, *columns]
 
@@ -250,6 +251,12 @@ def rows_of(config: EvalConfig) -> tuple[str, ...]:
     return config.methods
 
 
+def passes(config: EvalConfig, policies: int) -> int:
+    """How often ``evaluate`` works on every picture."""
+    rows = rows_of(config)
+    return len(config.task_model) * (len(rows) + (max(1, policies - 1) - 1) * sum(method in OF_A_CHECKPOINT for method in rows))
+
+
 def evaluate(
     opened: Mapping[str, Dataset],
     sources: Mapping[str, str],
@@ -257,20 +264,36 @@ def evaluate(
     experts: Mapping[str, Corrector],
     config: EvalConfig,
     folder: Path,
+    runner: Runner,
 ) -> None:
-    """Every benchmark: a printed table, files in ``folder``, and a page with masks before and after."""
+    """Every benchmark: a printed table, files in ``folder``, and a page with masks before and after.
+
+    Checkpoints, given by title and source, are loaded one after the other.
+    """
     rows: list[dict[str, Any]] = []
-    start, actor = (load(list(sources.values())[place]) for place in (0, -1))
+    start, trained = load(sources["start"]), [title for title in sources if title != "start"] or ["start"]
     for name, dataset in opened.items():
-        found, shown = run(name, rows_of(config), readable(dataset, folder), actor, start, experts, config, config.resamples)
-        rows += found
+        examples = readable(dataset, folder, runner.ranks.gather, runner.writes)
+        made: list[tuple[dict[str, Any], list[Corrected]]] = []
+        for title in trained:
+            methods = [method for method in rows_of(config) if title == trained[0] or method in OF_A_CHECKPOINT]
+            for method in methods:
+                whose = title if len(trained) > 1 and method in OF_A_CHECKPOINT else ""
+                actor = load(sources[title]) if method in OF_A_CHECKPOINT else start
+                one, of_one = run(name, [method], examples, actor, start, experts, config, config.resamples, runner.say, runner, whose)
+                made += zip(one, of_one.values(), strict=True)
+        made.sort(key=lambda pair: rows_of(config).index(pair[0]["method"]))  # of equals the order stays
+        rows += (found := [row for row, _ in made])
+        if not runner.writes:
+            continue
+        shown = {results.label(row, found): pictures for row, pictures in made}
         write(folder, rows)
-        print(report.table(*table(found), f"{name} ({config.split}), masks of {found[0]['n']} pictures", digits=3))
+        runner.say(report.table(*table(found), f"{name} ({config.split}), masks of {found[0]['n']} pictures", digits=3))
         titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
-        summary = [f"checkpoint: {config.checkpoint[0]}", f"data: {name} ({config.split})"]
+        summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
         pairs = gallery(shown, titles, TrainConfig().weights)
         write_page(folder / f"{name}.html", f"activeo3: masks of {name}", summary, (), *table(found), pairs)
-    print(f"numbers: {folder / 'results.json'}; plots and pictures lie beside it")
+    runner.say(f"numbers: {folder / 'results.json'}; plots and pictures lie beside it")
 
 
 def before_and_after(
@@ -279,15 +302,14 @@ def before_and_after(
     examples: Sequence[Example],
     config: TrainConfig,
     say: Callable[[str], None],
-    share: Share,
-    writes: bool,
+    runner: Runner,
     task_model: Corrector,
 ) -> None:
     """The end of a run, as ``suites.before_and_after``; ``task_model`` corrects the masks."""
     folder, data = Path(config.output_dir), "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
-    rows, shown = run(data, ROWS, examples, actor, start, {config.task_model: task_model}, config, say=say, share=share)
-    if not writes:
+    rows, shown = run(data, ROWS, examples, actor, start, {config.task_model: task_model}, config, say=say, runner=runner)
+    if not runner.writes:
         return
     write(folder, rows)
     summary = [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}", f"seed: {config.seed}"]

@@ -10,8 +10,8 @@ from activeo3 import suites
 from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
-from activeo3.jobs import BATCH, Expert
-from activeo3.ledger import Share
+from activeo3.eval_core import Runner
+from activeo3.eval_rollouts import Expert
 from activeo3.models import VisionLanguageModel
 from activeo3.proposals import ASKED
 from activeo3.rivals import Rival
@@ -28,7 +28,7 @@ def compare(
     start: VisionLanguageModel,
     experts: Mapping[str, Expert],
     config: EvalConfig,
-    share: Share,
+    runner: Runner,
     say: Callable[[str], None],
 ) -> list[Line]:
     """The lines of every method, rival and budget, in this order.
@@ -39,7 +39,7 @@ def compare(
     most = max(budgets(config))
     fixed = None
     if "fixed" in config.methods:
-        fixed = fit_fixed(next(iter(experts.values())), training, config, most, share)
+        fixed = fit_fixed(next(iter(experts.values())), training, config, runner, most)
 
     def lines(methods: Sequence[str], actor: VisionLanguageModel | None, rival: Rival) -> list[Line]:
         made = []
@@ -47,8 +47,8 @@ def compare(
             main = budget == config.regions
             wanted = [method for method in methods if main or zooms(method, rival)]
             made += suites.lines(
-                benchmark, wanted, examples, actor, start, replace(config, regions=budget), experts, fixed,
-                config.resamples, say, config.black, share, rival.label, rival.answers, swaps=main,
+                benchmark, wanted, examples, actor, start, replace(config, regions=budget), experts, runner, fixed,
+                config.resamples, say, config.black, rival.label, rival.answers, swaps=main,
             )  # fmt: skip
         return made
 
@@ -71,12 +71,10 @@ def zooms(method: str, rival: Rival) -> bool:
     return not (method in NO_ZOOM or (rival.answers and method == "active"))
 
 
-def jobs(questions: int, rivals: Sequence[Rival], config: EvalConfig, fitted: int) -> int:
-    """How many jobs ``compare`` will share for so many questions; ``fitted``: how many candidates there are
-    for ``fixed``."""
-    blocks = -(-questions // BATCH)
+def work_of(questions: int, rivals: Sequence[Rival], config: EvalConfig, fitted: int) -> int:
+    """How many items ``compare`` will map for so many questions; ``fitted``: for how many ``fixed`` is fitted."""
     acting = len(config.task_model) * (2 if config.black else 1)
-    total = fitted if "fixed" in config.methods else 0
+    passes = 0
     for method in config.methods:
         for rival in rivals if method in OF_A_CHECKPOINT else [Rival("", "", False)]:
             for budget in budgets(config):
@@ -89,5 +87,5 @@ def jobs(questions: int, rivals: Sequence[Rival], config: EvalConfig, fitted: in
                 acted = acting // len(config.task_model) if itself else acting
                 if method == "direct-native":
                     acted = acting // len(config.task_model) * (set(config.task_model) & {"mllm"} != set())
-                total += blocks * (looked + swapped + acted)
-    return total
+                passes += looked + swapped + acted
+    return questions * passes + (fitted if "fixed" in config.methods else 0)

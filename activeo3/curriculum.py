@@ -24,7 +24,7 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Dataset, Derived, is_number, within
 from activeo3.flags import read_object, writable_folder
-from activeo3.ledger import Job, Ledger
+from activeo3.eval_core import Runner
 from activeo3.models import ModelError, VisionLanguageModel
 from activeo3.progress import Progress
 from activeo3.proposals import greedy_look
@@ -42,7 +42,7 @@ _DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "select
 # ---------------------------------------------------------------------- rank
 
 
-def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, ledger: Ledger) -> list[float | None]:
+def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, runner: Runner) -> list[float | None]:
     """The reward of a greedy answer to every question of a posed data set, in its order; None where the picture cannot be read."""
 
     def work(places: Sequence[int]) -> list[float | None]:
@@ -50,8 +50,7 @@ def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, ledger
         earned = dict(zip(examples, rewards_of(list(examples.values()), vlm, config)))
         return [earned.get(place) for place in places]
 
-    blocks = [list(range(first, min(first + BLOCK, len(dataset)))) for first in range(0, len(dataset), BLOCK)]
-    return sum(ledger.share(Job(("rank", vlm, repr(config)), work), blocks), [])
+    return runner.map(work, range(len(dataset)), ("rank", vlm, repr(config)), BLOCK)
 
 
 def rewards_of(examples: Sequence[Example], vlm: VisionLanguageModel, config: TrainConfig) -> list[float]:
@@ -149,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
     vlm.model.to(ranks.device)
-    progress = Progress(-(-len(dataset) // BLOCK), ranks.world, speaks=ranks.rank == 0)
-    ledger = Ledger(folder / f".{path.name}.unfinished", ranks.share, ranks.gather, progress)
-    rewards = rank(dataset, vlm, config, ledger)
+    progress = Progress(len(dataset), ranks.world, speaks=ranks.rank == 0)
+    runner = Runner(ranks, folder / f".{path.name}.unfinished", progress)
+    rewards = rank(dataset, vlm, config, runner)
     if ranks.rank == 0:
         by = RANKED_BY.get(config.task, "reward")
         content = {"by": by, "model": config.model} | _questions(dataset, config) | {"rewards": rewards}
@@ -160,8 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mean = sum(known) / max(1, len(known))
         progress.say(f"{len(known)} of {len(rewards)} questions ranked by {by}, mean {mean:.2f}: {path}")
     ranks.wait()
-    ledger.close()
-    progress.close()
+    runner.close()
     if ranks.world > 1:
         engine.stop()
 

@@ -26,7 +26,7 @@ from activeo3 import files, outputs, pictures, prompts
 from activeo3.answer_parsing import LETTERS, answer_in, read_letter
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
-from activeo3.jobs import Expert
+from activeo3.eval_rollouts import Expert
 from activeo3.models import VisionLanguageModel
 from activeo3.modes import ways
 from activeo3.page import write_picture_page

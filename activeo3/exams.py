@@ -29,8 +29,7 @@ from activeo3.eval_parsing import parser_of
 from activeo3.evidence import asked_of, covered
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes
-from activeo3.jobs import blocks
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Record, Runner
 from activeo3.models import VisionLanguageModel
 from activeo3.modes import Way, ways
 from activeo3.results import LENIENT_ONLY, STRICT, markdown
@@ -50,16 +49,13 @@ OF_READERS = (f"answer{STRICT}", LENIENT_ONLY)
 """Columns beside them where some policy is read leniently: answers of the episodes that the strict reader could read as well
 (it would have ended the others, or told the policy why not), and the share of the others."""
 
-Record = dict[str, Any]
-"""One episode in plain values, as results.json has it."""
-
 
 def exam(
     policies: Mapping[str, VisionLanguageModel],
     examples: Sequence[Example],
     task: Task,
     config: _Config,
-    share: Share,
+    runner: Runner,
     worth: TrainConfig,
     modes: Sequence[str] = MODES,
     black: bool = False,
@@ -82,14 +78,16 @@ def exam(
         for way in ways(task, config, modes, black):
             asked = known if way.told else examples
             if asked:
-                row = _row(title, way, asked, sit(policy, way, asked, share, worth, whole), resamples)
+                row = _row(title, way, asked, sit(policy, way, asked, runner, worth, whole), resamples)
                 rows.append(row | {"parser": parser_of(config, [policy])})
                 say(f"{title}, {way.title}: {rows[-1]['answer']:.3f} of {len(asked)} answers right")
     return rows
 
 
-def sit(policy: VisionLanguageModel, way: Way, examples: Sequence[Example], share: Share, worth: TrainConfig, whole: Whole = as_it_is) -> list[Record]:
-    """One greedy episode per example."""
+def sit(
+    policy: VisionLanguageModel, way: Way, examples: Sequence[Example], runner: Runner, worth: TrainConfig, whole: Whole = as_it_is
+) -> list[Record]:
+    """One greedy episode per example, as results.json has it."""
 
     def work(block: Sequence[Example]) -> list[Record]:
         block = [whole(example) for example in block]
@@ -98,7 +96,7 @@ def sit(policy: VisionLanguageModel, way: Way, examples: Sequence[Example], shar
         outcomes = way.task.act(policy, told, way.config)
         return [_record(one, way.task.score(one, outcome, worth)) for one, outcome in zip(told, outcomes)]
 
-    return list(chain(*share(work, blocks(examples))))
+    return runner.map(work, examples, ("episode", way.title, policy, way.config, sorted(worth.weights.items())))
 
 
 def _record(rollout: Rollout, score: Score) -> Record:
@@ -158,6 +156,11 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[dict[str, Any]]
     return [(first, ["policy", "mode", "n", *COLUMNS, *kinder]), (second, ["policy", "mode", "turns", *seen])]
 
 
+def passes(config: EvalConfig, policies: int) -> int:
+    """How often ``evaluate`` works on every question, if all have evidence to show."""
+    return policies * len(ways(task_of(config), config, config.mode or MODES, config.black))
+
+
 def evaluate(
     opened: Mapping[str, Dataset],
     sources: Mapping[str, str],
@@ -165,6 +168,7 @@ def evaluate(
     experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
+    runner: Runner,
 ) -> None:
     """Every benchmark: all policies, given by title and source, in all modes, by the default reward; nobody but
     they looks at crops, not ``experts``.
@@ -174,18 +178,20 @@ def evaluate(
     task, found, texts = task_of(config), [], []
     for name, dataset in opened.items():
         light = Light(dataset)
-        examples, rows = readable(light, folder), []
+        examples, rows = readable(light, folder, runner.ranks.gather, runner.writes), []
         if "oracle_crop" in config.mode:
             known = sum(len(asked_of(example).evidence_px) > 0 for example in examples)
-            print(f"{name}: {known} of {len(examples)} questions have evidence to show")
+            runner.say(f"{name}: {known} of {len(examples)} questions have evidence to show")
         for title, source in sources.items():
             modes = config.mode or MODES
             policy = {title: load(source)}
-            rows += exam(policy, examples, task, config, alone, TrainConfig(), modes, config.black, config.resamples, whole=light.whole)
+            rows += exam(policy, examples, task, config, runner, TrainConfig(), modes, config.black, config.resamples, runner.say, light.whole)
         found += [{"benchmark": name} | row for row in rows]
         titles = (f"{name} ({dataset.split}), {len(examples)} questions", f"{name}, what the turns came to")
         texts += [report.table(*table, title) for table, title in zip(tables(rows), titles)]
-        print("\n\n".join(texts[-2:]))
+        if not runner.writes:
+            continue
+        runner.say("\n\n".join(texts[-2:]))
         outputs.leave(folder / "results.json", (report.strict_json({"rows": found}) + "\n").encode())
         outputs.leave(folder / "results.md", (markdown(texts) + "\n").encode())
-    print(f"numbers and every episode: {folder / 'results.json'}")
+    runner.say(f"numbers and every episode: {folder / 'results.json'}")

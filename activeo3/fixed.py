@@ -7,14 +7,14 @@ import numpy as np
 from activeo3 import metrics
 from activeo3.config import _Config
 from activeo3.floors import fixed_candidates, from_unit
-from activeo3.jobs import Expert, found_in
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Runner
+from activeo3.eval_rollouts import Expert, found_in
 from activeo3.schema import Example, Outcome
 from activeo3.taskmodels import Found, merged
 
 
 def fit_fixed(
-    expert: Expert, training: Sequence[Example], config: _Config, most: int = 0, share: Share = alone
+    expert: Expert, training: Sequence[Example], config: _Config, runner: Runner, most: int = 0
 ) -> np.ndarray:
     """The best regions (K, 4) in 0-1 that ignore the picture: chosen greedily from a lattice, so that the
     mean task reward (AP50 + AR50) on the training pictures is highest. K is ``most``, by default the
@@ -25,8 +25,9 @@ def fit_fixed(
     if not training:
         raise ValueError("the fixed regions are fitted on training pictures, and there are none")
     lattice = fixed_candidates()
-    windows = [(training, [from_unit(box[None], example.size_px) for example in training]) for box in lattice]
-    seen = [outcomes for outcomes, _ in found_in(expert, windows, config, share)]
+    windows = [(example, from_unit(box[None], example.size_px)) for box in lattice for example in training]
+    outcomes, _ = found_in(expert, windows, config, runner, block=len(training))
+    seen = [outcomes[first : first + len(training)] for first in range(0, len(outcomes), len(training))]
     chosen: list[int] = []
     for _ in range(most or config.regions):
         gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))]

@@ -16,7 +16,6 @@ Deviations from the reference's evaluation:
 """
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -28,14 +27,14 @@ from activeo3.eval_config import EvalConfig
 from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read
 from activeo3.files import Dataset
 from activeo3.geometry import as_boxes, iou
-from activeo3.jobs import blocks
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Runner
+from activeo3.eval_rollouts import answers
 from activeo3.matching import plain
 from activeo3.intervals import Metric
 from activeo3.metric_rules import rules_of
 from activeo3.models import VisionLanguageModel
-from activeo3.sampler import Role, look
-from activeo3.schema import Example, Outcome, Rollout, Sampling
+from activeo3.sampler import Role
+from activeo3.schema import Example, Outcome, Rollout
 from activeo3.stream import readable
 from activeo3.tasks import posed, task_of
 
@@ -133,14 +132,14 @@ def compare(
     benchmark: str,
     examples: Sequence[Example],
     config: _Config,
-    share: Share,
+    runner: Runner,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
 ) -> tuple[list[dict[str, Any]], dict[str, list[Rollout]]]:
-    """A table row for every policy, as results.py takes it, and its answers; ``share`` as in suites.run."""
+    """A table row for every policy, as results.py takes it, and its answers; ``runner`` as in suites.run."""
     rows, kept = [], {}
     for name, policy in policies.items():
-        kept[name] = answer_all(role, policy, examples, config, share)
+        kept[name] = answers(role, policy, examples, config, runner, task)
         found, first = measure(task, examples, kept[name], resamples), COLUMNS[task][0]
         if config.parser != "strict":
             strict = measure(task, examples, [strictly_read(answer) for answer in kept[name]], resamples)
@@ -151,18 +150,9 @@ def compare(
     return rows, kept
 
 
-def answer_all(
-    role: Role, policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, share: Share
-) -> list[Rollout]:
-    """One greedy answer per example; jobs.blocks are worked on in the same way on any number of ranks."""
-
-    def work(block: Sequence[Example]) -> list[tuple]:
-        _, groups = look(policy, block, 1, Sampling(0.0, role.longest(config)), config, role)
-        # Every rank has the pictures, which are large: ranks tell each other the rest.
-        return [(r.token_ids, r.text, r.finished, r.action, r.regions, r.result) for (r,) in groups]
-
-    told = share(work, blocks(examples))
-    return [Rollout(example, *rest) for example, rest in zip(examples, chain(*told), strict=True)]
+def passes(config: EvalConfig, policies: int) -> int:
+    """How often ``evaluate`` works on every question."""
+    return policies
 
 
 def evaluate(
@@ -172,6 +162,7 @@ def evaluate(
     experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
+    runner: Runner,
 ) -> None:
     """Every benchmark: start policy and checkpoints in the task's own table; they answer themselves, not ``experts``.
 
@@ -179,13 +170,15 @@ def evaluate(
     """
     task, rows = task_of(config), []
     for name, dataset in opened.items():
-        examples, found = readable(posed(dataset, task), folder), []
+        examples, found = readable(posed(dataset, task), folder, runner.ranks.gather, runner.writes), []
         for title, source in sources.items():
             policy = {title: load(source)}
-            found += compare(config.task, task, policy, name, examples, config, alone, config.resamples)[0]
+            found += compare(config.task, task, policy, name, examples, config, runner, config.resamples, runner.say)[0]
         rows += found
+        if not runner.writes:
+            continue
         style = results.TableStyle(config.columns, config.digits)
         results.write_results(folder, rows, style=style)
         title = f"{name}, {config.task}, {len(examples)} questions"
-        print(report.table(*results.first_table(found, style.columns), title, style.digits))
-    print(f"numbers: {folder / 'results.json'}")
+        runner.say(report.table(*results.first_table(found, style.columns), title, style.digits))
+    runner.say(f"numbers: {folder / 'results.json'}")

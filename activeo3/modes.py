@@ -27,7 +27,7 @@ from activeo3 import evidence, prompts
 from activeo3.config import ConfigError, _Config
 from activeo3.episodes import ZoomDialogue
 from activeo3.floors import oracle_regions
-from activeo3.jobs import blackened
+from activeo3.eval_rollouts import blackened
 from activeo3.models import VisionLanguageModel
 from activeo3.sampler import Question, sensing_view
 from activeo3.schema import Example, Region

@@ -11,9 +11,9 @@ EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Counts jobs towards ``total`` and says how long the rest will take, on stderr.
+    """Counts questions towards ``total`` and says how long the rest will take, on stderr.
 
-    ``at_once`` ranks work at the same time, and one of them ``speaks``. Jobs that were ``known`` already
+    ``at_once`` ranks work at the same time, and one of them ``speaks``. Questions that were ``known`` already
     cost nothing and say nothing about the time that the others take.
     """
 
@@ -21,7 +21,7 @@ class Progress:
         self, total: int, at_once: int = 1, speaks: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.at_once, self.clock, self.speaks = total, at_once, clock, speaks
-        self.finished = self.worked = self.now = 0  # jobs behind us, those of them that took time, under way
+        self.finished = self.worked = self.now = 0  # questions behind us, those of them that took time, under way
         self.began = self.spoken = clock()
         self._bar: tqdm | None = None
         if speaks and sys.stderr.isatty():
@@ -29,24 +29,24 @@ class Progress:
             layout = "{desc}|{bar:24}| {n_fmt}/{total_fmt}  {postfix}"
             self._bar = tqdm(total=total, desc="evaluating ", bar_format=layout, ncols=columns, nrows=lines)
 
-    def known(self, jobs: int) -> None:
-        """So many jobs need not be done."""
-        self.finished += jobs
+    def known(self, questions: int) -> None:
+        """So many need no work."""
+        self.finished += questions
         self._show()
 
-    def done(self) -> None:
-        """One job is done here; every other rank will have done about one as well."""
-        self.now += self.at_once
+    def done(self, questions: int = 1) -> None:
+        """So many are done here; every other rank will have done about as many."""
+        self.now += questions * self.at_once
         self._show()
 
-    def arrived(self, jobs: int) -> None:
-        """So many jobs are done on all ranks together: what ``done`` estimated is now exact."""
-        self.finished, self.worked, self.now = self.finished + jobs, self.worked + jobs, 0
+    def arrived(self, questions: int) -> None:
+        """So many are done on all ranks together: what ``done`` estimated is now exact."""
+        self.finished, self.worked, self.now = self.finished + questions, self.worked + questions, 0
         self._show()
 
     @property
     def left(self) -> float | None:
-        """Seconds until all jobs are done, or None before one was."""
+        """Seconds until all are done, or None before one was."""
         worked = self.worked + self.now
         if not worked:
             return None
@@ -70,7 +70,7 @@ class Progress:
             self._bar.set_postfix_str(eta)
         elif self.speaks and left is not None and self.clock() - self.spoken >= EVERY:
             self.spoken = self.clock()
-            print(f"evaluating: {there} of {self.total} jobs  {eta}", file=sys.stderr, flush=True)
+            print(f"evaluating: {there:,} of {self.total:,} questions  {eta}", file=sys.stderr, flush=True)
 
 
 def clock_words(seconds: float) -> str:

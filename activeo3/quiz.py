@@ -31,9 +31,7 @@ Readings of what the paper leaves open:
   3. V*Bench's own script ranks the options by likelihood; here a letter is generated.
 """
 
-import time
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
@@ -47,15 +45,14 @@ from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import _Config
 from activeo3.data_mme import COGNITION, PERCEPTION
 from activeo3.data_vstar import VSTAR_KINDS
-from activeo3.eval_config import EvalConfig
+from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.files import Dataset
 from activeo3.generate import in_batches
-from activeo3.jobs import blocks
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Record, Runner
+from activeo3.eval_rollouts import Looked, proposed, seconds_of, timed
 from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
-from activeo3.proposals import propose
 from activeo3.questions import HRBENCH_KINDS
 from activeo3.sampler import sensing_view
 from activeo3.schema import Example, Region, Sampling
@@ -101,26 +98,35 @@ def run(
     resamples: int = 1000,
     say: Callable[[str], None] = print,
     black: bool = False,
-    share: Share = alone,
+    runner: Runner | None = None,
     whole: Whole = as_it_is,
     others: Mapping[str, VisionLanguageModel] = MappingProxyType({}),
+    checkpoint: str = "",
+    first: bool = True,
 ) -> tuple[list[dict[str, Any]], Records]:
     """Ask every question in every way: (table rows, what was answered).
 
     ``others`` are models beside these two that answer about the same regions, by name.
     ``whole`` gives an example its picture, if it was put aside (``Light``): it is then read when its turn comes.
 
-    ``actor``, ``start``, ``resamples``, ``say`` and ``share`` as in ``suites.run``. With ``black``, questions
+    ``actor``, ``start``, ``resamples``, ``say`` and ``runner`` as in ``suites.run``. With ``black``, questions
     are asked once more with black crops beside the picture. Rows are those of ``suites.run``; ``task_model``
     is who answers, ``failures`` counts answers by what kept them from being read, and ``categories`` has the
     numbers of each category, ``l2_categories`` those of MMBench's six abilities.
+    Of several checkpoints, ``checkpoint`` is this one's name; only the ``first`` has the rows that are the same for all.
     """
+    runner = runner or Runner()
     models = ({"checkpoint": actor} if actor is start else {"start": start, "checkpoint": actor}) | dict(others)
     rows: list[dict[str, Any]] = []
     kept = []
     for method in usable(methods, examples, say):
-        regions, proposing, asked = answered(benchmark, method, examples, actor, start, models, config, black, share, whole)
-        for name, (given, seconds, blind) in asked.items():
+        regions, proposing = looked_at(method, examples, start if method == "cot" else actor, config, runner, whole)
+        looked, common = list(zip(examples, regions, strict=True)), method not in OF_A_CHECKPOINT
+        for name, model in models.items():
+            if common and not first and name != "checkpoint":
+                continue
+            given, seconds = answered(benchmark, method, looked, model, config, runner, whole)
+            blind = answered(benchmark, method, looked, model, config, runner, whole, True)[0] if black and method not in WHOLE else []
             right = marks(answer.right for answer in given)
             values = scores(benchmark, examples, right, resamples)
             if values and benchmark in PUBLISHED:
@@ -135,7 +141,8 @@ def run(
             errors = Counter(answer.reading.error for answer in given)
             values |= {"unread": 1 - errors[None] / len(given), "regions": float(np.mean([len(r) for r in regions]))}
             values["seconds"] = (proposing + seconds) / len(examples)
-            row = {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": name, "n": len(examples)}
+            whose = "" if common and name != "checkpoint" else checkpoint
+            row = {"benchmark": benchmark, "method": method, "checkpoint": whose, "task_model": name, "n": len(examples)}
             row |= {"budget": 0 if method in WHOLE else config.regions, "metrics": values}
             rows.append(
                 row
@@ -145,7 +152,7 @@ def run(
             )
             kept.append(records(examples, regions, given))
             result = f"accuracy {values['accuracy'].value:.3f}" if "accuracy" in values else f"{len(given)} answers"
-            say(f"{benchmark} {method}, answered by {name}: {result}")
+            say(f"{' '.join(filter(None, [benchmark, method, whose]))}, answered by {name}: {result}")
     return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
 
 
@@ -163,43 +170,41 @@ def usable(methods: Sequence[str], examples: Sequence[Example], say: Callable[[s
 # ---------------------------------------------------------------------- look and answer
 
 
+def looked_at(
+    method: str, examples: Sequence[Example], policy: VisionLanguageModel, config: _Config, runner: Runner, whole: Whole
+) -> tuple[list[tuple[Region, ...]], float]:
+    """The regions of every example that are shown beside the whole image, and the seconds of proposing them."""
+    if method in WHOLE:
+        return [()] * len(examples), 0.0
+    rollouts, seconds = proposed(method, examples, policy, config, runner, whole=whole)
+    return [rollout.regions for rollout in rollouts], seconds
+
+
 def answered(
     benchmark: str,
     method: str,
-    examples: Sequence[Example],
-    actor: VisionLanguageModel,
-    start: VisionLanguageModel,
-    models: Mapping[str, VisionLanguageModel],
+    looked: Sequence[Looked],
+    model: VisionLanguageModel,
     config: _Config,
-    black: bool,
-    share: Share,
+    runner: Runner,
     whole: Whole,
-) -> tuple[list[tuple[Region, ...]], float, dict[str, tuple[list[Answer], float, list[Answer]]]]:
-    """What a method looks at: regions, seconds of proposing them; and per model: answers, seconds, answers
-    with black crops (none unless asked for)."""
+    black: bool = False,
+) -> tuple[list[Answer], float]:
+    """A model's answer about every example with its regions, or with black crops, and the seconds that all took."""
+    native = method == "direct-native"
 
-    def work(block: Sequence[Example]) -> tuple[list, float, dict]:
-        block = [whole(example) for example in block]
-        began = time.perf_counter()
-        regions: list[tuple[Region, ...]] = [()] * len(block)
-        if method not in WHOLE:
-            regions = [rollout.regions for rollout in propose(method, block, start if method == "cot" else actor, config)]
-        proposing, native = time.perf_counter() - began, method == "direct-native"
-        of_model = {}
-        for name, model in models.items():
-            began = time.perf_counter()
-            given = ask(benchmark, model, block, regions, config, native)
-            seconds = time.perf_counter() - began
-            blind = ask(benchmark, model, block, regions, config, native, True) if black and method not in WHOLE else []
-            of_model[name] = (given, seconds, blind)
-        return regions, proposing, of_model
+    def work(block: Sequence[Looked]) -> list[Record]:
+        examples, regions = zip(*block)
+        given = ask(benchmark, model, [whole(example) for example in examples], regions, config, native, black)
+        return [answer._asdict() for answer in given]
 
-    regions, proposing, of_models = zip(*share(work, blocks(examples)))
-    joined = {}
-    for name in models:
-        given, seconds, blind = zip(*(of_model[name] for of_model in of_models))
-        joined[name] = list(chain(*given)), sum(seconds), list(chain(*blind))
-    return list(chain(*regions)), sum(proposing), joined
+    records = runner.map(timed(work), looked, ("words", benchmark, native, black, model, config))
+    return [answer_of(record) for record in records], seconds_of(records)
+
+
+def answer_of(record: Record) -> Answer:
+    """The answer of a record."""
+    return Answer(record["text"], Reading(*record["reading"]), record["right"], record["lenient"])
 
 
 def ask(
@@ -347,14 +352,27 @@ def records(
     ]  # fmt: skip
 
 
-def show(folder: Path, benchmark: str, split: str, rows: Sequence[results.Row], answers: Records, checkpoint: str) -> None:
+def show(
+    folder: Path, benchmark: str, rows: Sequence[results.Row], answers: Records, config: EvalConfig, say: Callable[[str], None]
+) -> None:
     """Print both tables, and write the page and ``answers-<benchmark>-<label>.json``."""
     for label, of_row in answers.items():
         results.write_coco(folder, f"answers-{benchmark}-{label}", of_row)
     first = results.first_table(rows)
-    print(report.table(*first, f"{benchmark} ({split}), {rows[0]['n']} questions"))
-    print(report.table(*results.second_table(rows), "answers that cannot be read"))
-    write_page(folder / f"{benchmark}.html", f"activeo3: {benchmark}", [f"checkpoint: {checkpoint}", f"data: {benchmark} ({split})"], (), *first)
+    say(report.table(*first, f"{benchmark} ({config.split}), {rows[0]['n']} questions"))
+    say(report.table(*results.second_table(rows), "answers that cannot be read"))
+    summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {benchmark} ({config.split})"]
+    write_page(folder / f"{benchmark}.html", f"activeo3: {benchmark}", summary, (), *first)
+
+
+def passes(config: EvalConfig, policies: int) -> int:
+    """How often ``evaluate`` works on every question."""
+    trained, other, total = max(1, policies - 1), bool(config.other_mllm), 0
+    for method in config.methods:
+        of_one = trained if method in OF_A_CHECKPOINT else 1
+        answerers = trained * (min(policies, 2) + other) if method in OF_A_CHECKPOINT else policies + other
+        total += answerers if method in WHOLE else of_one + answerers * (1 + config.black)
+    return total
 
 
 def evaluate(
@@ -364,24 +382,38 @@ def evaluate(
     experts: Mapping[str, Any],
     config: EvalConfig,
     folder: Path,
+    runner: Runner,
 ) -> None:
     """Every benchmark: printed tables, and files in ``folder``; the models answer themselves, and of ``experts`` only
-    another language model does."""
+    another language model does. Checkpoints are loaded one after the other."""
     others = {config.expert_name("mllm"): experts[config.expert_name("mllm")]} if config.other_mllm else {}
     rows: list[dict[str, Any]] = []
-    start, actor = (load(list(sources.values())[place]) for place in (0, -1))
+    start, trained = load(sources["start"]), [title for title in sources if title != "start"] or ["start"]
     for name, dataset in opened.items():
         light = Light(dataset)
-        examples = readable(light, folder)
-        found, given = run(
-            name, config.methods, examples, actor, start, config, config.resamples, black=config.black, whole=light.whole,
-            others=others,
-        )  # fmt: skip
-        rows += found
-        results.write_results(folder, rows)
-        show(folder, name, config.split, found, given, config.checkpoint[0])
-        if eval_submission.asks_for_one(examples):
-            for label, of_row in given.items():
-                eval_submission.write_submission(folder / f"submission-{name}-{label}.tsv", examples, of_row)
-            print(f"{name} has no public answers: submit {folder}/submission-{name}-*.tsv ({len(examples)} rows; all of them with --limit 0)")
-    print(f"numbers: {folder / 'results.json'}; every answer lies beside it")
+        examples = readable(light, folder, runner.ranks.gather, runner.writes)
+        found: list[tuple[dict[str, Any], list[Record]]] = []
+        for title in trained:
+            of_one, given = run(
+                name, config.methods, examples, load(sources[title]), start, config, config.resamples, runner.say, config.black,
+                runner, light.whole, others, title if len(trained) > 1 else "", title == trained[0],
+            )  # fmt: skip
+            found += zip(of_one, given.values(), strict=True)
+        found.sort(key=lambda pair: config.methods.index(pair[0]["method"]))  # of equals the order stays
+        rows += (own := [row for row, _ in found])
+        if runner.writes:
+            write(folder, name, examples, rows, own, {results.label(row, own): answers for row, answers in found}, config, runner.say)
+    runner.say(f"numbers: {folder / 'results.json'}; every answer lies beside it")
+
+
+def write(
+    folder: Path, name: str, examples: Sequence[Example], rows: Sequence[results.Row], own: Sequence[results.Row], given: Records,
+    config: EvalConfig, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """The tables of all benchmarks so far, and of the newest one its ``own`` rows, its page and every answer."""
+    results.write_results(folder, rows)
+    show(folder, name, own, given, config, say)
+    if eval_submission.asks_for_one(examples):
+        for label, of_row in given.items():
+            eval_submission.write_submission(folder / f"submission-{name}-{label}.tsv", examples, of_row)
+        say(f"{name} has no public answers: submit {folder}/submission-{name}-*.tsv ({len(examples)} rows; all of them with --limit 0)")

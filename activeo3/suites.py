@@ -35,8 +35,8 @@ from activeo3.failures import failures
 from activeo3.fixed import fit_fixed
 from activeo3.floors import NO_ZOOM
 from activeo3.headlines import headlines
-from activeo3.jobs import Expert, found, proposed
-from activeo3.ledger import Share, alone
+from activeo3.eval_core import Runner
+from activeo3.eval_rollouts import Expert, found, proposed
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
 from activeo3.pictures import Shown
@@ -81,7 +81,7 @@ def run(
     say: Callable[[str], None] = print,
     experts: Mapping[str, Expert] | None = None,
     black: bool = False,
-    share: Share = alone,
+    runner: Runner | None = None,
 ) -> tuple[list[dict[str, Any]], Shows]:
     """Evaluate every method on the examples: (table rows, {label of the row: (rollouts, outcomes)}).
 
@@ -91,11 +91,11 @@ def run(
         say: told about each row as soon as it is there.
         experts: the task models by name; by default the start policy is the only one.
         black: also score the task models on black crops.
-        share: how the models' work is divided.
+        runner: divides and keeps the models' work; by default one process that keeps nothing.
     """
-    experts = experts or {"mllm": start}
-    fixed = fit_fixed(next(iter(experts.values())), training, config, share=share) if "fixed" in methods else None
-    made = lines(benchmark, methods, examples, actor, start, config, experts, fixed, resamples, say, black, share)
+    experts, runner = experts or {"mllm": start}, runner or Runner()
+    fixed = fit_fixed(next(iter(experts.values())), training, config, runner) if "fixed" in methods else None
+    made = lines(benchmark, methods, examples, actor, start, config, experts, runner, fixed, resamples, say, black)
     return [line.row for line in made], shown(made)
 
 
@@ -113,11 +113,11 @@ def lines(
     start: VisionLanguageModel,
     config: _Config,
     experts: Mapping[str, Expert],
+    runner: Runner,
     fixed: np.ndarray | None = None,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
     black: bool = False,
-    share: Share = alone,
     checkpoint: str = "",
     answers: bool = False,
     swaps: bool = True,
@@ -133,9 +133,9 @@ def lines(
     for method in methods:
         way = "answer" if answers and method == "active" else method
         policy = start if way == "cot" else actor
-        rollouts, acted = judged(way, examples, policy, experts, config, fixed, black, share)
+        rollouts, acted = judged(way, examples, policy, experts, config, runner, fixed, black)
         regions = [rollout.regions for rollout in rollouts]
-        sensing = sensing_metrics(way, examples, regions, policy, config, resamples, share, swaps)
+        sensing = sensing_metrics(way, examples, regions, policy, config, resamples, runner, swaps)
         for name, (outcomes, seconds, blind) in acted.items():
             values: dict[str, Any] = {**metrics.evaluate_detections(examples, outcomes, resamples=resamples), **sensing}
             values |= headlines(examples, outcomes, resamples)
@@ -191,9 +191,9 @@ def judged(
     policy: VisionLanguageModel | None,
     experts: Mapping[str, Expert],
     config: _Config,
+    runner: Runner,
     fixed: np.ndarray | None = None,
     black: bool = False,
-    share: Share = alone,
 ) -> tuple[list[Rollout], dict[str, Acted]]:
     """What a method proposes for every example, and what each task model finds there."""
     if method == "direct-native":  # the others see the same as in ``direct``
@@ -201,12 +201,12 @@ def judged(
     if method == "answer":
         experts = {results.ITSELF: policy}
     seen_as = as_seen(method, config)
-    rollouts, proposing = proposed(method, examples, policy, config, fixed, share)
+    rollouts, proposing = proposed(method, examples, policy, config, runner, fixed)
     regions = [rollout.regions for rollout in rollouts]
     acted = {}
     for name, expert in experts.items():
-        outcomes, acting = found(expert, examples, regions, seen_as, share)
-        blind = found(expert, examples, regions, seen_as, share, black=True)[0] if black else []
+        outcomes, acting = found(expert, examples, regions, seen_as, runner)
+        blind = found(expert, examples, regions, seen_as, runner, black=True)[0] if black else []
         acted[name] = Acted(outcomes, proposing + acting, blind)
     return rollouts, acted
 
@@ -259,8 +259,7 @@ def before_and_after(
     examples: Sequence[Example],
     config: TrainConfig,
     say: Callable[[str], None],
-    share: Share = alone,
-    writes: bool = True,
+    runner: Runner | None = None,
     task_model: Expert | None = None,
 ) -> None:
     """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
@@ -269,13 +268,13 @@ def before_and_after(
     default the start policy does. A policy that has learned to answer without a zoom is put in the place of
     the task model, beside the start policy: on the whole picture, and on the best crops.
     """
-    folder, task = Path(config.output_dir), task_of(config)
+    folder, task, runner = Path(config.output_dir), task_of(config), runner or Runner()
     data = "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     policies = {"before": start, "after": actor}
     if task.follow:
-        rows = exams.exam(policies, examples, task, config, share, config, say=say)
-        if not writes:
+        rows = exams.exam(policies, examples, task, config, runner, config, say=say)
+        if not runner.writes:
             return
         outputs.leave(folder / "results.json", (report.strict_json({"rows": rows}) + "\n").encode())
         table, turns = exams.tables(rows)
@@ -289,10 +288,10 @@ def before_and_after(
         methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
         experts = {"start": start, "trained": actor}
     if task.measured:  # in a table of its own
-        rows, _ = measures.compare(config.task, task, experts, data, examples, config, share, say=say)
+        rows, _ = measures.compare(config.task, task, experts, data, examples, config, runner, say=say)
     else:
-        rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, share=share)
-    if not writes:
+        rows, shown = run(data, methods, examples, actor, start, config, say=say, experts=experts, runner=runner)
+    if not runner.writes:
         return
     results.write_results(folder, rows)
     table = results.first_table(rows)

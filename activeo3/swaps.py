@@ -7,15 +7,13 @@ A policy that ignores its input loses nothing.
 """
 
 from dataclasses import replace
-from itertools import chain
 from typing import Sequence
 
 import numpy as np
 
 from activeo3 import floors, intervals, metrics
 from activeo3.config import _Config
-from activeo3.jobs import blocks
-from activeo3.ledger import Job, Share, alone
+from activeo3.eval_core import Runner
 from activeo3.models import VisionLanguageModel
 from activeo3.proposals import Regions, greedy_look
 from activeo3.schema import Example, Region
@@ -28,7 +26,7 @@ def sensing_metrics(
     policy: VisionLanguageModel | None,
     config: _Config,
     resamples: int,
-    share: Share = alone,
+    runner: Runner,
     swaps: bool = True,
 ) -> dict[str, intervals.Metric | None]:
     """Region recall and what it loses when picture or query are swapped (None where that is meaningless).
@@ -51,8 +49,7 @@ def sensing_metrics(
         result["swap_picture"] = intervals.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
-        job = Job(("swap", policy, config), lambda block: [answer.regions for answer in greedy_look(policy, block, config)])
-        answers = chain(*share(job, blocks(asked)))
+        answers = runner.map(lambda block: [answer.regions for answer in greedy_look(policy, block, config)], asked, ("swap", policy, config))
         elsewhere = recalls(examples, [tuple(Region(*box) for box in answer) for answer in answers])
         result["swap_query"] = intervals.bootstrap_interval(own - elsewhere, pictures, resamples)
     return result

@@ -6,12 +6,13 @@ that what is tested is everything between a model's ids and boxes in original pi
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from activeo3.eval_core import OneProcess, Runner
 from activeo3.models import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
@@ -26,6 +27,21 @@ tests that use ``every_family``."""
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
 BACKGROUND = (20, 20, 90)
+
+class Backwards(OneProcess):
+    """A process that does the last part first, as other ranks might."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
+
+    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+        return [work(part) for part in reversed(parts)][::-1]
+
+
+def backwards() -> Runner:
+    """A Runner that works on the last block first and keeps nothing."""
+    return Runner(Backwards())
+
 
 Box = Sequence[float]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scripted import COLOURS, END, Scripted, painted, written
+from scripted import COLOURS, END, Backwards, Scripted, backwards, painted, written
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_masks import thin_set
 from test_segment import MEAN, STD, sam_1
@@ -17,6 +17,7 @@ from test_segment import MEAN, STD, sam_1
 from activeo3 import budgets, correction, report
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import METHODS, EvalConfig
+from activeo3.eval_core import Runner
 from activeo3.drafts import Draft, coarse_mask, overlaid, true_mask, with_mask
 from activeo3.geometry import mask_to_rle, rle_to_mask
 from activeo3.intervals import bootstrap_interval
@@ -222,8 +223,7 @@ def test_shared_work_and_unprepared_examples_make_the_same_table(policies: tuple
     bare = [replace(example, fields={"masks": example.fields["masks"]}) for example in several()]
     rows, _ = run(bare, *policies, methods=("random", "oracle-regions"))
     coarse = [with_mask(one, true_mask(one), coarse_mask(true_mask(one), one.id)) for one in bare]
-    backwards = lambda work, parts: [work(part) for part in reversed(parts)][::-1]  # noqa: E731
-    again, _ = run(coarse, *policies, methods=("random", "oracle-regions"), share=backwards)
+    again, _ = run(coarse, *policies, methods=("random", "oracle-regions"), runner=backwards())
     for row, other in zip(rows, again, strict=True):
         assert {k: v for k, v in row["metrics"].items() if k != "seconds"} == {k: v for k, v in other["metrics"].items() if k != "seconds"}
         assert row["metrics"]["mIoU@0"].value < 1
@@ -240,9 +240,9 @@ def test_the_plot_has_a_line_for_every_row(policies: tuple) -> None:
 def test_the_end_of_a_run_is_a_table_and_a_page(policies: tuple, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     config, said = replace(CONFIG, output_dir=str(tmp_path)), []
-    budgets.before_and_after(*policies, several(), config, said.append, lambda work, parts: list(map(work, parts)), False, Perfect())
+    budgets.before_and_after(*policies, several(), config, said.append, Runner(Backwards(rank=1)), Perfect())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]  # another rank writes
-    budgets.before_and_after(*policies, several(), config, said.append, lambda work, parts: list(map(work, parts)), True, Perfect())
+    budgets.before_and_after(*policies, several(), config, said.append, Runner(), Perfect())
     rows = {row["method"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     assert rows["active"]["metrics"]["mIoU@3"] == 1.0 > rows["cot"]["metrics"]["mIoU@3"]
     assert {path.name for path in tmp_path.iterdir()} >= {"results.md", "results.tex", "scenes-zooms.png", "report.html"}
@@ -288,5 +288,3 @@ def test_evaluate_names_what_does_not_fit(checkpoint: str, evaluate: Callable) -
     assert complaint == "activeo3: --task segment corrects masks, and mllm makes none: give --task_model sam or oracle."
     _, complaint = evaluate("--checkpoint", checkpoint, "--task_model", "sam", "--task_checkpoint", "x")
     assert complaint == "activeo3: --task_model sam corrects masks: it goes with --task segment, not with --task sense."
-    _, complaint = evaluate("--checkpoint", checkpoint, "data/tiny", "--start", "data/tiny", "--task", "segment", "--task_model", "oracle")
-    assert complaint == "activeo3: --task segment is evaluated with one --checkpoint and by one process."

@@ -15,7 +15,7 @@ from activeo3 import exams, prompts, suites
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.exams import exam
 from activeo3.files import DataError
-from activeo3.jobs import BATCH
+from activeo3.eval_core import BATCH, Runner
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.sampler import look
 from activeo3.schema import Example, Rollout, Sampling
@@ -358,8 +358,7 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
 
     said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
     policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
-    share = lambda work, parts: [work(part) for part in parts]  # noqa: E731
-    rows = exam(policies, [question()] * (BATCH + 1), TASK, CONFIG, share, CONFIG, ["default"])
+    rows = exam(policies, [question()] * (BATCH + 1), TASK, CONFIG, Runner(), CONFIG, ["default"])
     first, second, third = rows
     assert [row["policy"] for row in rows] == list(policies)
     assert (first["answer"], first["zooms"], first["grounded_right"]) == (1, 1, 1)

@@ -15,13 +15,12 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import MODES, EvalConfig
 from activeo3.files import DataError
 from activeo3.geometry import as_boxes
-from activeo3.jobs import blocks
-from activeo3.ledger import alone
+from activeo3.eval_core import BATCH, Runner
 from activeo3.schema import Example
 from activeo3.stream import Light
 from activeo3.tasks import TASKS
 from activeo3.zooms import STATUSES
-from scripted import END, Scripted, painted
+from scripted import END, Scripted, backwards, painted
 from test_documents import docvqa_json
 from test_episodes import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
 from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
@@ -56,7 +55,7 @@ def sees(model: Scripted, view: Image.Image | list[Image.Image], words: str) -> 
 def rows_of(says: Callable, tokenizer, wanted: Sequence[str], examples: Sequence[Example] | None = None, config=CONFIG, **how) -> dict[str, dict]:
     examples = [question()] if examples is None else examples
     policy = Scripted("qwen3_vl", tokenizer, says)
-    rows = exams.exam({"it": policy}, examples, TASK, config, alone, TrainConfig(), wanted, resamples=50, **how)
+    rows = exams.exam({"it": policy}, examples, TASK, config, Runner(), TrainConfig(), wanted, resamples=50, **how)
     return {row["mode"]: row for row in rows}
 
 
@@ -82,7 +81,7 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     seen: dict[str, list] = {}
     for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        exams.sit(model, way, [question()], alone, TrainConfig())
+        exams.sit(model, way, [question()], Runner(), TrainConfig())
         (seen[way.title],) = model.shown
     (whole, at_once), (same, may), (_, must) = (seen[name] for name in ("baseline", "default", "strict_zoom"))
     (crop, alone_), ((first, second), beside) = seen["oracle_crop"], seen["oracle_crop+picture"]
@@ -101,7 +100,7 @@ def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
     hinted = replace(plain, fields={**plain.fields, "reading": {**plain.fields["reading"], "hint": "Plates are red."}})
     for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        exams.sit(model, way, [plain, hinted], alone, TrainConfig())
+        exams.sit(model, way, [plain, hinted], Runner(), TrainConfig())
         (_, without), (_, words) = model.shown
         assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), way.title
 
@@ -231,12 +230,8 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     examples = [replace(question(), id=str(k), image_id=k) for k in range(20)]
     policy = Scripted("qwen3_vl", tokenizer, sees)
 
-    def shared(work: Callable, parts: Sequence) -> list:
-        done = {k: json.loads(json.dumps(work(parts[k]))) for rank in range(2) for k in range(rank, len(parts), 2)}
-        return [done[k] for k in range(len(parts))]
-
-    assert len(blocks(examples)) > 1
-    one, other = (repr(exams.exam({"it": policy}, examples, TASK, CONFIG, share, TrainConfig())) for share in (alone, shared))
+    assert len(examples) > BATCH
+    one, other = (repr(exams.exam({"it": policy}, examples, TASK, CONFIG, runner, TrainConfig())) for runner in (Runner(), backwards()))
     assert one == other
 
 
@@ -246,7 +241,7 @@ def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes
     examples = list(light)
     assert {example.image.size for example in examples} == {(1, 1)}
     held, read = (
-        exams.exam({"it": policy}, which, TASK, CONFIG, alone, TrainConfig(), MODES, True, whole=whole)
+        exams.exam({"it": policy}, which, TASK, CONFIG, Runner(), TrainConfig(), MODES, True, whole=whole)
         for which, whole in ((full, lambda example: example), (examples, light.whole))
     )
     assert repr(held) == repr(read)

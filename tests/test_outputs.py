@@ -12,8 +12,7 @@ from PIL import Image
 
 from activeo3 import checkpoints, outputs, page, pictures, report, results
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.ledger import Job, Ledger
-from activeo3.progress import Progress
+from activeo3.eval_core import Runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,13 +108,13 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["building-checkpoint-plans", "building-plans"]
 
 
-def test_a_ledger_removes_its_own_files_alone(tmp_path: Path) -> None:
+def test_an_evaluation_removes_its_own_files_alone(tmp_path: Path) -> None:
     folder = tmp_path / "unfinished"
     folder.mkdir()
     (folder / "novel.json").write_text("chapter 1")
-    ledger = Ledger(folder, lambda work, parts: [work(part) for part in parts], lambda mine: [mine], Progress(1, speaks=False))
-    assert ledger.share(Job((), lambda part: part), [7]) == [7] and len(list(folder.iterdir())) == 2
-    ledger.close()
+    runner = Runner(folder=folder)
+    assert runner.map(lambda part: part, [7], ()) == [7] and len(list(folder.iterdir())) == 2
+    runner.close()
     assert [path.name for path in folder.iterdir()] == ["novel.json"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import data_mmbench, datasets, jobs, ledger, proposals, quiz, suites
+from activeo3 import data_mmbench, datasets, eval_core, proposals, quiz, suites
 from activeo3.answer_parsing import WORD_ERRORS
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
@@ -21,7 +21,7 @@ from activeo3.prompts import sensing_answer
 from activeo3.data_vstar import open_vstar
 from activeo3.schema import Example
 from activeo3.stream import Light, readable
-from scripted import END, Scripted, blobs, looks, painted, written
+from scripted import END, Scripted, backwards, blobs, looks, painted, written
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_questions import questions_on_disk, vstar_set
 
@@ -115,12 +115,8 @@ def test_start_and_checkpoint_answer_and_each_looks_in_its_own_row(tokenizer) ->
 def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     model = saying(tokenizer, lambda views, text: "no" if "3" in text else "yes")
 
-    def share(work: Callable, parts: Sequence) -> list:
-        found = {k: work(parts[k]) for rank in range(2) for k in range(rank, len(parts), 2)}
-        return [found[k] for k in range(len(parts))]
-
-    examples = [question(k, "Yes" if k % 3 else "No", category="count", group=str(k // 2)) for k in range(2 * jobs.BATCH + 4)]
-    (alone, _), (together, _) = (quiz.run("mme", ("direct",), examples, model, model, CONFIG, 50, lambda _: None, share=s) for s in (ledger.alone, share))
+    examples = [question(k, "Yes" if k % 3 else "No", category="count", group=str(k // 2)) for k in range(2 * eval_core.BATCH + 4)]
+    (alone, _), (together, _) = (quiz.run("mme", ("direct",), examples, model, model, CONFIG, 50, lambda _: None, runner=r) for r in (None, backwards()))
     for row in (*alone, *together):
         row["metrics"].pop("seconds")
     assert repr(alone) == repr(together)
@@ -128,7 +124,7 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
 
 def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> None:
     """800 pictures of 8K are 80 GB: the questions are held without them, and the same rows come out."""
-    full = [question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(jobs.BATCH + 3)]
+    full = [question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(eval_core.BATCH + 3)]
 
     class OnDisk:
         name, split, paths, dropped, inside = "vstar", "test", (), (), 0
@@ -155,7 +151,7 @@ def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> N
     for row in (*held, *read):
         row["metrics"].pop("seconds")
     assert repr(held) == repr(read)
-    assert len(most) == 4 * len(full) and max(most) <= 2 * jobs.BATCH  # a block, and the last one until it is replaced
+    assert len(most) == 6 * len(full) and max(most) <= 2 * eval_core.BATCH  # a block, and the last one until it is replaced
 
 
 def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:

@@ -1,7 +1,6 @@
 """suites.py: floors and ceiling are what they claim to be, and the swap columns tell looking from habit."""
 
 import json
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import fixed, floors, geometry, jobs, ledger, proposals, results, scenes, suites, swaps
+from activeo3 import eval_core, eval_rollouts, fixed, floors, geometry, proposals, results, scenes, suites, swaps
 from activeo3.config import TrainConfig
+from activeo3.eval_core import Runner
 from activeo3.eval_config import METHODS
 from activeo3.geometry import as_boxes
 from activeo3.intervals import Metric
@@ -19,7 +19,7 @@ from activeo3.metrics import ap_ar_50, region_recall
 from activeo3.prompts import sensing_answer, sensing_prompt
 from activeo3.schema import Example, Region, Sampling
 from activeo3.taskmodels import Oracle, act
-from scripted import COLOURS, END, Scripted, blobs, finds, looks, painted, written
+from scripted import COLOURS, END, Scripted, backwards, blobs, finds, looks, painted, written
 
 CONFIG = TrainConfig(crop_side=128, sensing_side=96)
 SIZE = (320, 240)
@@ -191,7 +191,7 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
         training.append(Example(f"e{k}", image, "red", as_boxes(boxes)))
     expert = Scripted("qwen3_vl", tokenizer, short_sighted)
     config = TrainConfig(crop_side=64, regions=2)
-    two = fixed.fit_fixed(expert, training, config)
+    two = fixed.fit_fixed(expert, training, config, Runner())
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
     (rollout,) = proposals.propose("fixed", [plain((800, 600))], None, config, two)
@@ -213,7 +213,7 @@ def test_the_fixed_regions_are_fitted_by_the_merging_of_the_table(merge: str, be
 
 def test_fitting_the_fixed_regions_is_not_part_of_their_seconds(policy, monkeypatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(jobs.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(eval_rollouts.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(suites, "fit_fixed", lambda *_, **__: [next(clock) for _ in range(100)] and floors.fixed_candidates()[:3])
     rows, _ = suites.run("toys", ("fixed",), scattered(2), policy(looks), policy(looks), CONFIG, scattered(1), resamples=5)
     assert rows[0]["metrics"]["seconds"] == 0.5  # a tick to act for two pictures; a rule proposes in no time
@@ -227,7 +227,7 @@ def test_the_lattice_lies_inside_the_picture() -> None:
 
 def test_fixed_regions_need_training_pictures(tokenizer) -> None:
     with pytest.raises(ValueError, match="training pictures"):
-        fixed.fit_fixed(Scripted("qwen3_vl", tokenizer, finds), [], CONFIG)
+        fixed.fit_fixed(Scripted("qwen3_vl", tokenizer, finds), [], CONFIG, Runner())
 
 
 # ---------------------------------------------------------------------- swapping picture and query
@@ -240,7 +240,7 @@ def proposed(method: str, examples: list[Example], actor, start) -> proposals.Re
 def swapped(senses, examples: list[Example], policy) -> dict[str, Metric | None]:
     actor = policy(senses)
     regions = proposed("active", examples, actor, actor)
-    return swaps.sensing_metrics("active", examples, regions, actor, CONFIG, resamples=20)
+    return swaps.sensing_metrics("active", examples, regions, actor, CONFIG, resamples=20, runner=Runner())
 
 
 def test_a_policy_that_looks_and_listens_loses_both_ways(policy) -> None:
@@ -267,7 +267,7 @@ def test_a_blind_policy_loses_nothing(policy) -> None:
 def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
     examples, actor, start = scattered(10), policy(looks), policy(deaf)
     regions = proposed("cot", examples, actor, start)
-    result = swaps.sensing_metrics("cot", examples, regions, start, CONFIG, resamples=20)
+    result = swaps.sensing_metrics("cot", examples, regions, start, CONFIG, resamples=20, runner=Runner())
     assert result["region_recall"].value == 1.0 and result["swap_query"].value == 0.0
 
 
@@ -275,7 +275,7 @@ def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
 def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float, policy) -> None:
     examples = scattered(120)
     regions = proposed(method, examples, None, None)
-    result = swaps.sensing_metrics(method, examples, regions, None, CONFIG, resamples=20)
+    result = swaps.sensing_metrics(method, examples, regions, None, CONFIG, resamples=20, runner=Runner())
     assert low <= result["swap_picture"].value <= high
     assert result["swap_query"] is None
 
@@ -284,7 +284,7 @@ def test_a_swapped_picture_is_another_picture() -> None:
     """Data sets ask several questions about one picture in a row; a neighbour's regions may be its own."""
     examples = [plain(SIZE, [(60 * k, 0, 60 * k + 20, 20)], f"e{k}-{i}", image_id=k) for k in range(4) for i in range(3)]
     regions = [floors.oracle_regions(example, 3) for example in examples]
-    result = swaps.sensing_metrics("oracle-regions", examples, regions, None, CONFIG, resamples=20)
+    result = swaps.sensing_metrics("oracle-regions", examples, regions, None, CONFIG, resamples=20, runner=Runner())
     lenders = [swaps.other_picture(examples, i) for i in range(len(examples))]
     assert [examples[k].image_id for k in lenders] == [3, 3, 3, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert result["swap_picture"].value == 1.0
@@ -298,7 +298,7 @@ def test_a_swap_that_means_nothing_is_left_out(policy) -> None:
     assert swapped(looks, one_query, policy)["swap_picture"] is not None
     assert swapped(looks, one_picture, policy)["swap_picture"] is None
     whole = [floors.whole_picture(example, 1) for example in examples]
-    result = swaps.sensing_metrics("direct", examples, whole, None, CONFIG, resamples=20)
+    result = swaps.sensing_metrics("direct", examples, whole, None, CONFIG, resamples=20, runner=Runner())
     assert result["region_recall"].value == 1.0 and result["swap_picture"] is result["swap_query"] is None
 
 
@@ -327,27 +327,21 @@ def test_unit_boxes_and_back() -> None:
 
 
 def test_a_policy_looks_at_a_block_at_a_time_and_in_order(policy) -> None:
-    actor, examples = policy(looks), scattered(jobs.BATCH + 3)
-    rollouts, _ = suites.judged("active", examples, actor, {"oracle": Oracle()}, CONFIG)
+    actor, examples = policy(looks), scattered(eval_core.BATCH + 3)
+    rollouts, _ = suites.judged("active", examples, actor, {"oracle": Oracle()}, CONFIG, Runner())
     greedy = Sampling(0.0, CONFIG.max_new_tokens)
-    assert actor.batches == [(jobs.BATCH, 1, greedy), (3, 1, greedy)]
+    assert actor.batches == [(eval_core.BATCH, 1, greedy), (3, 1, greedy)]
     assert [rollout.example for rollout in rollouts] == examples
 
 
 def test_a_table_is_the_same_however_its_blocks_are_shared(policy, monkeypatch) -> None:
-    """As ranks do it: some blocks are worked on elsewhere, and what comes from there has been pickled."""
-
-    def by_post(work, parts):
-        elsewhere = {index: pickle.dumps(work(part)) for index, part in reversed(list(enumerate(parts)))}
-        assert all(len(letter) < 20_000 for letter in elsewhere.values())  # no picture is among them
-        return [pickle.loads(elsewhere[index]) for index in range(len(parts))]
-
-    monkeypatch.setattr(jobs, "BATCH", 3)
+    """As ranks do it: some blocks are worked on elsewhere, in another order."""
+    monkeypatch.setattr(eval_core, "BATCH", 3)
     examples, actor, start = scattered(8), policy(looks), policy(deaf)
     methods = ("cot", "active", "oracle-regions")
     tables, shows = [], []
-    for share in (ledger.alone, by_post):
-        rows, shown = suites.run("toys", methods, examples, actor, start, CONFIG, resamples=10, share=share)
+    for runner in (None, backwards()):
+        rows, shown = suites.run("toys", methods, examples, actor, start, CONFIG, resamples=10, runner=runner)
         tables.append([row | {"metrics": {**row["metrics"], "seconds": 0}} for row in rows])
         shows.append(shown)
     assert repr(tables[0]) == repr(tables[1])  # NaN is NaN
@@ -381,10 +375,10 @@ def test_a_table_of_every_method(policy) -> None:
 def test_repeat_asks_for_one_region_and_samples_it_often(policy) -> None:
     config = replace(CONFIG, wording="paper", regions=4)
     senses = lambda model, view, question: sensing_answer([[0, 0, 500, 500], [500, 500, 999, 999]], "two") + END  # noqa: E731
-    actor, examples = Scripted("qwen3_vl", policy(looks).tokenizer, senses), scattered(jobs.BATCH + 1)
-    rollouts, _ = suites.judged("repeat", examples, actor, {"oracle": Oracle()}, config)
+    actor, examples = Scripted("qwen3_vl", policy(looks).tokenizer, senses), scattered(eval_core.BATCH + 1)
+    rollouts, _ = suites.judged("repeat", examples, actor, {"oracle": Oracle()}, config, Runner())
     sampled = Sampling(1.0, config.max_new_tokens)
-    assert actor.batches == [(jobs.BATCH, 4, sampled), (1, 4, sampled)]
+    assert actor.batches == [(eval_core.BATCH, 4, sampled), (1, 4, sampled)]
     assert all(question.startswith("Select one region of this image") for _, question in actor.shown)
     assert [rollout.example for rollout in rollouts] == examples
     for rollout in rollouts:  # the first of each answer; the second was not asked for

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import attention, checkpoints, engine, episodes, grpo, jobs, processes, proposals, scoring, suites  # noqa: E402
+from activeo3 import attention, checkpoints, engine, episodes, eval_core, grpo, processes, proposals, scoring, suites  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.files import DataError  # noqa: E402
@@ -724,8 +724,8 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
     with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as expert:
         patch.setattr(proposals, "look", look_widely)
         patch.setattr(suites, "run", run)
-        patch.setattr(jobs, "BATCH", 3)
-        suites.before_and_after(actor, expert, small_pictures(), config, [].append, ranks.share, ranks.rank == 0)
+        patch.setattr(eval_core, "BATCH", 3)
+        suites.before_and_after(actor, expert, small_pictures(), config, [].append, eval_core.Runner(ranks))
     return kept
 
 
