@@ -35,7 +35,7 @@ from activeo3.quiz import views
 from activeo3.schema import Example, Outcome, Region, Sampling
 from activeo3.taskmodels import act, visible
 from activeo3.tasks import task_of
-from activeo3.terminal import one_line, printable
+from activeo3.terminal import one_line
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
 WITHOUT_ZOOM = "whole picture, no zoom"

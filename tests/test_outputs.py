@@ -184,12 +184,11 @@ def test_a_folder_that_is_gone_is_one_sentence_and_errors_that_are_not_of_the_di
 def test_a_folder_in_whose_place_there_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     """Whoever writes into it: tables, pages, samples, and the finished parts of an evaluation."""
     (tmp_path / "eval").write_text("somebody's")
-    ledger = Ledger(tmp_path / "eval" / "unfinished", lambda work, parts: [work(part) for part in parts], lambda mine: [mine], Progress(1, 1, False))
     for write in (
         lambda: results.write_results(tmp_path / "eval", []),
         lambda: page.write_page(tmp_path / "eval" / "page.html", "title", []),
         lambda: pictures.save_samples(tmp_path / "eval", 1, []),
-        lambda: ledger.share(Job(("one",), lambda part: part), ["a"]),
+        lambda: Runner(folder=tmp_path / "eval" / "unfinished").map(lambda block: block, ["a"], ("one",)),
         lambda: report.RunLog(tmp_path / "eval", 3),
     ):
         with pytest.raises(ConfigError, match=f"^{tmp_path / 'eval'}.* could not be written \\((Not a directory|File exists); .* MB free\\): see to"):
