@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import inspect
 import json
-import math
 import os
 import re
 from dataclasses import dataclass

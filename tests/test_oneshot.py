@@ -16,6 +16,7 @@ from test_metrics import coco_index
 from activeo3 import engine, matching, measures, oneshot, report, scenes, suites
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Runner
 from activeo3.files import DataError
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.measures import compare, measure, per_category
@@ -317,7 +318,7 @@ def test_policies_beside_each_other(tokenizer: Any) -> None:
     mute = Scripted("qwen3_vl", tokenizer, lambda *_: END)
     told: list[str] = []
     rows, kept = compare("counting", TASKS["counting"], {"start": mute, "trained": three}, "scenes", examples, CONFIG,
-                         suites.alone, resamples=5, say=told.append)  # fmt: skip
+                         Runner(), resamples=5, say=told.append)  # fmt: skip
     assert [row["method"] for row in rows] == ["start", "trained"] and len(told) == 2
     right = [example.fields["count"] == 3 for example in examples]
     assert rows[1]["metrics"]["exact"].value == pytest.approx(np.mean(right)) and rows[0]["metrics"]["form"].value == 0.0

@@ -16,7 +16,7 @@ def test_the_time_left_is_that_of_the_work_that_was_done(capsys: pytest.CaptureF
     assert counted.left is None
     now[0] = 20.0
     counted.done(), counted.done()
-    assert counted.left == 40.0 and capsys.readouterr().err == ""  # four jobs of ten seconds each
+    assert counted.left == 40.0 and capsys.readouterr().err == ""  # four questions of ten seconds each
     now[0] = 31.0
     counted.done()
     assert capsys.readouterr().err == "evaluating: 7 of 10 questions  ETA 0:31\n"

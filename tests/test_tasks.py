@@ -11,6 +11,7 @@ from scripted import END, USUAL, Scripted, finds, painted
 
 from activeo3 import report, suites
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_core import Runner
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
 from activeo3.pictures import Shown, save_samples
@@ -148,7 +149,7 @@ def test_a_direct_answer_is_what_the_table_calls_direct(shape: str, method: str,
     (rollout,) = answers(task, actor, example, config)
     (outcome,) = task.act(other, [rollout], config)
     assert not other.shown  # nobody else is asked
-    (proposed,), acted = suites.judged(method, [example], other, {"mllm": other}, config)
+    (proposed,), acted = suites.judged(method, [example], other, {"mllm": other}, config, Runner())
     (expected,) = acted["mllm"].outcomes
     (view, words), (other_view, other_words) = actor.shown[0], other.shown[0]
     assert words == other_words and np.array_equal(np.asarray(view), np.asarray(other_view))

@@ -12,7 +12,7 @@ from PIL import Image
 from activeo3 import schema
 from activeo3.config import ConfigError
 from activeo3.report import strict_json
-from activeo3.schema import Action, Example, Outcome, Rollout, Score
+from activeo3.schema import Action, Example, Rollout, Score
 from activeo3.watch import FLAT_STEPS, Watch, faults, lost, step_row
 
 
