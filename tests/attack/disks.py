@@ -37,6 +37,8 @@ from .trials import Trial, attack, last_words, read_trial, undisturbed
 
 DISK = Path(OUTPUT).parent
 BALLAST, ASIDE = DISK / "ballast", DISK / "aside"
+STRUCK, THERE = "struck", "checkpoints.txt"
+"""In the folder of a trial: that the disk has failed, and the complete checkpoints that there were then."""
 LARGE = 400.0
 """MB of the disk unless it is said otherwise; the largest command needs 150."""
 _CLONE_NEWNS, _CLONE_NEWUSER, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 0x20000, 0x10000000, 32, 16384, 1 << 18
@@ -152,11 +154,14 @@ class Harm(NamedTuple):
         """Run the command on a disk that fails, put the disk right, and judge how the command took it."""
         if self.kind == "size":
             resize(folder / DISK, float(self.at))
+        (folder / STRUCK).unlink(missing_ok=True)
+        must = self.kind != "size" and (not self.at.isdecimal() or not (folder / OUTPUT).exists())
         ended = command.run(folder, self._strike(folder))
         was_here = os.getcwd()
         os.chdir(folder)
         try:
             found = [f"{self.text}: {fault}" for fault in self._faults(ended)]
+            found += [f"{self.text}: there was no such operation"] if must and not Path(STRUCK).exists() else []
             put_right()
         finally:
             os.chdir(was_here)
@@ -173,9 +178,10 @@ class Harm(NamedTuple):
             if not operation.number and self.kind == "closed":
                 obey_permissions()
             if not struck:
-                (folder / "checkpoints.txt").write_text("\n".join(complete()))
+                (folder / THERE).write_text("\n".join(complete()))
             if not struck and self.kind != "size" and operation.is_one(self.at):
                 struck = True
+                (folder / STRUCK).touch()
                 STRIKES[self.kind]()
 
         return before
@@ -195,7 +201,7 @@ class Harm(NamedTuple):
         unfinished = [name for name in left if re.search(r"(^|/)building-|\.tmp$", name)]
         if unfinished:
             found.append(f"half written: {', '.join(sorted(unfinished)[:5])}")
-        were_there = Path("checkpoints.txt").read_text().split()[-1:] if Path("checkpoints.txt").exists() else []
+        were_there = Path(THERE).read_text().split()[-1:] if Path(THERE).exists() else []
         if self.kind != "gone" and not all((output / name).is_dir() for name in were_there):
             found.append(f"{were_there[0]} was complete and is lost")
         return found

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
-from .commands import Command, kill_at, operations
+from .commands import OUTPUT, Command, Ended, kill_at, operations
 from .trials import Trial, attack, last_words, read_trial, undisturbed
 
 GONE = 30.0
@@ -44,22 +44,26 @@ class Kill(NamedTuple):
         return cls(text, rank=int(rank) if rank else None, **at)
 
     def befalls(self, command: Command, folder: Path) -> list[str]:
-        """Start the command and kill it. It may have ended before; and nothing of it may go on."""
+        """Start the command and kill it; nothing of it may go on. By the clock, or as it goes on, the kill may come too late."""
         if self.wanted:
-            process, ended = None, command.run(folder, kill_at(self.wanted, self.half), self.rank)
-        else:
-            process = command.start(folder)
-            time.sleep(self.seconds)
-            process.kill(self.rank)
-            ended = process.wait()
-        by_launcher = process and self.rank is not None  # which says in its own way that a rank was killed
-        found = [] if by_launcher or ended.code in (0, -signal.SIGKILL) else [f"{self.text}: it ended with {ended.code}: {last_words(ended)}"]
+            must = not self.wanted.isdecimal() or not (folder / OUTPUT).exists()
+            ended = command.run(folder, kill_at(self.wanted, self.half), self.rank)
+            return [] if ended.code == -signal.SIGKILL or ended.code == 0 and not must else [self._not_killed(ended)]
+        process = command.start(folder)
+        time.sleep(self.seconds)
+        process.kill(self.rank)
+        ended = process.wait()
+        by_launcher = self.rank is not None  # which says in its own way that a rank was killed
+        found = [] if by_launcher or ended.code in (0, -signal.SIGKILL) else [self._not_killed(ended)]
         until = time.monotonic() + GONE
-        while (left := process.everyone() if process else []) and time.monotonic() < until:
+        while (left := process.everyone()) and time.monotonic() < until:
             time.sleep(0.1)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         return found + [f"{self.text}: {len(left)} processes went on {GONE:.0f} s after the end"] * bool(left)
+
+    def _not_killed(self, ended: Ended) -> str:
+        return f"{self.text}: it was not killed but ended with {ended.code}: {last_words(ended)}"
 
 
 # ---------------------------------------------------------------------- which trials

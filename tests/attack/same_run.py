@@ -32,7 +32,7 @@ def _content(path: Path) -> Any:
     content = path.read_bytes()
     match path.name:
         case ".activeo3":
-            return {name for name in content.decode().splitlines() if name and (path.parent / name).exists()}
+            return {name for name in content.decode().splitlines() if (path.parent / name).is_file()}
         case "metrics.jsonl":
             return [_lasting(json.loads(line)) for line in content.splitlines()]
         case "results.json":
