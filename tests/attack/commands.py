@@ -29,8 +29,8 @@ OUTPUT = "disk/run"
 SAID, MODULES = "said.txt", "modules.txt"
 PORT = "PORT"
 """Stands in the words of a launcher for a port that is free."""
-PATIENCE = 300.0
-"""Seconds after which a command that has not ended counts as hanging."""
+PATIENCE = 1800.0
+"""Seconds after which a command that has not ended counts as hanging: on a busy machine, some minutes are no sign of it."""
 GRACE = 2.0
 """Seconds that other ranks have to end by themselves when one of them has died, before they are killed as a launcher does."""
 
