@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from activeo3 import data_images, engine, outputs, terminal
+from activeo3 import data_images, engine, outputs, processes, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.datasets import open_dataset
 from activeo3.files import DataError, Dataset, Derived, is_number, within
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     terminal.protect()
-    try:
+    processes.watch()
+    processes.tell(kept=lambda: "what was ranked is kept, and the same command goes on from it")
+    with processes.one_sentence(ConfigError, DataError, ModelError):
         main()
-    except (ConfigError, DataError, ModelError) as error:
-        sys.exit(f"activeo3: {error}")

@@ -8,14 +8,13 @@ comes from. Adding one means writing a class with what ``files.Dataset`` asks fo
 """
 
 import argparse
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from activeo3 import close_ups, data_coco, data_docvqa_1200, data_fetch, data_mmbench, data_mme, data_vstar, documents, masks, pageocr, paths
-from activeo3 import pixmo, questions, referring, scenes, selections, soda, terminal
+from activeo3 import pixmo, processes, questions, referring, scenes, selections, soda, terminal
 from activeo3.data_absent import with_absent
 from activeo3.data_fetch import Fetched
 from activeo3.data_layouts import present
@@ -252,9 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     terminal.protect()
-    try:
+    processes.watch()
+    processes.tell(kept=lambda: "the same command goes on where this one was")
+    with processes.one_sentence(DataError):
         main()
-    except DataError as error:
-        sys.exit(f"activeo3: {error}")
-    except KeyboardInterrupt:
-        sys.exit("activeo3: stopped; the same command goes on where this one was")

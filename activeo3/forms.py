@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activeo3 import close_ups, geometry, matching, perception, prompts, scenes, terminal
+from activeo3 import close_ups, geometry, matching, perception, processes, prompts, scenes, terminal
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
 from activeo3.geometry import Frame
 from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, all_of, cell_of, crop_lesson, practice_sheet
@@ -237,4 +237,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     terminal.protect()
-    main()
+    processes.watch()
+    processes.tell(kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it")
+    with processes.one_sentence():
+        main()

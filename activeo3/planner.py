@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, Self, Sequence
 
-from activeo3 import terminal
+from activeo3 import processes, terminal
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.families import FAMILIES
 from activeo3.flags import read_object
@@ -397,10 +397,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     terminal.protect()
-    try:
+    processes.watch()
+    processes.tell(kept=lambda: "nothing was loaded, and nothing is written")
+    with processes.one_sentence(ConfigError):
         main()
-    except ConfigError as error:
-        sys.exit(f"activeo3: {error}")

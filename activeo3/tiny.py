@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import prompts, scenes, terminal
+from activeo3 import processes, prompts, scenes, terminal
 from activeo3.lessons import MERGE, PATCH
 from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 
@@ -139,4 +139,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     terminal.protect()
-    main()
+    processes.watch()
+    processes.tell(kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it")
+    with processes.one_sentence():
+        main()

@@ -100,7 +100,7 @@ def mains() -> Iterator[tuple[str, list[str]]]:
     for path in [*ROOT.glob("*.py"), *(ROOT / "activeo3").glob("*.py")]:
         blocks = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
         if blocks:
-            yield path.name, [ast.unparse(statement) for statement in blocks[-1].body]
+            yield path.name, [ast.unparse(statement) for block in blocks for statement in block.body]
 
 
 def test_every_program_is_protected_before_it_does_anything() -> None:
@@ -108,7 +108,13 @@ def test_every_program_is_protected_before_it_does_anything() -> None:
     assert {"train.py", "evaluate.py", "curriculum.py", "datasets.py", "planner.py"} <= set(programs)
     for name, statements in programs.items():
         before = statements[: statements.index("terminal.protect()")]
-        assert all(statement.startswith("import ") for statement in before), name
+        waking_up = ("import ", "processes.watch()", "print('activeo3: waking up", "if os.environ.get('RANK', '0') == '0':\n    print('activeo3: waking up")
+        assert all(statement.startswith(waking_up) for statement in before), name
+
+
+def test_every_program_ends_with_a_sentence_when_it_is_asked_to() -> None:
+    for name, statements in mains():
+        assert "processes.watch()" in statements and any(text.startswith("with processes.one_sentence(") for text in statements), name
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError])
