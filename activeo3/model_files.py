@@ -111,15 +111,23 @@ def _named(templates: Any) -> list[str]:
     return [text for _, text in sorted(named.items(), key=lambda item: item[0] != "default") if isinstance(text, str)]
 
 
+_TRIED: dict[str, bool] = {}
+"""Chat templates that came to an end in this process, and whether they have a place for a picture."""
+
+
 def picture_template(source: str, tokenizer: Any) -> str:
     """The first chat template that has a place for a picture; it has written prompts of all forms in a process of its own.
+
+    A template is tried once in a process: the copy is cheap before the weights of a first model are there, and dear later.
 
     Raises ModelError if none has, naming those there are, or if one does not come to an end.
     """
     none, failed = [], []
     for name, template in templates(source):
         try:
-            if sandbox.limited(lambda: _shows_a_picture(tokenizer, template)):  # noqa: B023
+            if template not in _TRIED:
+                _TRIED[template] = sandbox.limited(lambda: _shows_a_picture(tokenizer, template))  # noqa: B023
+            if _TRIED[template]:
                 return template
             none.append(name)
         except sandbox.Failed as error:

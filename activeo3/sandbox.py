@@ -28,12 +28,17 @@ class Failed(Exception):
 def limited(work: Callable[[], Any]) -> Any:
     """What ``work`` returns, a value of JSON. Raises TimeoutError after SECONDS, and Failed for any error or end of the process.
 
-    The copy has one thread and must not touch a GPU.
+    The copy has one thread and must not touch a GPU. A process that has reserved more memory than the machine has (DeepSpeed
+    reserves some) cannot be copied: it does the work itself, without limits.
     """
     reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, whose locks this work does not need
-        child = os.fork()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, whose locks this work does not need
+            child = os.fork()
+    except OSError:
+        os.close(reading), os.close(writing)
+        return _unlimited(work)
     if not child:
         _answer(work, writing)
     os.close(writing)
@@ -53,6 +58,19 @@ def limited(work: Callable[[], Any]) -> Any:
     return value
 
 
+def _unlimited(work: Callable[[], Any]) -> Any:
+    """``work`` in this process, with what its copy would have returned or raised."""
+    try:
+        return json.loads(json.dumps(work()))
+    except Exception as error:
+        raise Failed(_reason(error)) from None
+
+
+def _reason(error: BaseException) -> str:
+    """An error in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")[:200]
+
+
 def _answer(work: Callable[[], Any], writing: int) -> NoReturn:
     """In the copy: write the result or what went wrong, and end without any of what a Python program does at its end."""
     try:
@@ -60,7 +78,7 @@ def _answer(work: Callable[[], Any], writing: int) -> NoReturn:
         _limit()
         answer = json.dumps([work(), ""])
     except BaseException as error:  # there is no caller that could see it
-        answer = json.dumps([None, " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")[:200]])
+        answer = json.dumps([None, _reason(error)])
     with suppress(OSError):
         os.write(writing, answer.encode())
     os._exit(0)

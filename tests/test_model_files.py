@@ -4,6 +4,7 @@ Second opinion: transformers' own processor, on the same folder. It needs torchv
 replaced; template, tokenizer, pictures and the ids of a prompt are its own.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -345,6 +346,25 @@ def test_work_in_a_process_that_can_be_ended(monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(ChildProcessError):  # none is left behind
         os.waitpid(-1, os.WNOHANG)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_cannot_be_copied_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", no_room)
+    assert sandbox.limited(os.getpid) == os.getpid()
+    with pytest.raises(sandbox.Failed, match="KeyError: 'x'"):
+        sandbox.limited(lambda: {}["x"])
+
+
+def test_a_template_is_tried_once_in_a_process(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the second model the process is large: its copy would take time, and may not be possible."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text(tokenizer.chat_template + "{# once #}")
+    found = model_files.picture_template(str(tmp_path), tokenizer)
+    monkeypatch.setattr(sandbox, "limited", lambda work: pytest.fail("it was tried"))
+    assert model_files.picture_template(str(tmp_path), tokenizer) == found == tokenizer.chat_template + "{# once #}"
 
 
 def test_what_loops_ends_also_if_nothing_is_there_to_end_it() -> None:
