@@ -17,6 +17,7 @@ from activeo3 import lenient_parsing, results, suites
 from activeo3.answer_parsing import read_boxes, read_letter, read_regions, read_word, read_yes_or_no
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Runner
 from activeo3.eval_parsing import announced
 from activeo3.lenient_parsing import boxes_in, last_number, last_words
 from activeo3.measures import compare
@@ -350,7 +351,7 @@ def test_the_format_reward_stays_strict(name: str, said: str, tokenizer: Any) ->
 def test_the_tables_of_one_shot_tasks_have_both_readings(tokenizer: Any) -> None:
     example = TASKS["counting"].pose(question())  # type: ignore[misc]
     (row,), _ = compare("counting", TASKS["counting"], {"start": strange(tokenizer, lambda *_: "I see two." + END)}, "mine", [example], CONFIG,
-                        lambda job, parts: [job(part) for part in parts], resamples=0, say=lambda _: None)  # fmt: skip
+                        Runner(), resamples=0, say=lambda _: None)  # fmt: skip
     assert row["parser"] == "lenient" and row["metrics"]["exact"].value == 1.0 and row["metrics"]["form"].value == 0.0
     assert row["metrics"]["exact_strict"].value == 0.0 and row["metrics"]["lenient_only"] == 1.0
     assert results.first_table([row])[1] == ["method", "exact", "MAE", "form", "exact_strict", "lenient_only"]

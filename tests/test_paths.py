@@ -180,4 +180,7 @@ def test_a_resumable_run_is_found_in_the_home_folder(home: Path) -> None:
     folder = home / "runs" / "a" / "checkpoint-3"
     folder.mkdir(parents=True)
     (folder / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": vars(config)}))
-    assert checkpoints.resumable(config, SimpleNamespace(world=1))["path"] == folder
+    (folder / "deepspeed").mkdir()
+    for part in ("random-0.pt", "model.safetensors", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
+        (folder / part).touch()
+    assert checkpoints.resumable(config, SimpleNamespace(rank=0, world=1))["path"] == folder

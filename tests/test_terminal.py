@@ -136,9 +136,9 @@ def test_ids_and_answers_forge_no_line_of_the_log() -> None:
     lines = report.rollout_lines(rollout(), outcome, Score({}, 0.0))
     assert harmless(lines) and not [line for line in lines.splitlines()[1:] if not line.startswith("  ")]
     said: list[str] = []
-    row = {"step": 1, "skipped_steps": 1, "zero_spread": 0.0, "tokens/truncated": 0.0}
-    Watch(5, 0).check(row, lambda: [EVIL, "b"], said.append)
-    assert len(said[0].splitlines()) == 1 and harmless(said[0])
+    row = {"step": 1, "skipped_steps": 1, "rewards_left_out": 1, "zero_spread": 0.0, "tokens/truncated": 0.0}
+    Watch(5, 0).check(row, lambda: [EVIL, "b"], lambda: [EVIL], said.append)
+    assert len(said) == 2 and all(len(line.splitlines()) == 1 and harmless(line) for line in said)
 
 
 def test_tables_hold_one_line_a_row_and_no_tag() -> None:
