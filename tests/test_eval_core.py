@@ -145,7 +145,6 @@ def test_regions_and_their_order_count(tmp_path: Path) -> None:
         {"options": ("a", "b")}, {"options": ("b", "a")}, {"options": ("a", "b"), "hint": "Read."}, {"options": ("a", "b"), "answer": "B"},
         {"checked": frozenset({"cup", "hat"})}, {"areas": np.array([3.0])}, {"areas": np.array([3.5])}, {"draft": ({"counts": "1", "size": [1, 1]},)},
     ],
-    ids=str,
 )  # fmt: skip
 def test_every_field_of_an_example_counts_and_the_same_fields_count_the_same(fields: dict, tmp_path: Path) -> None:
     runner = runner_in(tmp_path)
