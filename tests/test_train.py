@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import attention, checkpoints, engine, episodes, eval_core, grpo, processes, proposals, scoring, suites  # noqa: E402
+from activeo3 import attention, checkpoints, engine, episodes, eval_core, grpo, processes, proposals, scoring, soundness, suites, watch  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
 from activeo3.engine import Ranks, Sharded  # noqa: E402
 from activeo3.files import DataError  # noqa: E402
@@ -691,7 +691,6 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
             "other_acts": ragged_step(replace(one, task_checkpoint=str(Path(config.model).with_name("qwen2_5_vl"))), ranks),
             "episodes": ragged_episodes(one, ranks),
             "states": ragged_episodes(replace(one, model=with_states, train_only="language_model"), ranks),
-            "no_numbers": run_without_numbers(replace(one, output_dir=str(folder / "no_numbers")), ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
             "resumed": [
                 run_with_infinity(replace(one, output_dir=str(folder / "halves"), steps=2), ranks),
@@ -752,7 +751,8 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
         row, judged = train.train_step(1, [small_pictures()[ranks.rank]], policy, reference, config, task_model)
         collectives = group._get_sequence_number_for_group() - before
     lengths, texts = [len(answer.token_ids) for answer, *_ in judged], [outcome.texts for _, outcome, _ in judged]
-    return {"lengths": lengths, "collectives": collectives, "row": row, "texts": texts}
+    no_numbers = without_numbers(config, ranks, policy, reference)
+    return {"lengths": lengths, "collectives": collectives, "row": row, "texts": texts, "no_numbers": no_numbers}
 
 
 def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
@@ -806,26 +806,23 @@ def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     return {"policies": policies, "references": references, "said": said.getvalue()}
 
 
-def run_without_numbers(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
-    """A run in which rank 1 alone has a reward that is NaN in step 1, and a logit in step 2."""
-    step_of, now = train.train_step, [0]
-
-    def at(step: int, examples: list[Example], policy: Sharded, *args: Any) -> Any:
-        if step == 2 and ranks.rank == 1:
-            policy.vlm.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits * torch.nan)
-        now[0] = step
-        return step_of(step, examples, policy, *args)
+def without_numbers(config: TrainConfig, ranks: Ranks, policy: Sharded, reference: Sharded) -> dict[str, Any]:
+    """A step in which rank 1 alone has rewards that are NaN, and one in which it alone has such logits, of models that are there."""
 
     def score(*args: Any) -> Score:
         earned = reward_of_ids(*args)
-        return Score({**earned.terms, "task": torch.nan}, torch.nan) if (ranks.rank, now[0]) == (1, 1) else earned
+        return Score({**earned.terms, "task": torch.nan}, torch.nan) if ranks.rank == 1 else earned
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(train, "train_step", at)
+    examples, spoiled = [small_pictures()[ranks.rank]], lambda module, inputs, logits: logits * torch.nan
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
-        with pytest.raises(ModelError) as stopped:
-            train.main(replace(config, save_every=1))
-    return {"said": said.getvalue(), "stopped": str(stopped.value)}
+        row, judged = train.train_step(2, examples, policy, reference, config)
+    hook = policy.vlm.model.lm_head.register_forward_hook(spoiled) if ranks.rank == 1 else None
+    with pytest.raises(ModelError) as stopped, soundness.way_back(config, 3, 2):
+        train.train_step(3, examples, policy, reference, config)
+    if hook:
+        hook.remove()
+    return {"row": row, "faults": ranks.gather(watch.faults(judged)), "stopped": str(stopped.value)}
 
 
 @pytest.fixture(scope="module")
@@ -904,24 +901,22 @@ def test_an_infinite_loss_on_one_rank_is_skipped_on_all(two_ranks: tuple[list[di
 
 
 def test_what_is_no_number_on_one_rank_is_known_to_all(two_ranks: tuple[list[dict], Path], config: TrainConfig) -> None:
-    """A reward is left out and named by rank 0; a logit stops all ranks with one sentence, and nobody waits."""
-    (first, second), folder = two_ranks
-    stopped = {result["no_numbers"]["stopped"] for result in (first, second)}
-    assert len(stopped) == 1
-    # The hook stands for weights that the update of step 1 made, so checkpoint-1, which has them, is not called good.
-    for words in ("step 2: the policy gives logits that are not finite", "its largest weight is ", f"there is none, only {config.model}. "):
-        assert words in next(iter(stopped))
-    id_of_rank_1 = train.Stream(small_pictures(), 1, config.seed, 1, 2).at(0)[0].id
-    assert f"step 1: 2 rewards not finite, left out of the group: {id_of_rank_1} (task nan)\n" in first["no_numbers"]["said"]
-    assert second["no_numbers"]["said"] == ""
-    (row,) = rows_of(folder / "no_numbers")
-    assert row["rewards_left_out"] == 2 and row["reward"] is not None and row["loss"] is not None
+    """A reward is left out, counted and named on both; a logit stops both with one sentence, and neither waits for the other."""
+    first, second = (result["ragged"]["no_numbers"] for result in two_ranks[0])
+    assert first["faults"] == second["faults"] == [[], ["mosaic/1 (task nan)"]]
+    for row in (first["row"], second["row"]):
+        assert row["rewards_left_out"] == 2 and np.isfinite([row["reward"], row["reward/task"], row["loss"], row["grad_norm"]]).all()
+        assert row["skipped_steps"] == 0
+    assert first["stopped"] == second["stopped"]
+    for words in ("step 3: the policy gives logits that are not finite", "its largest weight is ", f"there is none, only {config.model}. "):
+        assert words in first["stopped"]
 
 
 def test_the_examples_of_every_rank_are_named_when_an_update_is_skipped(
     two_ranks: tuple[list[dict], Path], config: TrainConfig
 ) -> None:
-    (line,) = [line for line in two_ranks[0][0]["infinite"]["said"].splitlines() if "skipped" in line]
+    line, last = [line for line in two_ranks[0][0]["infinite"]["said"].splitlines() if "skipped" in line]
+    assert last == "in 4 steps: 1 update skipped, because not finite"
     stream = [train.Stream(small_pictures(), 1, config.seed, rank, 2).at(1)[0].id for rank in (0, 1)]
     assert line == f"step 2: loss or gradient not finite, update skipped; examples: {', '.join(stream)}"
 
