@@ -275,7 +275,8 @@ def test_two_processes_make_the_table_of_one(straight: Path, config: EvalConfig,
 # ---------------------------------------------------------------------- budgets
 
 
-def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys) -> None:
+def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "FITTED_ON", 6)
     methods = ("direct", "random", "fixed", "repeat", "active", "oracle-regions")
     config = EvalConfig(checkpoint=(other,), methods=methods, task_model=("oracle",), regions=2, budgets=(1, 4), **SMALL)
     run(config, tmp_path / "curve")
