@@ -82,12 +82,14 @@ def main(config: EvalConfig) -> None:
     load(rows[0].source)  # damaged weights are named before the work, too
     if ranks.rank == 0:
         print(eval_parsing.announced(config, filter(None, [start_source, config.other_mllm, *(rival.source for rival in rows)])))
-    total = sum(contest.work_of(len(data), rows, config, len(floors.fixed_candidates()) * FITTED_ON) for data in opened.values())
+    policies = policies_of(rows, start_source)
     if evaluation:
-        total = sum(map(len, opened.values())) * evaluation.passes(config, len(policies_of(rows, start_source)))
+        total = sum(map(len, opened.values())) * evaluation.passes(config, len(policies))
+    else:
+        total = sum(contest.work_of(len(data), rows, config, len(floors.fixed_candidates()) * FITTED_ON) for data in opened.values())
     runner = Runner(ranks, folder / "unfinished", Progress(total, ranks.world, speaks=ranks.rank == 0))
     if evaluation:
-        evaluation.evaluate(opened, policies_of(rows, start_source), load, experts, config, folder, runner)
+        evaluation.evaluate(opened, policies, load, experts, config, folder, runner)
     else:
         boxes(opened, to_fit, rows, load, start, experts, config, folder, runner)
     ranks.wait()

@@ -30,7 +30,7 @@ from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_re
 from activeo3.files import Dataset
 from activeo3.floors import RULES
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
-from activeo3.eval_core import Record, Runner
+from activeo3.eval_core import Record, Runner, trained_of
 from activeo3.eval_rollouts import rollout_of, rollout_record
 from activeo3.models import VisionLanguageModel
 from activeo3.page import write_page
@@ -73,7 +73,7 @@ def run(
     Arguments and rows are those of ``suites.run``, with the columns of ``measured``.
     """
     runner = runner or Runner()
-    examples = prepared(experts.get("sam") or next(iter(experts.values())), examples, config)
+    examples = first_masks(experts, examples, config)
     rows: list[dict[str, Any]] = []
     kept: list[list[Corrected]] = []
     for method in methods:
@@ -92,6 +92,11 @@ def run(
             first, last = (values[f"mIoU@{k}"].value for k in (0, config.regions))
             say(f"{' '.join(filter(None, [benchmark, method, checkpoint]))} with {name}: mIoU {first:.3f} before, {last:.3f} after {config.regions} zooms")
     return rows, {results.label(row, rows): found for row, found in zip(rows, kept)}
+
+
+def first_masks(experts: Mapping[str, Corrector], examples: Sequence[Example], config: _Config) -> list[Example]:
+    """The examples with their first masks, which SAM makes if it is there and ``config.first_mask`` says so."""
+    return prepared(experts.get("sam") or next(iter(experts.values())), examples, config)
 
 
 def corrected(
@@ -271,9 +276,10 @@ def evaluate(
     Checkpoints, given by title and source, are loaded one after the other.
     """
     rows: list[dict[str, Any]] = []
-    start, trained = load(sources["start"]), [title for title in sources if title != "start"] or ["start"]
+    start, trained = load(sources["start"]), trained_of(sources)
     for name, dataset in opened.items():
         examples = readable(dataset, folder, runner.ranks.gather, runner.writes)
+        examples = first_masks(experts, examples, config)  # once for all rows: a mask by SAM takes time
         made: list[tuple[dict[str, Any], list[Corrected]]] = []
         for title in trained:
             methods = [method for method in rows_of(config) if title == trained[0] or method in OF_A_CHECKPOINT]

@@ -46,6 +46,15 @@ _NAME = re.compile(r"\.?[0-9a-f]{40}\.json(\.tmp)?")
 """A file of a Runner."""
 
 
+def trained_of(sources: Mapping[str, str]) -> list[str]:
+    """The titles of the trained policies among those of a table; the start policy is its own if there is no other.
+
+    >>> trained_of({"start": "data/tiny", "a": "runs/a"}), trained_of({"start": "data/tiny"})
+    (['a'], ['start'])
+    """
+    return [title for title in sources if title != "start"] or ["start"]
+
+
 class Processes(Protocol):
     """The processes that divide the work (engine.Ranks)."""
 

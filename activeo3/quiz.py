@@ -48,7 +48,7 @@ from activeo3.data_vstar import VSTAR_KINDS
 from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.files import Dataset
 from activeo3.generate import in_batches
-from activeo3.eval_core import Record, Runner
+from activeo3.eval_core import Record, Runner, trained_of
 from activeo3.eval_rollouts import Looked, proposed, seconds_of, timed
 from activeo3.intervals import Metric
 from activeo3.models import VisionLanguageModel
@@ -388,7 +388,7 @@ def evaluate(
     another language model does. Checkpoints are loaded one after the other."""
     others = {config.expert_name("mllm"): experts[config.expert_name("mllm")]} if config.other_mllm else {}
     rows: list[dict[str, Any]] = []
-    start, trained = load(sources["start"]), [title for title in sources if title != "start"] or ["start"]
+    start, trained = load(sources["start"]), trained_of(sources)
     for name, dataset in opened.items():
         light = Light(dataset)
         examples = readable(light, folder, runner.ranks.gather, runner.writes)

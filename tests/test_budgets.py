@@ -14,7 +14,7 @@ from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_masks import thin_set
 from test_segment import MEAN, STD, sam_1
 
-from activeo3 import budgets, correction, report
+from activeo3 import budgets, correction, report, segment
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.eval_core import Runner
@@ -264,12 +264,15 @@ def test_evaluate_prints_the_table_of_the_embedded_world(checkpoint: str, evalua
     assert (tmp_path / "scenes.html").exists() and (tmp_path / "scenes-zooms.png").exists()
 
 
-def test_evaluate_corrects_thin_objects_with_sam(checkpoint: str, evaluate: Callable, tmp_path: Path) -> None:  # noqa: F811
+def test_evaluate_corrects_thin_objects_with_sam(checkpoint: str, evaluate: Callable, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     """Both task models, a first mask by SAM, files in the published layout."""
     sam = tmp_path / "sam"
     sam_1().save_pretrained(sam)
     (sam / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
     root = thin_set(tmp_path, split="test")
+    made: list[str] = []
+    make = segment._prepared
+    monkeypatch.setattr(segment, "_prepared", lambda expert, example, config: made.append(example.id) or make(expert, example, config))
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--task", "segment", "--benchmark", "thinobject5k", "--data_root", root, "--first_mask", "sam",
         "--task_model", "sam", "oracle", "--task_checkpoint", str(sam), "--clicks", "2", "--methods", "grid", "oracle-regions", "--least_seen", "0",
@@ -280,6 +283,7 @@ def test_evaluate_corrects_thin_objects_with_sam(checkpoint: str, evaluate: Call
     assert [(row["method"], row["task_model"]) for row in rows] == [(m, t) for m in ("grid", "oracle-regions") for t in ("sam", "oracle")]
     firsts = {row["metrics"]["mIoU@0"] for row in rows}
     assert len(firsts) == 1 and 0 <= firsts.pop() < 1  # all rows start from SAM's masks
+    assert len(made) == len(set(made)) == 2  # which are made once
     assert rows[1]["metrics"]["mIoU@3"] == 1.0 and "thinobject5k (test), masks of 2 pictures" in printed
 
 
