@@ -6,31 +6,22 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 import torch
 
-from activeo3 import checkpoint_files, checkpoints, engine, outputs, random_states
+from activeo3 import checkpoint_files, checkpoints, outputs, random_states
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Ranks
 from activeo3.models import ModelError, VisionLanguageModel
 from attack.checkpoints import LISTINGS, Bomb, Target, attack, damaged_copy, evaluated, fingerprint, make_target, resumed, trials
-from test_engine import finely_sharded, rank_environment
+from test_engine import finely_sharded, ranks  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 OPTIMIZER = "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 WEIGHTS = "deepspeed/zero_pp_rank_0_mp_rank_00_model_states.pt"
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    """This process as a group of one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in rank_environment(0, 1).items():
-            patch.setenv(name, value)
-        yield engine.start(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
