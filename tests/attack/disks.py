@@ -18,7 +18,6 @@ also end well if it needed nothing more. Nothing half written is left, and the c
 Then the disk is as before, and the command that goes on is judged.
 """
 
-import argparse
 import ctypes
 import json
 import os
@@ -27,13 +26,14 @@ import re
 import shutil
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
 from .commands import OUTPUT, Command, Ended, Operation, operations
 from .same_run import names_in
-from .trials import Trial, attack, last_words, read_trial, undisturbed
+from .trials import Trial, attack, flags_of, last_words, read_trial, undisturbed
 
 DISK = Path(OUTPUT).parent
 BALLAST, ASIDE = DISK / "ballast", DISK / "aside"
@@ -147,7 +147,7 @@ class Harm(NamedTuple):
         """The harm that ``text`` is short for."""
         kind, _, at = text.partition(" ")
         if kind not in STRIKES and kind != "size":
-            raise argparse.ArgumentTypeError(f"{text}: it begins with size, {', '.join(STRIKES)}")
+            raise ArgumentTypeError(f"{text}: it begins with size, {', '.join(STRIKES)}")
         return cls(text, kind, at)
 
     def befalls(self, command: Command, folder: Path) -> list[str]:
@@ -261,10 +261,7 @@ def faults_on_a_disk(trial: Trial, folder: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parts = ("sizes", *STRIKES)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="which failures")
-    parser.add_argument("--trials", type=int, default=1000, help="at most so many of every part but sizes, drawn by --seed")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = flags_of(__doc__, parts, "which failures", 1000, "at most so many of every part but sizes, drawn by --seed")
     parser.add_argument("--only", nargs="+", type=lambda text: read_trial(text, Harm.read), metavar="TRIAL", help="these trials")
     options = parser.parse_args(argv)
     if refused := refusal():

@@ -17,7 +17,6 @@ and whose second worker is sent a SIGTERM 0.2 seconds later. No process may go o
 ours is printed, and the command that goes on leaves what an undisturbed one leaves, bit for bit.
 """
 
-import argparse
 import os
 import random
 import re
@@ -31,7 +30,7 @@ from typing import NamedTuple, Sequence
 
 from .commands import OUTPUT, SAID, Ended, Process, operations
 from .same_run import differences
-from .trials import COMMANDS, attack, last_words, undisturbed
+from .trials import COMMANDS, attack, flags_of, last_words, undisturbed
 
 GONE = 60.0
 """Seconds after the last signal in which all processes have to be gone: DeepSpeed's launcher waits for 30."""
@@ -264,10 +263,7 @@ PARTS = ("together", "asked", "endings")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which trials")
-    parser.add_argument("--trials", type=int, default=50, help="of asked; of endings, beside one signal to each process")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = flags_of(__doc__, PARTS, "which trials", 50, "of asked; of endings, beside one signal to each process")
     parser.add_argument("--only", nargs="+", metavar="TRIAL", help="these trials")
     options = parser.parse_args(argv)
     draw = random.Random(options.seed)

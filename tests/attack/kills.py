@@ -9,7 +9,6 @@ trials.py says how a trial is judged. A kill comes before the file operation of 
 rank 1, and not of the process that was started.
 """
 
-import argparse
 import os
 import random
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from .commands import OUTPUT, Command, Ended, kill_at, operations
-from .trials import Trial, attack, last_words, read_trial, undisturbed
+from .trials import Trial, attack, flags_of, last_words, read_trial, undisturbed
 
 GONE = 30.0
 """Seconds after the end of a launcher in which its workers have to be gone."""
@@ -114,10 +113,7 @@ def trials_of(part: str, trials: int, draw: random.Random) -> list[Trial]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which kills")
-    parser.add_argument("--trials", type=int, default=100, help="of every part but operations, which has as many as there are")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = flags_of(__doc__, PARTS, "which kills", 100, "of every part but operations, which has as many as there are")
     parser.add_argument("--only", nargs="+", type=lambda text: read_trial(text, Kill.read), metavar="TRIAL", help="these trials")
     options = parser.parse_args(argv)
     draw = random.Random(options.seed)

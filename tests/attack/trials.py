@@ -5,6 +5,7 @@ which goes on, at its 12th. Then the command runs to its end. It must exit with 
 nothing disturbs: the same files and none more, the same metrics, checkpoints, tables and pictures, bit for bit.
 """
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -106,6 +107,15 @@ def undisturbed(name: str) -> Undisturbed:
 def last_words(ended: Ended) -> str:
     """The last lines of what a command said, in one."""
     return " / ".join(ended.said.strip().splitlines()[-3:])
+
+
+def flags_of(doc: str | None, parts: Sequence[str], what: str, trials: int, of: str) -> argparse.ArgumentParser:
+    """The flags that an attack on running commands has: ``what`` its ``parts`` are, and ``of`` what so many ``trials`` are made."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help=what)
+    parser.add_argument("--trials", type=int, default=trials, help=of)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def attack(name: str, trials: Sequence[Trial], faults: Callable[[Trial, Path], list[str]] = Trial.faults) -> int:
