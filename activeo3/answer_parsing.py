@@ -20,20 +20,29 @@ Words: what the benchmarks say, and where this differs from it
      ``read_word`` are kinder, for the column beside them.
 
 A model that was not trained here may be read by the ``lenient`` parser: what it finds where the strict one finds less has the
-strict one's error, so the format reward is the same, and says so (``Action.strict``).
+strict one's error, so the format reward is the same, and says so (``ParsedAnswer.strict``).
 
-An answer that breaks the rules is data, never an exception: ``Action.error`` and ``Reading.error`` name what is wrong.
+An answer that breaks the rules is data, never an exception: ``ParsedAnswer.error`` and ``Reading.error`` name what is wrong.
 """
 
 import re
 from itertools import islice
 from typing import Any, Iterator, NamedTuple, Sequence
 
+from activeo3.answer_lenient import Item, TextBox, boxes_in
 from activeo3.answer_text import (
-    ANSWERS, LAYOUT, MOST_BOXES, NO_ANSWER_TAG, NO_JSON, TAGS, decoded, limited, normalised, without_thoughts,
+    ANSWERS,
+    LAYOUT,
+    MOST_BOXES,
+    NO_ANSWER_TAG,
+    NO_JSON,
+    TAGS,
+    decoded,
+    limited,
+    normalised,
+    without_thoughts,
 )  # fmt: skip
-from activeo3.lenient_parsing import Box, Item, boxes_in
-from activeo3.schema import Action
+from activeo3.types import ParsedAnswer
 
 REGION_ERRORS = (
     "unfinished",
@@ -56,7 +65,9 @@ _OBJECT = re.compile(r"\{[^{}]*+\}")
 _BOX, _POINT = "bbox_2d", "point_2d"
 
 
-def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1, parser: str = "strict") -> Action:
+def read_regions(
+    text: str, finished: bool = True, most: int = 3, least: int = 1, parser: str = "strict"
+) -> ParsedAnswer:
     """Read the sensing role's answer (paper, B.1: R_format needs the tags and a JSON list of bbox_2d).
 
     Args:
@@ -82,12 +93,12 @@ def read_regions(text: str, finished: bool = True, most: int = 3, least: int = 1
     return _kinder(strict, boxes_in(answer_in(text) or text)[:most])
 
 
-def _read_regions(text: str, finished: bool, most: int, least: int) -> Action:
+def _read_regions(text: str, finished: bool, most: int, least: int) -> ParsedAnswer:
     """``read_regions`` of the strict reader."""
     layout = LAYOUT.fullmatch(text)
     bodies = [layout.group(2)] if layout else ANSWERS.findall(text)
     if not bodies:
-        return Action((), (), "tags" if finished else "unfinished")
+        return ParsedAnswer((), (), "tags" if finished else "unfinished")
     action = _read_list(bodies[-1])
     error = action.error or (None if action.boxes_text else "empty")
     if error is None and len(action.boxes_text) > most:
@@ -96,14 +107,14 @@ def _read_regions(text: str, finished: bool, most: int, least: int) -> Action:
         error = "too_few"
     if not layout:
         error = "tags"
-    return Action(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
+    return ParsedAnswer(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
 
 
-def _kinder(strict: Action, items: Sequence[Item]) -> Action:
+def _kinder(strict: ParsedAnswer, items: Sequence[Item]) -> ParsedAnswer:
     """What the lenient reader found in the place of the strict one, if that is more."""
     if len(items) <= len(strict.boxes_text):
         return strict
-    return Action(tuple(item.box for item in items), tuple(item.label for item in items), strict.error, strict)
+    return ParsedAnswer(tuple(item.box for item in items), tuple(item.label for item in items), strict.error, strict)
 
 
 def answer_in(text: str) -> str:
@@ -118,7 +129,7 @@ def answer_in(text: str) -> str:
     return (bodies[-1] if bodies else TAGS.sub(" ", outside)).strip()
 
 
-def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> Action:
+def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> ParsedAnswer:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
     What is no such list has an error, and is read object by object: whole boxes count in whatever container they stand,
@@ -139,7 +150,7 @@ def read_boxes(text: str, finished: bool = True, points: bool = False, parser: s
     return _kinder(strict, boxes_in(answer_in(text), points))
 
 
-def _read_boxes(text: str, finished: bool, points: bool) -> Action:
+def _read_boxes(text: str, finished: bool, points: bool) -> ParsedAnswer:
     """``read_boxes`` of the strict reader."""
     outside = without_thoughts(text)
     action = _read_list(outside, points)
@@ -148,7 +159,7 @@ def _read_boxes(text: str, finished: bool, points: bool) -> Action:
     items = [_read_item(item, points) for item in islice(_objects_of(outside, points), MOST_BOXES)]
     kept = [item for item in items if not isinstance(item, str)]
     error = "unfinished" if action.error == "json" and not finished else action.error
-    return Action(tuple(box for box, _ in kept), tuple(label for _, label in kept), error)
+    return ParsedAnswer(tuple(box for box, _ in kept), tuple(label for _, label in kept), error)
 
 
 def _objects_of(text: str, points: bool) -> Iterator[dict[str, Any]]:
@@ -172,22 +183,22 @@ def objects_in(value: Any, points: bool = False) -> Iterator[dict[str, Any]]:
             waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
 
 
-def _read_list(text: str, points: bool = False) -> Action:
+def _read_list(text: str, points: bool = False) -> ParsedAnswer:
     """A JSON list of objects with ``bbox_2d``, fenced or not; the first thing that is wrong is the error."""
     items = decoded(text)
     if not isinstance(items, list):
-        return Action((), (), "json" if items is NO_JSON else "not_a_list")
+        return ParsedAnswer((), (), "json" if items is NO_JSON else "not_a_list")
     boxes, labels = [], []
     for item in items[:MOST_BOXES]:
         found = _read_item(item, points)
         if isinstance(found, str):
-            return Action((), (), found)
+            return ParsedAnswer((), (), found)
         boxes.append(found[0])
         labels.append(found[1])
-    return Action(tuple(boxes), tuple(labels))
+    return ParsedAnswer(tuple(boxes), tuple(labels))
 
 
-def _read_item(item: Any, points: bool) -> tuple[Box, str] | str:
+def _read_item(item: Any, points: bool) -> tuple[TextBox, str] | str:
     """The box and the label of an object of a list, or what is wrong with it."""
     if not isinstance(item, dict) or not (_BOX in item or points and _POINT in item):
         return "no_bbox_2d"
@@ -242,7 +253,9 @@ _STATED = re.compile(
     rf"(?:answer|option|choice)(?: is)?{_COLON}(?:option |choice )?[(\[]?([B-HJ-Z]|[AI]{_NO_ARTICLE})(?!['’]){_AFTER}",
     re.IGNORECASE,
 )
-_STATED_IN_CHINESE = re.compile(rf"(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选)?{_COLON}(?:选项\s*+)?[(\[]?([A-Z]){_AFTER}")
+_STATED_IN_CHINESE = re.compile(
+    rf"(?:答案|选项|选择|选)(?:应该|应当|应)?(?:是|为|选)?{_COLON}(?:选项\s*+)?[(\[]?([A-Z]){_AFTER}"
+)
 _JOINED = re.compile(rf"{_BEFORE}([A-Z])[)\]]?(?:,? or |,? and |, ?|/| ?& ?| ?[或和、] ?)[(\[]?([A-Z]){_AFTER}")
 _LINE = re.compile(r"^[^\w\n]*+([A-Z])(?:[).:,、\]]|[^\w\n]*+$)", re.MULTILINE)
 _BRACKETS = re.compile(r"[(\[]([A-Z])[)\]]")
@@ -318,7 +331,11 @@ def _options_in(body: str, options: Sequence[str]) -> set[str]:
             there[letter] = "".join(words.split())
         elif words and f" {words} " in spaced:
             there[letter] = f" {words} "
-    return {letter for letter, words in there.items() if not any(words in other and words != other for other in there.values())}
+    return {
+        letter
+        for letter, words in there.items()
+        if not any(words in other and words != other for other in there.values())
+    }
 
 
 def read_yes_or_no(text: str, finished: bool = True) -> Reading:

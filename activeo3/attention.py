@@ -109,7 +109,9 @@ def together(
 @lru_cache(maxsize=16)  # every layer asks
 def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
     """Pieces of a row sorted by length: (pieces, length) of each length, the columns (N,) in that order, and the way back."""
-    of_column = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths))  # (N,) the length of a column's piece
+    of_column = torch.repeat_interleave(
+        torch.tensor(lengths), torch.tensor(lengths)
+    )  # (N,) the length of a column's piece
     order = of_column.argsort(stable=True)
     shapes = [(count, length) for length, count in sorted(Counter(lengths).items())]
     return shapes, order.to(device), order.argsort().to(device)
@@ -146,7 +148,9 @@ def mask_for(attention: str, allowed: Tensor, dtype: torch.dtype) -> Tensor:
     Some attentions, like flash attention, have no place for such a mask and would ignore it in silence: they raise ValueError.
     """
     if attention not in ("sdpa", "eager", TWO_CALLS, FLEX):
-        raise ValueError(f"packed rows need attention 'sdpa', 'flex' or 'eager', but the model was loaded with {attention!r}")
+        raise ValueError(
+            f"packed rows need attention 'sdpa', 'flex' or 'eager', but the model was loaded with {attention!r}"
+        )
     *lines, keys = allowed.shape
     room = torch.zeros(*lines, keys + -keys % 8, dtype=dtype, device=allowed.device)
     return room[..., :keys].masked_fill_(~allowed, -torch.inf)

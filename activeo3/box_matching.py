@@ -39,7 +39,9 @@ class Matches(NamedTuple):
     skip: np.ndarray
 
 
-def match_boxes(true: Boxes, found: Boxes, thresholds: Sequence[float], sizes: Sequence[Range], most: int) -> list[Matches]:
+def match_boxes(
+    true: Boxes, found: Boxes, thresholds: Sequence[float], sizes: Sequence[Range], most: int
+) -> list[Matches]:
     """The matches in every size class, of the ``most`` best detections."""
     ranked = np.argsort(-found.scores, kind="stable")[:most]
     found = Boxes(*(column[ranked] for column in found))

@@ -36,7 +36,7 @@ def _kinds(config: PreTrainedConfig) -> list[str]:
 # ---------------------------------------------------------------------- decoding
 
 
-class Roomy(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer of a cache, with room behind its columns: a token is written there.
 
     transformers' own layer is put together anew for every token. With a picture in the prompt that moves more
@@ -81,7 +81,7 @@ class State(LinearAttentionLayer):
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache for a text tower of this configuration."""
     cache = DynamicCache()
-    cache.layers = [State() if kind == LINEAR else Roomy() for kind in _kinds(config)]
+    cache.layers = [State() if kind == LINEAR else PreallocatedLayer() for kind in _kinds(config)]
     return cache
 
 
@@ -132,7 +132,9 @@ class KeptState(LinearAttentionLayer):
 
     def behind(self, group: int) -> "BehindState":
         """What ``group`` answers to each prompt find."""
-        return BehindState(*(held[0].repeat_interleave(group, dim=0) for held in (self.conv_states, self.recurrent_states)))
+        return BehindState(
+            *(held[0].repeat_interleave(group, dim=0) for held in (self.conv_states, self.recurrent_states))
+        )
 
 
 class BehindState(LinearAttentionLayer):

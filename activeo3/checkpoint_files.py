@@ -22,12 +22,12 @@ from typing import Any, Callable, Sequence
 import torch
 
 from activeo3 import outputs
-from activeo3.files import regular
-from activeo3.flags import ConfigError, read_object
+from activeo3.cli import ConfigError, read_object
+from activeo3.data_io import regular
 
 DIGESTS = "digests.json"
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""``share(work, parts)``: ``work`` of every part, in order; several processes take turns at the parts (``Ranks.share``)."""
+"""``share(work, parts)``: ``work`` of every part, in order; several processes take turns at the parts (``Distributed.map``)."""
 
 
 def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
@@ -37,7 +37,9 @@ def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
 
 def seal(folder: Path, share: Share, writes: bool) -> None:
     """Put every file of a finished folder on the disk, and write their digests last. ``writes``: on one process only."""
-    names = _largest_first(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+    names = _largest_first(
+        folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    )
     kept = share(lambda name: outputs.sync(folder / name) or _digest(folder / name), names)
     if not writes:
         return
@@ -133,4 +135,6 @@ def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = 
                 f"{path} names {named.group(1)}, which could run code when it is read; a checkpoint has tensors and plain values only, "
                 f"so do not trust this folder."
             ) from None
-        raise ConfigError(f"{path} is damaged: it cannot be read as tensors and plain values ({type(error).__name__}).") from None
+        raise ConfigError(
+            f"{path} is damaged: it cannot be read as tensors and plain values ({type(error).__name__})."
+        ) from None

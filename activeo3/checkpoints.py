@@ -1,7 +1,7 @@
 """A run that can be cut off at any moment: checkpoints that are whole or not there, and going on from them.
 
 A checkpoint is a model folder for plain transformers, with DeepSpeed's state and every random generator's
-beside it, and the digests of all its files. DeepSpeed itself stays behind ``Sharded``.
+beside it, and the digests of all its files. DeepSpeed itself stays behind ``Zero3Model``.
 """
 
 import errno
@@ -13,12 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from activeo3 import adapters, checkpoint_files, locks, outputs, random_states
+from activeo3 import checkpoint_files, locks, lora, outputs, random_states
+from activeo3.cli import read_object
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks, Sharded
-from activeo3.flags import read_object
-from activeo3.report import counted
-
+from activeo3.engine import Distributed, Zero3Model
+from activeo3.log import counted
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 SMALL_FILES = 2**20  # bytes: more than all parts of a checkpoint have that are not weights or states
@@ -26,7 +25,7 @@ KEPT = 0.98
 """Merged weights that hold less of the adapters' corrections are worth a word."""
 
 
-def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
+def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
     """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
 
     It is built under another name, put on the disk, and renamed when complete, so a checkpoint that can be seen is whole, also
@@ -40,10 +39,12 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
         if ranks.rank == 0:
             sweep(folder)
             building.mkdir()
-        ranks.wait()
+        ranks.barrier()
         share = _write(sharded, config, step, building)
         if ranks.rank == 0:
-            if missing := _missing_part(building, ranks.world):  # it was removed, and what was written then made it anew
+            if missing := _missing_part(
+                building, ranks.world
+            ):  # it was removed, and what was written then made it anew
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(building, target)
@@ -55,22 +56,24 @@ def save(sharded: Sharded, config: TrainConfig, step: int, say: Callable[[str], 
     if ranks.rank == 0:
         _prune(folder, config.keep)
         if share < KEPT:
-            say(f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
-                f"the rest away; {target / 'adapters'} has all of it")
-    ranks.wait()
+            say(
+                f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
+                f"the rest away; {target / 'adapters'} has all of it"
+            )
+    ranks.barrier()
     return target
 
 
-def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> float:
+def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) -> float:
     """Write all parts of a checkpoint; the share of the adapters' corrections that the weights hold (1 without)."""
     ranks, share = sharded.ranks, 1.0
-    with ranks.quietly():
+    with ranks.redirect_output():
         sharded.save(building)
         with sharded.gathered() as whole:
             if ranks.rank == 0 and config.lora:
-                weights, share = adapters.merged(whole.model)
+                weights, share = lora.merged(whole.model)
                 whole.save(building, weights)
-                adapters.save(whole.model, config.model, building / "adapters")
+                lora.save(whole.model, config.model, building / "adapters")
             elif ranks.rank == 0:
                 whole.save(building)
     random_states.save(building / f"random-{ranks.rank}.pt")
@@ -79,14 +82,16 @@ def _write(sharded: Sharded, config: TrainConfig, step: int, building: Path) -> 
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
         if (rows := building.parent / "metrics.jsonl").is_file():
             outputs.sync(rows)  # its rows up to this step belong to the checkpoint
-    ranks.wait()
-    checkpoint_files.seal(building, ranks.share, ranks.rank == 0)
+    ranks.barrier()
+    checkpoint_files.seal(building, ranks.map, ranks.rank == 0)
     return share
 
 
 def sweep(folder: Path) -> None:
     """Remove what a run left that was killed while it wrote or deleted a checkpoint, a file or samples."""
-    unfinished = [path for path in folder.glob("building-checkpoint-*") if _STEP.fullmatch(path.name.removeprefix("building-"))]
+    unfinished = [
+        path for path in folder.glob("building-checkpoint-*") if _STEP.fullmatch(path.name.removeprefix("building-"))
+    ]
     with outputs.enough_room(folder):
         outputs.sweep(folder)
         for left in [*unfinished, *folder.glob("samples/.step-*.tmp")]:
@@ -102,25 +107,25 @@ def _prune(folder: Path, keep: int) -> None:
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
 
 
-def bytes_of(sharded: Sharded) -> int:
+def bytes_of(sharded: Zero3Model) -> int:
     """How large a checkpoint is, in bytes, without its small files.
 
     The weights, the optimizer's float32 copy and two moments of each parameter that learns, and the shards of the frozen ones.
     """
     vlm, each = sharded.vlm, sharded.vlm.model.dtype.itemsize
-    return vlm.parameters * each + vlm.learning * 12 + (vlm.parameters - vlm.learning) * each
+    return vlm.parameters * each + vlm.trainable_parameters * 12 + (vlm.parameters - vlm.trainable_parameters) * each
 
 
-def check_room(sharded: Sharded, config: TrainConfig) -> None:
+def check_room(sharded: Zero3Model, config: TrainConfig) -> None:
     """Raise ConfigError, before the work, if there is no room for even one checkpoint in ``--output_dir``."""
     folder, ranks = Path(config.output_dir), sharded.ranks
     full = outputs.free_bytes(folder) < bytes_of(sharded)
-    if any(ranks.gather(full)):
+    if any(ranks.all_gather(full)):
         where = f"--output_dir {folder} has no room for a checkpoint"
         raise ConfigError(f"{where}: {_room(sharded, folder, full)}." if full else f"{where} on another machine.")
 
 
-def _not_written(sharded: Sharded, building: Path, target: Path, error: Exception) -> ConfigError | None:
+def _not_written(sharded: Zero3Model, building: Path, target: Path, error: Exception) -> ConfigError | None:
     """What to say if ``target`` could not be written while it was in ``building``; None if the ``error`` is about something else."""
     folder = target.parent
     left = bytes_of(sharded) - sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
@@ -132,7 +137,7 @@ def _not_written(sharded: Sharded, building: Path, target: Path, error: Exceptio
     return ConfigError(f"{target} could not be written{reason}: {_room(sharded, folder, full)}.")
 
 
-def _room(sharded: Sharded, folder: Path, full: bool) -> str:
+def _room(sharded: Zero3Model, folder: Path, full: bool) -> str:
     """Room that is needed and that there is, what to do, and what is kept."""
     needed, free, whole = bytes_of(sharded), outputs.free_bytes(folder), complete(folder)
     kept = f"; {whole[-1].name} is whole, and the same command goes on from it" if whole else ""
@@ -142,7 +147,11 @@ def _room(sharded: Sharded, folder: Path, full: bool) -> str:
 
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = {path.parent for name in ("activeo3.json", checkpoint_files.DIGESTS) for path in folder.glob(f"checkpoint-*/{name}")}
+    found = {
+        path.parent
+        for name in ("activeo3.json", checkpoint_files.DIGESTS)
+        for path in folder.glob(f"checkpoint-*/{name}")
+    }
     numbered = {path.name.removeprefix("checkpoint-"): path for path in found}
     return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
@@ -163,7 +172,7 @@ def run_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def resumable(config: TrainConfig, ranks: Ranks, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The state of the checkpoint of ``output_dir`` to go on from, or None for a fresh start; a collective.
 
     ``say`` is told, on one rank, if it is not the newest, or cannot be checked. Raises ConfigError when the checkpoint is
@@ -185,7 +194,7 @@ def resumable(config: TrainConfig, ranks: Ranks, say: Callable[[str], None] = pr
     return run_state(path) | {"path": path}
 
 
-def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Ranks) -> tuple[Path, list[Path]]:
+def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Distributed) -> tuple[Path, list[Path]]:
     """The newest whole checkpoint, and the damaged ones that are newer. Raises ConfigError if there are any and it was not asked for."""
     damaged: dict[Path, str] = {}
     for path in reversed(found):
@@ -194,12 +203,16 @@ def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Ranks) -> t
         damaged[path] = damage
     whole = [path for path in found if path not in damaged]
     if damaged and not (whole and config.resume_from == "earlier"):
-        advice = "go on from {} with --resume_from earlier" if whole else "no earlier one is whole, start in another --output_dir"
+        advice = (
+            "go on from {} with --resume_from earlier"
+            if whole
+            else "no earlier one is whole, start in another --output_dir"
+        )
         raise ConfigError(f"{damaged[found[-1]]}; {advice.format(path)}.")
     return path, list(damaged)
 
 
-def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
+def _damage(path: Path, config: TrainConfig, ranks: Distributed) -> str:
     """What is wrong with a checkpoint, as the beginning of a sentence that names a file; "" if nothing is.
 
     Raises ConfigError for one of another run, before gigabytes are read.
@@ -214,7 +227,7 @@ def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
     if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
         return damage
     _refuse_another_run(path, state, config, ranks)
-    if sealed and (damage := checkpoint_files.damage(path, ranks.share)):
+    if sealed and (damage := checkpoint_files.damage(path, ranks.map)):
         return damage
     missing = _missing_part(path, ranks.world)
     return f"{missing} is missing" if missing else ""
@@ -222,12 +235,16 @@ def _damage(path: Path, config: TrainConfig, ranks: Ranks) -> str:
 
 def _missing_part(path: Path, world: int) -> str:
     """A part that a checkpoint of ``world`` processes lacks, or ""."""
-    each = ("random-{}.pt", "deepspeed/*zero_pp_rank_{}_*_model_states.pt", "deepspeed/*zero_pp_rank_{}_*_optim_states.pt")
+    each = (
+        "random-{}.pt",
+        "deepspeed/*zero_pp_rank_{}_*_model_states.pt",
+        "deepspeed/*zero_pp_rank_{}_*_optim_states.pt",
+    )
     parts = [part.format(rank) for rank in range(world) for part in each]
     return next((str(path / part) for part in ["model*.safetensors", *parts] if not any(path.glob(part))), "")
 
 
-def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Ranks) -> None:
+def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Distributed) -> None:
     """Raise ConfigError if a checkpoint was made by another number of processes or with other numbers."""
     if state["world"] != ranks.world:
         raise ConfigError(
@@ -255,22 +272,30 @@ def _refuse_foreign(config: TrainConfig, complete: set[str]) -> None:
     for path in Path(config.output_dir).glob("checkpoint-*"):
         match = _STEP.fullmatch(path.name)
         step = int(match.group(1)) if match else 0
-        saved = step == config.steps or 0 < step < config.steps and (config.save_on_exit or step % config.save_every == 0)
+        saved = (
+            step == config.steps or 0 < step < config.steps and (config.save_on_exit or step % config.save_every == 0)
+        )
         if saved and path.name not in complete:
-            raise ConfigError(f"{path} is no checkpoint of activeo3 and would be replaced; move it, or choose another --output_dir.")
+            raise ConfigError(
+                f"{path} is no checkpoint of activeo3 and would be replaced; move it, or choose another --output_dir."
+            )
 
 
 def kept(config: TrainConfig) -> str:
     """What a run that is ended now leaves behind."""
     found = complete(Path(config.output_dir))
-    return f"{found[-1]} is kept, and the same command goes on from it" if found else "nothing was saved yet, and the same command begins anew"
+    return (
+        f"{found[-1]} is kept, and the same command goes on from it"
+        if found
+        else "nothing was saved yet, and the same command begins anew"
+    )
 
 
-def restore(sharded: Sharded, state: dict[str, Any]) -> None:
+def restore(sharded: Zero3Model, state: dict[str, Any]) -> None:
     """Put weights, optimizer and every random generator back to where the checkpoint was made; nothing in it is run.
 
     Raises ConfigError when parts of the checkpoint are damaged.
     """
-    with sharded.ranks.quietly():
+    with sharded.ranks.redirect_output():
         sharded.load(state["path"])
     random_states.restore(state["path"] / f"random-{sharded.ranks.rank}.pt")

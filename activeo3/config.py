@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, Sequence, get_args, get_origin
 
 from activeo3 import paths
+from activeo3.cli import LARGEST, ConfigError, field_docs, flag_help, read_flag
 from activeo3.data_images import MOST_PIXELS
-from activeo3.flags import LARGEST, ConfigError, field_docs, flag_help, read_flag
 from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
@@ -26,7 +26,7 @@ DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 
 @dataclass(frozen=True)
-class _Config:
+class Config:
     """What both scripts share: which models and how pictures are looked at."""
 
     preset: tuple[str, ...] = ("tiny",)
@@ -39,7 +39,7 @@ class _Config:
     a zoom: grounding, counting, ocr, detection (Perception-R1)"""
     data: tuple[str, ...] = ("scenes",)
     """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
-    format), or another that python -m activeo3.datasets lists"""
+    format), or another that python -m activeo3.data lists"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     tile: int = 800
@@ -146,9 +146,13 @@ class _Config:
         if self.max_zooms < 0 or self.max_turns < 1:
             raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
         if not 1 <= self.looks_at_once <= MOST_REGIONS:
-            raise ConfigError(f"--looks_at_once is {self.looks_at_once}; a turn may ask for 1 to {MOST_REGIONS} regions.")
+            raise ConfigError(
+                f"--looks_at_once is {self.looks_at_once}; a turn may ask for 1 to {MOST_REGIONS} regions."
+            )
         if not 0 <= self.least_zoom < self.most_zoom <= 1:
-            raise ConfigError(f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1.")
+            raise ConfigError(
+                f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1."
+            )
         if not 0 <= self.min_zooms <= min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once):
             raise ConfigError(
                 f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
@@ -158,11 +162,15 @@ class _Config:
             square = f"even a square picture with --sensing_side {self.sensing_side} has {self.sensing_side**2}"
             raise ConfigError(f"--max_view_pixels is {self.max_view_pixels}; {square}.")
         if self.max_image_pixels < 2**20:  # pictures that are drawn here are below the limit
-            raise ConfigError(f"--max_image_pixels is {self.max_image_pixels}; it must be at least {2**20} (1024 x 1024).")
+            raise ConfigError(
+                f"--max_image_pixels is {self.max_image_pixels}; it must be at least {2**20} (1024 x 1024)."
+            )
         if not self.data:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
-            raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}.")
+            raise ConfigError(
+                f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}."
+            )
         if not 0 <= self.absent < 1:
             raise ConfigError(f"--absent is {self.absent}; it is a share of the questions, at least 0 and below 1.")
         for name in ("selection_seed", "least_seen"):
@@ -218,7 +226,9 @@ class _Config:
         docs = field_docs(cls)
         for field in dataclasses.fields(cls):
             many = {"nargs": "*"} if get_origin(field.type) is tuple else {}
-            parser.add_argument(f"--{field.name}", default=None, metavar="X", help=flag_help(docs[field.name], field.default), **many)
+            parser.add_argument(
+                f"--{field.name}", default=None, metavar="X", help=flag_help(docs[field.name], field.default), **many
+            )
         parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
         given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
         given.pop("local_rank", None)
@@ -229,7 +239,7 @@ class _Config:
             raise ConfigError(f"--preset {what}; there are: {', '.join(PRESETS)}.")
         types = {field.name: field.type for field in dataclasses.fields(cls)}
         # A preset describes a training run; an evaluation takes from it what both scripts share.
-        taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else _Config)}
+        taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else Config)}
         values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken}
         if cls is TrainConfig:
             values["output_dir"] = f"runs/{'-'.join(presets)}"
@@ -237,7 +247,7 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
     model: Place = Place("data/tiny")
@@ -413,7 +423,9 @@ class TrainConfig(_Config):
         except re.error as error:
             raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
         if self.advantage != "group" and not self.divide_by_std:
-            raise ConfigError(f"--divide_by_std false belongs to --advantage group, and --advantage is {self.advantage}.")
+            raise ConfigError(
+                f"--divide_by_std false belongs to --advantage group, and --advantage is {self.advantage}."
+            )
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
             raise ConfigError("--clip_low must lie between 0 and 1, --clip_high above 0.")
 
@@ -440,10 +452,30 @@ class TrainConfig(_Config):
 
 def _expanded(name: str, value: Any) -> Any:
     """The value of a field of places, each of them expanded."""
-    return tuple(paths.expanded(text, name) for text in value) if isinstance(value, tuple) else paths.expanded(value, name)
+    return (
+        tuple(paths.expanded(text, name) for text in value) if isinstance(value, tuple) else paths.expanded(value, name)
+    )
 
 
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
 
 # What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {"preset", "output_dir", "data_root", "save_every", "keep", "save_on_exit", "samples_every", "eval_examples", "eval_split", "ds_config", "max_skipped", "max_image_pixels", "task_batch", "steps", "recompute", "scoring", "resume_from"}
+_FREE = {
+    "preset",
+    "output_dir",
+    "data_root",
+    "save_every",
+    "keep",
+    "save_on_exit",
+    "samples_every",
+    "eval_examples",
+    "eval_split",
+    "ds_config",
+    "max_skipped",
+    "max_image_pixels",
+    "task_batch",
+    "steps",
+    "recompute",
+    "scoring",
+    "resume_from",
+}

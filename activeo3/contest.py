@@ -6,27 +6,27 @@ Checkpoints are loaded one after the other: memory does not grow with their numb
 from dataclasses import replace
 from typing import Callable, Mapping, Sequence
 
-from activeo3 import suites
+from activeo3 import eval_detection
+from activeo3.eval_baselines import NO_ZOOM
 from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
-from activeo3.fixed import fit_fixed
-from activeo3.floors import NO_ZOOM
 from activeo3.eval_core import Runner
+from activeo3.eval_detection import Line
 from activeo3.eval_rollouts import Expert
-from activeo3.models import VisionLanguageModel
+from activeo3.fixed import fit_fixed
+from activeo3.model import VisionLanguageModel
 from activeo3.proposals import ASKED
-from activeo3.rivals import Rival
-from activeo3.schema import Example
-from activeo3.suites import Line
+from activeo3.rivals import Checkpoint
+from activeo3.types import Example
 
 
 def compare(
     benchmark: str,
     examples: Sequence[Example],
     training: Sequence[Example],
-    rivals: Sequence[Rival],
+    rivals: Sequence[Checkpoint],
     load: Callable[[str], VisionLanguageModel],
     start: VisionLanguageModel,
-    experts: Mapping[str, Expert],
+    task_models: Mapping[str, Expert],
     config: EvalConfig,
     runner: Runner,
     say: Callable[[str], None],
@@ -39,22 +39,22 @@ def compare(
     most = max(budgets(config))
     fixed = None
     if "fixed" in config.methods:
-        fixed = fit_fixed(next(iter(experts.values())), training, config, runner, most)
+        fixed = fit_fixed(next(iter(task_models.values())), training, config, runner, most)
 
-    def lines(methods: Sequence[str], actor: VisionLanguageModel | None, rival: Rival) -> list[Line]:
+    def lines(methods: Sequence[str], policy: VisionLanguageModel | None, rival: Checkpoint) -> list[Line]:
         made = []
         for budget in budgets(config):
             main = budget == config.regions
             wanted = [method for method in methods if main or zooms(method, rival)]
-            made += suites.lines(
-                benchmark, wanted, examples, actor, start, replace(config, regions=budget), experts, runner, fixed,
+            made += eval_detection.lines(
+                benchmark, wanted, examples, policy, start, replace(config, regions=budget), task_models, runner, fixed,
                 config.resamples, say, config.black, rival.label, rival.answers, swaps=main,
             )  # fmt: skip
         return made
 
     common = [method for method in config.methods if method not in OF_A_CHECKPOINT]
     own = [method for method in config.methods if method in OF_A_CHECKPOINT]
-    made = lines(common, None, Rival("", "", False))
+    made = lines(common, None, Checkpoint("", "", False))
     if own:
         for rival in rivals:
             made += lines(own, load(rival.source), rival)
@@ -66,17 +66,17 @@ def budgets(config: EvalConfig) -> list[int]:
     return sorted({config.regions, *config.budgets})
 
 
-def zooms(method: str, rival: Rival) -> bool:
+def zooms(method: str, rival: Checkpoint) -> bool:
     """Whether a budget of regions makes a difference."""
     return not (method in NO_ZOOM or (rival.answers and method == "active"))
 
 
-def work_of(questions: int, rivals: Sequence[Rival], config: EvalConfig, fitted: int) -> int:
+def work_of(questions: int, rivals: Sequence[Checkpoint], config: EvalConfig, fitted: int) -> int:
     """How many items ``compare`` will map for so many questions; ``fitted``: for how many ``fixed`` is fitted."""
     acting = len(config.task_model) * (2 if config.black else 1)
     passes = 0
     for method in config.methods:
-        for rival in rivals if method in OF_A_CHECKPOINT else [Rival("", "", False)]:
+        for rival in rivals if method in OF_A_CHECKPOINT else [Checkpoint("", "", False)]:
             for budget in budgets(config):
                 main = budget == config.regions
                 if not main and not zooms(method, rival):

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from activeo3 import data_images, engine, outputs, processes, terminal
+from activeo3.cli import read_object, writable_folder
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.datasets import open_dataset
-from activeo3.files import DataError, Dataset, Derived, is_number, within
-from activeo3.flags import read_object, writable_folder
+from activeo3.data import open_dataset
+from activeo3.data_io import DataError, Dataset, Derived, is_number, within
 from activeo3.eval_core import Runner
-from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.log import strict_json
+from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.progress import Progress
-from activeo3.proposals import greedy_look
-from activeo3.report import strict_json
-from activeo3.schema import Example
+from activeo3.proposals import greedy_rollouts
 from activeo3.tasks import posed, task_of
+from activeo3.types import Example
 
 RANKED_BY = {"detection": "number"}
 """The reward term that ranks the questions of a task; without one, the whole reward does."""
@@ -56,8 +56,12 @@ def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, runner
 def rewards_of(examples: Sequence[Example], vlm: VisionLanguageModel, config: TrainConfig) -> list[float]:
     """What one greedy answer to each example earns; the model also works on its own crops where a task has some."""
     task, term = task_of(config), RANKED_BY.get(config.task)
-    answers = greedy_look(vlm, examples, config, task) if examples else []
-    scores = [task.score(answer, outcome, config) for answer, outcome in zip(answers, task.act(vlm, answers, config))] if answers else []
+    answers = greedy_rollouts(vlm, examples, config, task) if examples else []
+    scores = (
+        [task.score(answer, outcome, config) for answer, outcome in zip(answers, task.act(vlm, answers, config))]
+        if answers
+        else []
+    )
     return [score.terms[term] if term else score.total for score in scores]
 
 
@@ -99,16 +103,26 @@ def stage_of(dataset: Dataset, config: TrainConfig) -> Dataset:
     if config.stages == 1:
         return dataset
     if not config.curriculum:
-        raise ConfigError("--stage needs a ranking: make one with python -m activeo3.curriculum, and name it with --curriculum FILE.")
+        raise ConfigError(
+            "--stage needs a ranking: make one with python -m activeo3.curriculum, and name it with --curriculum FILE."
+        )
     path = Path(config.curriculum)
     found = read_object(path, f"--curriculum {path}")
     different = [name for name, value in _questions(dataset, config).items() if found.get(name) != value]
     if different:
         names = ", ".join(different)
-        raise ConfigError(f"--curriculum {path} ranks other questions, see its {names}; rank again with the flags of this run.")
+        raise ConfigError(
+            f"--curriculum {path} ranks other questions, see its {names}; rank again with the flags of this run."
+        )
     rewards = found.get("rewards")
-    if not isinstance(rewards, list) or len(rewards) != len(dataset) or not all(reward is None or is_number(reward) for reward in rewards):
-        raise ConfigError(f"--curriculum {path} has no list 'rewards' with a number for each of {len(dataset)} questions; rank again.")
+    if (
+        not isinstance(rewards, list)
+        or len(rewards) != len(dataset)
+        or not all(reward is None or is_number(reward) for reward in rewards)
+    ):
+        raise ConfigError(
+            f"--curriculum {path} has no list 'rewards' with a number for each of {len(dataset)} questions; rank again."
+        )
     chosen = stage(rewards, config.stage, config.stages)
     if not chosen:
         raise ConfigError(f"--curriculum {path}: stage {config.stage} of {config.stages} has no question.")
@@ -136,16 +150,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = TrainConfig.from_args(argv)
     if not config.curriculum:
-        raise ConfigError("--curriculum is missing: name the file that the ranking is written to, e.g. --curriculum order.json.")
+        raise ConfigError(
+            "--curriculum is missing: name the file that the ranking is written to, e.g. --curriculum order.json."
+        )
     data_images.limit_pixels(config.max_image_pixels)
     task, path = task_of(config), Path(config.curriculum)
     if config.task == "segment" or config.task_model != "mllm":
-        raise ConfigError(f"questions are ranked by --model alone: leave out --task segment and --task_model {config.task_model}.")
+        raise ConfigError(
+            f"questions are ranked by --model alone: leave out --task segment and --task_model {config.task_model}."
+        )
     folder = writable_folder(path.parent)
     outputs.claim(folder, path.name)
     ranks = engine.join(folder)
-    dataset = posed(open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options), task)
-    with ranks.quietly() if ranks.world > 1 else nullcontext():  # one loading bar is enough
+    dataset = posed(
+        open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options), task
+    )
+    with ranks.redirect_output() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
     vlm.model.to(ranks.device)
     progress = Progress(len(dataset), ranks.world, speaks=ranks.rank == 0)
@@ -158,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = [reward for reward in rewards if reward is not None]
         mean = sum(known) / max(1, len(known))
         progress.say(f"{len(known)} of {len(rewards)} questions ranked by {by}, mean {mean:.2f}: {path}")
-    ranks.wait()
+    ranks.barrier()
     runner.close()
     if ranks.world > 1:
         engine.stop()

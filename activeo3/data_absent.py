@@ -16,9 +16,9 @@ from typing import Sequence
 
 import numpy as np
 
-from activeo3.annotations import Index, Question
+from activeo3.data_annotations import Index, Question
 from activeo3.data_coco import BoxDataset
-from activeo3.files import Dataset
+from activeo3.data_io import Dataset
 
 
 def with_absent(dataset: Dataset, share: float, seed: int) -> Dataset:
@@ -42,7 +42,11 @@ def absent_pairs(index: Index) -> Sequence[tuple[int, int]]:
     asked = {question.category_id for question in index.questions}
     there = {(question.image_id, question.category_id) for question in index.questions}
     pictures = sorted({image_id for image_id, _ in there})
-    pairs = [(image_id, category_id) for image_id in pictures for category_id in sorted(index.pictures[image_id].absent & asked)]
+    pairs = [
+        (image_id, category_id)
+        for image_id in pictures
+        for category_id in sorted(index.pictures[image_id].absent & asked)
+    ]
     return [pair for pair in pairs if pair not in there]
 
 

@@ -20,7 +20,9 @@ VERSION = "version"
 T = TypeVar("T")
 
 
-def remembered(store: Path, sources: Sequence[Path], code: Iterable[Path], read: Callable[[], Arrays], keep: bool = True) -> Arrays:
+def remembered(
+    store: Path, sources: Sequence[Path], code: Iterable[Path], read: Callable[[], Arrays], keep: bool = True
+) -> Arrays:
     """``read()``, or what it returned when it last read the same ``sources`` with the same ``code``.
 
     ``store`` is an ``.npz`` file. A folder that cannot be written to is no error, and ``keep`` False writes nothing:
@@ -50,7 +52,9 @@ def _load(store: Path, version: str) -> Arrays | None:
     """What is kept, or None: a file that is torn, or of another version, counts for nothing."""
     try:
         with np.load(store, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files if name != VERSION} if str(kept[VERSION]) == version else None
+            return (
+                {name: kept[name] for name in kept.files if name != VERSION} if str(kept[VERSION]) == version else None
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

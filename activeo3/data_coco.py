@@ -1,6 +1,6 @@
 """Data sets of annotated boxes: a question for every category in a picture, or one about everything in it.
 
-COCO itself, any folder in its format, and what LVIS and SODA make of their files (selections.py, soda.py).
+COCO itself, any folder in its format, and what LVIS and SODA make of their files (data_lvis.py, data_soda.py).
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from typing import Collection, Mapping, Sequence
 
 import numpy as np
 
-from activeo3.annotations import Index, Question, read_coco
+from activeo3.data_annotations import Index, Question, read_coco
+from activeo3.data_io import Source, read_picture, within
 from activeo3.data_layouts import PICTURES, files_of, folder_of
-from activeo3.files import Source, read_picture, within
 from activeo3.metric_rules import COCO, LVIS, MetricRules
-from activeo3.schema import Example
+from activeo3.types import Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,10 @@ class BoxDataset(_Indexed):
             fields["frequency"] = self.index.frequency[question.category_id]
         if picture.window:
             left, top, right, bottom = picture.window
-            if picture.size != (right - left, bottom - top):  # the file of a tile that was cut beforehand is as large as its window
+            if picture.size != (
+                right - left,
+                bottom - top,
+            ):  # the file of a tile that was cut beforehand is as large as its window
                 image = image.crop(picture.window)
             source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
             fields |= {"window_px": picture.window, "source_id": source_id}

@@ -9,7 +9,7 @@ that the OCR has at the answer's place included; that is evidence.py's "exact" (
 
 Deviations from that system:
 
-1. Where an answer stands is found as in documents.py: a run of words that spells it. There, every word of the page that is
+1. Where an answer stands is found as in data_docvqa.py: a run of words that spells it. There, every word of the page that is
    one of the answer's words is evidence, and the region is the smallest box around all of them.
 2. A question without words that spell its answer has no evidence. There, its oracle is the whole page.
 
@@ -22,14 +22,18 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from activeo3.data_docvqa import Asked, DocvqaDataset, PageWords, Word
+from activeo3.data_io import DataError, LeftOut, Source, is_number, needed
 from activeo3.data_layouts import files_of
-from activeo3.documents import Asked, DocvqaDataset, PageWords, Word
-from activeo3.files import DataError, LeftOut, Source, is_number, needed
-from activeo3.tables import ParquetTable, parquet_rows
+from activeo3.data_tables import ParquetTable, parquet_rows
 
 NAME = "docvqa_1200"
 SPLITS = {"train": "train", "test": "test", "val": "test", "dev": "test"}
-TABLES = ("docvqa_1200_examples/data/{split}-*.parquet", "docvqa_1200_examples/{split}-*.parquet", "docvqa_1200/data/{split}-*.parquet")
+TABLES = (
+    "docvqa_1200_examples/data/{split}-*.parquet",
+    "docvqa_1200_examples/{split}-*.parquet",
+    "docvqa_1200/data/{split}-*.parquet",
+)
 COLUMNS = ("id", "query", "answers", "answer", "words", "bounding_boxes")
 _SHARE = 1.5
 """Boxes with no number above this are shares of the page."""
@@ -58,11 +62,21 @@ def _asked(table: ParquetTable, number: int, row: Mapping[str, Any], image_id: i
     query = needed(table.path, what, row, "query")
     question = str((query.get("en") if isinstance(query, dict) else query) or "").strip()
     own = row["answer"] if isinstance(row["answer"], dict) else {"text": row["answer"]}
-    answers = [own.get("text") or own.get("matched_text"), *(row["answers"] if isinstance(row["answers"], list) else [])]
+    answers = [
+        own.get("text") or own.get("matched_text"),
+        *(row["answers"] if isinstance(row["answers"], list) else []),
+    ]
     answers = list(dict.fromkeys(str(answer).strip() for answer in answers if answer and str(answer).strip()))
     if not question or not answers:
         raise DataError(f"{table.path}: {what} has no question in English or no answer, download the file again")
-    fields = {"question": question, "options": (), "answer": answers[0], "aliases": tuple(answers[1:]), "kind": "exact", "category": ""}
+    fields = {
+        "question": question,
+        "options": (),
+        "answer": answers[0],
+        "aliases": tuple(answers[1:]),
+        "kind": "exact",
+        "category": "",
+    }
     words, boxes = (row[name] if isinstance(row[name], list) else [] for name in ("words", "bounding_boxes"))
     page = _page(table.path, what, words, boxes)
     return Asked(f"{NAME}:{row['id']}", (table, number), image_id, page, fields)
@@ -70,7 +84,11 @@ def _asked(table: ParquetTable, number: int, row: Mapping[str, Any], image_id: i
 
 def _page(path: Path, what: str, words: Sequence[Any], boxes: Sequence[Any]) -> PageWords:
     """The words of a row with their boxes. Raises DataError."""
-    if len(words) != len(boxes) or not all(isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) for box in boxes):
-        raise DataError(f"{path}: {what} has {len(words)} words and {len(boxes)} boxes of four numbers, download the file again")
+    if len(words) != len(boxes) or not all(
+        isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) for box in boxes
+    ):
+        raise DataError(
+            f"{path}: {what} has {len(words)} words and {len(boxes)} boxes of four numbers, download the file again"
+        )
     largest = max((abs(side) for box in boxes for side in box), default=0.0)
     return PageWords(tuple(Word(str(word), tuple(box)) for word, box in zip(words, boxes)), largest <= _SHARE)

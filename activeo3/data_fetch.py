@@ -1,6 +1,6 @@
 """Downloads the pictures of data sets that are lists of urls: in parallel, resumable, checked.
 
-    python -m activeo3.datasets --fetch pixmo_count --data_root FOLDER
+    python -m activeo3.data --fetch pixmo_count --data_root FOLDER
 
 A picture lies under the SHA-256 that the data set gives for its content, and only there once that is right: what has
 arrived so far has the ending ``.part``. So the same command again, after Ctrl-C, a kill or a lost connection, asks for
@@ -31,7 +31,7 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from activeo3.files import DataError
+from activeo3.data_io import DataError
 
 CHUNK = 1 << 16
 """Bytes that are read at a time."""
@@ -87,7 +87,11 @@ class _Stopped(Exception):
 
 
 def fetch(
-    wanted: Sequence[Wanted], folder: Path, limits: Limits = Limits(), retry: bool = False, say: Callable[[str], None] = print
+    wanted: Sequence[Wanted],
+    folder: Path,
+    limits: Limits = Limits(),
+    retry: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Fetched:
     """Downloads what is missing of ``wanted`` into ``folder`` and says what came of it.
 
@@ -127,7 +131,9 @@ def _outcomes(missing: Sequence[Wanted], folder: Path, limits: Limits) -> Iterat
                 try:
                     problem = future.result()
                 except OSError as error:
-                    raise DataError(f"{folder}: a file cannot be written ({error}), make room or correct the rights") from None
+                    raise DataError(
+                        f"{folder}: a file cannot be written ({error}), make room or correct the rights"
+                    ) from None
                 bar.update()
                 yield running[future], problem
     finally:  # after an interrupt the files under way end with what they have, and go on there next time
@@ -136,7 +142,9 @@ def _outcomes(missing: Sequence[Wanted], folder: Path, limits: Limits) -> Iterat
 
 
 def _summary(found: Fetched, folder: Path, say: Callable[[str], None]) -> None:
-    say(f"{found.new:,} files came, {len(found.dead):,} are unavailable, {len(found.later):,} may come when you try again")
+    say(
+        f"{found.new:,} files came, {len(found.dead):,} are unavailable, {len(found.later):,} may come when you try again"
+    )
     for name, problems in (("unavailable", found.dead), ("not this time", found.later)):
         reasons = Counter(reason.rpartition(": ")[2] for reason in problems.values())
         for reason, count in reasons.most_common(5):

@@ -1,13 +1,13 @@
 """Ids of data files: whole numbers of any size, texts, UUIDs. Inside this project an id is a number of 64 bits.
 
 An id is turned into its number once, where a file is read. What is written for other programs has the file's own
-id again (results.py), so that pycocotools scores our predictions against the user's own file.
+id again (eval_output.py), so that pycocotools scores our predictions against the user's own file.
 """
 
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 
-from activeo3.files import DataError, needed, shortened
+from activeo3.data_io import DataError, needed, shortened
 
 Id = int | str
 """An id as a file has it. A text of digits and the number that it spells are the same id."""

@@ -35,7 +35,9 @@ DEPTHS = (8, 10, 12, 14, 16)
 MOST_PIXELS = 100_000_000
 """The default of ``limit_pixels``. 8K has 33 million (HR-Bench), the largest pictures of MME-RealWorld 42 million."""
 
-warnings.filterwarnings("ignore", module=r"PIL\b")  # what Pillow finds odd about a file it reads all the same, or refuses
+warnings.filterwarnings(
+    "ignore", module=r"PIL\b"
+)  # what Pillow finds odd about a file it reads all the same, or refuses
 
 ORIENTATION = 0x0112
 TILE = (0x0142, 0x0143)
@@ -91,7 +93,9 @@ def decode(source: Path | BinaryIO) -> Decoded:
             with Image.open(file, formats=_formats()) as image:
                 _refuse_large_tiles(image)
                 orientation = _number(_tag(image))
-                image.getexif = Image.Exif  # it says nothing: Pillow turns TIFF files while it loads them, or fails at other tags
+                image.getexif = (
+                    Image.Exif
+                )  # it says nothing: Pillow turns TIFF files while it loads them, or fails at other tags
                 image.load()
                 stored = image.copy()
         # Decoders of damaged files raise whatever they happen to meet: struct.error, KeyError, MemoryError, ...
@@ -124,7 +128,11 @@ def _reason(error: Exception) -> str:
 
 def _tag(image: Image.Image) -> Any:
     """The orientation as it stands in the file, 1 if there is none. A picture must be asked before it is loaded."""
-    asked = (lambda: _scanned(image.info["exif"]), lambda: image.getexif()[ORIENTATION], lambda: image.tag_v2[ORIENTATION])
+    asked = (
+        lambda: _scanned(image.info["exif"]),
+        lambda: image.getexif()[ORIENTATION],
+        lambda: image.tag_v2[ORIENTATION],
+    )
     for ask in asked:
         with suppress(Exception):  # other programs write the strangest things into EXIF and XMP
             return ask()

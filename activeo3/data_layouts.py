@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import Iterable, NamedTuple
 
-from activeo3.files import hub_snapshots, missing
+from activeo3.data_io import hub_snapshots, missing
 
 PICTURES = (
     "coco/{part}", "coco/images/{part}", "images/mscoco/images/{part}", "images/coco/{part}", "eval/images/coco/{part}",
@@ -19,7 +19,7 @@ PICTURES = (
 as the authors of RefCOCO and of Perception-R1 do, and beside the annotations."""
 
 
-class Found(NamedTuple):
+class Located(NamedTuple):
     """The pattern that fitted, as it stands in the list, and the files that fit it, in order."""
 
     pattern: str
@@ -31,7 +31,7 @@ class Found(NamedTuple):
         return self.paths[0]
 
 
-def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Found | None:
+def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Located | None:
     """The first pattern that a file fits, None if none does. ``{name}`` in a pattern is one of ``parts``.
 
     If ``root`` is a cache of the hub, the first folder of a pattern may be the name of a data set in it. Twins
@@ -41,12 +41,12 @@ def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Found | None:
     globs = {pattern: pattern.format(**names) for pattern in patterns}
     for pattern, glob in globs.items():
         if paths := _matches(root, glob):
-            return Found(pattern, paths)
+            return Located(pattern, paths)
     for pattern, glob in globs.items():
         folder, _, rest = glob.partition("/")
         for snapshot in hub_snapshots(root, folder) if rest else ():
             if paths := _matches(snapshot, rest):
-                return Found(pattern, paths)
+                return Located(pattern, paths)
     return None
 
 
@@ -55,7 +55,7 @@ def _matches(folder: Path, glob: str) -> tuple[Path, ...]:
     return tuple(path for path in sorted(folder.glob(glob)) if path.is_file() and not path.name.startswith("._"))
 
 
-def files_of(root: Path, patterns: Iterable[str], **parts: str) -> Found:
+def files_of(root: Path, patterns: Iterable[str], **parts: str) -> Located:
     """``look_for``; raises DataError, naming every layout, if no file is there."""
     patterns = tuple(patterns)
     found = look_for(root, patterns, **parts)
@@ -104,5 +104,6 @@ def present(paths: Iterable[Path]) -> int:
     names = defaultdict(set)
     for path in paths:
         names[path.parent].add(path.name)
-    return sum(len(own & {entry.name for entry in folder.iterdir()}) for folder, own in names.items() if folder.is_dir())
-
+    return sum(
+        len(own & {entry.name for entry in folder.iterdir()}) for folder, own in names.items() if folder.is_dir()
+    )

@@ -11,7 +11,7 @@ million, two millions, and so on. Copies share a picture: VLMEvalKit's files hav
 rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any order, and copies may be missing. Here the
 rows of a question follow each other, so that ``--limit`` takes whole questions.
 
-An example's fields are those of questions.py and
+An example's fields are those of data_vqa.py and
 
     l2_category  the ability that the category belongs to, one of six
     rotations    how many rows the file has of this question; 0 if the one without rotation is not among them
@@ -28,8 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from activeo3.files import Source, missing, shortened
-from activeo3.questions import ONE_SPLIT, Asked, TableDataset, lettered, open_files
+from activeo3.data_io import Source, missing, shortened
+from activeo3.data_vqa import ONE_SPLIT, Asked, TableDataset, lettered, open_files
 
 COPY = 1_000_000
 """What separates the index of a question and of its copies."""
@@ -46,7 +46,11 @@ FILES: dict[str, tuple[str, ...]] = {
 """Files by version, the best first; the first that is there is read."""
 NAMES: dict[str, tuple[str, str, str]] = {
     **{
-        f"mmbench{'_test' * (part == 'test')}{'_cn' * (language == 'CN')}{'_v10' * (version == 'v10')}": (part, language, version)
+        f"mmbench{'_test' * (part == 'test')}{'_cn' * (language == 'CN')}{'_v10' * (version == 'v10')}": (
+            part,
+            language,
+            version,
+        )
         for version in ("v11", "v10")
         for part in ("dev", "test")
         for language in ("EN", "CN")
@@ -54,7 +58,13 @@ NAMES: dict[str, tuple[str, str, str]] = {
     "ccbench": ("dev", "CN", "cc"),
 }
 """Part, language and version of every set."""
-ROWS = {"mmbench": 4_876, "mmbench_v10": 4_329, "mmbench_cn_v10": 4_329, "mmbench_test_v10": 6_666, "mmbench_test_cn_v10": 6_666}
+ROWS = {
+    "mmbench": 4_876,
+    "mmbench_v10": 4_329,
+    "mmbench_cn_v10": 4_329,
+    "mmbench_test_v10": 6_666,
+    "mmbench_test_cn_v10": 6_666,
+}
 """Rows of the files, where they are known."""
 
 
@@ -78,7 +88,13 @@ def _open(name: str, source: Source) -> TableDataset:
 def _files(name: str, root: Path) -> list[Path]:
     """The files of a set, of the first pattern that fits any. Raises DataError if none does."""
     part, language, version = NAMES[name]
-    words = {"part": part, "PART": part.upper(), "language": language, "hub": language.lower(), "cn": "_cn" * (language == "CN")}
+    words = {
+        "part": part,
+        "PART": part.upper(),
+        "language": language,
+        "hub": language.lower(),
+        "cn": "_cn" * (language == "CN"),
+    }
     patterns = [file.format(folder=folder, **words) for file in FILES[version] for folder in FOLDERS]
     paths = next((found for pattern in patterns if (found := sorted(root.glob(pattern)))), [])
     if not paths:
@@ -103,13 +119,19 @@ def _side_by_side(questions: Sequence[Asked]) -> tuple[Asked, ...]:
     places: dict[str, int] = {}
     for asked in questions:
         places.setdefault(asked.fields["group"], len(places))
-    return tuple(sorted(questions, key=lambda asked: (places[asked.fields["group"]], int(asked.table.rows[asked.row]["index"]))))
+    return tuple(
+        sorted(questions, key=lambda asked: (places[asked.fields["group"]], int(asked.table.rows[asked.row]["index"])))
+    )
 
 
 def _count_rotations(dataset: TableDataset) -> None:
     """Gives every question the field ``rotations``."""
     of_group = Counter(asked.fields["group"] for asked in dataset.questions)
-    unturned = {asked.fields["group"] for asked in dataset.questions if asked.fields["group"] == asked.table.rows[asked.row]["index"]}
+    unturned = {
+        asked.fields["group"]
+        for asked in dataset.questions
+        if asked.fields["group"] == asked.table.rows[asked.row]["index"]
+    }
     for asked in dataset.questions:
         group = asked.fields["group"]
         asked.fields["rotations"] = of_group[group] if group in unturned else 0

@@ -4,7 +4,7 @@ The authors' archive has a folder per category, either with pictures and texts s
 ``questions_answers_YN/``. The text of ``0001.jpg`` is ``0001.txt``: a question, a tab and the answer in each line. The
 hub's table and VLMEvalKit's file hold the same in one table, with the pictures inside.
 
-An example's fields are those of questions.py; ``group`` is the category and the name of the picture.
+An example's fields are those of data_vqa.py; ``group`` is the category and the name of the picture.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
-from activeo3.files import DataError, Dataset, LeftOut, Source, missing, read_picture, read_text, within
-from activeo3.questions import ONE_SPLIT, in_words, open_files
-from activeo3.schema import Example
+from activeo3.data_io import DataError, Dataset, LeftOut, Source, missing, read_picture, read_text, within
+from activeo3.data_vqa import ONE_SPLIT, in_words, open_files
+from activeo3.types import Example
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -91,9 +91,14 @@ def _open_folders(folders: list[Path]) -> MmeFolders:
     left_out = LeftOut()
     number = 0
     for folder in folders:
-        texts, pictures = (folder / below if (folder / below).is_dir() else folder for below in ("questions_answers_YN", "images"))
+        texts, pictures = (
+            folder / below if (folder / below).is_dir() else folder for below in ("questions_answers_YN", "images")
+        )
         for number, path in enumerate(sorted(texts.glob("*.txt")), number + 1):
-            picture = next((one for one in sorted(pictures.glob(f"{path.stem}.*")) if one.suffix != ".txt"), pictures / f"{path.stem}.jpg")
+            picture = next(
+                (one for one in sorted(pictures.glob(f"{path.stem}.*")) if one.suffix != ".txt"),
+                pictures / f"{path.stem}.jpg",
+            )
             about = {"options": (), "category": folder.name, "group": f"{folder.name}/{picture.name}"}
             asked = [about | {"question": question, "answer": answer} for question, answer in _lines(path, left_out)]
             found += [Asked(picture, number, fields) for fields in asked]

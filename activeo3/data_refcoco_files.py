@@ -19,10 +19,21 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from activeo3.annotations import by_id, checked_bbox, checked_picture
+from activeo3.data_annotations import by_id, checked_bbox, checked_picture
 from activeo3.data_ids import Id, id_of
-from activeo3.files import DataError, LeftOut, inside, is_number, needed, parsed_json, read_json, read_text, regular, shortened
-from activeo3.tables import PICTURE, ParquetTable, Place, column_types, parquet_rows
+from activeo3.data_io import (
+    DataError,
+    LeftOut,
+    inside,
+    is_number,
+    needed,
+    parsed_json,
+    read_json,
+    read_text,
+    regular,
+    shortened,
+)
+from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows
 
 
 class Object(NamedTuple):
@@ -68,7 +79,9 @@ def of_mdetr(files: Files, left_out: LeftOut) -> Iterator[Object]:
         with left_out:
             what = f"image {number}"
             if len(found.get(number, ())) != 1:
-                raise DataError(f"{path}: {what} has {len(found.get(number, ()))} boxes and not one, download the file again")
+                raise DataError(
+                    f"{path}: {what} has {len(found.get(number, ()))} boxes and not one, download the file again"
+                )
             # Many entries are one picture, whose own number is the original one.
             own = image | {"id": image.get("original_id", number)}
             yield _as_coco(path, what, own, found[number][0], [needed(path, what, image, "caption")], files.images)
@@ -79,8 +92,12 @@ def of_pickle(files: Files, left_out: LeftOut) -> Iterator[Object]:
     (path,) = files.paths
     instances = path.parent / "instances.json"
     content = read_json(instances)
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "annotations")):
-        raise DataError(f"{instances}: the file needs lists of objects under 'images' and 'annotations', download it again")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations")
+    ):
+        raise DataError(
+            f"{instances}: the file needs lists of objects under 'images' and 'annotations', download it again"
+        )
     images, boxes = (by_id(instances, kind, content[f"{kind}s"], left_out) for kind in ("image", "annotation"))
     refs = read_pickle(path)
     if not isinstance(refs, list):
@@ -122,7 +139,9 @@ def of_tables(files: Files, left_out: LeftOut) -> Iterator[Object]:
             yield from read(files, left_out)
             return
     known = "; ".join(", ".join(needs) for needs in _COLUMNS)
-    raise DataError(f"{files.paths[0]}: the columns are {', '.join(columns)}; a table of RefCOCO has {known}: download another one")
+    raise DataError(
+        f"{files.paths[0]}: the columns are {', '.join(columns)}; a table of RefCOCO has {known}: download another one"
+    )
 
 
 def _of_jxu124(files: Files, left_out: LeftOut) -> Iterator[Object]:
@@ -139,9 +158,15 @@ def _of_jxu124(files: Files, left_out: LeftOut) -> Iterator[Object]:
 
 def _of_lmms_lab(files: Files, left_out: LeftOut) -> Iterator[Object]:
     """A row per object, with its picture; the sentences are the ``answer`` to the question what is in the box."""
-    rows = [(path, number, row) for path in files.paths for number, row in enumerate(parquet_rows(path, ("answer", "bbox", "file_name")))]
+    rows = [
+        (path, number, row)
+        for path in files.paths
+        for number, row in enumerate(parquet_rows(path, ("answer", "bbox", "file_name")))
+    ]
     if len(rows) == _UNC_AND_GOOGLE:
-        left_out.append(f"{files.paths[0].parent}: {len(rows) - _UNC_VAL:,} rows behind the first {_UNC_VAL:,} are of the partition google")
+        left_out.append(
+            f"{files.paths[0].parent}: {len(rows) - _UNC_VAL:,} rows behind the first {_UNC_VAL:,} are of the partition google"
+        )
         rows = rows[:_UNC_VAL]
     tables = {path: ParquetTable(path) for path in files.paths}
     for path, number, row in rows:
@@ -149,7 +174,9 @@ def _of_lmms_lab(files: Files, left_out: LeftOut) -> Iterator[Object]:
             what = f"row {number}"
             x, y, width, height = checked_bbox(path, what, row)
             image_id = _image_id(str(row["file_name"]), f"{path.name} {number}")
-            yield Object(path, what, image_id, (tables[path], number), None, (x, y, x + width, y + height), row["answer"] or ())
+            yield Object(
+                path, what, image_id, (tables[path], number), None, (x, y, x + width, y + height), row["answer"] or ()
+            )
 
 
 def _of_perception_r1(files: Files, left_out: LeftOut) -> Iterator[Object]:
@@ -240,7 +267,9 @@ def read_pickle(path: Path) -> Any:
             return _Values(file, encoding="latin-1").load()  # Python 2 wrote it
     except Exception as error:  # a broken pickle raises whatever it happens to meet
         reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: the pickle cannot be read as plain values ({reason}), do not trust this file") from None
+        raise DataError(
+            f"{path}: the pickle cannot be read as plain values ({reason}), do not trust this file"
+        ) from None
 
 
 LAYOUTS: dict[str, Read] = {

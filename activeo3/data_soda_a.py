@@ -13,14 +13,14 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3 import annotations, files
-from activeo3.annotations import LARGEST_SIDE, Index, Picture, checked_picture, grouped
+from activeo3 import data_annotations, data_io
+from activeo3.data_annotations import LARGEST_SIDE, Index, Picture, checked_picture, grouped
 from activeo3.data_cache import Arrays, counted, remembered
 from activeo3.data_ids import Id, numbered, originals
-from activeo3.files import DataError, LeftOut, is_number, needed, read_json, shortened
+from activeo3.data_io import DataError, LeftOut, is_number, needed, read_json, shortened
 from activeo3.geometry import area, as_boxes, clipped
 
-_CODE = [Path(__file__), Path(annotations.__file__), Path(files.__file__)]
+_CODE = [Path(__file__), Path(data_annotations.__file__), Path(data_io.__file__)]
 """The program text that decides what is read from a file."""
 
 
@@ -84,13 +84,19 @@ def _picture(path: Path, content: Any) -> tuple[Mapping[str, Any], Picture]:
         if not all(type(start) is int and 0 <= start <= LARGEST_SIDE for start in corner):
             raise DataError(f"{path}: its tile begins at {shortened(corner)}, give whole pixels")
         sizes = {key: content.get(key) for key in ("width", "height")}
-        entry = sizes | {"file_name": content.get("filename"), "corner": corner, "source": needed(path, "its tile", content, "ori_id")}
+        entry = sizes | {
+            "file_name": content.get("filename"),
+            "corner": corner,
+            "source": needed(path, "its tile", content, "ori_id"),
+        }
     if not isinstance(entry, dict) or not isinstance(rows, list):
         raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
     return entry, checked_picture(path, "its picture", entry, Path())
 
 
-def _polygons(path: Path, rows: Sequence[Any], size: tuple[int, int], names: Mapping[int, str], left_out: LeftOut) -> list[Polygon]:
+def _polygons(
+    path: Path, rows: Sequence[Any], size: tuple[int, int], names: Mapping[int, str], left_out: LeftOut
+) -> list[Polygon]:
     """The polygons of a file that have an area inside of a picture of ``size``, their boxes clipped to it."""
     checked: list[tuple[int, Polygon]] = []
     for number, row in enumerate(rows):
@@ -156,5 +162,7 @@ def _index(arrays: Arrays, images: Path, names: Mapping[int, str]) -> Index:
 
 def _ids(arrays: Arrays) -> list[Id]:
     """An id for every picture: those of the files, or, if they are not all different, the places of the files from 1 on."""
-    ids: list[Id] = [int(one) if one.isascii() and one.isdigit() and str(int(one)) == one else one for one in arrays["ids"].tolist()]
+    ids: list[Id] = [
+        int(one) if one.isascii() and one.isdigit() and str(int(one)) == one else one for one in arrays["ids"].tolist()
+    ]
     return ids if "" not in ids and len(set(ids)) == len(ids) else (arrays["places"] + 1).tolist()

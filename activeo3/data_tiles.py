@@ -9,7 +9,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from activeo3.annotations import Index, Picture, Question, Whole
+from activeo3.data_annotations import Index, Picture, Question, Whole
 from activeo3.data_cache import counted
 from activeo3.geometry import as_boxes, containment
 
@@ -48,7 +48,9 @@ def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
     pictures: dict[int, Picture] = {}
     questions: list[Question] = []
     wholes: dict[tuple[int, int], Whole] = {}
-    for image_id, of_picture in counted(list(by_picture(index.questions).items()), "cutting pictures into tiles", "picture"):
+    for image_id, of_picture in counted(
+        list(by_picture(index.questions).items()), "cutting pictures into tiles", "picture"
+    ):
         whole = index.pictures[image_id]
         tiles = windows(whole.size, tile, overlap)
         parts = [_parts(question, tiles, enough) for question in of_picture]

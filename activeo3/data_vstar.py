@@ -6,7 +6,7 @@
     vstar_bench/default/test/*.parquet                  the same list, as the hub turns it into parquet; the pictures beside it
 
 The first one that is there is read. In the first the right option is always the first one, so the order is drawn from
-the seed; the others have an order of their own. Fields of an example are those of questions.py.
+the seed; the others have an order of their own. Fields of an example are those of data_vqa.py.
 """
 
 import re
@@ -16,12 +16,24 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from activeo3.data_io import (
+    DataError,
+    LeftOut,
+    Source,
+    inside,
+    is_number,
+    needed,
+    parsed_json,
+    read_json,
+    read_text,
+    shortened,
+    within,
+)
 from activeo3.data_layouts import files_of
-from activeo3.files import DataError, LeftOut, Source, inside, is_number, needed, parsed_json, read_json, read_text, shortened, within
+from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
+from activeo3.data_vqa import LETTERS, ONE_SPLIT
 from activeo3.geometry import area, as_boxes, clipped
-from activeo3.questions import LETTERS, ONE_SPLIT
-from activeo3.schema import Example
-from activeo3.tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
+from activeo3.types import Example
 
 VSTAR_KINDS = ("direct_attributes", "relative_position")
 LINES = "vstar_bench/test_questions.jsonl"
@@ -111,7 +123,9 @@ def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tupl
 def _of_files(home: Path, seed: int, left_out: LeftOut) -> list[VstarQuestion]:
     """The questions of all files, kind by kind; those that are wrong are left out."""
     questions = []
-    paths = (path for kind in VSTAR_KINDS for path in sorted((home / kind).glob("*.json")) if not path.name.startswith("._"))
+    paths = (
+        path for kind in VSTAR_KINDS for path in sorted((home / kind).glob("*.json")) if not path.name.startswith("._")
+    )
     for number, path in enumerate(paths):
         with left_out:
             questions.append(_of_file(path, seed, number))
@@ -137,7 +151,9 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
     mixed, answer = shuffled(options, 0, seed, number)
     category = path.parent.name
     places = tuple(targets), tuple(map(tuple, bboxes))
-    return VstarQuestion(f"{category}/{path.stem}", path.with_suffix(".jpg"), category, str(question), mixed, answer, *places)
+    return VstarQuestion(
+        f"{category}/{path.stem}", path.with_suffix(".jpg"), category, str(question), mixed, answer, *places
+    )
 
 
 # ---------------------------------------------------------------------------- the list for language models
@@ -177,7 +193,9 @@ def _of_row(path: Path, what: str, row: Mapping[str, Any], picture: Place) -> Vs
     question, options = lettered(text)
     answer = label.strip("() .\n")
     if len(options) < 2 or answer not in list(LETTERS[: len(options)]):
-        raise DataError(f"{path}: {what} has the label {shortened(label)} and {len(options)} options, download the file again")
+        raise DataError(
+            f"{path}: {what} has the label {shortened(label)} and {len(options)} options, download the file again"
+        )
     name = f"{picture.parent.name}/{picture.stem}" if isinstance(picture, Path) else f"{category}/{number}"
     return VstarQuestion(name, picture, category, question, options, answer)
 

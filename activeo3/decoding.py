@@ -23,16 +23,16 @@ more, the row is done. Rows are numbered prompt by prompt, the first answer to t
 
 
 @dataclass(eq=False)
-class Rows:
+class DecodeBatch:
     """Rows of one batch, L columns wide.
 
-    ``which`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far,
+    ``row_ids`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far,
     ``attended`` (rows, L) is 1 on the columns that belong to the row and can be seen; ``cache`` holds all columns but the
     last, whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number
     of its attended columns plus this (a picture has fewer positions than tokens, and none is lost with it).
     """
 
-    which: list[int]
+    row_ids: list[int]
     ids: Tensor
     attended: Tensor
     deltas: Tensor
@@ -43,21 +43,21 @@ class Rows:
         self.ids = torch.cat([self.ids, ids], dim=1)
         self.attended = torch.cat([self.attended, attended.to(self.attended)], dim=1)
 
-    def forget(self, which: Sequence[bool], image_token: int) -> Tensor | None:
-        """In the rows for which ``which`` is True, hide the image tokens so far from all that is to come.
+    def hide_old_images(self, row_ids: Sequence[bool], image_token: int) -> Tensor | None:
+        """In the rows for which ``row_ids`` is True, hide the image tokens so far from all that is to come.
 
         Their keys stay in the cache, as columns that are not attended to. They still count as positions.
         Returns what was attended to before, or None if nothing is to be forgotten.
         """
-        if not any(which):
+        if not any(row_ids):
             return None
         before = self.attended
-        gone = (self.ids == image_token) & before.bool() & torch.tensor(which, device=self.ids.device)[:, None]
+        gone = (self.ids == image_token) & before.bool() & torch.tensor(row_ids, device=self.ids.device)[:, None]
         self.attended = before.masked_fill(gone, 0)
         self.deltas = self.deltas + gone.sum(dim=1, keepdim=True)
         return before
 
-    def sight(self, before: Tensor) -> Tensor:
+    def visibility_mask(self, before: Tensor) -> Tensor:
         """Where the columns may look that are read after views were forgotten: True (rows, 1, new, L - 1).
 
         These are the columns that are not in the cache yet, without the very last. The first of them is the last
@@ -72,10 +72,10 @@ class Rows:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave all but some rows behind."""
-        if len(rows) == len(self.which):
+        if len(rows) == len(self.row_ids):
             return  # selecting copies, and with large models the cache is large
         at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
-        self.which = [self.which[row] for row in rows]
+        self.row_ids = [self.row_ids[row] for row in rows]
         self.ids, self.attended, self.deltas = self.ids[at], self.attended[at], self.deltas[at]
         self.cache.batch_select_indices(at)
 
@@ -85,8 +85,8 @@ class Rows:
         cache = _empty(self.cache)
         for number, layer in enumerate([] if unread else self.cache.layers):
             cache.update(layer.keys[at], layer.values[at], number)
-        which = [self.which[row] for row in rows]
-        return type(self)(which, self.ids[at], self.attended[at], self.deltas[at], cache)
+        row_ids = [self.row_ids[row] for row in rows]
+        return type(self)(row_ids, self.ids[at], self.attended[at], self.deltas[at], cache)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -105,8 +105,8 @@ class Rows:
                 for name in ("keys", "values")
             )
             cache.update(keys, values, number)
-        which = [row for part in parts for row in part.which]
-        return cls(which, ids, attended, torch.cat([part.deltas for part in parts]), cache)
+        row_ids = [row for part in parts for row in part.row_ids]
+        return cls(row_ids, ids, attended, torch.cat([part.deltas for part in parts]), cache)
 
 
 def _empty(cache: DynamicCache) -> DynamicCache:
@@ -166,7 +166,7 @@ class FiniteScores(LogitsProcessor):
         return bool(torch.stack(self._broken).any())
 
 
-def until(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
+def truncate_at_eos(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
     """The ids up to and with the first end token, or all of them: what follows an end is padding."""
     first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return tuple(ids[: first + 1])

@@ -20,14 +20,27 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import close_ups, geometry, perception, prompts, scenes
-from activeo3.close_ups import Window
+from activeo3 import data_scene_crops, data_scenes, geometry, prompts, task_perception_words
+from activeo3.data_scene_crops import Window
 from activeo3.lessons import (
-    CROP_VIEW, MERGE, PATCH, SENSING_SIDE, Lesson, Pool, Turn, Written, all_of, any_kind, clusters_of, practice_sheet,
-    rounded, seen_in, whole_size,
+    CROP_VIEW,
+    MERGE,
+    PATCH,
+    SENSING_SIDE,
+    Lesson,
+    Pool,
+    Turn,
+    Written,
+    all_of,
+    any_kind,
+    clusters_of,
+    practice_sheet,
+    rounded,
+    seen_in,
+    whole_size,
 )  # fmt: skip
 
-QUESTION, READ = scenes.QUESTION, perception.perception_prompt("ocr", "text", "short")
+QUESTION, READ = data_scenes.QUESTION, task_perception_words.perception_prompt("ocr", "text", "short")
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Drill(Lesson):
 
 
 @dataclass(frozen=True)
-class PlateSheet(scenes.Scene):
+class PlateSheet(data_scenes.Scene):
     """A table with things and many plates: many lessons for the price of one picture."""
 
     plates: tuple[tuple[tuple[int, int, int, int], str], ...] = ()
@@ -68,7 +81,7 @@ class PlateSheet(scenes.Scene):
         """The picture, RGB."""
         canvas = np.asarray(super().render(), dtype=np.float32).copy()
         for box_px, number in self.plates:
-            scenes.draw_plate(canvas, box_px, number)
+            data_scenes.draw_plate(canvas, box_px, number)
         return Image.fromarray(canvas.astype(np.uint8))
 
 
@@ -84,21 +97,24 @@ def plate_sheet(seed: int, index: int) -> PlateSheet:
     room = geometry.as_boxes([box for box, _ in plates]) + [-4, -4, 4, 4]
     free = lambda thing: not geometry.containment(geometry.as_boxes([thing.box_px]), room).any()  # noqa: E731
     things = tuple(thing for thing in sheet.things if free(thing))
-    return PlateSheet(sheet.size, things, sheet.colour, sheet.shape, "", (0, 0, 0, 0), sheet.texture_seed, tuple(plates))
+    return PlateSheet(
+        sheet.size, things, sheet.colour, sheet.shape, "", (0, 0, 0, 0), sheet.texture_seed, tuple(plates)
+    )
 
 
-def plates_of(scene: scenes.Scene) -> tuple[tuple[tuple[int, int, int, int], str], ...]:
+def plates_of(scene: data_scenes.Scene) -> tuple[tuple[tuple[int, int, int, int], str], ...]:
     """(box in pixels, number) of every plate."""
     return scene.plates if isinstance(scene, PlateSheet) else ((scene.plate_px, scene.number),)
 
 
 # ---------------------------------------------------------------------- a view and what is in it
 
+
 @dataclass
 class Sighting:
     """A window of a scene, seen at ``size`` pixels: the arguments of a ``Drill``."""
 
-    scene: scenes.Scene
+    scene: data_scenes.Scene
     picture: Image.Image
     window: Window
     size: tuple[int, int]
@@ -115,7 +131,7 @@ class Sighting:
 
     def _places(self, plate_px: tuple[int, int, int, int], number: str) -> np.ndarray:
         """Boxes (3, 4) of a plate and of its figures, in thousandths of the view."""
-        boxes = geometry.as_boxes([plate_px, *scenes.figure_boxes(plate_px, number)])
+        boxes = geometry.as_boxes([plate_px, *data_scenes.figure_boxes(plate_px, number)])
         return np.clip(self.frame.to_text(boxes), 0, 1000)
 
     @property
@@ -134,7 +150,7 @@ class Sighting:
         return Turn(question, answer, (), None if self.plate is None else len(self.things) + 1)
 
 
-def whole(scene: scenes.Scene, picture: Image.Image, side: int) -> Sighting:
+def whole(scene: data_scenes.Scene, picture: Image.Image, side: int) -> Sighting:
     """All of a picture, its shorter side ``side`` pixels."""
     return Sighting(scene, picture, all_of(picture), whole_size(picture, side))
 
@@ -150,9 +166,9 @@ def window_around(centre: Sequence[float], sides: Sequence[float], within: Windo
 # ---------------------------------------------------------------------- reading
 
 
-def reading_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+def reading_drill(scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """A close-up of the plate: for an episode the number that it shows, for ocr the form of a transcript."""
-    sighting = Sighting(scene, picture, close_ups.plate_window(scene, rng), CROP_VIEW)
+    sighting = Sighting(scene, picture, data_scene_crops.plate_window(scene, rng), CROP_VIEW)
     answer = sighting.number(QUESTION, prompts.final_answer(scene.number))
     return sighting.drill([answer, *(_transcript(sighting, rng) for _ in range(2))])
 
@@ -163,7 +179,7 @@ def _transcript(sighting: Sighting, rng: np.random.Generator) -> Turn:
     return sighting.number(READ, forms[rng.choice(4, p=[0.5, 0.25, 0.15, 0.1])])
 
 
-def sheet_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+def sheet_drill(scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """Many plates at the sizes that they have in a crop, for the eye alone: nothing is asked."""
     side = rng.uniform(240, 420)
     window = window_around(rng.uniform(0, 640, 2), (side, side), all_of(picture))
@@ -228,7 +244,9 @@ def _chosen(aims: Sequence[Aim], most: int, rng: np.random.Generator) -> list[Ai
     return [aims[i] for i in sorted(rng.permutation(len(aims))[:count])]
 
 
-def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short") -> Drill:
+def first_turn_drill(
+    scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short"
+) -> Drill:
     """The whole picture at sensing size: zooms to anything, one at a time or several at once, and guesses."""
     sighting = whole(scene, picture, SENSING_SIDE)
     aims, turns = _aims(sighting), []
@@ -241,7 +259,9 @@ def first_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.G
     return sighting.drill(turns)
 
 
-def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short") -> Drill:
+def next_turn_drill(
+    scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator, wording: str = "short"
+) -> Drill:
     """After one look or two: the number if its plate was shown, else a guess or a look at something."""
     at_once = 3 if rng.random() < 0.3 else 1
     sighting = whole(scene, picture, SENSING_SIDE)
@@ -274,9 +294,9 @@ def next_turn_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Ge
 # ---------------------------------------------------------------------- one-shot tasks
 
 
-def close_up_drill(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
+def close_up_drill(scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Drill:
     """A close-up of some things, and the form of an answer to each task that is about things."""
-    sighting = Sighting(scene, picture, close_ups.things_window(scene, scene.things, rng), CROP_VIEW)
+    sighting = Sighting(scene, picture, data_scene_crops.things_window(scene, scene.things, rng), CROP_VIEW)
     writers = (_one_thing, _one_thing, _some_things, _some_things, _names, _names, _names, _names)  # to name is hardest
     return sighting.drill([write(sighting, rng) for write in writers])
 
@@ -285,7 +305,9 @@ def _asked_kind(sighting: Sighting, rng: np.random.Generator) -> tuple[str, tupl
     """A kind that is there in colour at least, and the rows of all things of the colour."""
     thing = sighting.things[rng.integers(len(sighting.things))]
     shape = thing.shape if rng.random() < 0.7 else any_kind(rng)[1]
-    return f"{thing.colour} {shape}", tuple(row for row, other in enumerate(sighting.things) if other.colour == thing.colour)
+    return f"{thing.colour} {shape}", tuple(
+        row for row, other in enumerate(sighting.things) if other.colour == thing.colour
+    )
 
 
 def _listed(sighting: Sighting, rows: Sequence[int]) -> list[tuple[int, ...]]:
@@ -300,26 +322,37 @@ def _from_left(sighting: Sighting, rows: Sequence[int]) -> list[int]:
 def _one_thing(sighting: Sighting, rng: np.random.Generator) -> Turn:
     kind, alike = _asked_kind(sighting, rng)
     row = alike[rng.integers(len(alike))]
-    question = perception.perception_prompt("grounding", kind, "short")
+    question = task_perception_words.perception_prompt("grounding", kind, "short")
     return Turn(question, prompts.boxes_answer(_listed(sighting, [row])), (Written((row,), alike),))
 
 
 def _some_things(sighting: Sighting, rng: np.random.Generator) -> Turn:
     kind, alike = _asked_kind(sighting, rng)
     rows = _from_left(sighting, [row for row in alike if rng.random() < 0.75][:5] or [alike[0]])
-    question = perception.perception_prompt("counting", kind, "short")
-    return Turn(question, f"{prompts.boxes_answer(_listed(sighting, rows))} {len(rows)}", tuple(Written((row,), alike) for row in rows))
+    question = task_perception_words.perception_prompt("counting", kind, "short")
+    return Turn(
+        question,
+        f"{prompts.boxes_answer(_listed(sighting, rows))} {len(rows)}",
+        tuple(Written((row,), alike) for row in rows),
+    )
 
 
 def _names(sighting: Sighting, rng: np.random.Generator) -> Turn:
     rows = _from_left(sighting, range(len(sighting.things)))[: min(int(rng.geometric(0.5)), 7)]
-    question = perception.perception_prompt("detection", scenes.KINDS, "short")
-    answer = perception.labelled_answer(_listed(sighting, rows), [sighting.things[row].name for row in rows])
+    question = task_perception_words.perception_prompt("detection", data_scenes.KINDS, "short")
+    answer = task_perception_words.labelled_answer(_listed(sighting, rows), [sighting.things[row].name for row in rows])
     return Turn(question, answer, tuple(Written((row,), (row,), named=False) for row in rows))
 
 
 def drills_of(
-    sheets: Pool, pictures: Pool, step: int, rng: np.random.Generator, dense: int, reading: int, turns: int, close: int,
+    sheets: Pool,
+    pictures: Pool,
+    step: int,
+    rng: np.random.Generator,
+    dense: int,
+    reading: int,
+    turns: int,
+    close: int,
     wording: str = "short",
 ) -> list[list[Drill]]:
     """The lessons of a step: (many plates, close-ups of one, whole pictures before a look, after a look, close-ups of things).

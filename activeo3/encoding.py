@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from activeo3.attention import described
 from activeo3.box_tokens import as_json
-from activeo3.eyes import Eyes
 from activeo3.families import FAMILIES
 from activeo3.geometry import fitted
 from activeo3.packing import Prompt, padded
+from activeo3.vision import Eyes
 
 PICTURE = {"type": "image"}
 QUOTED = re.compile("\ue000([0-9]{1,4})\ue001")  # a special token that stands in a text of the data's, by its number
 NO_PICTURES = {"image_grid_thw": torch.zeros((0, 3), dtype=torch.long), "pixel_values": torch.zeros(0, 0)}
 
-Shown = Image.Image | Sequence[Image.Image]
+Images = Image.Image | Sequence[Image.Image]
 """A picture, or several that are shown one after the other."""
 
 
-def _pictures(shown: Shown | None) -> list[Image.Image]:
+def _pictures(shown: Images | None) -> list[Image.Image]:
     """What is shown, as a list."""
     return [] if shown is None else [shown] if isinstance(shown, Image.Image) else list(shown)
 
@@ -63,8 +63,10 @@ class Encoder:
         self.end_token: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.end_tokens: frozenset[int] = frozenset({self.end_token, *_stated_ends(model, tokenizer)})
         # A sampled image token would announce features that do not exist: these ids are never drawn.
-        self.forbidden: tuple[int, ...] = tuple(
-            sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id})
+        self.suppressed_ids: tuple[int, ...] = tuple(
+            sorted(
+                {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+            )
         )
 
     @property
@@ -73,12 +75,12 @@ class Encoder:
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
     @property
-    def learning(self) -> int:
+    def trainable_parameters(self) -> int:
         """How many of them learn."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
 
     @property
-    def half(self) -> bool:
+    def is_bf16(self) -> bool:
         """Are the weights bfloat16, and not float32?"""
         return self.model.dtype == torch.bfloat16
 
@@ -94,17 +96,19 @@ class Encoder:
         opened = begun.partition("\n")[2]  # behind the line that names the role
         return "" if "</think>" in opened else opened
 
-    def ends(self, turn: Sequence[int]) -> bool:
+    def is_finished(self, turn: Sequence[int]) -> bool:
         """Did a turn end by itself, and not by the length limit?"""
         return bool(turn) and turn[-1] in self.end_tokens
 
-    def words_of(self, turn: Sequence[int]) -> str:
+    def decode(self, turn: Sequence[int]) -> str:
         """A turn as text: what the template began it with, and what was sampled, without its end token."""
-        return self.opening + self.tokenizer.decode(turn[:-1] if self.ends(turn) else turn, skip_special_tokens=False)
+        return self.opening + self.tokenizer.decode(
+            turn[:-1] if self.is_finished(turn) else turn, skip_special_tokens=False
+        )
 
     def answer_of(self, turn: Sequence[int]) -> str:
-        """A turn for its reader: ``words_of``, with boxes in special tokens as the JSON that every reader reads."""
-        return as_json(self.words_of(turn)) if self.boxes == "tokens" else self.words_of(turn)
+        """A turn for its reader: ``decode``, with boxes in special tokens as the JSON that every reader reads."""
+        return as_json(self.decode(turn)) if self.boxes == "tokens" else self.decode(turn)
 
     # ------------------------------------------------------------------ pictures and text -> prompts
 
@@ -126,20 +130,21 @@ class Encoder:
         """The coordinate system of boxes in text for a view of (width, height): see ``Family.coordinates``."""
         return view if FAMILIES[self.family].coordinates == "pixels" else (1000, 1000)
 
-    def encode(
-        self, views: Sequence[Shown], texts: Sequence[str], names: Sequence[str] | None = None
-    ) -> list[Prompt]:
+    def encode(self, views: Sequence[Images], texts: Sequence[str], names: Sequence[str] | None = None) -> list[Prompt]:
         """One prompt per (view, text), or (views, text): several pictures are shown before the text, in order.
 
         Every view already has a size that ``view_size`` returned. ``names`` are the examples' ids, to be named
         if something is wrong with a prompt.
         """
         shown = [_pictures(view) for view in views]
-        chats = [self._chat([PICTURE] * len(of_one) + [_words(self._masked(text))]) for of_one, text in zip(shown, texts, strict=True)]
+        chats = [
+            self._chat([PICTURE] * len(of_one) + [_words(self._masked(text))])
+            for of_one, text in zip(shown, texts, strict=True)
+        ]
         return self._encoded(shown, chats, names)
 
     def encode_next(
-        self, views: Sequence[Shown | None], texts: Sequence[str], names: Sequence[str] | None = None
+        self, views: Sequence[Images | None], texts: Sequence[str], names: Sequence[str] | None = None
     ) -> list[Prompt]:
         """What a policy is shown after a turn of its own, in a user turn: words, and a picture unless None.
 
@@ -147,9 +152,14 @@ class Encoder:
         chat templates of Qwen leave out pictures of a tool.
         """
         shown = [_pictures(view) for view in views]
-        contents = [[PICTURE] * len(of_one) + [_words(self._masked(text))] for of_one, text in zip(shown, texts, strict=True)]
+        contents = [
+            [PICTURE] * len(of_one) + [_words(self._masked(text))] for of_one, text in zip(shown, texts, strict=True)
+        ]
         said = "before"  # by the policy: what the template writes behind it is the same whatever it said
-        chats = [self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]) for content in contents]
+        chats = [
+            self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+            for content in contents
+        ]
         return self._encoded(shown, [chat.partition(f"{said}<|im_end|>")[2] for chat in chats], names)
 
     def _encoded(
@@ -163,7 +173,9 @@ class Encoder:
         for chat, of_one, name in zip(chats, grids, names or [""] * len(chats), strict=True):
             patches = of_one.prod(dim=1).tolist()  # of each picture
             before, *after = chat.split("<|image_pad|>", len(patches))
-            text = before + "".join("<|image_pad|>" * (n // merged) + part for n, part in zip(patches, after, strict=True))
+            text = before + "".join(
+                "<|image_pad|>" * (n // merged) + part for n, part in zip(patches, after, strict=True)
+            )
             ids = self._tokens(text)
             pixels = processed["pixel_values"][start : start + sum(patches)]
             prompts.append(Prompt(torch.tensor(ids), pixels, of_one, name))
@@ -204,10 +216,15 @@ class Encoder:
         return self.model.config.get_text_config()._attn_implementation
 
     @property
-    def manner(self) -> str:
+    def attention_summary(self) -> str:
         """How the model works on packed rows and on pictures, in words."""
         once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
-        return described(self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype, self.scoring) + once
+        return (
+            described(
+                self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype, self.scoring
+            )
+            + once
+        )
 
     def _padded(self, prompts: Sequence[Prompt], before_last: bool = False) -> tuple[Tensor, Tensor]:
         """``packing.padded`` of prompts, with end tokens."""

@@ -25,12 +25,12 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import adapters, families, locks, outputs, processes, terminal
+from activeo3 import families, locks, lora, outputs, processes, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
+from activeo3.cli import read_object, writable_folder
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.flags import read_object, writable_folder
-from activeo3.models import VisionLanguageModel, keep_freed_memory
+from activeo3.model import VisionLanguageModel, keep_freed_memory
 from activeo3.packing import Packed
 
 # (package, lowest version that works, what is wrong with earlier ones): refused by name before any work starts.
@@ -55,11 +55,13 @@ def check_versions() -> None:
     """Raise ConfigError for an installed version that is known not to work."""
     for package, lowest, why in _LOWEST:
         if Version(version(package)) < Version(lowest):
-            raise ConfigError(f"{package} {version(package)} is installed, and {why}; install {package}>={lowest} instead.")
+            raise ConfigError(
+                f"{package} {version(package)} is installed, and {why}; install {package}>={lowest} instead."
+            )
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """Where this process stands among all of them. ``log`` takes the libraries' chatter."""
 
     rank: int
@@ -68,12 +70,16 @@ class Ranks:
     log: Path
 
     @contextmanager
-    def quietly(self) -> Iterator[None]:
+    def redirect_output(self) -> Iterator[None]:
         """Send what libraries print inside the block, Python or not, to the log; errors still surface, but none of the log itself."""
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
         try:
-            with _opened(self.log) as log, redirect_stdout(terminal.Protected(log)), redirect_stderr(terminal.Protected(log)):
+            with (
+                _opened(self.log) as log,
+                redirect_stdout(terminal.Protected(log)),
+                redirect_stderr(terminal.Protected(log)),
+            ):
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 yield
@@ -83,7 +89,7 @@ class Ranks:
                 os.dup2(copy, descriptor)
                 os.close(copy)
 
-    def totals(self, values: dict[str, float]) -> dict[str, float]:
+    def all_reduce_sum(self, values: dict[str, float]) -> dict[str, float]:
         """The sum over ranks of every value; all ranks must name the same ones."""
         if self.world == 1:
             return dict(values)
@@ -99,11 +105,11 @@ class Ranks:
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-    def room_gb(self) -> float:
+    def gpu_memory_gb(self) -> float:
         """How much memory this process's GPU has, in GB; 0 without one."""
         return torch.cuda.get_device_properties(self.device).total_memory / 1e9 if self.device.type == "cuda" else 0.0
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on every rank."""
         if self.world == 1:
             return [value]
@@ -115,21 +121,21 @@ class Ranks:
 
     def largest(self, value: float) -> float:
         """The largest value of any rank; NaN if one is."""
-        return float(np.max(self.gather(value)))
+        return float(np.max(self.all_gather(value)))
 
-    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """``work(part)`` of every part, in order, on every rank; the ranks take turns at the parts.
 
         Ranks wait for each other as long as a part or two take, far below the ten minutes after which
         the process group gives up; waiting while one rank did all of them could be longer.
         """
         own: list[Any] = []
-        with processes.together(self.gather):
+        with processes.together(self.all_gather):
             own += [work(part) for part in parts[self.rank :: self.world]]
-        found = self.gather(own)
+        found = self.all_gather(own)
         return [found[index % self.world][index // self.world] for index in range(len(parts))]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
             import torch.distributed as dist
@@ -148,7 +154,7 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
 
 
-def start(output_dir: Path) -> Ranks:
+def start(output_dir: Path) -> Distributed:
     """Join the process group (of one, without a launcher) and send the libraries' chatter to a log.
 
     Raises ConfigError, on every rank, if a version does not work, or another run has the folder or the port.
@@ -165,10 +171,12 @@ def start(output_dir: Path) -> Ranks:
     processes.tell(at_end=locks.release, speaks=lambda: rank == 0 or locks.died_silently(output_dir))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    with Ranks(rank, world, device, Path(os.devnull)).quietly():  # nothing is written before the folder is ours
+    with Distributed(
+        rank, world, device, Path(os.devnull)
+    ).redirect_output():  # nothing is written before the folder is ours
         _init_distributed(device, in_use)
-    ranks = Ranks(rank, world, device, output_dir / f"libraries-{rank}.log")
-    if in_use := ranks.gather(in_use)[0]:
+    ranks = Distributed(rank, world, device, output_dir / f"libraries-{rank}.log")
+    if in_use := ranks.all_gather(in_use)[0]:
         raise ConfigError(in_use)
     outputs.claim(output_dir, ranks.log.name)
     _log_to_file("DeepSpeed", ranks.log)
@@ -188,12 +196,13 @@ def _init_distributed(device: torch.device, in_use: str) -> None:
     except torch.distributed.DistNetworkError:
         port = os.environ["MASTER_PORT"]
         raise ConfigError(
-            in_use or f"the port {port} is in use, probably by a run in another folder, for no other one writes into this folder; "
+            in_use
+            or f"the port {port} is in use, probably by a run in another folder, for no other one writes into this folder; "
             f"choose another port: deepspeed --master_port {int(port) + 1} train.py."
         ) from None
 
 
-def join(output_dir: Path) -> Ranks:
+def join(output_dir: Path) -> Distributed:
     """``start`` if a launcher started several processes, else a group of one that needs no DeepSpeed.
 
     Raises ConfigError as ``start`` does.
@@ -203,7 +212,7 @@ def join(output_dir: Path) -> Ranks:
     prepare()
     processes.tell(at_end=locks.release)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Ranks(0, 1, device, output_dir / "libraries-0.log")
+    return Distributed(0, 1, device, output_dir / "libraries-0.log")
 
 
 def stop() -> None:
@@ -244,18 +253,18 @@ def _log_to_file(name: str, path: Path) -> None:
     logger.addHandler(loud)
 
 
-class Sharded:
+class Zero3Model:
     """A model under ZeRO-3: a policy that learns, or a frozen reference."""
 
-    def __init__(self, vlm: VisionLanguageModel, ranks: Ranks, config: TrainConfig, learns: bool) -> None:
+    def __init__(self, vlm: VisionLanguageModel, ranks: Distributed, config: TrainConfig, learns: bool) -> None:
         import deepspeed
 
         self.vlm, self.ranks, self.learns = vlm, ranks, learns
         self._whole = False  # inside ``gathered``
         if learns and config.lora:
-            adapters.add(vlm, config.lora, config.train_only)
+            lora.add(vlm, config.lora, config.train_only)
         vlm.model.to(ranks.device)
-        which = adapters.NAMES if config.lora else config.train_only
+        which = lora.NAMES if config.lora else config.train_only
         for name, parameter in vlm.model.named_parameters():
             parameter.requires_grad_(learns and bool(re.search(which, name)))
         if learns and not any(parameter.requires_grad for parameter in vlm.model.parameters()):
@@ -268,11 +277,11 @@ class Sharded:
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         if learns and config.recompute:
-            with ranks.quietly():  # a new name for it is on its way
+            with ranks.redirect_output():  # a new name for it is on its way
                 vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
             recompute_with_cache(vlm.model.model.language_model)
             vlm.model.train()  # transformers recomputes in this mode only
-        with ranks.quietly():
+        with ranks.redirect_output():
             self.engine, *_ = deepspeed.initialize(
                 model=vlm.model,
                 model_parameters=[p for p in vlm.model.parameters() if p.requires_grad] if learns else None,
@@ -385,28 +394,28 @@ class Unadapted(VisionLanguageModel):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        with adapters.off(self.model), super()._evaluating():
+        with lora.off(self.model), super()._evaluating():
             yield
 
     def forward_packed(self, packed, module: nn.Module | None = None) -> Tensor:
-        with adapters.off(self.model), torch.no_grad():  # a backward pass would come when they are on again
+        with lora.off(self.model), torch.no_grad():  # a backward pass would come when they are on again
             return super().forward_packed(packed, module)
 
 
 class WithoutAdapters:
-    """The frozen start policy, as ``Sharded``, inside a policy that learns adapters: it needs no memory of its own."""
+    """The frozen start policy, as ``Zero3Model``, inside a policy that learns adapters: it needs no memory of its own."""
 
-    def __init__(self, policy: Sharded) -> None:
+    def __init__(self, policy: Zero3Model) -> None:
         self.policy, self.ranks, self.vlm = policy, policy.ranks, Unadapted(policy.vlm)
 
     @contextmanager
     def gathered(self) -> Iterator[VisionLanguageModel]:
-        """As ``Sharded.gathered``, of the same weights."""
+        """As ``Zero3Model.gathered``, of the same weights."""
         with self.policy.gathered():
             yield self.vlm
 
     def logits(self, packed: Packed) -> Tensor:
-        """As ``Sharded.logits``, without gradient."""
+        """As ``Zero3Model.logits``, without gradient."""
         return self.vlm.forward_packed(packed, self.policy.engine)
 
 
@@ -417,7 +426,7 @@ def pick_dtype(wanted: str) -> torch.dtype:
     return getattr(torch, wanted)
 
 
-def ds_config(config: TrainConfig, ranks: Ranks, dtype: torch.dtype, learns: bool) -> dict[str, Any]:
+def ds_config(config: TrainConfig, ranks: Distributed, dtype: torch.dtype, learns: bool) -> dict[str, Any]:
     """ds_config.json with the experiment's numbers filled in; it may not set them itself."""
     path = Path(config.ds_config)
     settings = read_object(path, f"--ds_config {path}")

@@ -6,7 +6,7 @@ What a policy is shown and how it answers is shared with training and stands in 
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
-from activeo3.config import MOST_REGIONS, ConfigError, TrainConfig, _Config
+from activeo3.config import MOST_REGIONS, Config, ConfigError, TrainConfig
 from activeo3.paths import Place
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
@@ -19,7 +19,7 @@ TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 
 @dataclass(frozen=True)
-class EvalConfig(_Config):
+class EvalConfig(Config):
     """Evaluate a checkpoint beside every floor and ceiling, in one table."""
 
     checkpoint: tuple[Place, ...] = ()
@@ -118,6 +118,8 @@ class EvalConfig(_Config):
             if not self.question and getattr(self, flag) != getattr(EvalConfig, flag):
                 raise ConfigError(f"--{flag} belongs to --question 'What is it?' about --image photo.jpg.")
         if self.protocol == "per_crop" and self.task == "zoom_qa":
-            raise ConfigError("--protocol per_crop asks about crops; with --task zoom_qa the policy answers itself: leave out one.")
+            raise ConfigError(
+                "--protocol per_crop asks about crops; with --task zoom_qa the policy answers itself: leave out one."
+            )
         if self.options and not 2 <= len(self.options) <= 26:
             raise ConfigError(f"--options has {len(self.options)}; there must be 2 to 26 to choose from.")

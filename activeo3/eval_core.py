@@ -25,13 +25,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from activeo3.config import _Config
-from activeo3.models import VisionLanguageModel
+from activeo3.config import Config
+from activeo3.model import VisionLanguageModel
 from activeo3.outputs import enough_room, make_folder, replace_file
 from activeo3.progress import Progress
-from activeo3.schema import Example
-from activeo3.segment import Corrector
-from activeo3.taskmodels import TaskModel
+from activeo3.task_model_sam import Corrector
+from activeo3.task_models import TaskModel
+from activeo3.types import Example
 
 BATCH = 16
 """How many examples are worked on together."""
@@ -61,10 +61,10 @@ class Processes(Protocol):
     rank: int
     world: int
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every process's value, on every process."""
 
-    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """``work(part)`` of every part, in order, on every process; they take turns at the parts."""
 
 
@@ -73,10 +73,10 @@ class OneProcess:
 
     rank, world = 0, 1
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         return [work(part) for part in parts]
 
 
@@ -89,7 +89,9 @@ class Runner:
         progress: counts items.
     """
 
-    def __init__(self, ranks: Processes | None = None, folder: Path | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, ranks: Processes | None = None, folder: Path | None = None, progress: Progress | None = None
+    ) -> None:
         self.ranks = ranks or OneProcess()
         self.folder, self.progress = folder, progress or Progress(0, speaks=False)
         self._digests: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of what takes long to read
@@ -103,7 +105,9 @@ class Runner:
         """Print a line on the rank that writes."""
         self.progress.say(text)
 
-    def map(self, work: Callable[[Sequence[T]], Sequence[Record]], items: Sequence[T], key: tuple, block: int = 0) -> list[Record]:
+    def map(
+        self, work: Callable[[Sequence[T]], Sequence[Record]], items: Sequence[T], key: tuple, block: int = 0
+    ) -> list[Record]:
         """``work(block of items)`` of all blocks, joined: one record per item, in order, on every rank.
 
         Args:
@@ -117,7 +121,9 @@ class Runner:
         blocks = [items[first : first + block] for first in range(0, len(items), block)]
         names = self._names(blocks, key)
         kept: dict[str, list[Record]] = {}
-        for of_rank in self.ranks.gather({name: found for name in names if (found := self._read(name)) is not None}):
+        for of_rank in self.ranks.all_gather(
+            {name: found for name in names if (found := self._read(name)) is not None}
+        ):
             kept |= of_rank
         missing = [index for index, name in enumerate(names) if name not in kept]
         self.progress.known(sum(len(of_one) for name, of_one in zip(names, blocks) if name in kept))
@@ -130,7 +136,7 @@ class Runner:
             self.progress.done(len(blocks[index]))
             return json.loads(text)["records"]  # as it will be read
 
-        fresh = dict(zip(missing, self.ranks.share(work_and_keep, missing), strict=True))
+        fresh = dict(zip(missing, self.ranks.map(work_and_keep, missing), strict=True))
         self.progress.arrived(sum(len(blocks[index]) for index in missing))
         found = [fresh[index] if index in fresh else kept[name] for index, name in enumerate(names)]
         return [record for of_block in found for record in of_block]
@@ -179,8 +185,8 @@ class Runner:
                 return digest(*(part for name in sorted(thing) for part in (name, self._digest(thing[name]))))
             case np.ndarray():
                 return digest(f"{thing.dtype} {thing.shape}", np.ascontiguousarray(thing).tobytes())
-            case _Config():
-                return digest(repr([(field.name, getattr(thing, field.name)) for field in fields(_Config)]))
+            case Config():
+                return digest(repr([(field.name, getattr(thing, field.name)) for field in fields(Config)]))
             case Example() | VisionLanguageModel() | TaskModel() | Corrector():
                 if thing not in self._digests:
                     self._digests[thing] = self._of_example(thing) if isinstance(thing, Example) else _of_model(thing)
@@ -191,8 +197,15 @@ class Runner:
 
     def _of_example(self, example: Example) -> str:
         said = repr((example.id, example.query, example.image.mode, example.size_px, example.asked_for.tolist()))
-        known = {name: value for name, value in example.fields.items() if not callable(value)}  # masks: read from the same file
-        return digest(said, self._digest(np.asarray(example.boxes_px, dtype=np.float64)), self._digest(known), example.image.tobytes())
+        known = {
+            name: value for name, value in example.fields.items() if not callable(value)
+        }  # masks: read from the same file
+        return digest(
+            said,
+            self._digest(np.asarray(example.boxes_px, dtype=np.float64)),
+            self._digest(known),
+            example.image.tobytes(),
+        )
 
 
 def digest(*parts: str | bytes | memoryview) -> str:
@@ -211,7 +224,11 @@ def digest(*parts: str | bytes | memoryview) -> str:
 
 def _of_model(model: VisionLanguageModel | TaskModel | Corrector) -> str:
     """Weights, and how words and images become their input; with the program that runs them. An oracle has its type only."""
-    parts: list[str | bytes] = [type(model).__name__, program(), str(getattr(model, "trained_here", ""))]  # --parser auto asks for it
+    parts: list[str | bytes] = [
+        type(model).__name__,
+        program(),
+        str(getattr(model, "trained_here", "")),
+    ]  # --parser auto asks for it
     if tokenizer := getattr(model, "tokenizer", None):
         parts += [repr(sorted(tokenizer.get_vocab().items())), str(tokenizer.chat_template)]
     if processor := getattr(model, "image_processor", None):
@@ -220,7 +237,10 @@ def _of_model(model: VisionLanguageModel | TaskModel | Corrector) -> str:
         parts += [network.config.to_json_string(), str(network.device.type)]
         for name, tensor in network.state_dict().items():
             whole = tensor.detach().cpu().contiguous()
-            parts += [f"{name} {whole.dtype} {tuple(whole.shape)}", digest(whole.reshape(-1).view(torch.uint8).numpy().data)]
+            parts += [
+                f"{name} {whole.dtype} {tuple(whole.shape)}",
+                digest(whole.reshape(-1).view(torch.uint8).numpy().data),
+            ]
     return digest(*parts)
 
 

@@ -22,20 +22,20 @@ from typing import NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import files, outputs, pictures, prompts
+from activeo3 import data_io, drawing, outputs, prompts
 from activeo3.answer_parsing import LETTERS, answer_in, read_letter
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_rollouts import Expert
-from activeo3.models import VisionLanguageModel
+from activeo3.eval_vqa import views
+from activeo3.html_report import write_picture_page
+from activeo3.model import VisionLanguageModel
 from activeo3.modes import ways
-from activeo3.page import write_picture_page
-from activeo3.proposals import greedy_look
-from activeo3.quiz import views
-from activeo3.schema import Example, Outcome, Region, Sampling
-from activeo3.taskmodels import act, visible
+from activeo3.proposals import greedy_rollouts
+from activeo3.task_models import act, is_valid_region
 from activeo3.tasks import task_of
 from activeo3.terminal import one_line
+from activeo3.types import Example, Region, Sampling, TaskResult
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
 WITHOUT_ZOOM = "whole picture, no zoom"
@@ -49,7 +49,7 @@ class Told(NamedTuple):
 
     lines: list[tuple[str, str]]
     regions: Sequence[Region]
-    outcome: Outcome = pictures.NOTHING
+    outcome: TaskResult = drawing.NOTHING
     said: str = ""
 
 
@@ -72,26 +72,28 @@ def own_picture(config: EvalConfig) -> Example:
     """The user's picture as an example without ground truth. Raises DataError if it cannot be read."""
     path = Path(config.image)
     asked = {"question": config.question, "answer": "", "options": config.options} if config.question else {}
-    return Example(path.stem, files.read_picture(path), config.question or config.find, np.zeros((0, 4)), fields=asked)
+    return Example(
+        path.stem, data_io.read_picture(path), config.question or config.find, np.zeros((0, 4)), fields=asked
+    )
 
 
-def show(example: Example, policy: VisionLanguageModel, expert: Expert, config: EvalConfig, folder: Path) -> None:
+def show(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig, folder: Path) -> None:
     """Let the policy look at a picture, print what came of it, and write PNG and page into ``folder``.
 
-    Raises ConfigError if ``expert``, which works on the crops, is to answer in words and is no language model.
+    Raises ConfigError if ``task_model``, which works on the crops, is to answer in words and is no language model.
     """
-    if config.question and not isinstance(expert, VisionLanguageModel):
+    if config.question and not isinstance(task_model, VisionLanguageModel):
         raise ConfigError(f"--question is answered in words: leave out --task_model {config.task_model[0]}.")
     if config.find:
-        told = found(example, policy, expert, config)
+        told = found(example, policy, task_model, config)
     else:
-        told = (in_turns if task_of(config).follow else answered)(example, policy, expert, config)
+        told = (in_turns if task_of(config).follow else answered)(example, policy, task_model, config)
     for what, words in told.lines:
         print(f"{what}:  {one_line(words, 400)}")
     drawn, page = (folder / name for name in names(config))
     sheet = draw(example, told)
-    panel = pictures.words_panel(told.lines, max(image.width for image in sheet))
-    outputs.leave_picture(drawn, pictures.contact_sheet([*sheet, panel], columns=1))
+    panel = drawing.words_panel(told.lines, max(image.width for image in sheet))
+    outputs.leave_picture(drawn, drawing.contact_sheet([*sheet, panel], columns=1))
     cells = [{"asked about": what, "answer": words} for what, words in told.lines]
     summary = [f"picture: {config.image}", f"checkpoint: {config.checkpoint[0]}"]
     write_picture_page(page, f"activeo3: {example.query}", summary, sheet, cells, ["asked about", "answer"])
@@ -100,27 +102,36 @@ def show(example: Example, policy: VisionLanguageModel, expert: Expert, config: 
 
 def draw(example: Example, told: Told) -> list[Image.Image]:
     """The picture with its regions, and the crops."""
-    said = told.said or (None if told.outcome is not pictures.NOTHING else "")
-    picture = pictures.annotated_picture(example, told.regions, told.outcome, said=said, truth=False)
-    return [picture, pictures.crops_strip(example, told.regions, told.outcome)]
+    said = told.said or (None if told.outcome is not drawing.NOTHING else "")
+    picture = drawing.annotated_picture(example, told.regions, told.outcome, said=said, truth=False)
+    return [picture, drawing.crops_strip(example, told.regions, told.outcome)]
 
 
 # ---------------------------------------------------------------------- boxes
 
 
-def found(example: Example, policy: VisionLanguageModel, expert: Expert, config: EvalConfig) -> Told:
+def found(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig) -> Told:
     """Where the policy wants to look, and what the task model finds there."""
-    (rollout,) = greedy_look(policy, [example], config)
-    (outcome,) = act(expert, [example], [rollout.regions], config)
+    (rollout,) = greedy_rollouts(policy, [example], config)
+    (outcome,) = act(task_model, [example], [rollout.regions], config)
     boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
     summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
-    return Told([("sensing", rollout.text), *_named(rollout.regions, rollout.action.error), *boxes, summary], rollout.regions, outcome)
+    return Told(
+        [("sensing", rollout.text), *_named(rollout.regions, rollout.action.error), *boxes, summary],
+        rollout.regions,
+        outcome,
+    )
 
 
 def _named(regions: Sequence[Region], error: str | None = None) -> list[tuple[str, str]]:
-    """Every region by its number; without any, why: what was wrong with the answer (``Action.error``)."""
+    """Every region by its number; without any, why: what was wrong with the answer (``ParsedAnswer.error``)."""
     if not regions:
-        return [("regions", f"none, so there is no crop: {f'the answer has a wrong form ({error})' if error else 'they are too small'}")]
+        return [
+            (
+                "regions",
+                f"none, so there is no crop: {f'the answer has a wrong form ({error})' if error else 'they are too small'}",
+            )
+        ]
     return [(f"region {place}", _corners(region)) for place, region in enumerate(regions, start=1)]
 
 
@@ -132,16 +143,18 @@ def _corners(box: Sequence[float]) -> str:
 # ---------------------------------------------------------------------- words
 
 
-def answered(example: Example, policy: VisionLanguageModel, expert: VisionLanguageModel, config: EvalConfig) -> Told:
+def answered(
+    example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
+) -> Told:
     """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and crops."""
-    (rollout,) = greedy_look(policy, [example], config)
-    regions = tuple(filter(visible, rollout.regions))
-    whole, *crops = views(expert, example, regions, config, native=False, black=False)
+    (rollout,) = greedy_rollouts(policy, [example], config)
+    regions = tuple(filter(is_valid_region, rollout.regions))
+    whole, *crops = views(task_model, example, regions, config, native=False, black=False)
     if config.protocol == "per_crop":
         shown = [(f"crop {place} alone", [crop]) for place, crop in enumerate(crops, start=1)]
     else:
         shown = [("picture and crops", [whole, *crops])] if crops else []
-    texts = ask(expert, [of_one for _, of_one in [(WITHOUT_ZOOM, [whole]), *shown]], config)
+    texts = ask(task_model, [of_one for _, of_one in [(WITHOUT_ZOOM, [whole]), *shown]], config)
     lines = list(zip([WITHOUT_ZOOM, *(what for what, _ in shown)], texts))
     said = texts[-1] if config.protocol == "together" else ""
     return Told([("sensing", rollout.text), *_named(regions, rollout.action.error), *lines], regions, said=said)
@@ -152,8 +165,11 @@ def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], conf
     asked = [prompts.question_prompt(config.question, config.options, crops=len(of_one) - 1) for of_one in shown]
     encoded = model.encode([list(of_one) for of_one in shown], asked)
     answers = model.generate(encoded, 1, Sampling(0.0, config.task_max_new_tokens))
-    texts = [model.words_of(ids) for (ids,) in answers]
-    return [with_option(answer_in(text) or text, model.ends(ids), config.options) for text, (ids,) in zip(texts, answers)]
+    texts = [model.decode(ids) for (ids,) in answers]
+    return [
+        with_option(answer_in(text) or text, model.is_finished(ids), config.options)
+        for text, (ids,) in zip(texts, answers)
+    ]
 
 
 def with_option(text: str, finished: bool, options: Sequence[str]) -> str:
@@ -166,16 +182,20 @@ def with_option(text: str, finished: bool, options: Sequence[str]) -> str:
     return f"{text}  [{letter}. {options[LETTERS.index(letter)]}]" if letter else text
 
 
-def in_turns(example: Example, policy: VisionLanguageModel, expert: VisionLanguageModel, config: EvalConfig) -> Told:
-    """The policy's dialogue, turn by turn, and its answer without a zoom; the ``expert`` has no part in it."""
+def in_turns(
+    example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
+) -> Told:
+    """The policy's dialogue, turn by turn, and its answer without a zoom; the ``task_model`` has no part in it."""
     task = task_of(config)
     told = []
     for way in ways(task, config, ["baseline", "default"]):
-        (rollout,) = greedy_look(policy, [example], way.config, way.task)
+        (rollout,) = greedy_rollouts(policy, [example], way.config, way.task)
         answer = rollout.episode.answer
         told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
     (_, at_once), (rollout, said) = told
-    turns = [(f"turn {place} ({status})", policy.words_of(turn))
+    turns = [(f"turn {place} ({status})", policy.decode(turn))
              for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)]  # fmt: skip
     regions = rollout.episode.looked_at
-    return Told([(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", said)], regions, said=said)
+    return Told(
+        [(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", said)], regions, said=said
+    )

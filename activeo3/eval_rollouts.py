@@ -13,16 +13,16 @@ from typing import Any, Callable, Mapping, Sequence, TypeVar
 import numpy as np
 from PIL import Image
 
-from activeo3.config import _Config
+from activeo3.config import Config
+from activeo3.data_loader import Whole, as_it_is
 from activeo3.eval_core import Record, Runner
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
-from activeo3.models import VisionLanguageModel
-from activeo3.perception import Answer
+from activeo3.model import VisionLanguageModel
 from activeo3.proposals import ASKED, Regions, propose
-from activeo3.sampler import Role, look
-from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling
-from activeo3.stream import Whole, as_it_is
-from activeo3.taskmodels import TaskModel, act
+from activeo3.rollout import Role, sample_rollouts
+from activeo3.task_models import TaskModel, act
+from activeo3.task_perception_words import Answer
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, Sampling, TaskResult
 
 Expert = VisionLanguageModel | TaskModel
 Looked = tuple[Example, Sequence[Region]]
@@ -54,7 +54,7 @@ def proposed(
     method: str,
     examples: Sequence[Example],
     policy: VisionLanguageModel | None,
-    config: _Config,
+    config: Config,
     runner: Runner,
     fixed: np.ndarray | None = None,
     whole: Whole = as_it_is,
@@ -67,18 +67,23 @@ def proposed(
         return propose(method, examples, policy, config, fixed), 0.0
 
     def work(block: Sequence[Example]) -> list[Record]:
-        return [rollout_record(rollout) for rollout in propose(method, [whole(example) for example in block], policy, config)]
+        return [
+            rollout_record(rollout)
+            for rollout in propose(method, [whole(example) for example in block], policy, config)
+        ]
 
     how = "greedy" if method in ("cot", "active") else method
     records = runner.map(timed(work), examples, ("look", how, policy, config))
     return [rollout_of(*pair) for pair in zip(examples, records, strict=True)], seconds_of(records)
 
 
-def answers(role: Role, policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, runner: Runner, name: str) -> list[Rollout]:
+def answers(
+    role: Role, policy: VisionLanguageModel, examples: Sequence[Example], config: Config, runner: Runner, name: str
+) -> list[Rollout]:
     """One greedy answer of a policy to every example, in a role; ``name`` says which role that is."""
 
     def work(block: Sequence[Example]) -> list[Record]:
-        _, groups = look(policy, block, 1, Sampling(0.0, role.longest(config)), config, role)
+        _, groups = sample_rollouts(policy, block, 1, Sampling(0.0, role.longest(config)), config, role)
         return [rollout_record(rollout) for (rollout,) in groups]
 
     records = runner.map(work, examples, ("answer", name, policy, config))
@@ -86,29 +91,31 @@ def answers(role: Role, policy: VisionLanguageModel, examples: Sequence[Example]
 
 
 def found(
-    expert: Expert,
+    task_model: Expert,
     examples: Sequence[Example],
     regions: Regions,
-    config: _Config,
+    config: Config,
     runner: Runner,
     black: bool = False,
-) -> tuple[list[Outcome], float]:
+) -> tuple[list[TaskResult], float]:
     """What a task model finds for every example in its regions, and the seconds it took.
 
     With ``black`` it gets black crops: what it finds then does not come from looking.
     """
     if black:
         examples = blackened(examples)
-    return found_in(expert, list(zip(examples, regions, strict=True)), config, runner)
+    return found_in(task_model, list(zip(examples, regions, strict=True)), config, runner)
 
 
-def found_in(expert: Expert, looked: Sequence[Looked], config: _Config, runner: Runner, **block: int) -> tuple[list[Outcome], float]:
+def found_in(
+    task_model: Expert, looked: Sequence[Looked], config: Config, runner: Runner, **block: int
+) -> tuple[list[TaskResult], float]:
     """The outcomes of examples with regions, in order, and the seconds they took; ``block`` as in ``Runner.map``."""
 
     def work(block: Sequence[Looked]) -> list[Record]:
-        return [outcome_record(outcome) for outcome in act(expert, *zip(*block), config)]
+        return [outcome_record(outcome) for outcome in act(task_model, *zip(*block), config)]
 
-    records = runner.map(timed(work), looked, ("act", expert, config), **block)
+    records = runner.map(timed(work), looked, ("act", task_model, config), **block)
     return [outcome_of(record) for record in records], seconds_of(records)
 
 
@@ -142,7 +149,7 @@ def regions_of(boxes: Sequence[Sequence[float]]) -> tuple[Region, ...]:
     return tuple(Region(*box) for box in boxes)
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
+def outcome_record(outcome: TaskResult) -> dict[str, Any]:
     """An outcome, its mask as run lengths."""
     return {
         "boxes_px": outcome.boxes_px.tolist(), "scores": outcome.scores.tolist(), "texts": outcome.texts, "calls": outcome.calls,
@@ -151,22 +158,22 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def outcome_of(record: Mapping[str, Any]) -> Outcome:
+def outcome_of(record: Mapping[str, Any]) -> TaskResult:
     """The outcome of a record."""
-    return Outcome(
+    return TaskResult(
         as_boxes(record["boxes_px"]), np.array(record["scores"], dtype=np.float64), tuple(record["texts"]), record["calls"],
         record["tokens"], None if record["mask"] is None else rle_to_mask(record["mask"]),
         record["strict"] and outcome_of(record["strict"]), record["lenient_only"],
     )  # fmt: skip
 
 
-def _action_record(action: Action) -> dict[str, Any]:
+def _action_record(action: ParsedAnswer) -> dict[str, Any]:
     record = {"boxes_text": action.boxes_text, "labels": action.labels, "error": action.error}
     record |= {"strict": action.strict and _action_record(action.strict)}
     return record | ({"count": action.count, "text": action.text} if isinstance(action, Answer) else {})
 
 
-def _action_of(record: Mapping[str, Any]) -> Action:
+def _action_of(record: Mapping[str, Any]) -> ParsedAnswer:
     boxes, strict = tuple(map(tuple, record["boxes_text"])), record["strict"] and _action_of(record["strict"])
     common = (boxes, tuple(record["labels"]), record["error"], strict)
-    return Answer(*common, count=record["count"], text=record["text"]) if "count" in record else Action(*common)
+    return Answer(*common, count=record["count"], text=record["text"]) if "count" in record else ParsedAnswer(*common)

@@ -13,7 +13,7 @@ from typing import Any, Mapping, Sequence
 
 from activeo3 import outputs
 from activeo3.answer_parsing import said
-from activeo3.schema import Example
+from activeo3.types import Example
 
 
 def asks_for_one(examples: Sequence[Example]) -> bool:
@@ -23,9 +23,18 @@ def asks_for_one(examples: Sequence[Example]) -> bool:
 
 def write_submission(path: Path, examples: Sequence[Example], answers: Sequence[Mapping[str, Any]]) -> None:
     """Writes the table, a row per example; ``answers`` have the ``text`` that was written, in the same order."""
-    columns = list(dict.fromkeys(column for example in examples for column in example.fields["columns"] if column != "answer"))
+    columns = list(
+        dict.fromkeys(column for example in examples for column in example.fields["columns"] if column != "answer")
+    )
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*columns, "prediction"], delimiter="\t", quoting=csv.QUOTE_ALL, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(
+        file,
+        [*columns, "prediction"],
+        delimiter="\t",
+        quoting=csv.QUOTE_ALL,
+        extrasaction="ignore",
+        lineterminator="\n",
+    )
     writer.writeheader()
     for example, answer in zip(examples, answers, strict=True):
         writer.writerow(example.fields["columns"] | {"prediction": said(answer["text"])})

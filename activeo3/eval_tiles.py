@@ -27,18 +27,18 @@ from typing import Sequence
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.annotations import Whole
+from activeo3.data_annotations import Whole
 from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
 from activeo3.metrics import evaluate_detections
-from activeo3.schema import Example, Outcome
+from activeo3.types import Example, TaskResult
 
 SUFFIX = "_whole"
 OVERLAP = 0.5
 """IoU above which the worse of two boxes of neighbouring tiles goes."""
 
 
-def on_whole_pictures(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
+def on_whole_pictures(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """AP and AR of whole pictures, all size classes; nothing if not all examples are tiles of a set that wants them."""
     if not all("whole" in example.fields for example in examples):
         return {}
@@ -52,7 +52,7 @@ def on_whole_pictures(examples: Sequence[Example], outcomes: Sequence[Outcome], 
     return {f"{name}{SUFFIX}": metric for name, metric in found.items()}
 
 
-def merged_tiles(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> tuple[list[Example], list[Outcome]]:
+def merged_tiles(examples: Sequence[Example], outcomes: Sequence[TaskResult]) -> tuple[list[Example], list[TaskResult]]:
     """The questions about whole pictures whose tiles are all here, and what was found in these tiles together.
 
     A whole picture's example has its boxes, areas and crowds, and the pixels of its first tile: scores need none.
@@ -68,18 +68,30 @@ def merged_tiles(examples: Sequence[Example], outcomes: Sequence[Outcome]) -> tu
         if len(tiles) == whole.tiles:
             fields = {"areas": whole.areas, "rules": rules_of(tiles), "file_name": tiles[0].fields["file_name"]}
             name = f"{source}:{tiles[0].query}"
-            wholes.append(replace(tiles[0], id=name, boxes_px=whole.boxes_px, image_id=numbers[source], crowd=whole.crowd, fields=fields))
+            wholes.append(
+                replace(
+                    tiles[0],
+                    id=name,
+                    boxes_px=whole.boxes_px,
+                    image_id=numbers[source],
+                    crowd=whole.crowd,
+                    fields=fields,
+                )
+            )
             merged.append(_merged(tiles, [outcomes[position] for position in members]))
     return wholes, merged
 
 
-def _merged(tiles: Sequence[Example], outcomes: Sequence[Outcome]) -> Outcome:
+def _merged(tiles: Sequence[Example], outcomes: Sequence[TaskResult]) -> TaskResult:
     """All detections of one category in one picture, in its frame, without those that two tiles have found."""
     corners = [np.tile(tile.fields["window_px"][:2], 2) for tile in tiles]
     moved = [geometry.as_boxes(outcome.boxes_px) + corner for outcome, corner in zip(outcomes, corners, strict=True)]
-    boxes, scores = np.concatenate(moved), np.concatenate([np.asarray(outcome.scores, dtype=np.float64) for outcome in outcomes])
+    boxes, scores = (
+        np.concatenate(moved),
+        np.concatenate([np.asarray(outcome.scores, dtype=np.float64) for outcome in outcomes]),
+    )
     larger_first = np.argsort(-geometry.area(boxes), kind="stable")
     boxes, scores = boxes[larger_first], scores[larger_first]
     kept = geometry.nms(boxes, scores, OVERLAP) if len(boxes) else np.zeros(0, dtype=np.int64)
     calls, tokens = sum(outcome.calls for outcome in outcomes), sum(outcome.tokens for outcome in outcomes)
-    return Outcome(boxes[kept], scores[kept], calls=calls, tokens=tokens)
+    return TaskResult(boxes[kept], scores[kept], calls=calls, tokens=tokens)

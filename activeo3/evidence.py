@@ -33,9 +33,9 @@ import numpy as np
 from activeo3 import geometry
 from activeo3.answer_parsing import read_letter
 from activeo3.answer_text import normalised
-from activeo3.files import DataError
-from activeo3.schema import Example, Zoom
-from activeo3.transcripts import edit_distance
+from activeo3.data_io import DataError
+from activeo3.text_metrics import edit_distance
+from activeo3.types import Example, Zoom
 
 KINDS = ("exact", "number", "anls", "choice")
 ANLS_LEAST = 0.5  # tau of DocVQA (arXiv 2007.00398): an answer less alike than this is wrong
@@ -66,7 +66,9 @@ def asked_of(example: Example) -> Asked:
     """
     fields: dict[str, Any] = dict(example.fields.get("reading") or example.fields)
     if "question" in fields and "answer" not in fields:
-        raise DataError(f"example {example.id} has no public answer: its data set can only be asked and submitted.", example.id)
+        raise DataError(
+            f"example {example.id} has no public answer: its data set can only be asked and submitted.", example.id
+        )
     if "question" not in fields:
         raise DataError(f"example {example.id} asks nothing that is answered in words.", example.id)
     options = tuple(fields.get("options", ()))
@@ -74,9 +76,13 @@ def asked_of(example: Example) -> Asked:
     answers = (str(fields["answer"]), *map(str, fields.get("aliases", ())))
     kind = fields.get("kind", "choice" if options else "exact")
     if kind not in KINDS:
-        raise DataError(f"example {example.id} has an answer of kind {kind!r}; known are {', '.join(KINDS)}.", example.id)
+        raise DataError(
+            f"example {example.id} has an answer of kind {kind!r}; known are {', '.join(KINDS)}.", example.id
+        )
     tolerance = float(fields.get("tolerance", 0.0))
-    return Asked(fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence), fields.get("hint", ""))
+    return Asked(
+        fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence), fields.get("hint", "")
+    )
 
 
 # ---------------------------------------------------------------------- is the answer right?
@@ -168,7 +174,11 @@ def terms(
         return {"answer": right, "evidence": process if said is not None else min(0.0, process), "calls": 0.0}
     looked_at = geometry.as_boxes([zoom.window_px for zoom in zooms if zoom.status == "zoom_executed"])
     found = evidence(looked_at, asked.evidence_px, size)
-    return {"answer": right, "evidence": found * (right if gated else float(said is not None)), "calls": 0.0 - len(zooms)}
+    return {
+        "answer": right,
+        "evidence": found * (right if gated else float(said is not None)),
+        "calls": 0.0 - len(zooms),
+    }
 
 
 def evidence(regions_px: np.ndarray, evidence_px: np.ndarray, size: tuple[int, int]) -> float:

@@ -22,14 +22,17 @@ import numpy as np
 
 from activeo3 import geometry, metrics
 from activeo3.metric_rules import SIZES, UNLIMITED
-from activeo3.schema import Example, Outcome, Region
+from activeo3.types import Example, Region, TaskResult
 
 COLUMNS = ("sensing_recall", "recall_inside", "recall", "precision", "TP", "FP", "FN", "missed")
 MATCH, TOUCH = 0.5, 0.1  # IoU of a detection with a true box
 
 
 def failures(
-    examples: Sequence[Example], regions: Sequence[Sequence[Region]], outcomes: Sequence[Outcome], match: float = MATCH
+    examples: Sequence[Example],
+    regions: Sequence[Sequence[Region]],
+    outcomes: Sequence[TaskResult],
+    match: float = MATCH,
 ) -> dict[str, Any]:
     """The columns of one row, by name; shares are NaN where there is nothing to count."""
     hits, false, asked = _counts(examples, outcomes, match)
@@ -49,7 +52,7 @@ def failures(
     }
 
 
-def _counts(examples: Sequence[Example], outcomes: Sequence[Outcome], match: float) -> tuple[int, int, int]:
+def _counts(examples: Sequence[Example], outcomes: Sequence[TaskResult], match: float) -> tuple[int, int, int]:
     """(detections that match, detections that do not, true boxes) over all examples."""
     queries = metrics.match(examples, outcomes, (match,), {"": SIZES[""]}, UNLIMITED)[""]
     curves = [curve for (curve,) in queries]
@@ -62,7 +65,7 @@ def _inside(example: Example, regions: Sequence[Region]) -> np.ndarray:
     return geometry.held(geometry.as_boxes(example.boxes_px), geometry.as_boxes(regions)).any(axis=1)
 
 
-def _untouched(example: Example, outcome: Outcome) -> int:
+def _untouched(example: Example, outcome: TaskResult) -> int:
     """How many true boxes no detection comes near."""
     return int((geometry.iou(metrics.asked_boxes(example), outcome.boxes_px).max(axis=1, initial=0.0) < TOUCH).sum())
 

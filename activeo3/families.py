@@ -7,7 +7,7 @@ they have in common, and how another one is added, is told in docs/families.md.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.config import Config, ConfigError, TrainConfig
 
 
 class Saved(NamedTuple):
@@ -37,7 +37,7 @@ class Family:
     gated_vision: bool = False
     """the MLP of a vision layer has three matrices, not two"""
     saved: Saved | None = None
-    """for planner.py, which says nothing about a family without it. Where queries are as wide as the hidden states, they
+    """for memory.py, which says nothing about a family without it. Where queries are as wide as the hidden states, they
     are counted there"""
 
     @property
@@ -57,7 +57,7 @@ FAMILIES = {
 """The families that are supported, by their ``model_type``."""
 
 
-def check_notes(family: str, config: _Config) -> None:
+def check_notes(family: str, config: Config) -> None:
     """Raise ConfigError if views are to be hidden from a model of a family that cannot forget one."""
     if FAMILIES[family].states and config.task == "zoom_qa" and config.memory == "notes":
         raise ConfigError(

@@ -5,16 +5,16 @@ from typing import Sequence
 import numpy as np
 
 from activeo3 import metrics
-from activeo3.config import _Config
-from activeo3.floors import fixed_candidates, from_unit
+from activeo3.config import Config
+from activeo3.eval_baselines import fixed_candidates, from_unit
 from activeo3.eval_core import Runner
 from activeo3.eval_rollouts import Expert, found_in
-from activeo3.schema import Example, Outcome
-from activeo3.taskmodels import Found, merged
+from activeo3.task_models import Detections, merge_crops
+from activeo3.types import Example, TaskResult
 
 
 def fit_fixed(
-    expert: Expert, training: Sequence[Example], config: _Config, runner: Runner, most: int = 0
+    task_model: Expert, training: Sequence[Example], config: Config, runner: Runner, most: int = 0
 ) -> np.ndarray:
     """The best regions (K, 4) in 0-1 that ignore the picture: chosen greedily from a lattice, so that the
     mean task reward (AP50 + AR50) on the training pictures is highest. K is ``most``, by default the
@@ -26,19 +26,21 @@ def fit_fixed(
         raise ValueError("the fixed regions are fitted on training pictures, and there are none")
     lattice = fixed_candidates()
     windows = [(example, from_unit(box[None], example.size_px)) for box in lattice for example in training]
-    outcomes, _ = found_in(expert, windows, config, runner, block=len(training))
+    outcomes, _ = found_in(task_model, windows, config, runner, block=len(training))
     seen = [outcomes[first : first + len(training)] for first in range(0, len(outcomes), len(training))]
     chosen: list[int] = []
     for _ in range(most or config.regions):
-        gains = [_joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))]
+        gains = [
+            _joint_reward(training, [seen[k] for k in (*chosen, new)], config.merge) for new in range(len(lattice))
+        ]
         chosen.append(int(np.argmax(gains)))
     return lattice[chosen]
 
 
-def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[Outcome]], merge: str) -> float:
+def _joint_reward(examples: Sequence[Example], seen: Sequence[Sequence[TaskResult]], merge: str) -> float:
     """Mean AP50 + AR50 when several regions' detections are merged as the config says."""
     total = 0.0
     for index, example in enumerate(examples):
-        found = [Found(outcomes[index].boxes_px, outcomes[index].scores, "") for outcomes in seen]
-        total += sum(metrics.ap_ar_50(example, merged(found, merge)))
+        found = [Detections(outcomes[index].boxes_px, outcomes[index].scores, "") for outcomes in seen]
+        total += sum(metrics.ap_ar_50(example, merge_crops(found, merge)))
     return total / len(examples)

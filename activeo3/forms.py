@@ -20,13 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activeo3 import close_ups, geometry, matching, perception, processes, prompts, scenes, terminal
+from activeo3 import (
+    data_scene_crops,
+    data_scenes,
+    geometry,
+    matching,
+    processes,
+    prompts,
+    task_perception_words,
+    terminal,
+)
 from activeo3.drills import Drill, drills_of, plate_sheet, reading_drill
 from activeo3.geometry import Frame
 from activeo3.lessons import CROP_VIEW, MERGE, Lesson, Pool, all_of, cell_of, crop_lesson, practice_sheet
-from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
+from activeo3.model import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 from activeo3.packing import Prompt
-from activeo3.schema import Sampling
+from activeo3.types import Sampling
 from activeo3.warmstart import Sight, picture_prefix, speak_loss, train, training_pictures
 
 
@@ -94,8 +103,12 @@ class PlateSight(nn.Module):
         objectness = F.binary_cross_entropy_with_logits(logit, present, weight=weight)
         if not (cells and legible):
             return objectness, {"plate": float(objectness.detach())}
-        first, second = (head(features[[pair[i] for pair in cells]]) for i, head in enumerate((self.first, self.second)))
-        digits = torch.stack([first, second], dim=1) @ (4 * F.normalize(words, dim=-1))[self.figures].T  # (plates, 2, 10)
+        first, second = (
+            head(features[[pair[i] for pair in cells]]) for i, head in enumerate((self.first, self.second))
+        )
+        digits = (
+            torch.stack([first, second], dim=1) @ (4 * F.normalize(words, dim=-1))[self.figures].T
+        )  # (plates, 2, 10)
         truth = torch.tensor(numbers, device=features.device)
         read = (digits.argmax(-1) == truth).float().mean()
         return objectness + 2 * F.cross_entropy(digits.flatten(0, 1), truth.flatten()), {
@@ -149,9 +162,13 @@ def step_loss(
                 loss, seeing = sight.loss(features, batch, grids, words)
                 total = total + see * loss
                 if name != "task":
-                    loss, reading = plates.loss(features, batch, grids, words, legible=name in ("sheet", "read", "next"))
+                    loss, reading = plates.loss(
+                        features, batch, grids, words, legible=name in ("sheet", "read", "next")
+                    )
                     total, seeing = total + loss, seeing | reading
-                readings |= {f"{name}/{key}": seeing[key] for key in ("shape", "hundreds", "plate", "figures") if key in seeing}
+                readings |= {
+                    f"{name}/{key}": seeing[key] for key in ("shape", "hundreds", "plate", "figures") if key in seeing
+                }
             if all(lesson.dialogue for lesson in batch):
                 spoken, gaze = speak_loss(vlm, batch, prefixes, seen)
                 total = total + speak * spoken + gaze
@@ -173,7 +190,9 @@ def teach(vlm: VisionLanguageModel, config: Forms, folder: Path) -> None:
             drills = drills_of(sheets, pictures, step, rng, config.dense, config.reading, 0, config.close)
             silent = [[replace(lesson, dialogue=()) for lesson in batch] for batch in [crops, *drills]]
             return step_loss(vlm, sight, plates, config, silent)
-        drills = drills_of(sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.close, config.wording)
+        drills = drills_of(
+            sheets, pictures, step, rng, config.dense // 3, config.reading, config.turns, config.close, config.wording
+        )
         return step_loss(vlm, sight, plates, config, [crops, *drills])
 
     train(vlm, {"sight": sight, "plates": plates}, config, folder, loss_of)
@@ -184,25 +203,34 @@ def reading_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> fl
     rng = np.random.default_rng(seed)
     drills = []
     for index in range(pictures):
-        scene = scenes.scene("val", index)
+        scene = data_scenes.scene("val", index)
         drills.append(reading_drill(scene, scene.render(), rng))
-    asked = vlm.encode([drill.view for drill in drills], [scenes.QUESTION] * len(drills))
+    asked = vlm.encode([drill.view for drill in drills], [data_scenes.QUESTION] * len(drills))
     answers = vlm.generate(asked, 1, Sampling(temperature=0, max_new_tokens=24))
-    said = [vlm.words_of(ids) for (ids,) in answers]
-    return float(np.mean([text == prompts.final_answer(drill.plate[1]) for text, drill in zip(said, drills) if drill.plate]))
+    said = [vlm.decode(ids) for (ids,) in answers]
+    return float(
+        np.mean([text == prompts.final_answer(drill.plate[1]) for text, drill in zip(said, drills) if drill.plate])
+    )
 
 
 def naming_scores(vlm: VisionLanguageModel, pictures: int) -> float:
     """The share of right names among the things that greedy answers find in unseen validation close-ups."""
-    examples = [close_ups.close_up("val", index) for index in range(pictures)]
+    examples = [data_scene_crops.close_up("val", index) for index in range(pictures)]
     views = [geometry.crop(example.image, all_of(example.image), CROP_VIEW) for example in examples]
-    asked = vlm.encode(views, [perception.perception_prompt("detection", scenes.KINDS, "short")] * pictures)
+    asked = vlm.encode(
+        views, [task_perception_words.perception_prompt("detection", data_scenes.KINDS, "short")] * pictures
+    )
     answers = vlm.generate(asked, 1, Sampling(temperature=0, max_new_tokens=240))
     right = []
     for example, (ids,) in zip(examples, answers):
-        answer, things = perception.read_answer("detection", vlm.words_of(ids), vlm.ends(ids)), example.fields["things"]
+        answer, things = (
+            task_perception_words.read_answer("detection", vlm.decode(ids), vlm.is_finished(ids)),
+            example.fields["things"],
+        )
         boxes_px = Frame(all_of(example.image), (1000, 1000)).to_px(geometry.as_boxes(answer.boxes_text))
-        terms = matching.detection_terms(boxes_px, answer.labels, things["boxes_px"], things["labels"], reward="paper")  # of the pairs
+        terms = matching.detection_terms(
+            boxes_px, answer.labels, things["boxes_px"], things["labels"], reward="paper"
+        )  # of the pairs
         right.append(terms["class"])
     return float(np.mean(right))
 
@@ -211,12 +239,20 @@ def main() -> None:
     """Make the policy, measure how it reads and names, and write the folder that the presets of its tasks start from."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", default="data/tiny", help="the policy to begin with [data/tiny]")
-    parser.add_argument("--out", type=Path, default=Path("data/tiny-tasks"), help="the finished policy [data/tiny-tasks]")
-    parser.add_argument("--work", type=Path, default=Path("runs/forms"), help="where an unfinished one waits [runs/forms]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/tiny-tasks"), help="the finished policy [data/tiny-tasks]"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/forms"), help="where an unfinished one waits [runs/forms]"
+    )
     parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
     for name in ("seed", "see_steps", "speak_steps"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Forms, name), help=f"see forms.Forms [{getattr(Forms, name)}]")
-    parser.add_argument("--wording", default=Forms.wording, choices=prompts.EPISODE_WORDINGS, help="of episodes [short]")
+        parser.add_argument(
+            f"--{name}", type=int, default=getattr(Forms, name), help=f"see forms.Forms [{getattr(Forms, name)}]"
+        )
+    parser.add_argument(
+        "--wording", default=Forms.wording, choices=prompts.EPISODE_WORDINGS, help="of episodes [short]"
+    )
     options = parser.parse_args()
     keep_freed_memory()
     try:
@@ -238,6 +274,8 @@ def main() -> None:
 if __name__ == "__main__":
     terminal.protect()
     processes.watch()
-    processes.tell(kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it")
+    processes.tell(
+        kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it"
+    )
     with processes.one_sentence():
         main()

@@ -14,11 +14,11 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from activeo3.attention import mask_for
 from activeo3.caches import new_cache
-from activeo3.decoding import DrawnLogps, FiniteScores, Observe, Rows, until
+from activeo3.decoding import DecodeBatch, DrawnLogps, FiniteScores, Observe, truncate_at_eos
 from activeo3.encoding import Encoder
 from activeo3.model_weights import of_no_use
 from activeo3.packing import Branch, Prompt, dialogue, padded
-from activeo3.schema import Sampling
+from activeo3.types import Sampling
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -43,11 +43,11 @@ class Generator(Encoder):
     """A model that samples answers."""
 
     def generate(self, prompts: Sequence[Prompt], group: int, sampling: Sampling) -> list[list[tuple[int, ...]]]:
-        """Sample ``group`` answers of one turn to every prompt (see ``converse``)."""
-        return [[branch.answer for branch in row] for row in self.converse(prompts, group, sampling)]
+        """Sample ``group`` answers of one turn to every prompt (see ``generate_multi_turn``)."""
+        return [[branch.answer for branch in row] for row in self.generate_multi_turn(prompts, group, sampling)]
 
     @torch.no_grad()
-    def converse(
+    def generate_multi_turn(
         self, prompts: Sequence[Prompt], group: int, sampling: Sampling, observe: Observe | None = None
     ) -> list[list[Branch]]:
         """Sample ``group`` answers to every prompt; a turn's ids end with the end token unless cut off.
@@ -63,46 +63,50 @@ class Generator(Encoder):
         """
         with self._evaluating():
             rows = self._prefilled([[prompt] for prompt in prompts], group)
-            turns: list[list[tuple[int, ...]]] = [[()] for _ in rows.which]
-            logps: list[tuple[float, ...]] = [()] * len(rows.which)
-            shown: list[list[Prompt]] = [[] for _ in rows.which]
-            waiting: list[Rows] = []
+            turns: list[list[tuple[int, ...]]] = [[()] for _ in rows.row_ids]
+            logps: list[tuple[float, ...]] = [()] * len(rows.row_ids)
+            shown: list[list[Prompt]] = [[] for _ in rows.row_ids]
+            waiting: list[DecodeBatch] = []
             written = 0
-            while rows.which:
+            while rows.row_ids:
                 # In stretches that double, so that answers which have ended do not wait for the longest.
                 stretch = min(max(4, written), 32, sampling.max_new_tokens - written)
                 fresh, probable = self._decode(rows, stretch, sampling)
                 written += stretch
-                for row, tokens, values in zip(rows.which, fresh, probable):
+                for row, tokens, values in zip(rows.row_ids, fresh, probable):
                     turns[row][-1] += tokens
                     logps[row] += values
-                ended = [i for i, tokens in enumerate(fresh) if self.ends(tokens)]
+                ended = [i for i, tokens in enumerate(fresh) if self.is_finished(tokens)]
                 if observe and ended:
-                    seen = observe([(rows.which[i], turns[rows.which[i]][-1]) for i in ended])
+                    seen = observe([(rows.row_ids[i], turns[rows.row_ids[i]][-1]) for i in ended])
                     going_on = [i for i, observation in zip(ended, seen, strict=True) if observation]
                     for i, observation in zip(going_on, filter(None, seen)):
-                        shown[rows.which[i]].append(observation)
+                        shown[rows.row_ids[i]].append(observation)
                     if going_on:
                         waiting.append(rows.copy(going_on, self.states))
                 over = written >= sampling.max_new_tokens
                 rows.keep([] if over else [i for i in range(len(fresh)) if i not in ended])
-                if not rows.which and waiting:
+                if not rows.row_ids and waiting:
                     if self.states:
-                        which = [row for part in waiting for row in part.which]
-                        rows = self._read_again(which, [dialogue(prompts[row // group], turns[row], shown[row]) for row in which])
+                        row_ids = [row for part in waiting for row in part.row_ids]
+                        rows = self._read_again(
+                            row_ids, [dialogue(prompts[row // group], turns[row], shown[row]) for row in row_ids]
+                        )
                     else:
-                        rows = Rows.joined(waiting)
-                        self._show(rows, [shown[row][-1] for row in rows.which])
+                        rows = DecodeBatch.joined(waiting)
+                        self._show(rows, [shown[row][-1] for row in rows.row_ids])
                     waiting, written = [], 0
-                    for row in rows.which:
+                    for row in rows.row_ids:
                         turns[row].append(())
         branches = [Branch(tuple(said), tuple(seen), values) for said, seen, values in zip(turns, shown, logps)]
         return [branches[i : i + group] for i in range(0, len(branches), group)]
 
-    def _prefilled(self, given: Sequence[Sequence[Prompt]], group: int = 1) -> Rows:
+    def _prefilled(self, given: Sequence[Sequence[Prompt]], group: int = 1) -> DecodeBatch:
         """P x G rows that have read what each of P was given, one after the other: it is paid for once and its cache
         repeated."""
-        ids, attended = padded([torch.cat([turn.ids for turn in turns]) for turns in given], self.end_token, self.model.device)  # (P, S)
+        ids, attended = padded(
+            [torch.cat([turn.ids for turn in turns]) for turns in given], self.end_token, self.model.device
+        )  # (P, S)
         self.eyes.look([turn for turns in given for turn in turns])
         cache = new_cache(self.model.config.get_text_config())
         self.model(
@@ -118,18 +122,20 @@ class Generator(Encoder):
         ids, attended, deltas = (
             x.repeat_interleave(group, dim=0) for x in (ids, attended, self.model.model.rope_deltas)
         )
-        return Rows(list(range(len(ids))), ids, attended, deltas, cache)
+        return DecodeBatch(list(range(len(ids))), ids, attended, deltas, cache)
 
-    def _read_again(self, which: Sequence[int], dialogues: Sequence[Sequence[Prompt]]) -> Rows:
+    def _read_again(self, row_ids: Sequence[int], dialogues: Sequence[Sequence[Prompt]]) -> DecodeBatch:
         """Rows that have read their dialogue so far from its beginning. A running state has already taken in what the
         batch wrote behind the end of a turn, and has no place for padding behind it."""
         if any(turn.replaces for turns in dialogues for turn in turns):
             raise ValueError(f"a {self.family} model cannot forget a view that its running state has taken in")
         rows = self._prefilled(dialogues)
-        rows.which = list(which)
+        rows.row_ids = list(row_ids)
         return rows
 
-    def _decode(self, rows: Rows, stretch: int, sampling: Sampling) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    def _decode(
+        self, rows: DecodeBatch, stretch: int, sampling: Sampling
+    ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
         """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token, and their
         log-probabilities, none if greedy."""
         self.model.model.rope_deltas = rows.deltas
@@ -145,7 +151,7 @@ class Generator(Encoder):
         if finite.broken():
             raise of_no_use(self.name, self.model)
         new = out[:, rows.ids.shape[1] :]  # (rows, up to stretch)
-        fresh = [until(ids, self.end_tokens) for ids in new.tolist()]
+        fresh = [truncate_at_eos(ids, self.end_tokens) for ids in new.tolist()]
         logps = drawn.of(new).tolist() if drawn else [()] * len(fresh)
         lengths = torch.tensor([[len(tokens)] for tokens in fresh], device=new.device)
         rows.extend(new, torch.arange(new.shape[1], device=new.device) < lengths)
@@ -160,7 +166,7 @@ class Generator(Encoder):
         settings = GenerationConfig(
             max_new_tokens=stretch,
             do_sample=sampling.temperature > 0,
-            suppress_tokens=list(self.forbidden),
+            suppress_tokens=list(self.suppressed_ids),
             eos_token_id=sorted(self.end_tokens),
             pad_token_id=self.end_token,
         )
@@ -168,20 +174,22 @@ class Generator(Encoder):
             settings.temperature, settings.top_k, settings.top_p = sampling.temperature, 0, 1.0
         return settings
 
-    def _show(self, rows: Rows, observations: Sequence[Prompt]) -> None:
+    def _show(self, rows: DecodeBatch, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
         ids, attended = self._padded(observations)  # (rows, O)
         self.eyes.look(observations)
         visual = self._visual([[observation] for observation in observations], ids[:, :-1])
         positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
-        before = rows.forget([seen.replaces for seen in observations], self.image_token)
+        before = rows.hide_old_images([seen.replaces for seen in observations], self.image_token)
         first = rows.attended.sum(dim=1, keepdim=True) + rows.deltas  # (rows, 1) the position after the turn
         pending = rows.ids[:, -1:]  # the turn's last token is not in the cache yet
         rows.extend(ids, attended)
         self.model(
             input_ids=torch.cat([pending, ids[:, :-1]], dim=1),
             position_ids=torch.cat([(first - 1).expand(3, -1, 1), (first + positions)[:, :, :-1]], dim=2),
-            attention_mask=rows.attended[:, :-1] if before is None else mask_for(self._attention, rows.sight(before), self.model.dtype),
+            attention_mask=rows.attended[:, :-1]
+            if before is None
+            else mask_for(self._attention, rows.visibility_mask(before), self.model.dtype),
             past_key_values=rows.cache,
             use_cache=True,
             logits_to_keep=1,

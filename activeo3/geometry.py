@@ -11,7 +11,6 @@ from typing import Any, Sequence
 import numpy as np
 from PIL import Image
 
-
 MOST_ELONGATED = 200  # longer over shorter side of a picture, the most that Qwen-VL's processor takes
 CONTAINED = 0.9  # share of a box's area from which a region holds the box
 

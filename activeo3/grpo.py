@@ -24,7 +24,7 @@ Deviations, and readings of what the papers leave open:
   7. Left out, since it is more than a line: DAPO samples groups without spread again, and GPG waits until
      enough groups have one (both cost further rollouts); DAPO also softens the length limit.
 
-Every function leaves its inputs as they were. Shapes: see the glossary in schema.py.
+Every function leaves its inputs as they were. Shapes: see the glossary in types.py.
 """
 
 from functools import partial
@@ -44,7 +44,11 @@ AT_ONCE = 2**24
 
 
 def advantages(
-    rewards: Tensor, kind: Advantage = "group", divide_by_std: bool = True, totals: Totals = dict, scored: Tensor | None = None
+    rewards: Tensor,
+    kind: Advantage = "group",
+    divide_by_std: bool = True,
+    totals: Totals = dict,
+    scored: Tensor | None = None,
 ) -> Tensor:
     """How good each answer is, by a baseline that needs no critic: (P, G) rewards -> (P, G) advantages.
 
@@ -151,9 +155,9 @@ def answer_logps(
     tokens: Tensor,
     columns: Tensor,
     temperature: float = 1.0,
-    forbidden: Sequence[int] = (),
-    kept: Tensor | None = None,
-    real: Tensor | None = None,
+    suppressed_ids: Sequence[int] = (),
+    logit_columns: Tensor | None = None,
+    completion_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every answer token under the distribution that was sampled, and its entropy.
 
@@ -174,23 +178,27 @@ def answer_logps(
     Returns:
         logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.
     """
-    real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+    completion_mask = torch.ones_like(tokens, dtype=torch.bool) if completion_mask is None else completion_mask
     predictor = torch.cat([torch.zeros_like(columns[..., :1]), columns[..., 1:]], dim=-1)  # (P, G, T)
-    if kept is not None:
-        predictor = torch.searchsorted(kept, predictor)  # (P, G, T)
+    if logit_columns is not None:
+        predictor = torch.searchsorted(logit_columns, predictor)  # (P, G, T)
     row = torch.arange(len(logits), device=logits.device).view(len(tokens), -1, 1).expand_as(tokens)  # (P, G, T)
     banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (V,)
-    banned[list(forbidden)] = True
+    banned[list(suppressed_ids)] = True
     # In float32 a long answer's logits, their log-softmax and the gradients of both would be the largest
     # tensors of a step. So they are made a few positions at a time, and made again for the backward pass.
     every = max(1, AT_ONCE // logits.shape[-1])
-    pieces = list(zip(logits[row[real], predictor[real]].split(every), tokens[real].split(every)))
+    pieces = list(
+        zip(logits[row[completion_mask], predictor[completion_mask]].split(every), tokens[completion_mask].split(every))
+    )
     score = partial(_scored, banned=banned, temperature=temperature or 1.0)
     if len(pieces) > 1:
         score = partial(checkpoint, score, use_reentrant=False)
     logp, entropy = zip(*(score(*piece) for piece in pieces))  # of each piece (positions,)
     nothing = torch.zeros(tokens.shape, device=logits.device)
-    return nothing.masked_scatter(real, torch.cat(logp)), nothing.masked_scatter(real, torch.cat(entropy))
+    return nothing.masked_scatter(completion_mask, torch.cat(logp)), nothing.masked_scatter(
+        completion_mask, torch.cat(entropy)
+    )
 
 
 def _scored(logits: Tensor, tokens: Tensor, banned: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -203,9 +211,7 @@ def _scored(logits: Tensor, tokens: Tensor, banned: Tensor, temperature: float) 
     return logp, entropy
 
 
-def token_weights(
-    sampled: Tensor, normalise: Normalisation, responses: int, tokens: int, longest: int
-) -> Tensor:
+def token_weights(sampled: Tensor, normalise: Normalisation, responses: int, tokens: int, longest: int) -> Tensor:
     """The share (P, G, T) of every sampled token in the loss; over a whole step the shares are a mean.
 
     Args:
@@ -279,8 +285,8 @@ def policy_loss(
     surrogate = torch.minimum(unclipped, clipped)  # (P, G, T)
     if ratio_of == "geometric":
         # The minimum keeps a token's ratio or its clipped one; the product of an answer's, to the power 1/|o|.
-        kept = torch.where(clipped < unclipped, ratio.clamp(1 - clip_low, 1 + clip_high), ratio)  # (P, G, T)
-        surrogate = _answer_mean(kept.log(), sampled).exp() * advantage  # (P, G, T)
+        logit_columns = torch.where(clipped < unclipped, ratio.clamp(1 - clip_low, 1 + clip_high), ratio)  # (P, G, T)
+        surrogate = _answer_mean(logit_columns.log(), sampled).exp() * advantage  # (P, G, T)
     elif ratio_of == "none":
         clipped, surrogate = unclipped, torch.where(sampled, logp, 0.0) * advantage  # (P, G, T)
     loss = -surrogate

@@ -19,14 +19,14 @@ from activeo3.eval_tiles import on_whole_pictures
 from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, rules_of
 from activeo3.metrics import best_of_pictures, evaluate_detections
-from activeo3.schema import Example, Outcome
+from activeo3.types import Example, TaskResult
 
 FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}
 """LVIS's marks of a category: in up to 10, up to 100, or more training pictures."""
 LOW_RANGE = tuple(np.linspace(LOW_OVERLAP, 0.95, 18).tolist())
 
 
-def headlines(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
+def headlines(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """The numbers that the data set of these examples asks for; none for most data sets.
 
     An example asks by its fields: ``frequency`` (r, c or f) and the ``lowest_iou`` of its ``rules``, and ``whole``.
@@ -35,7 +35,7 @@ def headlines(examples: Sequence[Example], outcomes: Sequence[Outcome], resample
     return found | on_whole_pictures(examples, outcomes, resamples)
 
 
-def by_frequency(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
+def by_frequency(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """AP of the questions about rare, common and frequent categories; NaN for a group without a question."""
     marks = [example.fields.get("frequency") for example in examples]
     if not any(marks):
@@ -50,7 +50,7 @@ def by_frequency(examples: Sequence[Example], outcomes: Sequence[Outcome], resam
     return found
 
 
-def at_low_overlap(examples: Sequence[Example], outcomes: Sequence[Outcome], resamples: int) -> dict[str, Metric]:
+def at_low_overlap(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """AP and AR by size from an IoU of LOW_OVERLAP on, if all examples ask for it."""
     rules = rules_of(examples)
     if rules.lowest_iou != LOW_OVERLAP:

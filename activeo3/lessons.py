@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import geometry, prompts, scenes
+from activeo3 import data_scenes, geometry, prompts
 
 PATCH, MERGE = 8, 2  # of the tiny vision tower: a visual token sees 16 x 16 pixels
 SENSING_SIDE = 96  # shorter side of the sensing view, pixels
@@ -66,43 +66,48 @@ class Pool:
     ``source`` maps a picture's number to its scene.
     """
 
-    def __init__(self, source: Callable[[int], scenes.Scene], fresh: int = 1, depth: int = 64) -> None:
+    def __init__(self, source: Callable[[int], data_scenes.Scene], fresh: int = 1, depth: int = 64) -> None:
         self.source, self.fresh, self.depth = source, fresh, depth
-        self._rendered: dict[int, tuple[scenes.Scene, Image.Image]] = {}
+        self._rendered: dict[int, tuple[data_scenes.Scene, Image.Image]] = {}
 
-    def draw(self, step: int, count: int, rng: np.random.Generator) -> list[tuple[scenes.Scene, Image.Image]]:
+    def draw(self, step: int, count: int, rng: np.random.Generator) -> list[tuple[data_scenes.Scene, Image.Image]]:
         """``count`` (scene, picture) pairs of the window of ``step``."""
         last = self.depth + step * self.fresh
         self._rendered = {i: pair for i, pair in self._rendered.items() if i > last - self.depth}
         return [self._picture(int(i)) for i in rng.integers(last - self.depth + 1, last + 1, count)]
 
-    def _picture(self, index: int) -> tuple[scenes.Scene, Image.Image]:
+    def _picture(self, index: int) -> tuple[data_scenes.Scene, Image.Image]:
         if index not in self._rendered:
             scene = self.source(index)
             self._rendered[index] = (scene, scene.render())
         return self._rendered[index]
 
 
-def practice_sheet(seed: int, index: int) -> scenes.Scene:
+def practice_sheet(seed: int, index: int) -> data_scenes.Scene:
     """A table packed with things of every kind: many lessons for the price of one picture."""
     rng = np.random.default_rng([seed, 1, index])
     size = (640, 640)
     centres, diameters = np.zeros((0, 2)), np.zeros(0)
     for _ in range(500):
-        point, diameter = rng.uniform(40, 600, 2), rng.uniform(*scenes.DIAMETERS)
+        point, diameter = rng.uniform(40, 600, 2), rng.uniform(*data_scenes.DIAMETERS)
         if (np.hypot(*(centres - point).T) > 0.54 * (diameters + diameter)).all():
             centres, diameters = np.vstack([centres, point]), np.append(diameters, diameter)
     things = tuple(
-        scenes.Thing(
+        data_scenes.Thing(
             *any_kind(rng),
-            (float(x), float(y)), float(diameter), float(rng.uniform(-0.25, 0.25)), 0,
+            (float(x), float(y)),
+            float(diameter),
+            float(rng.uniform(-0.25, 0.25)),
+            0,
         )
         for (x, y), diameter in zip(centres, diameters)
     )
-    return scenes.Scene(size, things, things[0].colour, things[0].shape, "", (0, 0, 0, 0), int(rng.integers(2**31)))
+    return data_scenes.Scene(
+        size, things, things[0].colour, things[0].shape, "", (0, 0, 0, 0), int(rng.integers(2**31))
+    )
 
 
-def crop_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator, most: int) -> Lesson:
+def crop_lesson(scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator, most: int) -> Lesson:
     """A random crop and questions about it: kinds that are there, and kinds that are almost there."""
     width, height = picture.size
     w, h = rng.uniform(190, 460, 2) * max(1.0, min(picture.size) / 896)
@@ -124,7 +129,7 @@ def crop_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
     return Lesson(view, boxes, kinds, hidden, tuple(dialogue))
 
 
-def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Lesson:
+def view_lesson(scene: data_scenes.Scene, picture: Image.Image, rng: np.random.Generator) -> Lesson:
     """The whole picture at sensing size: the form of a sensing answer with mediocre regions, and pointing."""
     window, size = all_of(picture), whole_size(picture, SENSING_SIDE)
     boxes, seen, hidden = seen_in(scene, window, size)
@@ -135,12 +140,16 @@ def view_lesson(scene: scenes.Scene, picture: Image.Image, rng: np.random.Genera
         query = " ".join(any_kind(rng)) if rng.random() < 0.75 else _nonsense(rng)
         count = rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3])
         chosen = sorted(rng.permutation(len(clusters))[:count])
-        dialogue.append(_regions_turn(prompts.sensing_prompt(query, "short"), [clusters[i] for i in chosen], scene, seen, rng))
+        dialogue.append(
+            _regions_turn(prompts.sensing_prompt(query, "short"), [clusters[i] for i in chosen], scene, seen, rng)
+        )
     for _ in range(2):
         colour = clusters[rng.integers(len(clusters))][0].colour
         chosen = [cluster for cluster in clusters if cluster[0].colour == colour][:3]
         dialogue.append(_regions_turn(prompts.pointing_prompt(colour), chosen, scene, seen, rng))
-    return Lesson(geometry.crop(picture, window, size), boxes, tuple((t.colour, t.shape) for t in seen), hidden, tuple(dialogue))
+    return Lesson(
+        geometry.crop(picture, window, size), boxes, tuple((t.colour, t.shape) for t in seen), hidden, tuple(dialogue)
+    )
 
 
 def all_of(picture: Image.Image) -> tuple[float, float, float, float]:
@@ -153,7 +162,7 @@ def whole_size(picture: Image.Image, side: int) -> tuple[int, int]:
     return geometry.fitted(geometry.with_shorter_side(picture.size, side), PATCH * MERGE, 1, 2**30)
 
 
-def clusters_of(things: Sequence[scenes.Thing]) -> list[list[scenes.Thing]]:
+def clusters_of(things: Sequence[data_scenes.Thing]) -> list[list[data_scenes.Thing]]:
     """The things of each cluster, clusters from top to bottom."""
     groups = sorted({thing.group for thing in things})
     members = [[thing for thing in things if thing.group == group] for group in groups]
@@ -161,7 +170,7 @@ def clusters_of(things: Sequence[scenes.Thing]) -> list[list[scenes.Thing]]:
 
 
 def _regions_turn(
-    question: str, clusters: Sequence[Sequence[scenes.Thing]], scene: scenes.Scene, seen: Sequence[scenes.Thing],
+    question: str, clusters: Sequence[Sequence[data_scenes.Thing]], scene: data_scenes.Scene, seen: Sequence[data_scenes.Thing],
     rng: np.random.Generator,
 ) -> Turn:  # fmt: skip
     """A question answered with a thought that names each cluster's colour, and a mediocre region around each:
@@ -172,7 +181,9 @@ def _regions_turn(
         centre, there = np.mean([thing.centre for thing in cluster], axis=0), bool(rng.random() >= 0.05)
         centre = centre + rng.uniform(-0.1, 0.1, 2) * (w, h) if there else rng.uniform((0, 0), scene.size)
         x, y = np.clip(centre, (w / 2, h / 2), (scene.size[0] - w / 2, scene.size[1] - h / 2))
-        regions.append(rounded(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * 1000 / np.array([*scene.size] * 2)))
+        regions.append(
+            rounded(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * 1000 / np.array([*scene.size] * 2))
+        )
         things = tuple(row for row, thing in enumerate(seen) if thing.group == cluster[0].group and there)
         kin = tuple(row for row, thing in enumerate(seen) if thing.colour == cluster[0].colour)
         about.append(Written(things, kin, said))
@@ -189,8 +200,8 @@ def rounded(box: np.ndarray) -> tuple[int, ...]:
 
 
 def seen_in(
-    scene: scenes.Scene, window: Sequence[float], view: tuple[int, int]
-) -> tuple[np.ndarray, list[scenes.Thing], np.ndarray]:
+    scene: data_scenes.Scene, window: Sequence[float], view: tuple[int, int]
+) -> tuple[np.ndarray, list[data_scenes.Thing], np.ndarray]:
     """Things in a window that is seen at ``view`` pixels: (boxes in thousandths, things) of the ones at least
     half inside, boxes of the rest."""
     frame = geometry.Frame(tuple(window), (1000, 1000))
@@ -211,7 +222,9 @@ def cell_of(box: np.ndarray, rows: int, columns: int) -> int:
 
 def any_kind(rng: np.random.Generator) -> tuple[str, str]:
     """A (colour, shape) that the embedded world knows."""
-    return list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))], scenes.SHAPES[rng.integers(len(scenes.SHAPES))]
+    return list(data_scenes.COLOURS)[rng.integers(len(data_scenes.COLOURS))], data_scenes.SHAPES[
+        rng.integers(len(data_scenes.SHAPES))
+    ]
 
 
 def _nonsense(rng: np.random.Generator) -> str:

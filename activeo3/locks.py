@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from activeo3 import outputs, terminal
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 
 LOCK = ".activeo3.lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -127,7 +127,11 @@ def _try(descriptor: int, path: Path) -> str:
             return _named(os.pread(descriptor, 2000, 0))
         if error.errno not in _WITHOUT_LOCKS:
             raise
-        print(f"activeo3: {path.parent} has no locks ({error.strerror}): start no second run in it.", file=sys.stderr, flush=True)
+        print(
+            f"activeo3: {path.parent} has no locks ({error.strerror}): start no second run in it.",
+            file=sys.stderr,
+            flush=True,
+        )
     return ""
 
 
@@ -147,4 +151,3 @@ def _named(text: bytes) -> str:
         return "another process"  # which is about to sign
     pid, host, since, command = words[:4]
     return f"process {pid} on {host} ({command}, since {since})"
-

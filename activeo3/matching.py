@@ -39,7 +39,7 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
      ``paper`` it is IoU doubled by the right name. Predictions mostly inside a crowd that are in no pair count for nothing.
      Nor do, on LVIS, those of a category that the picture was not checked for, or of which not every instance is boxed.
   5. Where nothing is to be found, silence is worth full marks, and anything said nothing. Silence is an answer that
-     can be read and lists nothing; one that cannot be read is worth nothing (oneshot.py).
+     can be read and lists nothing; one that cannot be read is worth nothing (task_perception.py).
   6. ``count`` of ours is paid as far as the places are right, so that no answer earns more by counting than by pointing: a
      blind one earns at most twice its ``match`` beside its format.
 """

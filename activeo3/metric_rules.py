@@ -19,7 +19,7 @@ The reward follows no limit (``UNLIMITED``): what a task model finds in three cr
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-from activeo3.schema import Example
+from activeo3.types import Example
 
 Range = tuple[float, float]
 """Smallest and largest area of a size class in square pixels of the original picture, both included."""

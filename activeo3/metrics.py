@@ -22,13 +22,14 @@ from activeo3.box_matching import Boxes, Matches, match_boxes
 from activeo3.geometry import CONTAINED, area, as_boxes, held
 from activeo3.intervals import Metric, interval, ratio, resampled
 from activeo3.metric_rules import SIZES, UNLIMITED, MetricRules, Range, is_exhaustive, rules_of
-from activeo3.schema import Example, Outcome
+from activeo3.types import Example, TaskResult
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """COCO's ten thresholds, 0.50, 0.55 ... 0.95."""
 
 RECALL_GRID = np.linspace(0.0, 1.0, 101)
 """The recalls at which COCO reads the precision-recall curve."""
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -83,7 +84,7 @@ class Curve:
 
 def detection_metrics(
     examples: Sequence[Example],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[TaskResult],
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
     rules: MetricRules | None = None,
 ) -> dict[str, float]:
@@ -105,7 +106,7 @@ def detection_metrics(
 
 def evaluate_detections(
     examples: Sequence[Example],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[TaskResult],
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
     rules: MetricRules | None = None,
     resamples: int = 1000,
@@ -131,7 +132,7 @@ def evaluate_detections(
     return rows
 
 
-def ap_ar_50(example: Example, outcome: Outcome) -> tuple[float, float]:
+def ap_ar_50(example: Example, outcome: TaskResult) -> tuple[float, float]:
     """AP and AR at IoU 0.5 of one example; their sum is the paper's R_detect (section 4.4).
 
     Every detection counts, however many there are. Where not every instance is boxed (LVIS), one that
@@ -174,7 +175,7 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def match(
     examples: Sequence[Example],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[TaskResult],
     iou_thresholds: Sequence[float],
     sizes: Mapping[str, Range],
     rules: MetricRules,
@@ -198,10 +199,10 @@ def match(
     }
 
 
-def best_of_pictures(examples: Sequence[Example], outcomes: Sequence[Outcome], most: int) -> list[Outcome]:
+def best_of_pictures(examples: Sequence[Example], outcomes: Sequence[TaskResult], most: int) -> list[TaskResult]:
     """The outcomes with at most the ``most`` best detections of a picture, over all questions about it.
 
-    Equal scores rank in the order of examples and boxes, as in the predictions that results.py writes.
+    Equal scores rank in the order of examples and boxes, as in the predictions that eval_output.py writes.
     """
     of_picture: dict[int, list[int]] = {}
     for index, example in enumerate(examples):
@@ -237,9 +238,12 @@ def _curves(found: Sequence[Matches], asked: Sequence[int], forgiven: np.ndarray
     return [Curve(hit[t][kept], owner[kept], place[kept], np.array(asked), truth) for t, kept in enumerate(counts)]
 
 
-def _boxes(example: Example, outcome: Outcome) -> tuple[Boxes, Boxes]:
+def _boxes(example: Example, outcome: TaskResult) -> tuple[Boxes, Boxes]:
     """True boxes and detections, checked."""
-    true, found = _finite_boxes(example.boxes_px, example, "true boxes"), _finite_boxes(outcome.boxes_px, example, "detections")
+    true, found = (
+        _finite_boxes(example.boxes_px, example, "true boxes"),
+        _finite_boxes(outcome.boxes_px, example, "detections"),
+    )
     areas = np.asarray(example.fields.get("areas", area(true)), dtype=np.float64)
     crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else np.asarray(example.crowd, dtype=bool)
     if not len(true) == len(areas) == len(crowd):
@@ -247,7 +251,9 @@ def _boxes(example: Example, outcome: Outcome) -> tuple[Boxes, Boxes]:
     scores = np.asarray(outcome.scores, dtype=np.float64)
     if scores.shape != (len(found),) or not np.isfinite(scores).all():
         raise ValueError(f"example {example.id}: expected one finite score per detection")
-    return _sided(true, areas, crowd, np.ones(len(true))), _sided(found, area(found), np.zeros(len(found), dtype=bool), scores)
+    return _sided(true, areas, crowd, np.ones(len(true))), _sided(
+        found, area(found), np.zeros(len(found), dtype=bool), scores
+    )
 
 
 def _sided(boxes: np.ndarray, areas: np.ndarray, crowd: np.ndarray, scores: np.ndarray) -> Boxes:

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Sequence
 
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 from activeo3.outputs import replace_file
 
 
@@ -34,8 +34,14 @@ def cut(path: Path, first_step: int) -> str:
         replace_file(path, b"".join(kept))
     missing = sorted(set(range(1, first_step)) - set(steps))
     several = sorted(step for step, rows in Counter(steps).items() if rows > 1)
-    wrong = [f"{what} {_ranges(found)}" for what, found in (("no row of step", missing), ("several rows of step", several)) if found]
-    return f"{path} has {' and '.join(wrong)}; the curves of this run have gaps or doubled steps there." if wrong else ""
+    wrong = [
+        f"{what} {_ranges(found)}"
+        for what, found in (("no row of step", missing), ("several rows of step", several))
+        if found
+    ]
+    return (
+        f"{path} has {' and '.join(wrong)}; the curves of this run have gaps or doubled steps there." if wrong else ""
+    )
 
 
 def _ranges(steps: Sequence[int]) -> str:

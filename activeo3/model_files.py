@@ -133,7 +133,9 @@ def picture_template(source: str, tokenizer: Any) -> str:
         except sandbox.Failed as error:
             failed.append(f"{name} fails with {str(error).rstrip('.')}")
         except TimeoutError:
-            raise ModelError(f"{source}: the chat template in {name} does not come to an end; copy it from the original model.") from None
+            raise ModelError(
+                f"{source}: the chat template in {name} does not come to an end; copy it from the original model."
+            ) from None
     has_none = [f"{', '.join(none)} {'has' if len(none) == 1 else 'have'} none"] if none else []
     there = f" ({'; '.join(has_none + failed)})" if none or failed else ""
     raise ModelError(
@@ -171,9 +173,17 @@ def image_processor(source: str, vision: Any) -> Any:
     settings = nested if isinstance(nested, dict) else read_json(source, name)
     kind = settings.get("image_processor_type")
     if kind is not None and str(kind).removesuffix("Fast").removesuffix("Pil") != IMAGE_PROCESSOR:
-        raise ModelError(f'{source}: {name} names the image processor {kind}; write "image_processor_type": "{IMAGE_PROCESSOR}" instead.')
-    processor = part_of(source, "image processor", AutoImageProcessor.from_pretrained, backend="pil", trust_remote_code=False)
-    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
+        raise ModelError(
+            f'{source}: {name} names the image processor {kind}; write "image_processor_type": "{IMAGE_PROCESSOR}" instead.'
+        )
+    processor = part_of(
+        source, "image processor", AutoImageProcessor.from_pretrained, backend="pil", trust_remote_code=False
+    )
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size",) * 2,
+    ):
         if getattr(processor, ours) != getattr(vision, theirs):
             raise ModelError(
                 f"{source}: {ours} is {getattr(processor, ours)} in {name} and {getattr(vision, theirs)} in config.json; "
@@ -209,7 +219,9 @@ def check_ends(source: str, stated: Any) -> None:
     several = stated if isinstance(stated, (list, tuple)) else [stated]
     wrong = [token for token in several if token is not None and type(token) is not int]
     if wrong:
-        raise ModelError(f"{source}: eos_token_id is {wrong[0]!r} in generation_config.json; write the number of a token.")
+        raise ModelError(
+            f"{source}: eos_token_id is {wrong[0]!r} in generation_config.json; write the number of a token."
+        )
 
 
 # ---------------------------------------------------------------------- saving

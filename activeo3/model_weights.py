@@ -32,7 +32,9 @@ def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
     Raises ModelError if weights are missing, misnamed, of another shape or not finite, or more than config.json has layers.
     """
     part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
-    load = partial(auto_class.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False)
+    load = partial(
+        auto_class.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+    )
     with quietly():
         model, seen = part_of(source, "weights", load, **options)
     _check_names(source, seen, model)
@@ -50,7 +52,9 @@ def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None
         raise ModelError(f"{source} lacks {len(missing)} of {len(own)} weights, {_first(missing)}{instead}.")
     if seen["mismatched_keys"]:
         name, found, wanted = sorted(seen["mismatched_keys"])[0]
-        raise ModelError(f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two models.")
+        raise ModelError(
+            f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two models."
+        )
     known = {_numberless(name) for name in own}
     unused = [name for name in extra if _numberless(name) in known or ".lora_" in name]
     if unused:
@@ -62,7 +66,9 @@ def check_finite(source: str, model: nn.Module) -> None:
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.numel()}
     wrong = [name for name, weight in weights.items() if not torch.stack(weight.aminmax()).isfinite().all()]
     if wrong:
-        raise ModelError(f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint.")
+        raise ModelError(
+            f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint."
+        )
 
 
 def of_no_use(name: str, model: nn.Module) -> ModelError:

@@ -14,7 +14,7 @@ black: what it answers right there does not come from looking closer.
 Differences from Active-Perception-R1 (commit 14f2841):
   1. Its strict mode asks for a zoom alone, tries twice, and then asks again with the picture and one crop. Here it
      is the episode that a policy is trained in, with an answer that fails closed (``--min_zooms``).
-  2. The evidence is padded as floors.py does it, to 1.3 times its size and at least a quarter of the picture's
+  2. The evidence is padded as eval_baselines.py does it, to 1.3 times its size and at least a quarter of the picture's
      shorter side. There it was 0.02 of the picture, and words without context were answered worse than pages.
   3. An example without evidence has no oracle row. There its row repeated the baseline.
 """
@@ -24,15 +24,15 @@ from functools import partial
 from typing import Any, NamedTuple, Sequence
 
 from activeo3 import evidence, prompts
-from activeo3.config import ConfigError, _Config
-from activeo3.episodes import ZoomDialogue
-from activeo3.floors import oracle_regions
+from activeo3.config import Config, ConfigError
+from activeo3.eval_baselines import oracle_regions
 from activeo3.eval_rollouts import blackened
-from activeo3.models import VisionLanguageModel
-from activeo3.sampler import Question, sensing_view
-from activeo3.schema import Example, Region
-from activeo3.taskmodels import crop_view
+from activeo3.model import VisionLanguageModel
+from activeo3.rollout import PromptSpec, sensing_view
+from activeo3.task_models import crop_view
+from activeo3.task_zoom_qa import ZoomDialogue
 from activeo3.tasks import Task
+from activeo3.types import Example, Region
 
 
 class Way(NamedTuple):
@@ -45,7 +45,7 @@ class Way(NamedTuple):
     told: bool = False
 
 
-def ways(task: Task, config: _Config, modes: Sequence[str], black: bool = False) -> list[Way]:
+def ways(task: Task, config: Config, modes: Sequence[str], black: bool = False) -> list[Way]:
     """The rows of these modes, in order. Raises ConfigError if the config leaves no zoom for ``strict_zoom``."""
     at_once = replace(config, max_zooms=0, max_turns=min(2, config.max_turns), min_zooms=0)
     found = []
@@ -66,15 +66,15 @@ def ways(task: Task, config: _Config, modes: Sequence[str], black: bool = False)
     return found
 
 
-def ask_shown(whole: bool, actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
+def ask_shown(whole: bool, policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
     """The evidence as a zoom would show it, behind the whole picture or not, and the question about it."""
     asked = evidence.asked_of(example)
-    crop, frame = crop_view(actor, example.image, evidence_region(example), config)
+    crop, frame = crop_view(policy, example.image, evidence_region(example), config)
     words = prompts.episode_prompt(asked.question, config.wording, 0, asked.options, crops=int(whole), hint=asked.hint)
     if not whole:
-        return Question(crop, frame, words)
-    view, frame = sensing_view(actor, example.image, config.sensing_side, config.max_view_pixels)
-    return Question([view, crop], frame, words)
+        return PromptSpec(crop, frame, words)
+    view, frame = sensing_view(policy, example.image, config.sensing_side, config.max_view_pixels)
+    return PromptSpec([view, crop], frame, words)
 
 
 def evidence_region(example: Example) -> Region:
@@ -83,7 +83,7 @@ def evidence_region(example: Example) -> Region:
     return region
 
 
-def follow_blind(actor: VisionLanguageModel, example: Example, question: Question, config: _Config) -> ZoomDialogue:
+def follow_blind(policy: VisionLanguageModel, example: Example, question: PromptSpec, config: Config) -> ZoomDialogue:
     """An episode in which every crop is black; the first view, which is in the question, is not."""
     (black,) = blackened([example])
-    return ZoomDialogue(actor, black, question, config)
+    return ZoomDialogue(policy, black, question, config)

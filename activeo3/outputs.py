@@ -16,7 +16,7 @@ from typing import Iterator
 
 from PIL import Image
 
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 
 LIST = ".activeo3"
 OF_A_RUN = ("metrics.jsonl", "results.json", "results.md", "results.tex", "report.html")
@@ -37,12 +37,19 @@ def claim(folder: Path, *names: str) -> None:
         wanted, foreign = sorted({*wanted, *(path.name for path in folder.iterdir())}), []
     if foreign:
         there = folder / foreign[0]
-        raise ConfigError(f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir.")
+        raise ConfigError(
+            f"{there} was not written by activeo3 and would be replaced; move it, or choose another --output_dir."
+        )
     if wanted:
         lines = "".join(f"{name}\n" for name in wanted).encode()
-        with enough_room(folder / LIST), open(folder / LIST, "a+b") as file:  # added to: several ranks may write at once
+        with (
+            enough_room(folder / LIST),
+            open(folder / LIST, "a+b") as file,
+        ):  # added to: several ranks may write at once
             file.seek(0)
-            file.write(lines if file.read()[-1:] in (b"", b"\n") else b"\n" + lines)  # the last name may be half written
+            file.write(
+                lines if file.read()[-1:] in (b"", b"\n") else b"\n" + lines
+            )  # the last name may be half written
 
 
 def _noted(folder: Path) -> set[str]:
@@ -138,10 +145,14 @@ def enough_room(path: Path) -> Iterator[None]:
     except OSError as error:
         free = f"{free_bytes(path) / 1e6:,.0f} MB free"
         if is_full(error):
-            raise ConfigError(f"{path} could not be written, the disk is full ({free}): make room and start again.") from None
+            raise ConfigError(
+                f"{path} could not be written, the disk is full ({free}): make room and start again."
+            ) from None
         if error.errno is None:  # of a library about its own work
             raise
-        raise ConfigError(f"{path} could not be written ({error.strerror}; {free}): see to its folder, or choose another --output_dir.") from None
+        raise ConfigError(
+            f"{path} could not be written ({error.strerror}; {free}): see to its folder, or choose another --output_dir."
+        ) from None
 
 
 def why_closed(folder: Path) -> str:

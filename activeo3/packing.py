@@ -90,10 +90,10 @@ class Branch:
     @property
     def eras(self) -> tuple[int, ...]:
         """For each of ``ids``: how often all views before it had been replaced; an observation counts itself."""
-        era, eras = 0, [0] * len(self.turns[0])
+        image_epoch, eras = 0, [0] * len(self.turns[0])
         for observation, turn in zip(self.shown, self.turns[1:]):
-            era += observation.replaces
-            eras += [era] * (len(observation.ids) + len(turn))
+            image_epoch += observation.replaces
+            eras += [image_epoch] * (len(observation.ids) + len(turn))
         return tuple(eras)
 
     @property
@@ -114,10 +114,10 @@ class Packed:
 
     ``inputs`` are the model's keyword arguments; ``prefix`` is S, the columns that hold prompts
     (padded so that every prompt ends in column S - 1). ``tokens`` (R, B, T) are the ids that were
-    sampled, branch by branch, ``real`` (R, B, T) is True where there is one and False on padding, and
+    sampled, branch by branch, ``completion_mask`` (R, B, T) is True where there is one and False on padding, and
     ``columns`` (R, B, T) says which of the W columns behind the prefix holds the token.
 
-    ``kept`` (K,) are the columns whose logits are needed, in ascending order: 0 is the prefix's last one,
+    ``logit_columns`` (K,) are the columns whose logits are needed, in ascending order: 0 is the prefix's last one,
     w + 1 is column w. Those inside an observation predict nothing that was sampled; None keeps all.
 
     If every answer has a row of its own (scoring.py), there are R B rows of ``prefix | branch``, prompt by prompt. What
@@ -127,9 +127,9 @@ class Packed:
     inputs: dict[str, Tensor]
     prefix: int
     tokens: Tensor
-    real: Tensor
+    completion_mask: Tensor
     columns: Tensor
-    kept: Tensor | None = None
+    logit_columns: Tensor | None = None
     prompts: dict[str, Tensor] | None = None
 
 
@@ -137,19 +137,19 @@ class Packed:
 class Layout:
     """R rows of branches, side by side: where everything stands in the W columns behind the prefix.
 
-    ``tokens``, ``real``, ``columns`` and ``kept`` are those of ``Packed``; ``ids`` (R, W) is what stands
-    there, ``owner`` (R, W) the branch that a column belongs to, ``depth`` (R, W) how far into it; ``era``
+    ``tokens``, ``completion_mask``, ``columns`` and ``logit_columns`` are those of ``Packed``; ``ids`` (R, W) is what stands
+    there, ``branch_id`` (R, W) the branch that a column belongs to, ``position_in_branch`` (R, W) how far into it; ``image_epoch``
     (R, W) is that of ``Branch``, or None if no view was replaced.
     """
 
     tokens: Tensor
-    real: Tensor
+    completion_mask: Tensor
     columns: Tensor
-    kept: Tensor | None
+    logit_columns: Tensor | None
     ids: Tensor
-    owner: Tensor
-    depth: Tensor
-    era: Tensor | None
+    branch_id: Tensor
+    position_in_branch: Tensor
+    image_epoch: Tensor | None
 
 
 def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) -> Layout:
@@ -161,9 +161,15 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
     T = max(len(branch.answer) for row in rows for branch in row)
     W = max(sum(len(branch.ids) for branch in row) for row in rows)
     tokens, columns = torch.full((R, B, T), pad), torch.zeros((R, B, T), dtype=torch.long)
-    ids, owner, depth = torch.full((R, W), pad), torch.full((R, W), PADDING), torch.zeros((R, W), dtype=torch.long)
-    era = torch.zeros((R, W), dtype=torch.long)
-    needed = torch.zeros(1 + W, dtype=torch.bool)  # which logits some row needs: of the prefix's last column, of each column
+    ids, branch_id, position_in_branch = (
+        torch.full((R, W), pad),
+        torch.full((R, W), PADDING),
+        torch.zeros((R, W), dtype=torch.long),
+    )
+    image_epoch = torch.zeros((R, W), dtype=torch.long)
+    needed = torch.zeros(
+        1 + W, dtype=torch.bool
+    )  # which logits some row needs: of the prefix's last column, of each column
     needed[0] = True
     for r, row in enumerate(rows):
         begin = 0
@@ -174,22 +180,32 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
             tokens[r, b, :count] = torch.tensor(branch.answer)
             columns[r, b, :count] = held = torch.arange(begin, end)[sampled]
             needed[held[1:]] = True  # the column before a token predicts it; the first is predicted by the prefix
-            owner[r, begin:end] = b
-            depth[r, begin:end] = torch.arange(len(sampled))
-            era[r, begin:end] = torch.tensor(branch.eras)
+            branch_id[r, begin:end] = b
+            position_in_branch[r, begin:end] = torch.arange(len(sampled))
+            image_epoch[r, begin:end] = torch.tensor(branch.eras)
             begin = end
     lengths = torch.tensor([[len(branch.answer) for branch in row] for row in rows])  # (R, B)
-    real = torch.arange(T) < lengths[..., None]  # (R, B, T)
-    kept = needed.nonzero()[:, 0] if any(branch.shown for row in rows for branch in row) else None
-    parts = dict(tokens=tokens, real=real, columns=columns, kept=kept, ids=ids, owner=owner, depth=depth)
-    parts["era"] = era if era.any() else None
+    completion_mask = torch.arange(T) < lengths[..., None]  # (R, B, T)
+    logit_columns = needed.nonzero()[:, 0] if any(branch.shown for row in rows for branch in row) else None
+    parts = dict(
+        tokens=tokens,
+        completion_mask=completion_mask,
+        columns=columns,
+        logit_columns=logit_columns,
+        ids=ids,
+        branch_id=branch_id,
+        position_in_branch=position_in_branch,
+    )
+    parts["era"] = image_epoch if image_epoch.any() else None
     return Layout(**{name: part if part is None else part.to(device) for name, part in parts.items()})
 
 
 def sampler_logps(rows: Sequence[Sequence[Branch]]) -> Tensor:
     """The sampler's log-probabilities (R, B, T) of R rows of B branches, laid out as ``Packed.tokens``; NaN where there is none."""
     longest = max(len(branch.answer) for row in rows for branch in row)
-    return torch.tensor([[[*branch.logps, *[torch.nan] * (longest - len(branch.logps))] for branch in row] for row in rows])
+    return torch.tensor(
+        [[[*branch.logps, *[torch.nan] * (longest - len(branch.logps))] for branch in row] for row in rows]
+    )
 
 
 def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: bool = False) -> tuple[Tensor, Tensor]:
@@ -210,21 +226,27 @@ def padded(rows: Sequence[Tensor], pad: int, device: torch.device, before_last: 
     return ids.to(device), attended.to(device)
 
 
-def branching_rule(attended: Tensor, owner: Tensor, era: Tensor | None = None, picture: Tensor | None = None) -> Rule:
+def mask_mod(
+    attended: Tensor, branch_id: Tensor, image_epoch: Tensor | None = None, picture: Tensor | None = None
+) -> Rule:
     """Who may see whom in ``prefix | branches``: True where the query may look.
 
-    ``attended`` (R, S) is True on a prefix's real tokens, ``owner`` (R, W) names the branch of a column.
+    ``attended`` (R, S) is True on a prefix's real tokens, ``branch_id`` (R, W) names the branch of a column.
     Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a query that sees
-    nothing would have a softmax of NaN). With ``era`` (R, W) of the columns behind the prefix, a column that holds
+    nothing would have a softmax of NaN). With ``image_epoch`` (R, W) of the columns behind the prefix, a column that holds
     a ``picture`` (R, S + W) is seen by those of its own era only.
     """
-    branch = torch.cat([torch.full_like(attended, PREFIX, dtype=owner.dtype), owner], dim=1)  # (R, S + W)
-    real = torch.cat([attended, owner != PADDING], dim=1)
-    read = None if era is None else torch.cat([torch.zeros_like(attended, dtype=era.dtype), era], dim=1)
+    branch = torch.cat([torch.full_like(attended, PREFIX, dtype=branch_id.dtype), branch_id], dim=1)  # (R, S + W)
+    completion_mask = torch.cat([attended, branch_id != PADDING], dim=1)
+    read = (
+        None
+        if image_epoch is None
+        else torch.cat([torch.zeros_like(attended, dtype=image_epoch.dtype), image_epoch], dim=1)
+    )
 
     def may_see(row: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
         family = (branch[row, key] == PREFIX) | (branch[row, key] == branch[row, query])
-        allowed = (key <= query) & family & real[row, key] | (key == query)
+        allowed = (key <= query) & family & completion_mask[row, key] | (key == query)
         if read is not None:  # the prefix is read first
             allowed = allowed & ~(picture[row, key] & (read[row, key] < read[row, query]))
         return allowed

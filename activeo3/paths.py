@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NewType, Sequence
 
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 
 Place = NewType("Place", str)
 """The type of a config's field that names a file, a folder or a hub id."""
@@ -30,7 +30,11 @@ def expanded(text: str, flag: str) -> str:
     main = folder / "refs" / "main"
     chosen = [main.read_text().strip()] if main.is_file() else snapshots
     if len(chosen) != 1 or chosen[0] not in snapshots:
-        there = f"several snapshots, name one of {', '.join(snapshots)}" if len(snapshots) > 1 else "no whole snapshot, download it again"
+        there = (
+            f"several snapshots, name one of {', '.join(snapshots)}"
+            if len(snapshots) > 1
+            else "no whole snapshot, download it again"
+        )
         raise ConfigError(f"--{flag} {text} is a folder of the hub's cache with {there}.")
     return str(folder / "snapshots" / chosen[0])
 

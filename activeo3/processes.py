@@ -31,7 +31,9 @@ GONE = "the end of its launcher"
 LOOKS_EVERY = 1.0  # seconds
 GRACE = 600.0  # seconds that what is held may take once the launcher is gone: nothing else would ever end the process
 OF_LAUNCHER = 5.0  # seconds in which a launcher ends all processes when one has ended; DeepSpeed's looks once a second
-_PEER_GONE = re.compile(r"gloo.*(closed by peer|reset by peer|broken pipe|socket closed)|NCCL.*(remote|abort|peer)", re.I | re.S)
+_PEER_GONE = re.compile(
+    r"gloo.*(closed by peer|reset by peer|broken pipe|socket closed)|NCCL.*(remote|abort|peer)", re.I | re.S
+)
 
 
 class _State:
@@ -67,7 +69,9 @@ def watch() -> None:
 
 
 def tell(
-    kept: Callable[[], str] | None = None, at_end: Callable[[], None] | None = None, speaks: Callable[[], bool] | None = None
+    kept: Callable[[], str] | None = None,
+    at_end: Callable[[], None] | None = None,
+    speaks: Callable[[], bool] | None = None,
 ) -> None:
     """What the last sentence says of what is ``kept``; what is done at the end; whether this process says the sentence."""
     _State.kept, _State.at_end, _State.speaks = kept or _State.kept, at_end or _State.at_end, speaks or _State.speaks
@@ -135,7 +139,7 @@ def one_sentence(*known: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def together(gather: Callable[[Any], list[Any]]) -> Iterator[None]:
-    """What stops one rank inside the block, with a sentence, stops all of them behind it; ``gather`` is engine.Ranks.gather.
+    """What stops one rank inside the block, with a sentence, stops all of them behind it; ``gather`` is engine.Distributed.all_gather.
 
     For work that is rank-local: a rank that left it alone would keep the others waiting in the next collective.
     """

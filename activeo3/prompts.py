@@ -63,7 +63,10 @@ _LOOKING = {
     ),
     "short": "Where should one look to answer: {question}",
 }
-_MUST_LOOK = {"paper": " Look closer at least {least} before you answer; an earlier answer does not count.", "short": ""}
+_MUST_LOOK = {
+    "paper": " Look closer at least {least} before you answer; an earlier answer does not count.",
+    "short": "",
+}
 _MUST_LOOK["zoom_roi"] = _MUST_LOOK["paper"]
 _WITHOUT_ZOOM = {
     "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
@@ -256,7 +259,9 @@ def shown_together(statuses: Sequence[str], wording: str) -> str:
     executed = statuses.count("zoom_executed")
     if not executed:
         return shown(statuses[0], wording)
-    refused = [(place, shown(status, wording)) for place, status in enumerate(statuses, start=1) if status != "zoom_executed"]
+    refused = [
+        (place, shown(status, wording)) for place, status in enumerate(statuses, start=1) if status != "zoom_executed"
+    ]
     reasons = [f"Region {place}: {words.partition('.')[0]}." for place, words in refused]  # without the advice
     return " ".join([shown("zooms_executed" if executed > 1 else "zoom_executed", wording), *reasons])
 
@@ -277,10 +282,16 @@ def zoom_roi_call(edges: Sequence[float]) -> str:
     '<zoom_roi x0="0.1" y0="0.25" x1="0.5" y1="0.999" />'
     """
     written = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in edges]
-    return "<zoom_roi " + " ".join(f'{name}="{edge}"' for name, edge in zip(("x0", "y0", "x1", "y1"), written, strict=True)) + " />"
+    return (
+        "<zoom_roi "
+        + " ".join(f'{name}="{edge}"' for name, edge in zip(("x0", "y0", "x1", "y1"), written, strict=True))
+        + " />"
+    )
 
 
-def zooms_turn(thought: str, boxes_text: Sequence[Sequence[float]], wording: str, scale: float = 1000.0, listed: bool = False) -> str:
+def zooms_turn(
+    thought: str, boxes_text: Sequence[Sequence[float]], wording: str, scale: float = 1000.0, listed: bool = False
+) -> str:
     """A well-formed turn that zooms, in the notation that a wording asks for.
 
     The boxes are in a model's own numbers, of which ``scale`` are the whole width or height; ``listed``: as a list, even of one.

@@ -12,11 +12,11 @@ from typing import Sequence
 import numpy as np
 import torch
 
-from activeo3.config import _Config
-from activeo3.floors import RULES, from_unit
-from activeo3.models import VisionLanguageModel
-from activeo3.sampler import SENSING, Role, look
-from activeo3.schema import Action, Example, Region, Rollout, Sampling
+from activeo3.config import Config
+from activeo3.eval_baselines import RULES, from_unit
+from activeo3.model import VisionLanguageModel
+from activeo3.rollout import SENSING, Role, sample_rollouts
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, Sampling
 
 Regions = list[tuple[Region, ...]]
 ASKED = ("cot", "active", "repeat")
@@ -27,7 +27,7 @@ def propose(
     method: str,
     examples: Sequence[Example],
     policy: VisionLanguageModel | None,
-    config: _Config,
+    config: Config,
     fixed: np.ndarray | None = None,
 ) -> list[Rollout]:
     """Each example's regions, in original pixels, as the answer that proposed them; a rule says nothing.
@@ -36,23 +36,23 @@ def propose(
     ``fit_fixed`` found, for the method of that name.
     """
     if method in ASKED:
-        return (repeated_look if method == "repeat" else greedy_look)(policy, examples, config)
+        return (repeated_look if method == "repeat" else greedy_rollouts)(policy, examples, config)
     if method == "fixed":
         regions = [from_unit(fixed[: config.regions], example.size_px) for example in examples]
     else:
         regions = [RULES[method](example, config.regions) for example in examples]
-    return [Rollout(example, (), "", True, Action(()), of_one) for example, of_one in zip(examples, regions)]
+    return [Rollout(example, (), "", True, ParsedAnswer(()), of_one) for example, of_one in zip(examples, regions)]
 
 
-def greedy_look(
-    policy: VisionLanguageModel, examples: Sequence[Example], config: _Config, role: Role = SENSING
+def greedy_rollouts(
+    policy: VisionLanguageModel, examples: Sequence[Example], config: Config, role: Role = SENSING
 ) -> list[Rollout]:
     """One greedy answer per example in a role, by default that of sensing, all in one batch."""
-    _, groups = look(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
+    _, groups = sample_rollouts(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
     return [rollout for (rollout,) in groups]
 
 
-def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: _Config) -> list[Rollout]:
+def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], config: Config) -> list[Rollout]:
     """One region per answer, from K answers sampled at temperature 1, which are joined into one.
 
     What is drawn depends on the seed and the examples alone, not on what was sampled before.
@@ -60,7 +60,7 @@ def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], conf
     one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(zlib.crc32(repr((config.seed, [example.id for example in examples])).encode()))
-        _, groups = look(policy, examples, config.regions, sampling, one)
+        _, groups = sample_rollouts(policy, examples, config.regions, sampling, one)
     return [_one_answer(group) for group in groups]
 
 
@@ -73,6 +73,6 @@ def _one_answer(answers: Sequence[Rollout]) -> Rollout:
         token_ids=tuple(token for answer in answers for token in answer.token_ids),
         text="\n".join(answer.text for answer in answers),
         finished=all(answer.finished for answer in answers),
-        action=Action(boxes, error=errors[0] if errors else None),
+        action=ParsedAnswer(boxes, error=errors[0] if errors else None),
         regions=tuple(region for answer in answers for region in answer.regions),
     )

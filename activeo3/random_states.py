@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from activeo3.checkpoint_files import read_plain
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 
 _WORDS = 624
 """Words in the state of a Mersenne twister, which Python and numpy use."""
@@ -28,7 +28,15 @@ def save(path: Path) -> None:
     """Write the states of all generators of this process."""
     kind, words, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    torch.save({"python": random.getstate(), "numpy": (kind, words.tolist(), *rest), "torch": torch.get_rng_state(), "cuda": cuda}, path)
+    torch.save(
+        {
+            "python": random.getstate(),
+            "numpy": (kind, words.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+        },
+        path,
+    )
 
 
 def restore(path: Path) -> None:

@@ -8,7 +8,7 @@
     coverage    share of the true boxes that a region holds                              (B.4)
     task        AP50 + AR50 of the task model's boxes, 0 to 2                            (4.4, R_detect)
 
-Where a mask is corrected (drafts.py), the last two are
+Where a mask is corrected (task_segmentation.py), the last two are
 
     coverage    share of the mask's wrong pixels that lie in a region x share of the picture that lies in none
     task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)
@@ -41,9 +41,9 @@ from typing import Mapping
 import numpy as np
 
 from activeo3 import geometry, metrics
-from activeo3.drafts import Draft, covered_error, wrong_share
-from activeo3.files import DataError
-from activeo3.schema import Outcome, Rollout, Score
+from activeo3.data_io import DataError
+from activeo3.task_segmentation import Draft, covered_error, wrong_share
+from activeo3.types import Reward, Rollout, TaskResult
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
@@ -55,14 +55,16 @@ RESULT_TERMS = ("format", "task")
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
 
 
-def score(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float], coverage: str = "contain") -> Score:
+def score(rollout: Rollout, outcome: TaskResult, weights: Mapping[str, float], coverage: str = "contain") -> Reward:
     """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
-    return weighted(_form(rollout) | {"coverage": covered(rollout, coverage), "task": _detected(rollout, outcome)}, weights)
+    return weighted(
+        _form(rollout) | {"coverage": covered(rollout, coverage), "task": _detected(rollout, outcome)}, weights
+    )
 
 
 def score_mask(
     rollout: Rollout, draft: Draft, corrected: np.ndarray, weights: Mapping[str, float], coverage: str = "contain"
-) -> Score:
+) -> Reward:
     """The reward of one rollout whose regions turned the mask of ``draft`` into ``corrected`` (H, W)."""
     terms = {
         "coverage": covered_mask(rollout, draft.error, coverage),
@@ -81,7 +83,7 @@ def _form(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float]) -> Score:
+def score_result(rollout: Rollout, outcome: TaskResult, weights: Mapping[str, float]) -> Reward:
     """The reward of an answer that is itself the result: it can be read, and what it found (Direct RFT).
 
     An answer that was cut off has no format, even if the list in it is whole.
@@ -90,14 +92,14 @@ def score_result(rollout: Rollout, outcome: Outcome, weights: Mapping[str, float
     return weighted({"format": float(well_formed), "task": _detected(rollout, outcome)}, weights)
 
 
-def _detected(rollout: Rollout, outcome: Outcome) -> float:
+def _detected(rollout: Rollout, outcome: TaskResult) -> float:
     """R_detect in [0, 2] of what was found for a rollout; 0 for an answer that cannot be read (deviation 1)."""
     return sum(metrics.ap_ar_50(rollout.example, outcome)) if rollout.action.readable else 0.0
 
 
-def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Score:
+def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Reward:
     """The terms with their weighted sum; a term without a weight is an error, a weight without a term is not."""
-    return Score(terms, sum(weights[name] * value for name, value in terms.items()))
+    return Reward(terms, sum(weights[name] * value for name, value in terms.items()))
 
 
 def no_overlap(regions_px: np.ndarray) -> float:
@@ -155,7 +157,9 @@ def covered_mask(rollout: Rollout, error: np.ndarray, mode: str) -> float:
 def _purity(rollout: Rollout) -> list[float]:
     """Share of each region's pixels that belong to a true object."""
     if "masks" not in rollout.example.fields:
-        raise DataError(f"--coverage purity needs masks, and example {rollout.example.id} has none; choose contain or iou.")
+        raise DataError(
+            f"--coverage purity needs masks, and example {rollout.example.id} has none; choose contain or iou."
+        )
     masks = [geometry.rle_to_mask(rle) for rle in rollout.example.fields["masks"]()]
     union = np.any(masks, axis=0)  # (H, W)
     shares = []

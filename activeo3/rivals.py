@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
-from activeo3 import adapters, paths
+from activeo3 import lora, paths
 from activeo3.checkpoints import run_state
 from activeo3.config import ConfigError
 
 
-class Rival(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint in the table. ``label`` is empty if it is the only one; ``answers``: it was trained to
     answer itself, without a zoom (Direct RFT)."""
 
@@ -22,7 +22,7 @@ class Rival(NamedTuple):
     answers: bool
 
 
-def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], str]:
+def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Checkpoint], str]:
     """(all rivals, the start policy that they share); ``start`` names it, or they must agree.
 
     A start policy is looked for as its run names it, and beside the run. One folder has one spelling in what is returned.
@@ -36,7 +36,10 @@ def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], s
     if twice:
         raise ConfigError(f"--checkpoint names {twice[0]}; name every checkpoint once.")
     trained = {source: _trained(source) for source in sources}
-    own = [paths.beside(Path(source), config.get("model") or adapters.base_of(source, start) or source) for source, config in trained.items()]
+    own = [
+        paths.beside(Path(source), config.get("model") or lora.base_of(source, start) or source)
+        for source, config in trained.items()
+    ]
     starts = paths.unified([*sources, *([start] * len(sources) if start else own)])[len(sources) :]
     different = sorted(set(starts))
     if len(different) > 1:
@@ -45,7 +48,7 @@ def contest(checkpoints: Sequence[str], start: str = "") -> tuple[list[Rival], s
             f"evaluate them apart, or name one for all with --start."
         )
     names = labels(sources) if len(sources) > 1 else [""]
-    rivals = [Rival(source, name, trained[source].get("task") == "direct") for source, name in zip(sources, names)]
+    rivals = [Checkpoint(source, name, trained[source].get("task") == "direct") for source, name in zip(sources, names)]
     return rivals, different[0]
 
 

@@ -34,7 +34,9 @@ def limited(work: Callable[[], Any]) -> Any:
     reading, writing = os.pipe()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, whose locks this work does not need
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python 3.12 warns of threads, whose locks this work does not need
             child = os.fork()
     except OSError:
         os.close(reading), os.close(writing)

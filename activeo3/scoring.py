@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from activeo3.attention import free_columns, mask_for, packed_mask
 from activeo3.caches import PromptCache
 from activeo3.encoding import Encoder
-from activeo3.packing import PADDING, Branch, Layout, Packed, Prompt, branching_mask, branching_rule, lay_out
+from activeo3.packing import PADDING, Branch, Layout, Packed, Prompt, branching_mask, lay_out, mask_mod
 
 Rows = Sequence[Sequence[Branch]]
 
@@ -39,19 +39,21 @@ class Scorer(Encoder):
 
     def forward_packed(self, packed: Packed, module: nn.Module | None = None) -> Tensor:
         """Logits (R, 1 + W, V) of the prefix's last column and of the W branch columns, or (R, K, V) of those
-        of them that are ``kept``. R is R B if every answer has a row of its own.
+        of them that are ``logit_columns``. R is R B if every answer has a row of its own.
 
         The head runs on these columns alone: the prefix is most of the row and needs no logits.
         ``module`` is the model as the engine wraps it; by default the bare model.
         """
-        module, kept, behind = module or self.model, packed.kept, {}
-        if kept is None:
-            kept = torch.arange(packed.inputs["input_ids"].shape[1] - packed.prefix + 1, device=packed.tokens.device)
+        module, logit_columns, behind = module or self.model, packed.logit_columns, {}
+        if logit_columns is None:
+            logit_columns = torch.arange(
+                packed.inputs["input_ids"].shape[1] - packed.prefix + 1, device=packed.tokens.device
+            )
         if packed.prompts is not None:
             read = PromptCache(self.model.config.get_text_config())
             module(**packed.prompts, past_key_values=read, logits_to_keep=1, use_cache=False)
             behind = {"past_key_values": read.behind(packed.tokens.shape[1])}
-        out = module(**packed.inputs, **behind, logits_to_keep=packed.prefix - 1 + kept, use_cache=False)
+        out = module(**packed.inputs, **behind, logits_to_keep=packed.prefix - 1 + logit_columns, use_cache=False)
         return out.logits
 
     # ------------------------------------------------------------------ packed
@@ -67,25 +69,25 @@ class Scorer(Encoder):
         visual = self._visual(given, everything)
         positions, _ = self._rope_index(ids, attended, prompts)  # (3, R, S)
         after = positions.amax(dim=(0, 2))[:, None] + 1 + self._depth(rows, laid)  # (3, R, W)
-        rule = branching_rule(attended.bool(), laid.owner, laid.era, everything == self.image_token)
+        rule = mask_mod(attended.bool(), laid.branch_id, laid.image_epoch, everything == self.image_token)
         inputs = {
             "input_ids": everything,
             "position_ids": torch.cat([positions, after], dim=2),  # (3, R, S + W)
             "attention_mask": packed_mask(self._attention, rule, everything, free, self.model.dtype),
             **visual,
         }
-        return Packed(inputs, ids.shape[1], laid.tokens, laid.real, laid.columns, laid.kept)
+        return Packed(inputs, ids.shape[1], laid.tokens, laid.completion_mask, laid.columns, laid.logit_columns)
 
     def _depth(self, rows: Rows, laid: Layout) -> Tensor:
         """Positions (3, R, W) inside the branches, counted from 0: a picture spans rows and columns."""
-        depth = laid.depth.expand(3, -1, -1).clone()
+        position_in_branch = laid.position_in_branch.expand(3, -1, -1).clone()
         for r, row in enumerate(rows):
             for b, branch in enumerate(row):
                 if any(len(seen.grids) for seen in branch.shown):
-                    ids = torch.tensor([branch.ids], device=depth.device)
+                    ids = torch.tensor([branch.ids], device=position_in_branch.device)
                     inside, _ = self._rope_index(ids, torch.ones_like(ids), branch.shown)  # (3, 1, length)
-                    depth[:, r, laid.owner[r] == b] = inside[:, 0]
-        return depth
+                    position_in_branch[:, r, laid.branch_id[r] == b] = inside[:, 0]
+        return position_in_branch
 
     # ------------------------------------------------------------------ cached, rows
 
@@ -119,13 +121,17 @@ class Scorer(Encoder):
             "attention_mask": self._seen(attended, laid, everything, cached),
             **self._visual(given, everything[:, cached:]),
         }
-        tokens, real, columns = (x.view(len(rows), group, -1) for x in (laid.tokens, laid.real, laid.columns))
-        return Packed(inputs, ids.shape[1] - cached, tokens, real, columns, laid.kept)
+        tokens, completion_mask, columns = (
+            x.view(len(rows), group, -1) for x in (laid.tokens, laid.completion_mask, laid.columns)
+        )
+        return Packed(inputs, ids.shape[1] - cached, tokens, completion_mask, columns, laid.logit_columns)
 
     def _seen(self, attended: Tensor, laid: Layout, everything: Tensor, cached: int) -> Tensor:
         """What rows of one branch may see: 1 on real columns (rows, S + W), or if views were replaced, a mask of its own
         for every column behind the cached ones."""
-        if laid.era is None:
-            return torch.cat([attended, (laid.owner != PADDING).to(attended)], dim=1)
-        rule = branching_rule(attended.bool(), laid.owner, laid.era, everything == self.image_token)
-        return mask_for(self._attention, branching_mask(rule, *everything.shape, everything.device, cached), self.model.dtype)
+        if laid.image_epoch is None:
+            return torch.cat([attended, (laid.branch_id != PADDING).to(attended)], dim=1)
+        rule = mask_mod(attended.bool(), laid.branch_id, laid.image_epoch, everything == self.image_token)
+        return mask_for(
+            self._attention, branching_mask(rule, *everything.shape, everything.device, cached), self.model.dtype
+        )

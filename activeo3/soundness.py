@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from activeo3 import adapters, checkpoints, processes
+from activeo3 import checkpoints, lora, processes
 from activeo3.config import TrainConfig
-from activeo3.engine import Sharded
+from activeo3.engine import Zero3Model
+from activeo3.model import ModelError
 from activeo3.model_weights import check_finite
-from activeo3.models import ModelError
-from activeo3.sampler import look
-from activeo3.schema import Example, Sampling
+from activeo3.rollout import sample_rollouts
 from activeo3.tasks import task_of
+from activeo3.types import Example, Sampling
 
 ENOUGH = Sampling(temperature=0.0, max_new_tokens=8)
 """The beginning of an answer, in which every layer reads what was written. Greedy: it takes no random number from the run."""
 
 
-def check(policy: Sharded, example: Example, config: TrainConfig, step: int) -> None:
+def check(policy: Zero3Model, example: Example, config: TrainConfig, step: int) -> None:
     """Raise ModelError on all ranks if, after the update of ``step``, weights or the logits of an answer about ``example`` are
     not finite on one of them."""
-    with way_back(config, step, step), policy.gathered() as actor, processes.together(policy.ranks.gather):
-        check_finite(actor.name, actor.model)
-        adapters.check_finite(actor.name, actor.model)
-        look(actor, [example], 1, ENOUGH, config, task_of(config))
+    with way_back(config, step, step), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
+        check_finite(vlm.name, vlm.model)
+        lora.check_finite(vlm.name, vlm.model)
+        sample_rollouts(vlm, [example], 1, ENOUGH, config, task_of(config))
 
 
 @contextmanager
@@ -37,6 +37,12 @@ def way_back(config: TrainConfig, step: int, updates: int) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        earlier = [path for path in checkpoints.complete(Path(config.output_dir)) if int(path.name.rpartition("-")[2]) < updates]
+        earlier = [
+            path
+            for path in checkpoints.complete(Path(config.output_dir))
+            if int(path.name.rpartition("-")[2]) < updates
+        ]
         last = f"{earlier[-1]} is the last good one" if earlier else f"there is none, only {config.model}"
-        raise ModelError(f"step {step}: {str(error).rstrip('.')}: {last}. Begin from it with a lower --lr in a new --output_dir.") from None
+        raise ModelError(
+            f"step {step}: {str(error).rstrip('.')}: {last}. Begin from it with a lower --lr in a new --output_dir."
+        ) from None

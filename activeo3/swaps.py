@@ -11,12 +11,12 @@ from typing import Sequence
 
 import numpy as np
 
-from activeo3 import floors, intervals, metrics
-from activeo3.config import _Config
+from activeo3 import eval_baselines, intervals, metrics
+from activeo3.config import Config
 from activeo3.eval_core import Runner
-from activeo3.models import VisionLanguageModel
-from activeo3.proposals import Regions, greedy_look
-from activeo3.schema import Example, Region
+from activeo3.model import VisionLanguageModel
+from activeo3.proposals import Regions, greedy_rollouts
+from activeo3.types import Example, Region
 
 
 def sensing_metrics(
@@ -24,7 +24,7 @@ def sensing_metrics(
     examples: Sequence[Example],
     regions: Regions,
     policy: VisionLanguageModel | None,
-    config: _Config,
+    config: Config,
     resamples: int,
     runner: Runner,
     swaps: bool = True,
@@ -40,16 +40,22 @@ def sensing_metrics(
         "swap_picture": None,
         "swap_query": None,
     }
-    if method in floors.NO_ZOOM or not swaps:
+    if method in eval_baselines.NO_ZOOM or not swaps:
         return result
     if len(set(pictures)) > 1:
-        units = [floors.to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
+        units = [eval_baselines.to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
         lenders = [other_picture(examples, i) for i in range(len(examples))]
-        borrowed = [floors.from_unit(units[lender], example.size_px) for lender, example in zip(lenders, examples)]
+        borrowed = [
+            eval_baselines.from_unit(units[lender], example.size_px) for lender, example in zip(lenders, examples)
+        ]
         result["swap_picture"] = intervals.bootstrap_interval(own - recalls(examples, borrowed), pictures, resamples)
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
-        answers = runner.map(lambda block: [answer.regions for answer in greedy_look(policy, block, config)], asked, ("swap", policy, config))
+        answers = runner.map(
+            lambda block: [answer.regions for answer in greedy_rollouts(policy, block, config)],
+            asked,
+            ("swap", policy, config),
+        )
         elsewhere = recalls(examples, [tuple(Region(*box) for box in answer) for answer in answers])
         result["swap_query"] = intervals.bootstrap_interval(own - elsewhere, pictures, resamples)
     return result

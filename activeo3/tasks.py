@@ -4,8 +4,8 @@
     direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
     segment  say where a mask is wrong; it is corrected there (its section 5.4; correction.py)
     grounding, counting, ocr, detection
-             answer at once, each in a form and with rewards of its own (Perception-R1; oneshot.py)
-    zoom_qa  zoom, look again, and again, then answer a question in words (episodes.py)
+             answer at once, each in a form and with rewards of its own (Perception-R1; task_perception.py)
+    zoom_qa  zoom, look again, and again, then answer a question in words (task_zoom_qa.py)
 
 train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
 ``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
@@ -25,23 +25,32 @@ from typing import Callable, Sequence
 
 import torch
 
-from activeo3 import correction, episodes, evidence, matching, oneshot, perception, prompts, rewards
+from activeo3 import (
+    correction,
+    evidence,
+    matching,
+    prompts,
+    rewards,
+    task_perception,
+    task_perception_words,
+    task_zoom_qa,
+)
 from activeo3.answer_parsing import read_boxes
-from activeo3.config import ConfigError, TrainConfig, _Config
+from activeo3.config import Config, ConfigError, TrainConfig
+from activeo3.data_io import Dataset
 from activeo3.eval_config import EvalConfig
-from activeo3.files import Dataset
 from activeo3.geometry import Frame
-from activeo3.models import VisionLanguageModel
-from activeo3.sampler import SENSING, Question, Role
-from activeo3.schema import Example, Outcome, Reading, Region, Rollout, Score
-from activeo3.segment import Corrector, corrector, prepared
-from activeo3.taskmodels import Look, TaskModel, act, crop_view, merged, said_to_be_there, separate
+from activeo3.model import VisionLanguageModel
+from activeo3.rollout import SENSING, PromptSpec, Role
+from activeo3.task_model_sam import Corrector, corrector, prepared
+from activeo3.task_models import Crop, TaskModel, act, crop_view, load_task_model, merge_crops, said_to_be_there
+from activeo3.types import Example, Parsed, Region, Reward, Rollout, TaskResult
 
 Separate = TaskModel | Corrector
 """Whoever works on crops and is not the language model."""
 
 
-def as_they_are(expert: Separate | None, examples: Sequence[Example], config: _Config) -> list[Example]:
+def as_they_are(task_model: Separate | None, examples: Sequence[Example], config: Config) -> list[Example]:
     """Examples that need no preparation."""
     return list(examples)
 
@@ -50,21 +59,21 @@ def as_they_are(expert: Separate | None, examples: Sequence[Example], config: _C
 class Task(Role):
     """A role, how the world answers, and what that is worth.
 
-    ``act(expert, rollouts, config)`` gives one outcome per rollout; ``expert`` is whoever works on crops.
+    ``act(task_model, rollouts, config)`` gives one outcome per rollout; ``task_model`` is whoever works on crops.
     ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
     config. ``zooms`` is False where the answer is the result and nobody works on crops.
-    ``prepare(expert, examples, config)`` adds what the task needs to know of its examples; ``expert`` is the
+    ``prepare(task_model, examples, config)`` adds what the task needs to know of its examples; ``task_model`` is the
     task model if it is not the language model. ``load(name, config, device)`` makes that task model. ``pose(example)``
     makes an example of any data set a question of this task, or raises DataError. ``measured`` is True where
-    measures.py has a table of the task's own.
+    eval_perception.py has a table of the task's own.
     """
 
-    act: Callable[[VisionLanguageModel | Separate, Sequence[Rollout], TrainConfig], list[Outcome]]
-    score: Callable[[Rollout, Outcome, TrainConfig], Score]
+    act: Callable[[VisionLanguageModel | Separate, Sequence[Rollout], TrainConfig], list[TaskResult]]
+    score: Callable[[Rollout, TaskResult, TrainConfig], Reward]
     terms: tuple[str, ...]
     zooms: bool = True
-    prepare: Callable[[Separate | None, Sequence[Example], _Config], list[Example]] = as_they_are
-    load: Callable[[str, _Config, torch.device], Separate] = separate
+    prepare: Callable[[Separate | None, Sequence[Example], Config], list[Example]] = as_they_are
+    load: Callable[[str, Config, torch.device], Separate] = load_task_model
     pose: Callable[[Example], Example] | None = None
     measured: bool = False
 
@@ -73,13 +82,13 @@ class Task(Role):
 
 
 def zoom_and_act(
-    expert: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
-) -> list[Outcome]:
+    task_model: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
+) -> list[TaskResult]:
     """The task model on the crops of every answer."""
-    return act(expert, [rollout.example for rollout in rollouts], [rollout.regions for rollout in rollouts], config)
+    return act(task_model, [rollout.example for rollout in rollouts], [rollout.regions for rollout in rollouts], config)
 
 
-def score_regions(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+def score_regions(rollout: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
     """ACTIVE-O3's five terms."""
     return rewards.score(rollout, outcome, config.weights, config.coverage)
 
@@ -87,26 +96,29 @@ def score_regions(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Sc
 # ---------------------------------------------------------------------- direct: what is there
 
 
-def ask_what(actor: VisionLanguageModel, example: Example, config: _Config) -> Question:
+def ask_what(policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
     """The whole picture as the task model sees a crop, and the task model's own question (deviation 1)."""
-    view, frame = crop_view(actor, example.image, _whole(example), config)
-    return Question(view, frame, prompts.task_prompt(example.query, config.wording, actor.boxes))
+    view, frame = crop_view(policy, example.image, _whole(example), config)
+    return PromptSpec(view, frame, prompts.task_prompt(example.query, config.wording, policy.boxes))
 
 
-def read_what(text: str, finished: bool, frame: Frame, example: Example, config: _Config) -> Reading:
+def read_what(text: str, finished: bool, frame: Frame, example: Example, config: Config) -> Parsed:
     """The boxes of an answer as its result, read and merged as a task model's answer about one crop is."""
     action = read_boxes(text, finished, parser=config.parser)
-    return Reading(action, result=merged([said_to_be_there(action, Look(example, _whole(example)), frame, text)], config.merge))
+    return Parsed(
+        action,
+        result=merge_crops([said_to_be_there(action, Crop(example, _whole(example)), frame, text)], config.merge),
+    )
 
 
 def as_answered(
-    expert: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
-) -> list[Outcome]:
+    task_model: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
+) -> list[TaskResult]:
     """Nobody acts: the answers are the results."""
     return [rollout.result for rollout in rollouts]
 
 
-def score_result(rollout: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+def score_result(rollout: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
     """Format and task only (deviation 2)."""
     return rewards.score_result(rollout, outcome, config.weights)
 
@@ -130,21 +142,21 @@ TASKS: dict[str, Task] = {
     ),
     **{
         name: Task(
-            partial(oneshot.ask, name), partial(oneshot.read, name), lambda config: config.max_new_tokens, as_answered,
-            partial(oneshot.score, name), matching.TERMS[name], zooms=False, pose=partial(oneshot.posed, name), measured=True,
+            partial(task_perception.ask, name), partial(task_perception.read, name), lambda config: config.max_new_tokens, as_answered,
+            partial(task_perception.score, name), matching.TERMS[name], zooms=False, pose=partial(task_perception.posed, name), measured=True,
         )
-        for name in perception.TASKS
+        for name in task_perception_words.TASKS
     },
     "zoom_qa": Task(
-        episodes.ask, None, SENSING.longest, episodes.as_told, episodes.score,
-        evidence.TERMS, zooms=False, pose=episodes.posed, follow=episodes.ZoomDialogue,
+        task_zoom_qa.ask, None, SENSING.longest, task_zoom_qa.as_told, task_zoom_qa.score,
+        evidence.TERMS, zooms=False, pose=task_zoom_qa.posed, follow=task_zoom_qa.ZoomDialogue,
     ),
 }  # fmt: skip
 
 
 def posed(dataset: Dataset, task: Task) -> Dataset:
     """The data set as questions of the task; an example that cannot be one is like a picture that cannot be read."""
-    return dataset if task.pose is None else oneshot.Posed(dataset, task.pose)
+    return dataset if task.pose is None else task_perception.Posed(dataset, task.pose)
 
 
 def task_of(config: TrainConfig | EvalConfig) -> Task:
@@ -158,13 +170,21 @@ def task_of(config: TrainConfig | EvalConfig) -> Task:
     if trains and not task.zooms and config.task_model != "mllm":
         raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
     if trains and not task.zooms and config.other_mllm:
-        raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_checkpoint {config.other_mllm}.")
+        raise ConfigError(
+            f"--task {config.task} has no crops to work on: leave out --task_checkpoint {config.other_mllm}."
+        )
     if config.wording == "zoom_roi" and not task.follow:
-        raise ConfigError(f"--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task {config.task}.")
+        raise ConfigError(
+            f"--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task {config.task}."
+        )
     if config.task == "segment":
         correction.check(config, *task_models)
     elif getattr(config, "coverage", "contain") == "recall":
-        raise ConfigError(f"--coverage recall is of a mask's errors: it goes with --task segment, not with --task {config.task}.")
+        raise ConfigError(
+            f"--coverage recall is of a mask's errors: it goes with --task segment, not with --task {config.task}."
+        )
     elif "sam" in task_models:
-        raise ConfigError(f"--task_model sam corrects masks: it goes with --task segment, not with --task {config.task}.")
+        raise ConfigError(
+            f"--task_model sam corrects masks: it goes with --task segment, not with --task {config.task}."
+        )
     return task

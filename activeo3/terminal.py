@@ -29,7 +29,7 @@ def printable(text: str, limit: int = 0) -> str:
         text = "".join(c if c.isprintable() or c in SHOWN or unicodedata.category(c) == "Zs" else "·" for c in text)
     if not limit or len(text) <= limit:
         return text
-    return f"{text[:limit - limit // 2]} … {text[len(text) - limit // 2:]}"
+    return f"{text[: limit - limit // 2]} … {text[len(text) - limit // 2 :]}"
 
 
 def one_line(text: str, limit: int = 0) -> str:
@@ -51,7 +51,10 @@ def columns(text: str) -> int:
     >>> columns("cat"), columns("猫"), columns("e\\u0301")
     (3, 2, 1)
     """
-    return sum(0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 class OneLine(Exception):

@@ -17,12 +17,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import processes, prompts, scenes, terminal
+from activeo3 import data_scenes, processes, prompts, terminal
 from activeo3.lessons import MERGE, PATCH
-from activeo3.models import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
+from activeo3.model import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 # Qwen's own split: words with one leading mark or space, single digits, runs of punctuation.
 _SPLIT = (
@@ -42,7 +48,7 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 512 tokens with Qwen's split, special tokens and chat format."""
-    kinds = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
+    kinds = [f"{colour} {shape}" for colour in data_scenes.COLOURS for shape in data_scenes.SHAPES]
     corpus = [ask(kind, "short") for ask in (prompts.sensing_prompt, prompts.task_prompt) for kind in kinds]
     corpus += [prompts.sensing_answer([(i, 2 * i, 3 * i, 40 + i)] * 3, f" {kind}") for i, kind in enumerate(kinds)]
     corpus += ["user\n", "assistant\n", "system\n", "[]"] * 50
@@ -50,12 +56,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
@@ -79,7 +91,9 @@ def build(seed: int = 0) -> VisionLanguageModel:
             max_position_embeddings=4096,
             tie_word_embeddings=True,
             # A small theta: with 10,000 the width axis of a 32-dimensional head hardly turns over 10 columns.
-            rope_parameters=dict(rope_type="default", rope_theta=1000.0, mrope_section=[12, 10, 10], mrope_interleaved=True),
+            rope_parameters=dict(
+                rope_type="default", rope_theta=1000.0, mrope_section=[12, 10, 10], mrope_interleaved=True
+            ),
             bos_token_id=None,
             eos_token_id=ids["<|im_end|>"],
             pad_token_id=ids["<|endoftext|>"],
@@ -104,8 +118,9 @@ def build(seed: int = 0) -> VisionLanguageModel:
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
-    processor = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2,
-                                         image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
     return VisionLanguageModel(model, tokenizer, processor)
 
 
@@ -115,7 +130,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/tiny"), help="the finished policy [data/tiny]")
-    parser.add_argument("--work", type=Path, default=Path("runs/warm-start"), help="where an unfinished one waits [runs/warm-start]")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/warm-start"), help="where an unfinished one waits [runs/warm-start]"
+    )
     parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
     parser.add_argument("--start", default="", help="go on from the policy in this folder instead of from nothing")
     for name in ("seed", "see_steps", "speak_steps", "settle_steps"):
@@ -140,6 +157,8 @@ def main() -> None:
 if __name__ == "__main__":
     terminal.protect()
     processes.watch()
-    processes.tell(kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it")
+    processes.tell(
+        kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it"
+    )
     with processes.one_sentence():
         main()

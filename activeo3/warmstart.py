@@ -26,14 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activeo3 import geometry, scenes
+from activeo3 import data_scenes, geometry
 from activeo3.answer_parsing import read_boxes
 from activeo3.grpo import answer_logps
 from activeo3.lessons import MERGE, PATCH, Lesson, Pool, cell_of, crop_lesson, lessons_of, practice_sheet, rounded
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Packed, Prompt
-from activeo3.schema import Sampling
-
+from activeo3.types import Sampling
 
 # Heads of the text tower, as (layer, head), that are shown where to look while a box is written: the first
 # layer fetches the words that name what it is about, the second finds all things that the words fit, the later
@@ -109,11 +108,11 @@ class Sight(nn.Module):
         self.digit = nn.Linear(hidden, self.DIGITS * hidden, bias=False)
         self.box = nn.Linear(hidden, 4)
         word = lambda text: vlm.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-        for name in (*scenes.COLOURS, *scenes.SHAPES):
+        for name in (*data_scenes.COLOURS, *data_scenes.SHAPES):
             if len(word(f" {name}")) != 1:
                 raise RuntimeError(f"the tokenizer splits the word {name!r}")
-        self.colours = [word(f" {name}")[0] for name in scenes.COLOURS]
-        self.shapes = [word(f" {name}")[0] for name in scenes.SHAPES]
+        self.colours = [word(f" {name}")[0] for name in data_scenes.COLOURS]
+        self.shapes = [word(f" {name}")[0] for name in data_scenes.SHAPES]
         self.figures = [word(str(figure))[0] for figure in range(10)]
 
     def loss(
@@ -160,12 +159,20 @@ def _dense_targets(lessons: Sequence[Lesson], grids: Tensor) -> tuple[Tensor, Te
         seen: dict[int, list[int]] = {}
         for box, (colour, shape) in zip(lesson.boxes, lesson.kinds):
             figures = [digit for v in rounded(box) for digit in (v // 100, v // 10 % 10)]
-            seen[start + cell_of(box, rows, columns)] = [list(scenes.COLOURS).index(colour), scenes.SHAPES.index(shape), *figures]
+            seen[start + cell_of(box, rows, columns)] = [
+                list(data_scenes.COLOURS).index(colour),
+                data_scenes.SHAPES.index(shape),
+                *figures,
+            ]
         cells += list(seen)
         classes += list(seen.values())
         ignored += [start + cell_of(box, rows, columns) for box in lesson.hidden]
         start += rows * columns
-    return torch.tensor(cells, dtype=torch.long), torch.tensor(classes).view(-1, 10), torch.tensor(ignored, dtype=torch.long)
+    return (
+        torch.tensor(cells, dtype=torch.long),
+        torch.tensor(classes).view(-1, 10),
+        torch.tensor(ignored, dtype=torch.long),
+    )
 
 
 def speak_loss(
@@ -186,8 +193,8 @@ def speak_loss(
         **inputs, mm_encoder_outputs={"image": seen}, logits_to_keep=columns, use_cache=False, output_attentions=True
     )
     logp, _ = answer_logps(out.logits, packed.tokens, packed.columns)  # (R, B, T)
-    place = torch.arange(packed.real.shape[-1], device=logp.device)  # (T,)
-    taught = packed.real & (place >= torch.tensor(starts, device=logp.device)[..., None])  # (R, B, T)
+    place = torch.arange(packed.completion_mask.shape[-1], device=logp.device)  # (T,)
+    taught = packed.completion_mask & (place >= torch.tensor(starts, device=logp.device)[..., None])  # (R, B, T)
     gaze = _gaze_loss(out.attentions, _gaze_targets(vlm, lessons, packed, starts, told))
     return -logp[taught].mean(), gaze
 
@@ -252,7 +259,9 @@ def _gaze_targets(
             for written, (opens, last) in zip(turn.about, _box_spans(vlm, told[r][b]), strict=True):
                 if not written.named:
                     words = None
-                elif written.said is None:  # the question ends "... colour shape . <end> newline <start> assistant newline"
+                elif (
+                    written.said is None
+                ):  # the question ends "... colour shape . <end> newline <start> assistant newline"
                     words = (start - 8, start - 7)
                 else:  # the answer begins "<think > colour , colour ..."
                     words = (start + 2 + 2 * written.said,) * 2
@@ -284,7 +293,10 @@ def _gaze_loss(attentions: Sequence[Tensor], targets: GazeTargets) -> Tensor:
     looks = lambda layer, head: attentions[layer][rows, head, queries]  # noqa: E731  (targets, columns)
     named = torch.tensor([words is not None for words in targets.words])
     words = torch.tensor([words or (0, 0) for words in targets.words])
-    paid = [looks(layer, head).gather(1, words[:, i : i + 1].to(attentions[layer].device))[:, 0] for i, (layer, head) in enumerate(WORD_GAZE)]
+    paid = [
+        looks(layer, head).gather(1, words[:, i : i + 1].to(attentions[layer].device))[:, 0]
+        for i, (layer, head) in enumerate(WORD_GAZE)
+    ]
     paid = [torch.where(named.to(look.device), look, 1.0) for look in paid]  # without words there is nothing to learn
     for heads, wanted in ((THING_GAZE, targets.things), ((KIN_GAZE,), targets.kin)):
         mark = torch.zeros(len(rows), attentions[0].shape[-1], device=attentions[0].device)
@@ -301,7 +313,12 @@ def picture_prefix(vlm: VisionLanguageModel, prompt: Prompt) -> Prompt:
 
 
 def step_loss(
-    vlm: VisionLanguageModel, sight: Sight, config: WarmStart, crops: Sequence[Lesson], views: Sequence[Lesson], step: int
+    vlm: VisionLanguageModel,
+    sight: Sight,
+    config: WarmStart,
+    crops: Sequence[Lesson],
+    views: Sequence[Lesson],
+    step: int,
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss and readings of one step, as its stage wants it."""
     device = vlm.model.device
@@ -348,7 +365,7 @@ def warm_start(vlm: VisionLanguageModel, config: WarmStart, folder: Path, save_e
 
 def training_pictures(seed: int) -> Pool:
     """The training pictures; each seed walks through them from another place."""
-    return Pool(lambda index: scenes.scene("train", (index + seed * 7919) % scenes.SIZES["train"]))
+    return Pool(lambda index: data_scenes.scene("train", (index + seed * 7919) % data_scenes.SIZES["train"]))
 
 
 def _device() -> torch.device:
@@ -382,7 +399,10 @@ def train(
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         first = saved["step"]
-    print(f"{vlm.parameters / 1e6:.2f} M parameters, {len(vlm.tokenizer)} tokens; steps {first + 1} to {config.steps}", flush=True)
+    print(
+        f"{vlm.parameters / 1e6:.2f} M parameters, {len(vlm.tokenizer)} tokens; steps {first + 1} to {config.steps}",
+        flush=True,
+    )
     window: dict[str, list[float]] = {}
     for step in range(first, config.steps):
         began = time.perf_counter()
@@ -402,7 +422,10 @@ def train(
             print(f"step {step + 1}/{config.steps}  {words}  ETA {left:.0f} min", flush=True)
             window = {}
         if (step + 1) % save_every == 0 or step + 1 == config.steps:
-            saved = {name: part.state_dict() for name, part in parts.items()} | {"step": step + 1, "config": asdict(config)}
+            saved = {name: part.state_dict() for name, part in parts.items()} | {
+                "step": step + 1,
+                "config": asdict(config),
+            }
             torch.save(saved, folder / "state.tmp")
             os.replace(folder / "state.tmp", state)
     vlm.model.eval()
@@ -414,7 +437,7 @@ def task_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> dict[
     rng = np.random.default_rng(seed)
     lessons = []
     for index in range(pictures):
-        scene = scenes.scene("val", index)
+        scene = data_scenes.scene("val", index)
         picture = scene.render()
         lessons += [crop_lesson(scene, picture, rng, 3) for _ in range(2)]
     asked = [(lesson, turn.question, turn.answer) for lesson in lessons for turn in lesson.dialogue]
@@ -432,4 +455,8 @@ def task_scores(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> dict[
             matched += int(min(hits.any(0).sum(), hits.any(1).sum())) if hits.size else 0
             negatives += len(truth) == 0
             false_alarm += len(truth) == 0 and len(boxes) > 0
-    return {"precision": matched / max(1, found), "recall": matched / max(1, true), "false_alarms": false_alarm / max(1, negatives)}
+    return {
+        "precision": matched / max(1, found),
+        "recall": matched / max(1, true),
+        "false_alarms": false_alarm / max(1, negatives),
+    }

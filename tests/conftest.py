@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from scripted import USUAL
 from transformers import (
     AutoModelForImageTextToText,
     BertConfig,
@@ -26,9 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
-    Qwen3VLConfig,
     Qwen3_5Config,
     Qwen3_5MoeConfig,
+    Qwen3VLConfig,
     Qwen3VLMoeConfig,
     SwinConfig,
 )
@@ -37,8 +38,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import attention, processes, tiny
 from activeo3.families import FAMILIES
-from activeo3.models import VisionLanguageModel
-from scripted import USUAL
+from activeo3.model import VisionLanguageModel
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
 
@@ -85,12 +85,14 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig
     special = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
     halves, thirds = dict(mrope_section=[2, 3, 3]), dict(mrope_section=[4, 2, 2], mrope_interleaved=True)
     places = dict(num_position_embeddings=64)
-    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    task_models = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
     match family:
         case "qwen2_vl":  # its vision tower names its own width differently, and the text tower's hidden_size
             of_vision = dict(embed_dim=32, hidden_size=64, mlp_ratio=2)
             kind, of_text, tied = Qwen2VLConfig, dict(rope_parameters=rope | halves), False
-        case "qwen2_5_vl":  # a window of 32 pixels is 2 x 2 visual tokens, so a picture has several, ragged at its border
+        case (
+            "qwen2_5_vl"
+        ):  # a window of 32 pixels is 2 x 2 visual tokens, so a picture has several, ragged at its border
             of_vision = dict(window_size=32, fullatt_block_indexes=[1])
             kind, of_text, tied = Qwen2_5_VLConfig, dict(rope_parameters=rope | halves), False
         case "qwen3_vl":
@@ -98,9 +100,11 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig
             kind, of_text, tied = Qwen3VLConfig, dict(head_dim=16, rope_parameters=rope | thirds), True
         case "qwen3_vl_moe":  # the middle layer is one without experts
             of_vision = places | dict(deepstack_visual_indexes=[0, 1])
-            of_text = dict(head_dim=16, rope_parameters=rope | thirds, mlp_only_layers=[1]) | experts
+            of_text = dict(head_dim=16, rope_parameters=rope | thirds, mlp_only_layers=[1]) | task_models
             kind, tied = Qwen3VLMoeConfig, False
-        case "qwen3_5" | "qwen3_5_moe":  # two layers with a running state before one that attends; fewer keys than values
+        case (
+            "qwen3_5" | "qwen3_5_moe"
+        ):  # two layers with a running state before one that attends; fewer keys than values
             of_vision = places
             of_text = dict(
                 head_dim=16, layer_types=["linear_attention", "linear_attention", "full_attention"], linear_conv_kernel_dim=4,
@@ -108,7 +112,7 @@ def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig
                 rope_parameters=rope | thirds | dict(partial_rotary_factor=1.0),
             )  # fmt: skip
             if family == "qwen3_5_moe":
-                of_text |= experts | dict(shared_expert_intermediate_size=32)
+                of_text |= task_models | dict(shared_expert_intermediate_size=32)
             kind, tied = (Qwen3_5Config, True) if family == "qwen3_5" else (Qwen3_5MoeConfig, False)
         case _:
             raise ValueError(f"no tiny {family} is described here")

@@ -36,7 +36,9 @@ TEXT_ONLY = (
     "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' + '\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
-CLIP = dict(patch_size=14, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
+CLIP = dict(
+    patch_size=14, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]
+)
 PICTURES = {
     "qwen2_vl": CLIP,
     "qwen2_5_vl": CLIP,
@@ -91,7 +93,9 @@ def write(layout: Layout, folder: Path) -> Path:
     files = config_of(layout) | pictures_of(layout) | tokenizer_of(layout)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False))
+        (folder / name).write_text(
+            content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+        )
     weights = named(weights_of(layout.family, layout.tied), layout.names)
     count, names = layout.shards, sorted(weights)
     for number in range(count):
@@ -100,7 +104,9 @@ def write(layout: Layout, folder: Path) -> Path:
     if count > 1:
         where = {name: shard(number, count) for number in range(count) for name in names[number::count]}
         size = sum(tensor.numel() * 2 for tensor in weights.values())
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": where}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": size}, "weight_map": where})
+        )
     return folder
 
 
@@ -117,7 +123,12 @@ def weights_of(family: str, tied: bool) -> dict[str, Tensor]:
     """Random weights in bfloat16, by the names of transformers 5; an untied model has a head of its own."""
     text, vision, extra = sizes(family)
     kind, _ = CLASSES[family]
-    config = kind(text_config=text | dict(rope_parameters=rope(family, "5")), vision_config=vision | extra, tie_word_embeddings=tied, **IDS)
+    config = kind(
+        text_config=text | dict(rope_parameters=rope(family, "5")),
+        vision_config=vision | extra,
+        tie_word_embeddings=tied,
+        **IDS,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config).bfloat16()
@@ -165,7 +176,9 @@ def rope(family: str, version: str) -> dict[str, Any]:
     section = dict(mrope_section=[2, 1, 1])
     if family == "qwen3_vl":
         section["mrope_interleaved"] = True
-    kind = {"flat": dict(type="mrope"), "4.51": dict(type="default", rope_type="default")}.get(version, dict(rope_type="default"))
+    kind = {"flat": dict(type="mrope"), "4.51": dict(type="default", rope_type="default")}.get(
+        version, dict(rope_type="default")
+    )
     return section | kind | (dict(rope_theta=1e6) if version == "5" else {})
 
 
@@ -177,12 +190,18 @@ def config_of(layout: Layout) -> dict[str, Any]:
         architectures=[CLASSES[family][1]],
         model_type=family, tie_word_embeddings=layout.tied, **IDS,
     )  # fmt: skip
-    own = vision | extra | {"flat": dict(in_chans=3, spatial_patch_size=vision["patch_size"])}.get(version, dict(in_channels=3))
+    own = (
+        vision
+        | extra
+        | {"flat": dict(in_chans=3, spatial_patch_size=vision["patch_size"])}.get(version, dict(in_channels=3))
+    )
     if version != "flat":
         own["model_type"] = f"{family}_vision" if version == "5" else family
     old_rope = dict(rope_scaling=rope(family, version), rope_theta=1e6)
     if version in ("flat", "4.51"):
-        config = common | text | old_rope | dict(torch_dtype="bfloat16", transformers_version="4.41.2", vision_config=own)
+        config = (
+            common | text | old_rope | dict(torch_dtype="bfloat16", transformers_version="4.41.2", vision_config=own)
+        )
     elif version == "4.57":
         inner = text | old_rope | dict(model_type=f"{family}_text", dtype="bfloat16", tie_word_embeddings=layout.tied)
         config = common | dict(text_config=inner, vision_config=own, dtype="bfloat16", transformers_version="4.57.1")
@@ -199,7 +218,13 @@ def config_of(layout: Layout) -> dict[str, Any]:
     if family == "qwen3_vl":
         generation |= dict(repetition_penalty=1.0, temperature=0.7, top_k=20, top_p=0.8)
     if layout.base:
-        generation = dict(bos_token_id=151643, do_sample=False, eos_token_id=151643, max_new_tokens=2048, transformers_version="4.45.0")
+        generation = dict(
+            bos_token_id=151643,
+            do_sample=False,
+            eos_token_id=151643,
+            max_new_tokens=2048,
+            transformers_version="4.45.0",
+        )
     return {"config.json": config, "generation_config.json": generation}
 
 
@@ -212,15 +237,23 @@ def pictures_of(layout: Layout) -> dict[str, Any]:
     numbers = PICTURES[family] | dict(temporal_patch_size=2, merge_size=2, processor_class=PROCESSOR[family])
     size = dict(size=dict(shortest_edge=least, longest_edge=most))
     if layout.pictures == "limits":
-        return {"preprocessor_config.json": numbers | dict(min_pixels=least, max_pixels=most, image_processor_type="Qwen2VLImageProcessor")}
-    steps = dict(do_resize=True, do_rescale=True, do_normalize=True, do_convert_rgb=True, resample=3, rescale_factor=1 / 255)
+        return {
+            "preprocessor_config.json": numbers
+            | dict(min_pixels=least, max_pixels=most, image_processor_type="Qwen2VLImageProcessor")
+        }
+    steps = dict(
+        do_resize=True, do_rescale=True, do_normalize=True, do_convert_rgb=True, resample=3, rescale_factor=1 / 255
+    )
     if layout.pictures == "size":
         saved = numbers | size | steps | dict(min_pixels=None, max_pixels=None, data_format="channels_first", default_to_square=True,
                                               device=None, crop_size=None, image_processor_type="Qwen2VLImageProcessorFast")  # fmt: skip
         video = numbers | size | steps | dict(fps=2, video_processor_type="Qwen2VLVideoProcessor")
         return {"preprocessor_config.json": saved, "video_preprocessor_config.json": video}
     del numbers["processor_class"]
-    image, video = numbers | size | steps, numbers | size | steps | dict(fps=2, video_processor_type="Qwen2VLVideoProcessor")
+    image, video = (
+        numbers | size | steps,
+        numbers | size | steps | dict(fps=2, video_processor_type="Qwen2VLVideoProcessor"),
+    )
     return {"processor_config.json": dict(image_processor=image | dict(image_processor_type="Qwen2VLImageProcessor"),
                                           video_processor=video, processor_class=PROCESSOR[family])}  # fmt: skip
 
@@ -252,7 +285,9 @@ def tokenizer_of(layout: Layout) -> dict[str, Any]:
     if layout.base:
         settings["eos_token"] = "<|endoftext|>"
     if layout.config == "5":
-        settings |= dict(backend="tokenizers", extra_special_tokens=special, is_local=False, processor_class=PROCESSOR[layout.family])
+        settings |= dict(
+            backend="tokenizers", extra_special_tokens=special, is_local=False, processor_class=PROCESSOR[layout.family]
+        )
         files = {"tokenizer.json": vocabulary_files()["tokenizer.json"]}
     else:
         added = {str(151643 + i): dict(content=token, lstrip=False, normalized=False, rstrip=False, single_word=False, special=i < 14)
@@ -262,7 +297,9 @@ def tokenizer_of(layout: Layout) -> dict[str, Any]:
     if layout.config in ("4.51", "4.57"):
         settings |= dict(extra_special_tokens={}, processor_class=PROCESSOR[layout.family])
         files["added_tokens.json"] = {token: 151643 + i for i, token in enumerate(SPECIAL_TOKENS)}
-        files["special_tokens_map.json"] = dict(additional_special_tokens=special, eos_token=added["151645"], pad_token=added["151643"])
+        files["special_tokens_map.json"] = dict(
+            additional_special_tokens=special, eos_token=added["151645"], pad_token=added["151643"]
+        )
     template = WITH_PICTURES.replace("SYSTEM", "false" if layout.family == "qwen3_vl" else "true")
     if layout.text_only:
         settings["chat_template"] = TEXT_ONLY

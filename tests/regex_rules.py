@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from re import _compiler, _constants as op, _parser  # type: ignore[attr-defined]
+from re import _compiler, _parser  # type: ignore[attr-defined]
+from re import _constants as op
 from typing import Any, Iterator, Sequence
 
 FEW = 12
@@ -95,7 +96,9 @@ class Rules:
                     yield f"an unbounded repetition runs over {text!r}, behind which it begins"
                     break
 
-    def _runs(self, nodes: Sequence[Node], before: Sequence[Node], fails: bool) -> Iterator[tuple[Node, Sequence[Node]]]:
+    def _runs(
+        self, nodes: Sequence[Node], before: Sequence[Node], fails: bool
+    ) -> Iterator[tuple[Node, Sequence[Node]]]:
         """The unbounded repetitions behind which something can fail, each with all that a match has before it."""
         for place, node in enumerate(nodes):
             earlier = [*before, *nodes[:place]]
@@ -120,7 +123,9 @@ class Rules:
     def _alike(self, one: Sequence[Node], other: Sequence[Node]) -> bool:
         """Can both match begin with the same text, as far as can be told?"""
         pairs = product(self._beginnings(one), self._beginnings(other))
-        return bool(self._first(one)[0] & self._first(other)[0]) and any(a.startswith(b) or b.startswith(a) for a, b in pairs)
+        return bool(self._first(one)[0] & self._first(other)[0]) and any(
+            a.startswith(b) or b.startswith(a) for a, b in pairs
+        )
 
     def _first(self, nodes: Sequence[Node]) -> tuple[set[str], bool]:
         """Characters with which the nodes can begin, and whether they can match nothing."""
@@ -144,7 +149,9 @@ class Rules:
         for kind, value in nodes:
             several = kind in _REPEATS and value[0] != value[1]
             if kind == op.AT:
-                more = ["\n"] if value == op.AT_BEGINNING and self.pattern.flags & re.MULTILINE and found == [""] else [""]
+                more = (
+                    ["\n"] if value == op.AT_BEGINNING and self.pattern.flags & re.MULTILINE and found == [""] else [""]
+                )
             elif kind in (op.ASSERT, op.ASSERT_NOT) or kind in _REPEATS and not value[0]:
                 more = [""]
             elif parts := _parts((kind, value)):

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from activeo3.eval_core import OneProcess, Runner
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
-from activeo3.schema import Sampling
+from activeo3.types import Sampling
 
 END = "<|im_end|>"
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # as in the real models; a visual token is twice as wide
@@ -28,13 +28,14 @@ tests that use ``every_family``."""
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
 BACKGROUND = (20, 20, 90)
 
+
 class Backwards(OneProcess):
     """A process that does the last part first, as other ranks might."""
 
     def __init__(self, rank: int = 0) -> None:
         self.rank = rank
 
-    def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         return [work(part) for part in reversed(parts)][::-1]
 
 
@@ -85,7 +86,9 @@ class Scripted(VisionLanguageModel):
             seen.append(Seen(ids, torch.zeros(0, 0), torch.zeros((0, 3), dtype=torch.long), view=view, words=words))
         return seen
 
-    def converse(self, prompts: Sequence[Seen], group: int, sampling: Sampling, observe=None) -> list[list[Branch]]:
+    def generate_multi_turn(
+        self, prompts: Sequence[Seen], group: int, sampling: Sampling, observe=None
+    ) -> list[list[Branch]]:
         self.batches.append((len(prompts), group, sampling))
         branches = []
         for row, prompt in enumerate([prompt for prompt in prompts for _ in range(group)]):

@@ -17,11 +17,20 @@ from hypothesis import strategies as st
 
 from activeo3 import answer_parsing
 from activeo3.answer_parsing import (
-    LETTERS, REGION_ERRORS, WORD_ERRORS, listed_options, plain, read_boxes, read_letter, read_regions, read_word,
-    read_yes_or_no, without_thoughts,
+    LETTERS,
+    REGION_ERRORS,
+    WORD_ERRORS,
+    listed_options,
+    plain,
+    read_boxes,
+    read_letter,
+    read_regions,
+    read_word,
+    read_yes_or_no,
+    without_thoughts,
 )  # fmt: skip
 from activeo3.prompts import boxes_answer, question_prompt, sensing_answer
-from activeo3.schema import Action
+from activeo3.types import ParsedAnswer
 
 BOX = '{"bbox_2d": [1, 2, 30, 40]}'
 ONE = ((1.0, 2.0, 30.0, 40.0),)
@@ -47,13 +56,13 @@ many_boxes = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1,
 @given(many_boxes, st.text().filter(lambda text: "<" not in text))
 def test_a_rendered_sensing_answer_is_read_back(boxes: list[tuple[int, ...]], thought: str) -> None:
     action = read_regions(sensing_answer(boxes, thought))
-    assert action == Action(tuple(boxes), ("",) * len(boxes))
+    assert action == ParsedAnswer(tuple(boxes), ("",) * len(boxes))
     assert all(type(value) is float for box in action.boxes_text for value in box)
 
 
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), max_size=12))
 def test_a_rendered_task_answer_is_read_back(boxes: list[tuple[int, ...]]) -> None:
-    assert read_boxes(boxes_answer(boxes)) == Action(tuple(boxes), ("",) * len(boxes))
+    assert read_boxes(boxes_answer(boxes)) == ParsedAnswer(tuple(boxes), ("",) * len(boxes))
 
 
 # ---------------------------------------------------------------------- malformed lists
@@ -116,14 +125,14 @@ def test_lists_in_both_roles(name: str) -> None:
     action = read_regions(tagged(text))
     assert (action.boxes_text, action.error) == (boxes, error)
     if error != "json":  # the task role also gives up whole objects of a broken list, see below
-        assert read_boxes(text) == (Action(ONE, ("",), error) if name in IN_CONTAINERS else action)
+        assert read_boxes(text) == (ParsedAnswer(ONE, ("",), error) if name in IN_CONTAINERS else action)
     cut_off = read_regions(tagged(text), finished=False)
     assert (cut_off.boxes_text, cut_off.error) == (boxes, "unfinished")
 
 
 def test_no_regions_is_an_error_and_no_objects_is_an_answer() -> None:
-    assert read_regions(tagged("[]")) == Action((), (), "empty")
-    assert read_boxes("[]") == Action((), ())
+    assert read_regions(tagged("[]")) == ParsedAnswer((), (), "empty")
+    assert read_boxes("[]") == ParsedAnswer((), ())
 
 
 def test_labels_are_kept_as_text() -> None:
@@ -133,9 +142,9 @@ def test_labels_are_kept_as_text() -> None:
 
 def test_regions_beyond_the_allowed_number_are_dropped_and_are_an_error() -> None:
     boxes = [(i, 0, i + 10, 10) for i in range(4)]
-    assert read_regions(sensing_answer(boxes, "")) == Action(tuple(boxes[:3]), ("",) * 3, "too_many")
-    assert read_regions(sensing_answer(boxes, ""), most=4) == Action(tuple(boxes), ("",) * 4)
-    assert read_regions(sensing_answer(boxes[:2], ""), most=1) == Action((boxes[0],), ("",), "too_many")
+    assert read_regions(sensing_answer(boxes, "")) == ParsedAnswer(tuple(boxes[:3]), ("",) * 3, "too_many")
+    assert read_regions(sensing_answer(boxes, ""), most=4) == ParsedAnswer(tuple(boxes), ("",) * 4)
+    assert read_regions(sensing_answer(boxes[:2], ""), most=1) == ParsedAnswer((boxes[0],), ("",), "too_many")
 
 
 def test_fewer_regions_than_were_asked_for_are_looked_at_and_are_an_error() -> None:
@@ -182,11 +191,16 @@ LAYOUTS = {
 def test_layouts_of_the_sensing_role(text: str, boxes: tuple, error: str | None) -> None:
     action = read_regions(text)
     assert (action.boxes_text, action.error) == (boxes, error)
-    assert read_regions(text, finished=False) == Action(boxes, action.labels, "unfinished")
+    assert read_regions(text, finished=False) == ParsedAnswer(boxes, action.labels, "unfinished")
 
 
 def test_every_error_is_reached_and_named() -> None:
-    reached = {error for *_, error in (*LISTS.values(), *LAYOUTS.values())} | {"empty", "too_many", "too_few", "unfinished"}
+    reached = {error for *_, error in (*LISTS.values(), *LAYOUTS.values())} | {
+        "empty",
+        "too_many",
+        "too_few",
+        "unfinished",
+    }
     assert reached - {None} == set(REGION_ERRORS)
 
 
@@ -210,7 +224,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("text, error", CONTAINERS.values(), ids=CONTAINERS.keys())
 def test_the_task_role_reads_object_by_object_whatever_the_container(text: str, error: str) -> None:
-    wanted = Action((*ONE, (5.0, 6.0, 70.0, 80.0)), ("", "cup"), error)
+    wanted = ParsedAnswer((*ONE, (5.0, 6.0, 70.0, 80.0)), ("", "cup"), error)
     assert read_boxes(text) == read_boxes(f"<think>no: {BOX}</think>{text}") == wanted
     if "part" not in text:  # made unreadable as a whole, it keeps the same
         assert read_boxes(text + "]").boxes_text == wanted.boxes_text
@@ -218,7 +232,7 @@ def test_the_task_role_reads_object_by_object_whatever_the_container(text: str, 
 
 def test_a_label_may_have_a_line_break() -> None:
     text = '[{"bbox_2d": [1, 2, 30, 40], "label": "a\nboat"}, {"bbox_2d": [1, 2, 30, 40], "label": "x\ty"}]'
-    assert read_boxes(text) == Action(ONE * 2, ("a\nboat", "x\ty"), "json")
+    assert read_boxes(text) == ParsedAnswer(ONE * 2, ("a\nboat", "x\ty"), "json")
 
 
 def test_points_are_read_object_by_object_too() -> None:
@@ -276,19 +290,23 @@ def test_thoughts_are_those_that_a_walk_finds(text: str) -> None:
 def test_the_task_role_reads_no_thoughts() -> None:
     other = '[{"bbox_2d": [9, 9, 99, 99]}]'
     for thought in (f"<think>{other}</think>", f"{other} no.</think>\n", "<think>\n\n</think>"):
-        assert read_boxes(f"{thought}[{BOX}]") == Action(ONE, ("",))
-        assert read_boxes(f"{thought}[]") == Action((), ())
-    assert read_boxes(f"<think>{other}") == read_boxes(f"<think>{other}</think>") == Action((), (), "json")
+        assert read_boxes(f"{thought}[{BOX}]") == ParsedAnswer(ONE, ("",))
+        assert read_boxes(f"{thought}[]") == ParsedAnswer((), ())
+    assert read_boxes(f"<think>{other}") == read_boxes(f"<think>{other}</think>") == ParsedAnswer((), (), "json")
 
 
 def test_a_thought_that_the_template_began_belongs_to_the_answer() -> None:
-    """Its words are in front of what was sampled when that is read (``Encoder.words_of``)."""
+    """Its words are in front of what was sampled when that is read (``Encoder.decode``)."""
     sampled = f"it is red</think><answer>[{BOX}]</answer>"
     assert read_regions(sampled).error == "tags"
     for begun in ("<think>", "<think>\n"):
-        assert read_regions(begun + sampled) == Action(ONE, ("",))
+        assert read_regions(begun + sampled) == ParsedAnswer(ONE, ("",))
     empty = "<think>\n\n</think>\n\n"  # as templates of models that may think write it when they shall not
-    assert read_regions(empty + f"<answer>[{BOX}]</answer>") == read_regions(f"<think></think><answer>[{BOX}]</answer>") == Action(ONE, ("",))
+    assert (
+        read_regions(empty + f"<answer>[{BOX}]</answer>")
+        == read_regions(f"<think></think><answer>[{BOX}]</answer>")
+        == ParsedAnswer(ONE, ("",))
+    )
 
 
 # ---------------------------------------------------------------------- never an exception, never code
@@ -402,7 +420,9 @@ def test_a_thought_is_no_answer_in_words() -> None:
     assert read_letter("<think>The answer is B", OPTIONS, finished=False).error == "unfinished"
     assert read_letter("<think>maybe <answer>A</answer></think> B", OPTIONS).value == "B"
     assert read_letter("The answer is A. No.</think>\n\nB", OPTIONS).value == "B"
-    assert read_yes_or_no("<think>yes").error == "empty" and read_word("<think>two</think>", "How many?").error == "empty"
+    assert (
+        read_yes_or_no("<think>yes").error == "empty" and read_word("<think>two</think>", "How many?").error == "empty"
+    )
     assert read_letter("<think>A or<answer>B</answer>", OPTIONS).value == "B"
 
 
@@ -474,7 +494,11 @@ def test_options_that_our_prompt_lists_are_found_in_it() -> None:
 
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=5), st.booleans())
 def test_no_text_raises_and_every_failure_has_a_name(text: str, options: list[str], finished: bool) -> None:
-    for reading in (read_letter(text, options, finished), read_yes_or_no(text, finished), read_word(text, "What?", finished)):
+    for reading in (
+        read_letter(text, options, finished),
+        read_yes_or_no(text, finished),
+        read_word(text, "What?", finished),
+    ):
         assert (reading.value is None) == (reading.error is not None) and reading.error in (None, *WORD_ERRORS)
     letter = read_letter(text, options, finished).value
     assert letter is None or letter in LETTERS[: len(options)]

@@ -17,11 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from regex_rules import Rules
 
-from activeo3 import answer_parsing, answer_rules, answer_text, box_tokens, evidence, lenient_parsing, zooms
-from activeo3.answer_text import MOST_BOXES, MOST_CHARACTERS, NO_JSON, decoded, limited, normalised, unfenced, without_thoughts
-from activeo3.lenient_parsing import boxes_in
+from activeo3 import answer_lenient, answer_parsing, answer_rules, answer_text, box_tokens, evidence, zoom_calls
+from activeo3.answer_lenient import boxes_in
+from activeo3.answer_text import (
+    MOST_BOXES,
+    MOST_CHARACTERS,
+    NO_JSON,
+    decoded,
+    limited,
+    normalised,
+    unfenced,
+    without_thoughts,
+)
 from activeo3.prompts import boxes_answer
-from activeo3.zooms import read_turn
+from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
@@ -71,7 +80,9 @@ def test_what_is_never_searched_for_may_begin_with_a_run() -> None:
 def is_anchored(name: str, trees: Sequence[ast.Module]) -> bool:
     """Is a pattern of this name only ever matched from a given place, in these rooms?"""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    loads = [node for node in nodes if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)]
+    loads = [
+        node for node in nodes if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+    ]
     methods = [node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == name]
     return 0 < len(loads) == len(methods) and set(methods) <= {"match", "fullmatch"}
 
@@ -79,10 +90,16 @@ def is_anchored(name: str, trees: Sequence[ast.Module]) -> bool:
 def patterns() -> Iterator[tuple[str, Rules]]:
     """Every compiled pattern of the package, by room and name."""
     trees = {path.stem: ast.parse(path.read_text()) for path in sorted(ROOMS.glob("*.py"))}
-    for room in [room for room in trees if room not in OUR_OWN_TEXTS and "re.compile(" in (ROOMS / f"{room}.py").read_text()]:
+    for room in [
+        room for room in trees if room not in OUR_OWN_TEXTS and "re.compile(" in (ROOMS / f"{room}.py").read_text()
+    ]:
         for name, value in vars(importlib.import_module(f"activeo3.{room}")).items():
             if isinstance(value, re.Pattern):
-                own = [trees[room]] if name.startswith("_") else [tree for tree in trees.values() if name in ast.dump(tree)]
+                own = (
+                    [trees[room]]
+                    if name.startswith("_")
+                    else [tree for tree in trees.values() if name in ast.dump(tree)]
+                )
                 yield f"{room}.{name}", Rules(value, is_anchored(name, own))
 
 
@@ -98,10 +115,14 @@ def test_readers_have_no_pattern_but_those(room: str) -> None:
     tree = ast.parse((ROOMS / f"{room}.py").read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "re"}
     assert used <= {"compile", "escape", "Match", "Pattern", "IGNORECASE", "MULTILINE", "DOTALL"}
-    inside = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)]
+    inside = [
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    ]
     assert not [node for node in inside if isinstance(node, ast.Call) and ast.unparse(node.func) == "re.compile"]
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert names.isdisjoint({"eval", "exec", "compile", "__import__"}) and "ast" not in vars(sys.modules[f"activeo3.{room}"])
+    assert names.isdisjoint({"eval", "exec", "compile", "__import__"}) and "ast" not in vars(
+        sys.modules[f"activeo3.{room}"]
+    )
 
 
 # ---------------------------------------------------------------------- against simpler patterns, which go back
@@ -121,16 +142,59 @@ TWINS: dict[str, tuple[re.Pattern[str], str, int]] = {
         re.IGNORECASE,
     ),
     "lines": (answer_parsing._LINE, r"^[^\w\n]*([A-Z])(?:[).:,、\]]|[^\w\n]*$)", re.MULTILINE),
-    "thoughts": (zooms._THINK, r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE),
-    "zoom tags": (zooms._TAG, r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE),
-    "numbers in tags": (zooms._NUMBER, r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", 0),
+    "thoughts": (zoom_calls._THINK, r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE),
+    "zoom tags": (zoom_calls._TAG, r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE),
+    "numbers in tags": (zoom_calls._NUMBER, r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", 0),
     "quantities": (evidence._QUANTITY, r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)", 0),
     "listed": (answer_rules._LISTED, r"\b[A-Z]\.\s+([^\n]*)", 0),
-    "answer lines": (lenient_parsing._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
+    "answer lines": (answer_lenient._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
     "names": (re.compile(box_tokens._NAME), r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>", 0),
 }  # fmt: skip
-SCRAPS = ["$", "-", "1", ",000", ".5", " ", "%", "+", "12", "€", "²", "answer", " is", ":", "A", "B", "(", "选", "项", "答案", "\n", "\t", "I", "a ", "option "]
-SCRAPS += ["<think>", "</think>", "<answer>", "</answer>", "<ANSWER>", "<", ">", "<zoom_roi", "{", "}", "A. ", "<|", "<|object_ref_start|>", "<|object_ref_end|>", "1e", "."]
+SCRAPS = [
+    "$",
+    "-",
+    "1",
+    ",000",
+    ".5",
+    " ",
+    "%",
+    "+",
+    "12",
+    "€",
+    "²",
+    "answer",
+    " is",
+    ":",
+    "A",
+    "B",
+    "(",
+    "选",
+    "项",
+    "答案",
+    "\n",
+    "\t",
+    "I",
+    "a ",
+    "option ",
+]
+SCRAPS += [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<ANSWER>",
+    "<",
+    ">",
+    "<zoom_roi",
+    "{",
+    "}",
+    "A. ",
+    "<|",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "1e",
+    ".",
+]
 
 
 WHOLE = {"layout", "numbers in tags", "quantities"}
@@ -140,7 +204,11 @@ WHOLE = {"layout", "numbers in tags", "quantities"}
 def test_patterns_match_what_simpler_ones_do() -> None:
     random = Random(0)
     for trial in range(4000):
-        text = changed_answer(random)[:500] if trial % 4 == 0 else "".join(random.choice(SCRAPS) for _ in range(random.randint(1, 9)))
+        text = (
+            changed_answer(random)[:500]
+            if trial % 4 == 0
+            else "".join(random.choice(SCRAPS) for _ in range(random.randint(1, 9)))
+        )
         for name, (pattern, simple, flags) in TWINS.items():
             words, twin = evidence.normal(text) if name == "quantities" else text, re.compile(simple, flags)
             if name in WHOLE:
@@ -158,8 +226,8 @@ def test_fences_are_those_that_a_pattern_finds(text: str) -> None:
 
 @given(st.lists(st.sampled_from(["]", "`", " ", "\n", "1", "23", "456789", "x", "٣"])).map("".join))
 def test_the_count_is_what_a_pattern_finds(text: str) -> None:
-    """The number behind a list, which perception.py looks for from the end."""
-    from activeo3.perception import _COUNT
+    """The number behind a list, which task_perception_words.py looks for from the end."""
+    from activeo3.task_perception_words import _COUNT
 
     simple = re.compile(r"(.*[\]`])?\s*(\d{1,6})\s*", re.DOTALL).fullmatch(text)
     end = max(text.rfind("]"), text.rfind("`")) + 1
@@ -174,7 +242,10 @@ def test_what_is_beyond_the_limit_is_not_read() -> None:
     filler = "x" * MOST_CHARACTERS
     assert limited(filler + "y") == filler and without_thoughts(filler + "y") == filler
     assert read_turn(filler + "<answer>42</answer>").answer is None
-    assert answer_parsing.read_regions(f"<think>{filler}</think><answer>{boxes_answer([(1, 2, 3, 4)])}</answer>").error == "tags"
+    assert (
+        answer_parsing.read_regions(f"<think>{filler}</think><answer>{boxes_answer([(1, 2, 3, 4)])}</answer>").error
+        == "tags"
+    )
     assert answer_parsing.said(filler + "B") == filler
 
 
@@ -206,7 +277,11 @@ def test_text_is_normalised_as_unicode_says(text: str) -> None:
 
 def test_marks_that_pile_up_are_cut_apart() -> None:
     """Every character that can stand in such a pile is seen: one that is a mark, or turns into one."""
-    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0])]
+    marks = [
+        chr(code)
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.combining(unicodedata.normalize("NFKD", chr(code))[0])
+    ]
     assert len(marks) > 900 and all(re.fullmatch(answer_text._MARK, mark) for mark in marks)
     pile = "e" + "\u0301\u0327" * 5000
     assert normalised(pile).startswith("\u0229\u0327") and len(normalised(pile)) == len(pile) - 1

@@ -57,7 +57,9 @@ def test_operations_see_what_is_quadratic() -> None:
 
     for read in (again_and_again, every_pair):
         assert growth(read, Shape("", "a"), 100) > 12
-    assert growth(lambda text: [text.find("b", place, place + 5) for place in range(len(text))], Shape("", "a"), 200) < 5
+    assert (
+        growth(lambda text: [text.find("b", place, place + 5) for place in range(len(text))], Shape("", "a"), 200) < 5
+    )
 
 
 @pytest.mark.parametrize("name", READERS)

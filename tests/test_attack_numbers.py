@@ -12,13 +12,13 @@ from test_engine import rank_environment
 from test_train import prepare, small_pictures
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from activeo3 import adapters
+from activeo3 import lora
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.decoding import FiniteScores
+from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.model_weights import largest
-from activeo3.models import ModelError, VisionLanguageModel
-from activeo3.schema import Region
-from activeo3.taskmodels import Found, TaskModel, act
+from activeo3.task_models import Detections, TaskModel, act
+from activeo3.types import Region
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 
@@ -44,7 +44,9 @@ def test_a_learning_rate_beyond_sense_leaves_no_checkpoint_that_cannot_be_used(e
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, 1e38])
-def test_a_checkpoint_with_a_weight_beyond_sense_is_refused_by_the_name_of_the_weight(value: float, world: World) -> None:
+def test_a_checkpoint_with_a_weight_beyond_sense_is_refused_by_the_name_of_the_weight(
+    value: float, world: World
+) -> None:
     assert not weight(world, random.Random(f"{value}"), value)
 
 
@@ -84,10 +86,17 @@ def test_numbers_of_a_task_model_are_named_by_their_example() -> None:
     """Any task model's: a box or score that is none would be dropped by a threshold, or rank by chance."""
 
     class Odd(TaskModel):
-        def find(self, looks: list, config: TrainConfig) -> list[Found]:
-            return [Found(np.array([[0.0, 0.0, 4.0, 4.0]]), np.array([math.nan if look.example.id == "mosaic/1" else 1.0]), "") for look in looks]
+        def find(self, looks: list, config: TrainConfig) -> list[Detections]:
+            return [
+                Detections(
+                    np.array([[0.0, 0.0, 4.0, 4.0]]), np.array([math.nan if look.example.id == "mosaic/1" else 1.0]), ""
+                )
+                for look in looks
+            ]
 
-    with pytest.raises(ModelError, match="^the task model gives boxes or scores that are not finite for example mosaic/1; .*\\.$"):
+    with pytest.raises(
+        ModelError, match="^the task model gives boxes or scores that are not finite for example mosaic/1; .*\\.$"
+    ):
         act(Odd(), small_pictures()[:3], [[Region(0, 0, 32, 32)]] * 3, TrainConfig())
 
 
@@ -95,13 +104,16 @@ def test_adapters_whose_product_overflows_are_no_policy(world: World) -> None:
     """A and B of 1e25 are numbers, and what they add to a matrix is not."""
     pytest.importorskip("peft")
     vlm = VisionLanguageModel.load(world.config.model, torch.float32)
-    adapters.add(vlm, 2, "q_proj")
-    adapters.check_finite("the policy", vlm.model)
+    lora.add(vlm, 2, "q_proj")
+    lora.check_finite("the policy", vlm.model)
     for name, parameter in vlm.model.named_parameters():
         if "layers.1." in name and "lora_" in name:
             parameter.data.fill_(1e25)
-    with pytest.raises(ModelError, match=r"^the policy has adapters .* not finite, in model.language_model.layers.1.self_attn.q_proj; .*\.$"):
-        adapters.check_finite("the policy", vlm.model)
+    with pytest.raises(
+        ModelError,
+        match=r"^the policy has adapters .* not finite, in model.language_model.layers.1.self_attn.q_proj; .*\.$",
+    ):
+        lora.check_finite("the policy", vlm.model)
 
 
 @pytest.mark.parametrize("name", ["lr", "beta", "clip_high", "weight_decay", "w_task"])

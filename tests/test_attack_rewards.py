@@ -8,6 +8,7 @@ from attack.rewards import ATTACKS, HACKED
 
 from activeo3.geometry import as_boxes, iou
 
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_honest_answers_earn_more_than_blind_ones(name: str) -> None:
     attack = ATTACKS[name]()
@@ -25,7 +26,9 @@ def test_the_hacks_of_the_papers_formulas_are_found(name: str) -> None:
 def test_the_search_climbs() -> None:
     """A hill of one answer in ten thousand is found from afar."""
     change = lambda place, random: (place[0] + random.randint(-3, 3), place[1] + random.randint(-3, 3))  # noqa: E731
-    attack = Attack("hill", [(0, 0), (90, 0)], change, lambda place: -abs(place[0] - 63) - abs(place[1] - 41), {"the top": 0.0})
+    attack = Attack(
+        "hill", [(0, 0), (90, 0)], change, lambda place: -abs(place[0] - 63) - abs(place[1] - 41), {"the top": 0.0}
+    )
     found = climb(attack, 400, 0)
     assert found == ((63, 41), 0, 402) and found == climb(attack, 400, 0) and fault(attack, found)
 

@@ -8,16 +8,23 @@ from typing import Iterator
 import jinja2
 import pytest
 import torch
+from attack import strangers
+from attack.strangers import LOADERS, TRICKS, watched
 from transformers import AutoConfig, dynamic_module_utils
 
 import evaluate
 from activeo3.eval_config import EvalConfig
-from activeo3.models import ModelError
-from attack import strangers
-from attack.strangers import LOADERS, TRICKS, watched
+from activeo3.model import ModelError
 
 PACKAGE = Path(__file__).parent.parent / "activeo3"
-OF_ALL = ("own_modules", "own_architecture", "own_generate", "weights_are_a_pickle", "a_part_of_the_weights_is_a_pickle", "kernels")
+OF_ALL = (
+    "own_modules",
+    "own_architecture",
+    "own_generate",
+    "weights_are_a_pickle",
+    "a_part_of_the_weights_is_a_pickle",
+    "kernels",
+)
 KINDS = {
     "policy": tuple(TRICKS), "detector": (*OF_ALL, "own_classes", "own_tokenizer", "own_image_processor"), "sam": (*OF_ALL, "own_image_processor"),
     "sam2": OF_ALL, "adapter": (*OF_ALL, *(name for name in TRICKS if name.startswith("adapter")), "weights_are_a_bare_pickle"),
@@ -33,7 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", LOADERS)
 def test_no_loader_runs_what_lies_in_a_folder(kind: str, folders: dict[str, Path]) -> None:
     LOADERS[kind](folders[kind])  # it can be loaded, so the tricks are what is in the way
-    assert {name: strangers.fault(kind, folders[kind], [name]) for name in KINDS[kind]} == dict.fromkeys(KINDS[kind], "")
+    assert {name: strangers.fault(kind, folders[kind], [name]) for name in KINDS[kind]} == dict.fromkeys(
+        KINDS[kind], ""
+    )
 
 
 @pytest.fixture
@@ -98,7 +107,11 @@ def test_every_load_forbids_code_and_pickles() -> None:
 def test_no_program_asks_a_question(trap: tuple[Path, Path]) -> None:
     folder, mark = trap
     strangers.own_architecture(folder, mark)
-    for given in ({"checkpoint": (str(folder),)}, {"checkpoint": ("data/tiny",), "start": str(folder)}, {"checkpoint": ("data/tiny",), "task_model": ("mllm",), "task_checkpoint": str(folder)}):
+    for given in (
+        {"checkpoint": (str(folder),)},
+        {"checkpoint": ("data/tiny",), "start": str(folder)},
+        {"checkpoint": ("data/tiny",), "task_model": ("mllm",), "task_checkpoint": str(folder)},
+    ):
         with watched(mark), pytest.raises(ModelError, match=f"{folder} is a own_vl model; supported are"):
             evaluate.main(EvalConfig(output_dir=str(folder.parent / "out"), limit=1, **given))
     assert not mark.exists()

@@ -11,16 +11,16 @@ from typing import Callable, Iterator, Sequence
 import pytest
 import torch
 from PIL import Image
+from scripted import painted
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from activeo3 import attention
 from activeo3.attention import FLEX, TOGETHER, TWO_CALLS, described, in_two_calls, mask_for, of_towers, packed_mask
 from activeo3.grpo import answer_logps
-from activeo3.models import ModelError, VisionLanguageModel
-from activeo3.packing import Branch, Prompt, branching_rule, padded
-from activeo3.schema import Sampling
-from scripted import painted
+from activeo3.model import ModelError, VisionLanguageModel
+from activeo3.packing import Branch, Prompt, mask_mod, padded
+from activeo3.types import Sampling
 
 Picture = Callable[..., Image.Image]
 BRANCHES = [[[40, 41, 42, 43], [50, 51], [52]], [[60], [61, 62], [70, 71, 72, 73, 74]]]
@@ -30,11 +30,15 @@ def prompts_of(vlm: VisionLanguageModel, picture: Picture, texts: Sequence[str])
     return vlm.encode([picture(32, 48, 1), picture(64, 32, 2)], texts)
 
 
-def with_gradients(vlm: VisionLanguageModel, prompts: list[Prompt], attend: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def with_gradients(
+    vlm: VisionLanguageModel, prompts: list[Prompt], attend: str
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Log-probabilities of BRANCHES, the gradients of their weighted sum, and the mask that was given."""
     vlm.model.set_attn_implementation({"text_config": attend})
     packed = vlm.pack(prompts, BRANCHES)
-    logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept)
+    logps, _ = answer_logps(
+        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.kept
+    )
     weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
     (weights * logps)[packed.real].sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in vlm.model.named_parameters()}
@@ -44,7 +48,9 @@ def with_gradients(vlm: VisionLanguageModel, prompts: list[Prompt], attend: str)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("texts", [("as long", "the same"), ("a", "much longer than the first")], ids=["even", "padded"])
+@pytest.mark.parametrize(
+    "texts", [("as long", "the same"), ("a", "much longer than the first")], ids=["even", "padded"]
+)
 def test_two_calls_are_one_call_under_the_whole_mask(
     texts: Sequence[str], recompute: bool, vlm: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +93,9 @@ def test_a_mask_that_does_not_say_what_a_query_may_see_is_refused(vlm: VisionLan
     query, keys = heads(4, 6), heads(2, 6)
     for lines, columns in ((7, 6), (3, 9)):  # more lines than queries; fewer, with a cache
         held = torch.cat([keys, heads(2, columns - 6)], dim=2)
-        with pytest.raises(ValueError, match=f"a mask of {lines} lines does not say what 6 queries may see of {columns} keys"):
+        with pytest.raises(
+            ValueError, match=f"a mask of {lines} lines does not say what 6 queries may see of {columns} keys"
+        ):
             in_two_calls(layer, query, held, held, torch.ones(1, 1, lines, columns, dtype=torch.bool), scaling=1.0)
     causal = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
     whole, _ = in_two_calls(layer, query, keys, keys, causal, scaling=1.0)
@@ -105,9 +113,13 @@ def flexible(vlm: VisionLanguageModel) -> Iterator[VisionLanguageModel]:
     vlm.model.set_attn_implementation({"text_config": "sdpa"})
 
 
-def logps_of(vlm: VisionLanguageModel, prompts: list[Prompt], branches: Sequence[Sequence[Branch | list[int]]]) -> Tensor:
+def logps_of(
+    vlm: VisionLanguageModel, prompts: list[Prompt], branches: Sequence[Sequence[Branch | list[int]]]
+) -> Tensor:
     packed = vlm.pack(prompts, branches)
-    logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept)
+    logps, _ = answer_logps(
+        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.kept
+    )
     return logps[packed.real]
 
 
@@ -131,7 +143,7 @@ def test_flex_attention_is_sdpa(flexible: VisionLanguageModel, picture: Picture,
 def test_blocks_that_nobody_may_see_are_left_out() -> None:
     """Eight answers of 128 columns behind a prompt of 128: of each only the prompt's block and its own."""
     attended, owner = torch.ones(1, 128, dtype=torch.bool), torch.arange(8).repeat_interleave(128)[None]
-    mask = packed_mask(FLEX, branching_rule(attended, owner), torch.zeros(1, 9 * 128), 0, torch.float32)
+    mask = packed_mask(FLEX, mask_mod(attended, owner), torch.zeros(1, 9 * 128), 0, torch.float32)
     assert mask.kv_num_blocks.tolist() == [[[1] * 9]]  # on the diagonal: partly seen
     assert mask.full_kv_num_blocks.tolist() == [[[0] + [1] * 8]]  # the prompt: seen whole by all answers
 
@@ -140,8 +152,12 @@ def test_who_attends_how_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     half, whole = torch.bfloat16, torch.float32
     assert of_towers("auto", half) == {"text_config": TWO_CALLS, "vision_config": "sdpa"}
     assert of_towers("eager", half) == {"text_config": TWO_CALLS, "vision_config": "eager"}
-    assert described(FLEX, "sdpa", half, "cached") == "answers behind their prompt's cache with sdpa; pictures with sdpa"
-    assert described(TWO_CALLS, TOGETHER, half).endswith("pictures with sdpa, those of one size together (flash-attention needs a GPU)")
+    assert (
+        described(FLEX, "sdpa", half, "cached") == "answers behind their prompt's cache with sdpa; pictures with sdpa"
+    )
+    assert described(TWO_CALLS, TOGETHER, half).endswith(
+        "pictures with sdpa, those of one size together (flash-attention needs a GPU)"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert described(FLEX, "sdpa", half) == "packed rows with FlexAttention; pictures with sdpa"
     assert described(FLEX, TOGETHER, half).endswith("together (flash-attn is not installed)")
@@ -157,8 +173,12 @@ def test_who_attends_how_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert described(TWO_CALLS, "flash_attention_3", half).endswith("pictures with flash_attention_3")
 
 
-@pytest.mark.parametrize("sizes", [[(112, 112)] * 3, [(280, 168), (112, 112), (168, 280), (28, 28)]], ids=["alike", "mixed"])
-def test_pieces_together_are_pieces_one_by_one(vlm: VisionLanguageModel, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "sizes", [[(112, 112)] * 3, [(280, 168), (112, 112), (168, 280), (28, 28)]], ids=["alike", "mixed"]
+)
+def test_pieces_together_are_pieces_one_by_one(
+    vlm: VisionLanguageModel, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures of one size or several, windows whole and cut off: the same features and gradients, in fewer calls."""
     views = [painted(vlm.view_size(size), []) for size in sizes]
     for place, view in enumerate(views):
@@ -166,20 +186,27 @@ def test_pieces_together_are_pieces_one_by_one(vlm: VisionLanguageModel, sizes: 
     prompts = vlm.encode(views, ["?"] * len(views))
     tower, config = vlm.model.model.visual, vlm.model.config.vision_config
     plain, calls, found = attention.sdpa_attention_forward, [], {}
-    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *given, **options: calls.append(1) or plain(*given, **options))
+    monkeypatch.setattr(
+        attention, "sdpa_attention_forward", lambda *given, **options: calls.append(1) or plain(*given, **options)
+    )
     for name in ("sdpa", TOGETHER):
         config._attn_implementation = name
         seen = vlm.model.model.get_image_features(vlm.eyes._pixels(prompts), vlm.eyes._grids(prompts), return_dict=True)
         features = torch.cat(list(seen.pooler_output))
         features.square().sum().backward()
-        found[name] = features.detach(), {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+        found[name] = (
+            features.detach(),
+            {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None},
+        )
         vlm.model.zero_grad()
     config._attn_implementation = "sdpa"
     (one_by_one, gradients), (together, ours) = found["sdpa"], found[TOGETHER]
     assert torch.equal(one_by_one, together)
     for name, gradient in gradients.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
-    lengths = len(set(sizes)) if vlm.family == "qwen3_vl" else 4  # at most: of pictures, or of windows with those cut off
+    lengths = (
+        len(set(sizes)) if vlm.family == "qwen3_vl" else 4
+    )  # at most: of pictures, or of windows with those cut off
     assert config.depth <= len(calls) <= config.depth * lengths
 
 
@@ -201,7 +228,10 @@ def test_a_mask_that_is_added_is_that_of_booleans(dtype: torch.dtype) -> None:
     assert mask.shape == allowed.shape and mask.stride(-2) == 16 and torch.equal(mask == 0, allowed)
     made = []
     for given in (allowed, mask):
-        query, key, value = (torch.randn(1, 2, n, 8, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_() for n in (7, 13, 13))
+        query, key, value = (
+            torch.randn(1, 2, n, 8, generator=torch.Generator().manual_seed(n)).to(dtype).requires_grad_()
+            for n in (7, 13, 13)
+        )
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, given)
         out.float().square().sum().backward()
         made.append((out, query.grad, key.grad, value.grad))

@@ -24,9 +24,9 @@ from contenders import Naive, Ours  # noqa: E402
 from probe import Probe  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
-from activeo3 import scenes  # noqa: E402
+from activeo3 import data_scenes  # noqa: E402
 from activeo3.packing import Prompt  # noqa: E402
-from activeo3.schema import Outcome  # noqa: E402
+from activeo3.types import TaskResult  # noqa: E402
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, for the cache
@@ -34,7 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transform
 
 @pytest.fixture(scope="module", params=[False, True], ids=["all learns", "frozen vision"])
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return Setting.make("mini", tmp_path_factory.mktemp("start"), torch.float32, CPU, False, frozen_vision=request.param)
+    return Setting.make(
+        "mini", tmp_path_factory.mktemp("start"), torch.float32, CPU, False, frozen_vision=request.param
+    )
 
 
 class OtherPicture(Naive):
@@ -82,7 +84,11 @@ def test_where_a_step_goes_adds_up(capsys: pytest.CaptureFixture) -> None:
     where.main("--size mini --image_tokens 16 --prompts 2 --group 2 --tokens 4".split())
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     rows = {name: [float(cell) for cell in cells] for name, *cells, share in lines[2:]}
-    assert lines[0][:-1] == ["generate, s", "reward, s", "reference, s", "update, s"] and [*rows] == [*where.KINDS, "Python, and the rest", "whole"]
+    assert lines[0][:-1] == ["generate, s", "reward, s", "reference, s", "update, s"] and [*rows] == [
+        *where.KINDS,
+        "Python, and the rest",
+        "whole",
+    ]
     whole = rows.pop("whole")
     assert np.sum(list(rows.values()), axis=0) == pytest.approx(whole, abs=0.05)  # of rounding, twice
     assert min(min(values) for values in rows.values()) > -0.05 and whole[0] > 0 < whole[3]
@@ -168,7 +174,9 @@ def test_without_trl_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, caps
 # ---------------------------------------------------------------------- crops
 
 
-def test_crops_are_timed_after_both_ways_found_the_same(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_are_timed_after_both_ways_found_the_same(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     crops.main(crops.parse(["--pictures", "2", "--repeats", "1", "--cpu"]))
     said = capsys.readouterr().out
@@ -179,8 +187,8 @@ def test_crops_are_timed_after_both_ways_found_the_same(capsys: pytest.CaptureFi
 
 
 def test_crops_in_which_other_boxes_are_found_are_not_timed() -> None:
-    example = scenes.example("val", 0)
-    one, other = (Outcome(np.array([[0, 0, side, 9]]), np.ones(1)) for side in (8.0, 8.1))
+    example = data_scenes.example("val", 0)
+    one, other = (TaskResult(np.array([[0, 0, side, 9]]), np.ones(1)) for side in (8.0, 8.1))
     crops.agree([example], [one], [one])
     with pytest.raises(SystemExit, match=f"do not find the same boxes in {example.id}"):
         crops.agree([example], [one], [other])
@@ -196,7 +204,9 @@ def test_crops_need_pictures(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("section", ["env", "sdpa", "equal", "decode", "update", "vision"])
-def test_every_section_of_the_gpu_check_runs_at_toy_size(section: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_every_section_of_the_gpu_check_runs_at_toy_size(
+    section: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run = getattr(gpu_kernels, section, None) or getattr(gpu_sections, section)
     run(Probe(section, tmp_path, tiny=True))
     rows = gpu.findings(tmp_path)
@@ -220,12 +230,17 @@ def test_the_gpu_check_runs_sections_as_processes_and_ends_with_a_table(tmp_path
     assert found["train.learn"]["ratio_max"] == 1.0 and found["train.learn"]["skipped_steps"] == 0
 
 
-def test_a_failure_is_a_finding_and_the_check_says_so_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_a_finding_and_the_check_says_so_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probe = Probe("sdpa", tmp_path, tiny=True)
     with probe.trying("a kernel"):
         raise RuntimeError("no kernel image")
     probe.note("another", ms=1.23456)
-    assert [row.get("failed") or row["ms"] for row in gpu.findings(tmp_path)] == ["RuntimeError: no kernel image", 1.235]
+    assert [row.get("failed") or row["ms"] for row in gpu.findings(tmp_path)] == [
+        "RuntimeError: no kernel image",
+        1.235,
+    ]
 
     def fails(name: str, out: Path, tiny: bool, limit: float) -> None:
         with Probe(name, out, tiny).trying("a kernel"):

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.cocoeval import COCOeval
+from test_metrics import coco_index
 
 from activeo3.box_matching import Boxes, match_boxes
 from activeo3.metric_rules import SIZES
-from test_metrics import coco_index
 
 THRESHOLDS = (0.1, 0.5, 0.75, 1.0)
 RANGES = [(0.0, 1e10), (0.0, 36.0), (36.0, 144.0), (144.0, 1e10)]
@@ -19,7 +19,9 @@ RANGES = [(0.0, 1e10), (0.0, 36.0), (36.0, 144.0), (144.0, 1e10)]
 
 def random_boxes(rng: np.random.Generator, count: int, scores: int) -> Boxes:
     """Boxes on a coarse grid, so that many have the same IoU with another one, and the same score."""
-    xywh = np.concatenate([rng.integers(0, 4, (count, 2)) * 3, rng.integers(0, 6, (count, 2)) * 3], axis=1).astype(float)
+    xywh = np.concatenate([rng.integers(0, 4, (count, 2)) * 3, rng.integers(0, 6, (count, 2)) * 3], axis=1).astype(
+        float
+    )
     areas = xywh[:, 2:].prod(axis=1) * rng.choice([1.0, 1.0, 0.5], count)
     return Boxes(xywh, areas, rng.random(count) < 0.2, rng.integers(0, scores, count) / scores)
 
@@ -27,17 +29,33 @@ def random_boxes(rng: np.random.Generator, count: int, scores: int) -> Boxes:
 def official(true: Boxes, found: Boxes, most: int) -> list[dict | None]:
     """COCOeval's records of one picture and category, one for each size class."""
     base = {"image_id": 1, "category_id": 1}
-    truth = [base | {"bbox": box.tolist(), "area": area, "iscrowd": int(crowd)} for box, area, crowd in zip(true.xywh, true.areas, true.crowd)]
-    said = [base | {"bbox": box.tolist(), "area": area, "iscrowd": 0, "score": score} for box, area, score in zip(found.xywh, found.areas, found.scores)]
+    truth = [
+        base | {"bbox": box.tolist(), "area": area, "iscrowd": int(crowd)}
+        for box, area, crowd in zip(true.xywh, true.areas, true.crowd)
+    ]
+    said = [
+        base | {"bbox": box.tolist(), "area": area, "iscrowd": 0, "score": score}
+        for box, area, score in zip(found.xywh, found.areas, found.scores)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         run = COCOeval(coco_index(1, ["a"], truth), coco_index(1, ["a"], said), "bbox")
-        run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array(THRESHOLDS), [list(limits) for limits in RANGES], [most]
+        run.params.iouThrs, run.params.areaRng, run.params.maxDets = (
+            np.array(THRESHOLDS),
+            [list(limits) for limits in RANGES],
+            [most],
+        )
         run.evaluate()
     return list(run.evalImgs)
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.integers(0, 100_000), st.integers(0, 9), st.integers(0, 12), st.sampled_from([3, 5, 100]), st.sampled_from([1, 3, 1000]))
+@given(
+    st.integers(0, 100_000),
+    st.integers(0, 9),
+    st.integers(0, 12),
+    st.sampled_from([3, 5, 100]),
+    st.sampled_from([1, 3, 1000]),
+)
 def test_every_match_is_cocos(seed: int, true_count: int, found_count: int, most: int, scores: int) -> None:
     rng = np.random.default_rng(seed)
     true, found = random_boxes(rng, true_count, 1), random_boxes(rng, found_count, scores)

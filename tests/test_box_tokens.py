@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from scripted import END, Scripted
 from transformers import PreTrainedTokenizerFast
 
-from activeo3 import box_tokens, perception, prompts
+from activeo3 import box_tokens, prompts, task_perception_words
 from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
-from activeo3.sampler import look
-from activeo3.schema import Example, Region, Rollout, Sampling
-from activeo3.taskmodels import Look, ask
+from activeo3.rollout import sample_rollouts
+from activeo3.task_models import Crop, ask
 from activeo3.tasks import TASKS
-from scripted import END, Scripted
+from activeo3.types import Example, Region, Rollout, Sampling
 
 CONFIG = TrainConfig(sensing_side=448, crop_side=448, wording="paper")
 IMAGE = Image.new("RGB", (1344, 896))
@@ -68,7 +69,7 @@ def test_nobody_asks_for_json(wording: str) -> None:
         *(lambda boxes, ask=ask: ask("cup", wording, 3, boxes=boxes) for ask in (prompts.sensing_prompt, prompts.looking_prompt, prompts.segmentation_prompt)),
         lambda boxes: prompts.task_prompt("cup", wording, boxes=boxes),
         *(lambda boxes, at_once=at_once: prompts.episode_prompt("Why?", wording, 3, at_once=at_once, boxes=boxes) for at_once in (1, 3)),
-        *(lambda boxes, task=task: perception.perception_prompt(task, "cup", wording, boxes=boxes) for task in perception.TASKS if task != "ocr"),
+        *(lambda boxes, task=task: task_perception_words.perception_prompt(task, "cup", wording, boxes=boxes) for task in task_perception_words.TASKS if task != "ocr"),
     ]  # fmt: skip
     for ask in asks:
         in_json, in_tokens = ask("json"), ask("tokens")
@@ -76,21 +77,23 @@ def test_nobody_asks_for_json(wording: str) -> None:
         assert (in_tokens == in_json) == (wording == "short") == ("(x1,y1),(x2,y2) in your box tokens" not in in_tokens)
 
 
-def rollout(task: str, answer: str, tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_vl", **fields: Any) -> tuple[Rollout, Scripted]:
+def rollout(
+    task: str, answer: str, tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_vl", **fields: Any
+) -> tuple[Rollout, Scripted]:
     example = Example("one", IMAGE, "cup", np.array([REGION]), fields=fields)
-    actor = Scripted(family, tokenizer, lambda *_: answer + END)
-    _, (((found,)),) = look(actor, [example], 1, Sampling(1.0, 96), replace(CONFIG, task=task), TASKS[task])
-    return found, actor
+    policy = Scripted(family, tokenizer, lambda *_: answer + END)
+    _, (((found,)),) = sample_rollouts(policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task=task), TASKS[task])
+    return found, policy
 
 
 def test_a_policy_with_box_tokens_looks_where_it_says(tokenizer: PreTrainedTokenizerFast) -> None:
     answer = f"<think>there</think><answer>{marked([BOX], ['cup-dense region'])}</answer>"
-    found, actor = rollout("sense", answer, tokenizer)
+    found, policy = rollout("sense", answer, tokenizer)
     assert found.action.error is None and found.action.labels == ("cup-dense region",)
     np.testing.assert_allclose(found.regions, [REGION])
-    assert found.text == answer and "box tokens" in actor.shown[0][1]  # the record is what was sampled
-    other, actor = rollout("sense", answer, tokenizer, family="qwen3_vl")
-    assert other.action.error == "json" and "JSON" in actor.shown[0][1]
+    assert found.text == answer and "box tokens" in policy.shown[0][1]  # the record is what was sampled
+    other, policy = rollout("sense", answer, tokenizer, family="qwen3_vl")
+    assert other.action.error == "json" and "JSON" in policy.shown[0][1]
     cut, _ = rollout("sense", f"<think>there</think><answer>{marked([BOX], ['a'])[:-4]}</answer>", tokenizer)
     assert cut.action.error == "json" and not cut.regions
 
@@ -105,18 +108,20 @@ def test_one_shot_answers_are_read(task: str, answer: str, count: int, tokenizer
 
 
 def test_the_task_role_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
-    expert = Scripted("qwen2_vl", tokenizer, lambda *_: marked([BOX], ["cup"]) + END)
+    task_model = Scripted("qwen2_vl", tokenizer, lambda *_: marked([BOX], ["cup"]) + END)
     example = Example("one", IMAGE, "cup", np.array([REGION]))
-    (found,) = ask(expert, [Look(example, Region(0, 0, 1344, 896))], CONFIG)
+    (found,) = ask(task_model, [Crop(example, Region(0, 0, 1344, 896))], CONFIG)
     np.testing.assert_allclose(found.boxes_px, [REGION])
-    assert "box tokens" in expert.shown[0][1]
+    assert "box tokens" in task_model.shown[0][1]
 
 
 def test_an_episode_zooms_by_box_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     said = iter([f"<think>closer</think>{marked([BOX], ['sign'])}", "<answer>7</answer>"])
     reading = {"question": "Which number?", "answer": "7", "box_px": REGION}
     example = Example("one", IMAGE, "cup", np.array([REGION]), fields={"reading": reading})
-    actor = Scripted("qwen2_vl", tokenizer, lambda *_: next(said) + END)
-    _, ((found,),) = look(actor, [example], 1, Sampling(1.0, 96), replace(CONFIG, task="zoom_qa"), TASKS["zoom_qa"])
+    policy = Scripted("qwen2_vl", tokenizer, lambda *_: next(said) + END)
+    _, ((found,),) = sample_rollouts(
+        policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task="zoom_qa"), TASKS["zoom_qa"]
+    )
     assert found.episode.statuses[0] == "zoom_executed" and found.episode.answer == "7"
     np.testing.assert_allclose([found.episode.zooms[0].window_px], [REGION])

@@ -11,13 +11,24 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import torch
+from attack.checkpoints import (
+    LISTINGS,
+    Bomb,
+    Target,
+    attack,
+    damaged_copy,
+    evaluated,
+    fingerprint,
+    make_target,
+    resumed,
+    trials,
+)
+from test_engine import finely_sharded, ranks  # noqa: F401 (a fixture)
 
 from activeo3 import checkpoint_files, checkpoints, outputs, random_states
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks
-from activeo3.models import ModelError, VisionLanguageModel
-from attack.checkpoints import LISTINGS, Bomb, Target, attack, damaged_copy, evaluated, fingerprint, make_target, resumed, trials
-from test_engine import finely_sharded, ranks  # noqa: F401 (a fixture)
+from activeo3.engine import Distributed
+from activeo3.model import ModelError, VisionLanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 OPTIMIZER = "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -25,12 +36,19 @@ WEIGHTS = "deepspeed/zero_pp_rank_0_mp_rank_00_model_states.pt"
 
 
 @pytest.fixture(scope="module")
-def target(ranks: Ranks, make_vlm: Callable[..., VisionLanguageModel], tmp_path_factory: pytest.TempPathFactory) -> Target:
+def target(
+    ranks: Distributed, make_vlm: Callable[..., VisionLanguageModel], tmp_path_factory: pytest.TempPathFactory
+) -> Target:
     """A run with the checkpoints 1 and 2. Tests damage copies of it."""
     folder = tmp_path_factory.mktemp("target")
     make_vlm("qwen3_vl").save(folder / "start")
     config = TrainConfig(
-        model=str(folder / "start"), ds_config=finely_sharded(folder), output_dir=str(folder / "run"), prompts=2, micro_prompts=2, steps=3
+        model=str(folder / "start"),
+        ds_config=finely_sharded(folder),
+        output_dir=str(folder / "run"),
+        prompts=2,
+        micro_prompts=2,
+        steps=3,
     )
     return make_target(ranks, config, folder / "was-run")
 
@@ -56,8 +74,23 @@ def test_no_damage_is_used_and_nothing_is_run(target: Target, tmp_path: Path) ->
     """A seeded draw of the trials of tests/attack/checkpoints.py, and those that went wrong once."""
     every = [(trial, listing) for trial in trials(target) for listing in LISTINGS]
     assert len(every) > 2000
-    once = {"json []", "model_type is {}", "deleted", "a pipe", "torch bomb", "step is True", "step is '2'", "world is []", "config.model is 2.5", "numpy is (1, 1000000000, 0, 0, 0)"}
-    always = [(trial, listing) for trial, listing in every if trial.kind in once and trial.name in ("activeo3.json", "config.json", "random-0.pt")]
+    once = {
+        "json []",
+        "model_type is {}",
+        "deleted",
+        "a pipe",
+        "torch bomb",
+        "step is True",
+        "step is '2'",
+        "world is []",
+        "config.model is 2.5",
+        "numpy is (1, 1000000000, 0, 0, 0)",
+    }
+    always = [
+        (trial, listing)
+        for trial, listing in every
+        if trial.kind in once and trial.name in ("activeo3.json", "config.json", "random-0.pt")
+    ]
     drawn = random.Random(16).sample(every, 15)
     faults = [fault for *_, found in attack(target, always + drawn, tmp_path / "copy") for fault in found]
     assert faults == []
@@ -99,7 +132,9 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(copy: Target, target: Ta
     flip(copy.newest / OPTIMIZER)
     state = checkpoints.resumable(earlier, copy.policy.ranks, said.append)
     assert state["path"] == copy.run / "checkpoint-1" and state["step"] == 1
-    assert said == [f"activeo3: going on from {copy.run / 'checkpoint-1'}; damaged and now called damaged-...: checkpoint-2"]
+    assert said == [
+        f"activeo3: going on from {copy.run / 'checkpoint-1'}; damaged and now called damaged-...: checkpoint-2"
+    ]
     assert sorted(path.name for path in copy.run.glob("*checkpoint*")) == ["checkpoint-1", "damaged-checkpoint-2"]
     for config in (earlier, copy.config):  # the flag may stay, and may go
         assert checkpoints.resumable(config, copy.policy.ranks, said.append)["path"] == state["path"]
@@ -113,7 +148,10 @@ def test_with_no_whole_checkpoint_a_run_must_start_elsewhere(copy: Target) -> No
     for path in checkpoints.complete(copy.run):
         (path / "random-0.pt").unlink()
     for choice in ("newest", "earlier"):
-        with pytest.raises(ConfigError, match=f"^{copy.run / 'checkpoint-2' / 'random-0.pt'} is missing; no earlier one is whole, start in another"):
+        with pytest.raises(
+            ConfigError,
+            match=f"^{copy.run / 'checkpoint-2' / 'random-0.pt'} is missing; no earlier one is whole, start in another",
+        ):
             checkpoints.resumable(replace(copy.config, resume_from=choice), copy.policy.ranks)
     assert len(checkpoints.complete(copy.run)) == 2
 
@@ -145,13 +183,23 @@ def test_a_checkpoint_without_digests_is_used_with_a_word(copy: Target, target: 
     checkpoints.restore(copy.policy, found)
     assert f"step 2 {fingerprint(copy.policy)}" == resumed(target)
     (newest / WEIGHTS).unlink()
-    assert resumed(copy).startswith(f"sentence: {newest}/deepspeed/*zero_pp_rank_0_*_model_states.pt is missing; go on from ")
+    assert resumed(copy).startswith(
+        f"sentence: {newest}/deepspeed/*zero_pp_rank_0_*_model_states.pt is missing; go on from "
+    )
 
 
 def test_all_generators_go_on_bit_for_bit(tmp_path: Path) -> None:
     """Also in the middle of a pair of normal numbers, of which Python and numpy keep the second."""
+
     def draw() -> list[Any]:
-        return [random.gauss(0, 1), random.random(), np.random.randn(3).tolist(), np.random.rand(), torch.randn(3).tolist(), torch.rand(5).tolist()]
+        return [
+            random.gauss(0, 1),
+            random.random(),
+            np.random.randn(3).tolist(),
+            np.random.rand(),
+            torch.randn(3).tolist(),
+            torch.rand(5).tolist(),
+        ]
 
     random_states.seed_everything(3, rank=1)
     random.gauss(0, 1), np.random.randn(1), torch.randn(1)
@@ -184,7 +232,10 @@ def test_a_damaged_model_is_not_evaluated(copy: Target) -> None:
     (newest / "random-0.pt").unlink()
     assert not evaluated(copy).startswith("sentence")
     flip(newest / "model.safetensors")
-    with pytest.raises(ModelError, match=f"^{newest / 'model.safetensors'} is damaged: .*; copy the checkpoint again, or delete its digests.json"):
+    with pytest.raises(
+        ModelError,
+        match=f"^{newest / 'model.safetensors'} is damaged: .*; copy the checkpoint again, or delete its digests.json",
+    ):
         VisionLanguageModel.load(str(newest), torch.float32)
     (newest / "digests.json").unlink()
     VisionLanguageModel.load(str(newest), torch.float32)
@@ -208,14 +259,24 @@ def test_weights_of_strangers_run_nothing(target: Target, tmp_path: Path) -> Non
 
 
 def test_adapters_are_part_of_their_checkpoint(tmp_path: Path) -> None:
-    for name in ("activeo3.json", "model.safetensors", "adapters/adapter_model.bin", "deepspeed/states.pt", "random-0.pt"):
+    for name in (
+        "activeo3.json",
+        "model.safetensors",
+        "adapters/adapter_model.bin",
+        "deepspeed/states.pt",
+        "random-0.pt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert checkpoint_files.damage_of_model(str(tmp_path)) == ""  # there is no list yet
     checkpoint_files.seal(tmp_path, checkpoint_files.alone, writes=True)
     places = [str(tmp_path), str(tmp_path / "adapters")]
     assert [checkpoint_files.damage_of_model(place) for place in places] == ["", ""]
-    for name, wrong in (("deepspeed/states.pt", [False, False]), ("adapters/adapter_model.bin", [False, True]), ("model.safetensors", [True, True])):
+    for name, wrong in (
+        ("deepspeed/states.pt", [False, False]),
+        ("adapters/adapter_model.bin", [False, True]),
+        ("model.safetensors", [True, True]),
+    ):
         (tmp_path / name).write_text("other")
         found = [checkpoint_files.damage_of_model(place) for place in places]
         assert [bool(text) for text in found] == wrong, name
@@ -252,7 +313,9 @@ def test_everything_is_on_the_disk_before_the_checkpoint_appears(copy: Target, m
     assert calls[appears + 1] == ("sync", ".") and checkpoints.complete(copy.run) == [path]
 
 
-def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(copy: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(
+    copy: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save = VisionLanguageModel.save
 
     def said(meddle: Callable[[Path], None], step: int = 5) -> str:
@@ -276,7 +339,9 @@ def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(copy: Target
     assert half.startswith(f"{goal} could not be written (No such file or directory): {needs}") and half.endswith(whole)
     shutil.rmtree(copy.run / "checkpoint-1")
     gone = said(lambda folder: shutil.rmtree(copy.run))
-    assert gone.startswith(f"{goal} could not be written (No such file or directory): {needs}") and "is whole" not in gone
+    assert (
+        gone.startswith(f"{goal} could not be written (No such file or directory): {needs}") and "is whole" not in gone
+    )
     shutil.rmtree(copy.run)  # which the library made anew, empty
     with pytest.raises(ConfigError, match=f"^{goal} could not be written \\(No such file or directory\\): {needs}"):
         checkpoints.save(copy.policy, copy.config, 5)
@@ -286,11 +351,20 @@ def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(copy: Target
 def test_what_killed_runs_left_is_swept_at_every_start(copy: Target) -> None:
     """Also of a run that is over, which saves nothing any more."""
     outputs.claim(copy.run, "results.json")
-    for name in ("building-checkpoint-1/deepspeed", "building-checkpoint-7", "samples/.step-000004.tmp", "samples/step-000002"):
+    for name in (
+        "building-checkpoint-1/deepspeed",
+        "building-checkpoint-7",
+        "samples/.step-000004.tmp",
+        "samples/step-000002",
+    ):
         (copy.run / name).mkdir(parents=True)
     (copy.run / ".results.json.tmp").write_text("half")
     assert checkpoints.resumable(replace(copy.config, steps=2), copy.policy.ranks)["step"] == 2
-    left = sorted(path.relative_to(copy.run).as_posix() for path in copy.run.rglob("*") if not any(part.startswith("checkpoint-") for part in path.parts))
+    left = sorted(
+        path.relative_to(copy.run).as_posix()
+        for path in copy.run.rglob("*")
+        if not any(part.startswith("checkpoint-") for part in path.parts)
+    )
     assert left == [".activeo3", "samples", "samples/step-000002"]
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from activeo3 import engine
+from activeo3.cli import field_docs
 from activeo3.config import _FREE, PRESETS, ConfigError, TrainConfig
+from activeo3.engine import Distributed, ds_config
 from activeo3.eval_config import METHODS, EvalConfig
-from activeo3.flags import field_docs
-from activeo3.engine import Ranks, ds_config
 from activeo3.rewards import SENSING_TERMS
 
 ROOT = Path(__file__).parent.parent
@@ -305,14 +305,24 @@ def test_what_an_older_run_did_not_have_is_a_difference() -> None:
 
 def test_every_weight_is_a_term() -> None:
     weights = TrainConfig(w_area=0.25).weights
-    assert {name: weights[name] for name in SENSING_TERMS} == {"format": 1, "no_overlap": 1, "area": 0.25, "coverage": 1, "task": 1}
-    assert {name: weights[name] for name in ("answer", "evidence", "calls")} == {"answer": 1, "evidence": 0.35, "calls": 0.05}
+    assert {name: weights[name] for name in SENSING_TERMS} == {
+        "format": 1,
+        "no_overlap": 1,
+        "area": 0.25,
+        "coverage": 1,
+        "task": 1,
+    }
+    assert {name: weights[name] for name in ("answer", "evidence", "calls")} == {
+        "answer": 1,
+        "evidence": 0.35,
+        "calls": 0.05,
+    }
     assert not {"weight_decay", "warmup", "wording"} & {f"w_{name}" for name in TrainConfig().weights}
 
 
 # ---------------------------------------------------------------------- DeepSpeed's file: each number one owner
 
-RANKS = Ranks(rank=0, world=1, device=torch.device("cpu"), log=Path("nowhere.log"))
+RANKS = Distributed(rank=0, world=1, device=torch.device("cpu"), log=Path("nowhere.log"))
 
 
 def filled(path: Path, learns: bool = True, **values) -> dict:
@@ -352,12 +362,24 @@ def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path) -> None:
 
 
 def test_another_language_model_is_one_unless_a_detector_has_the_checkpoint() -> None:
-    for config in (TrainConfig(task_checkpoint="a/b"), EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("oracle", "mllm"))):
-        assert config.other_mllm == "a/b" and config.expert_name("mllm") == "mllm-b" and config.expert_name("oracle") == "oracle"
+    for config in (
+        TrainConfig(task_checkpoint="a/b"),
+        EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("oracle", "mllm")),
+    ):
+        assert (
+            config.other_mllm == "a/b"
+            and config.expert_name("mllm") == "mllm-b"
+            and config.expert_name("oracle") == "oracle"
+        )
     run = TrainConfig(task_checkpoint="runs/one/checkpoint-40/")
     assert run.expert_name("mllm") == "mllm-one-checkpoint-40"
     detector = EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("mllm", "grounding-dino"))
-    for config in (detector, TrainConfig(), TrainConfig(task_model="oracle", task_checkpoint="a/b"), EvalConfig(checkpoint=("x",))):
+    for config in (
+        detector,
+        TrainConfig(),
+        TrainConfig(task_model="oracle", task_checkpoint="a/b"),
+        EvalConfig(checkpoint=("x",)),
+    ):
         assert config.other_mllm == "" and config.expert_name("mllm") == "mllm"
 
 

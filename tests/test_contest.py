@@ -20,16 +20,16 @@ import pytest
 import torch
 from PIL import Image
 from test_engine import on_ranks
-from test_questions import vstar_set
+from test_data_vqa import vstar_set
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package
 
 import evaluate  # noqa: E402
 from activeo3 import contest, eval_core, rivals  # noqa: E402
-from activeo3.engine import Ranks  # noqa: E402
+from activeo3.engine import Distributed  # noqa: E402
 from activeo3.eval_config import EvalConfig  # noqa: E402
-from activeo3.models import VisionLanguageModel  # noqa: E402
+from activeo3.model import VisionLanguageModel  # noqa: E402
 from activeo3.progress import Progress  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
@@ -131,7 +131,13 @@ def test_models_are_loaded_one_after_the_other(other: str, make_vlm, tmp_path: P
     folders = [tmp_path / name / "checkpoint-1" for name in "abcd"]
     for seed, folder in enumerate(folders):
         make_vlm("qwen3_vl", seed=seed).save(folder)
-    config = EvalConfig(checkpoint=tuple(map(str, folders)), start=TINY, methods=("active",), task_model=("oracle",), **SMALL | {"limit": 2})
+    config = EvalConfig(
+        checkpoint=tuple(map(str, folders)),
+        start=TINY,
+        methods=("active",),
+        task_model=("oracle",),
+        **SMALL | {"limit": 2},
+    )
     alive: list[weakref.ref] = []
     most = []
     load = VisionLanguageModel.load
@@ -156,7 +162,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "boxes": {"methods": ("random", "active", "repeat", "answer"), "task_model": ("oracle",)},
     "perception": {"task": "grounding", "data": ("close_ups",), "sensing_side": 64, "max_new_tokens": 12},
     "segmentation": {"task": "segment", "task_model": ("oracle",), "methods": ("random", "cot", "active")},
-    "episodes": {"task": "zoom_qa", "mode": ("baseline", "default"), "max_new_tokens": 12, "sensing_side": 64, "crop_side": 64},
+    "episodes": {
+        "task": "zoom_qa",
+        "mode": ("baseline", "default"),
+        "max_new_tokens": 12,
+        "sensing_side": 64,
+        "crop_side": 64,
+    },
     "words": {"benchmark": ("vstar",), "methods": ("direct", "random", "active"), "task_max_new_tokens": 4},
 }
 
@@ -186,19 +198,19 @@ class Thread:
     def __init__(self, rank: int, meeting: threading.Barrier, table: list[Any]) -> None:
         self.rank, self.meeting, self.table = rank, meeting, table
 
-    share = Ranks.share
+    map = Distributed.map
 
-    def quietly(self) -> Any:
+    def redirect_output(self) -> Any:
         return nullcontext()
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         self.table[self.rank] = value
-        self.wait()
+        self.barrier()
         values = list(self.table)
-        self.wait()
+        self.barrier()
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.works.release()
         try:
             self.meeting.wait(60)
@@ -225,7 +237,9 @@ def on_two_threads(work: Callable[[], Any], patch: pytest.MonkeyPatch) -> None:
         list(both.map(on, (0, 1)))
 
 
-def test_two_ranks_make_the_results_of_one(straight_of_a_kind: tuple[Path, int], of_a_kind: EvalConfig, tmp_path: Path, monkeypatch) -> None:
+def test_two_ranks_make_the_results_of_one(
+    straight_of_a_kind: tuple[Path, int], of_a_kind: EvalConfig, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(eval_core, "BATCH", 2)
     on_two_threads(lambda: evaluate.main(replace(of_a_kind, output_dir=str(tmp_path / "two"))), monkeypatch)
     assert written(tmp_path / "two") == written(straight_of_a_kind[0])
@@ -278,10 +292,14 @@ def test_two_processes_make_the_table_of_one(straight: Path, config: EvalConfig,
 def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "FITTED_ON", 6)
     methods = ("direct", "random", "fixed", "repeat", "active", "oracle-regions")
-    config = EvalConfig(checkpoint=(other,), methods=methods, task_model=("oracle",), regions=2, budgets=(1, 4), **SMALL)
+    config = EvalConfig(
+        checkpoint=(other,), methods=methods, task_model=("oracle",), regions=2, budgets=(1, 4), **SMALL
+    )
     run(config, tmp_path / "curve")
     found = json.loads((tmp_path / "curve" / "results.json").read_text())
-    assert [(row["method"], row["budget"]) for row in found["rows"]] == [(m, 0 if m == "direct" else 2) for m in methods]
+    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
+        (m, 0 if m == "direct" else 2) for m in methods
+    ]
     budgets = {(row["method"], row["budget"]): row for row in found["budgets"]}
     assert list(budgets) == [("direct", 0)] + [(m, k) for m in methods[1:] for k in (1, 2, 4)]
     for method in ("random", "fixed"):
@@ -290,7 +308,11 @@ def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys
     assert recalls == sorted(recalls) and recalls[0] < recalls[-1]  # the fewer are the first of the more
     assert all(row["metrics"]["swap_picture"] is None for key, row in budgets.items() if key[1] in (1, 4))
     out = capsys.readouterr().out
-    assert "what a budget of regions buys" in out and " tokens |" in out and "what a budget" in (tmp_path / "curve" / "results.tex").read_text()
+    assert (
+        "what a budget of regions buys" in out
+        and " tokens |" in out
+        and "what a budget" in (tmp_path / "curve" / "results.tex").read_text()
+    )
     with Image.open(tmp_path / "curve" / "budgets-scenes.png") as drawn:
         assert drawn.width > 900
     assert "What a budget of regions buys" in (tmp_path / "curve" / "scenes.html").read_text()
@@ -313,15 +335,16 @@ def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys
 @pytest.mark.parametrize("answers", [False, True])
 def test_the_work_is_counted_before_they_are_done(answers: bool, more: dict, config: EvalConfig, tokenizer) -> None:
     from scripted import Scripted, looks
-    from activeo3.taskmodels import Oracle
-    from test_suites import both_roles, scattered
+    from test_eval_detection import both_roles, scattered
+
+    from activeo3.task_models import Oracle
 
     config = replace(config, **more)
     model = Scripted("qwen3_vl", tokenizer, both_roles(looks))
-    experts = {name: {"mllm": model, "oracle": Oracle()}[name] for name in config.task_model}
-    rows = [rivals.Rival("a", "a", answers), rivals.Rival("b", "b", False)]
+    task_models = {name: {"mllm": model, "oracle": Oracle()}[name] for name in config.task_model}
+    rows = [rivals.Checkpoint("a", "a", answers), rivals.Checkpoint("b", "b", False)]
 
     runner, examples = eval_core.Runner(), scattered(eval_core.BATCH + 1)
-    contest.compare("toys", examples, examples[:1], rows, lambda _: model, model, experts, config, runner, str)
+    contest.compare("toys", examples, examples[:1], rows, lambda _: model, model, task_models, config, runner, str)
     candidates = len(contest.fit_fixed.__globals__["fixed_candidates"]())
     assert runner.progress.finished == contest.work_of(len(examples), rows, config, candidates)

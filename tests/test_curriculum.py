@@ -16,11 +16,11 @@ from test_readme import commands
 from activeo3 import curriculum, engine
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.curriculum import rewards_of, stage, stage_of
-from activeo3.datasets import open_dataset
+from activeo3.data import open_dataset
+from activeo3.data_io import DataError, Derived
 from activeo3.eval_config import EvalConfig
-from activeo3.files import DataError, Derived
-from activeo3.models import VisionLanguageModel
-from activeo3.proposals import greedy_look
+from activeo3.model import VisionLanguageModel
+from activeo3.proposals import greedy_rollouts
 from activeo3.tasks import posed, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
@@ -45,7 +45,11 @@ def here() -> Iterator[None]:
 
 def argv_of(words: list[str]) -> list[str]:
     """The flags of a command."""
-    return words[next(place for place, word in enumerate(words) if word.startswith("--")) :] if words[1] != "-m" else words[3:]
+    return (
+        words[next(place for place, word in enumerate(words) if word.startswith("--")) :]
+        if words[1] != "-m"
+        else words[3:]
+    )
 
 
 # ---------------------------------------------------------------------- parts of a ranking
@@ -87,7 +91,7 @@ def test_a_rank_is_what_a_greedy_answer_earns(ranked: tuple[Path, list[str]]) ->
     vlm, task = VisionLanguageModel.load(config.model, torch.float32), task_of(config)
     dataset, expected = posed(open_dataset(config.data, "train", "", 5), task), []
     for place in range(5):  # each by itself
-        (answer,) = greedy_look(vlm, [dataset[place]], config, task)
+        (answer,) = greedy_rollouts(vlm, [dataset[place]], config, task)
         expected.append(None if place == 1 else task.score(answer, task.act(vlm, [answer], config)[0], config).total)
     assert found["rewards"] == expected and found["by"] == "reward" and len(set(expected)) > 2
     assert (found["data"], found["questions"], found["model"]) == (["plates"], 5, "data/tiny-tasks")
@@ -99,9 +103,13 @@ def test_detection_is_ranked_by_the_number_reward_alone(here: None) -> None:
     vlm, task = VisionLanguageModel.load(config.model, torch.float32), task_of(config)
     dataset = posed(open_dataset(config.data, "train", "", 2), task)
     examples = [dataset[place] for place in range(2)]
-    answers = greedy_look(vlm, examples, config, task)
+    answers = greedy_rollouts(vlm, examples, config, task)
     scores = [task.score(answer, answer.result, config) for answer in answers]
-    assert rewards_of(examples, vlm, config) == [score.terms["number"] for score in scores] != [score.total for score in scores]
+    assert (
+        rewards_of(examples, vlm, config)
+        == [score.terms["number"] for score in scores]
+        != [score.total for score in scores]
+    )
     assert rewards_of([], vlm, config) == []
 
 
@@ -169,7 +177,9 @@ def test_the_commands_of_the_page_have_flags_that_exist() -> None:
     for words in COMMANDS:
         config = EvalConfig if "evaluate.py" in words else TrainConfig
         config.from_args(argv_of(words))
-    stages = [TrainConfig.from_args(argv_of(words)) for words in COMMANDS if "coco_det" in words and "deepspeed" in words][:3]
+    stages = [
+        TrainConfig.from_args(argv_of(words)) for words in COMMANDS if "coco_det" in words and "deepspeed" in words
+    ][:3]
     assert [(config.stage, config.stages, config.group) for config in stages] == [(1, 3, 8), (2, 3, 12), (3, 3, 16)]
     for before, after in zip(stages, stages[1:]):
         assert after.model == f"{before.output_dir}/checkpoint-{before.steps}"
@@ -200,7 +210,9 @@ def test_two_stages_one_after_the_other(here: None, make_vlm: Callable, tmp_path
         patch.setattr(train, "train_step", watched)
         for number, flags in enumerate(given[1:], start=1):
             folder = tmp_path / f"stage-{number}"
-            train.main(TrainConfig.from_args([*flags, *order, "--steps", "1", "--model", model, "--output_dir", str(folder)]))
+            train.main(
+                TrainConfig.from_args([*flags, *order, "--steps", "1", "--model", model, "--output_dir", str(folder)])
+            )
             model = str(folder / "checkpoint-1")
     state = json.loads((tmp_path / "stage-2" / "checkpoint-1" / "activeo3.json").read_text())["config"]
     assert (state["model"], state["stage"], state["group"]) == (str(tmp_path / "stage-1" / "checkpoint-1"), 2, 12)
@@ -217,12 +229,27 @@ def test_a_supervised_start_is_a_row_beside_the_others(here: None, make_vlm: Cal
         make_vlm("qwen3_vl", seed=seed).save(tmp_path / name)
     run = {"step": 1, "world": 1, "config": {"model": str(tmp_path / "sft"), "task": "detection"}}
     (tmp_path / "rl" / "checkpoint-1" / "activeo3.json").write_text(json.dumps(run))
-    small = ["--preset", "detection", "--limit", "2", "--max_new_tokens", "6", "--sensing_side", "32", "--resamples", "5"]
+    small = [
+        "--preset",
+        "detection",
+        "--limit",
+        "2",
+        "--max_new_tokens",
+        "6",
+        "--sensing_side",
+        "32",
+        "--resamples",
+        "5",
+    ]
     names = {"base": ["sft", "rl/checkpoint-1"], "sft": ["rl/checkpoint-1"]}
     for start, checkpoints in names.items():
         paths = [str(tmp_path / name) for name in checkpoints]
         out = tmp_path / f"out-{start}"
-        evaluate.main(EvalConfig.from_args([*small, "--start", str(tmp_path / start), "--checkpoint", *paths, "--output_dir", str(out)]))
+        evaluate.main(
+            EvalConfig.from_args(
+                [*small, "--start", str(tmp_path / start), "--checkpoint", *paths, "--output_dir", str(out)]
+            )
+        )
         rows = json.loads((out / "results.json").read_text())["rows"]
         assert [row["method"] for row in rows] == (["start", "sft", "rl"] if start == "base" else ["start", "trained"])
     assert "| sft" in capsys.readouterr().out

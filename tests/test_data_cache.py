@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_soda import aerial, aerial_set
+from test_data_soda import aerial, aerial_set
 
 from activeo3 import data_cache, data_soda_a
+from activeo3.data import open_dataset
 from activeo3.data_cache import counted, remembered
-from activeo3.datasets import open_dataset
-from activeo3.files import Source
-from activeo3.soda import open_soda_a
+from activeo3.data_io import Source
+from activeo3.data_soda import open_soda_a
 
 SQUARE = [0, 0, 9, 0, 9, 9, 0, 9]
 
@@ -81,7 +81,9 @@ def test_where_nothing_can_be_kept(tmp_path: Path) -> None:
 
 
 def test_a_bar_for_what_takes_long(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(counted(["a", "b"], "reading")) == ["a", "b"] and capsys.readouterr().err == ""  # done before anybody waits
+    assert (
+        list(counted(["a", "b"], "reading")) == ["a", "b"] and capsys.readouterr().err == ""
+    )  # done before anybody waits
     tqdm = data_cache.tqdm
     monkeypatch.setattr(data_cache, "tqdm", lambda *a, **k: tqdm(*a, **(k | {"delay": 0})))
     assert list(counted(["a", "b"], "reading")) == ["a", "b"] and "reading: 100%" in capsys.readouterr().err
@@ -105,7 +107,12 @@ def test_soda_a_is_the_same_from_its_files_and_kept(tmp_path: Path, monkeypatch:
     kept = open_dataset("soda_a", "val", root, tile=0)
     assert kept.dropped == fresh.dropped != () and kept.paths == fresh.paths and len(kept) == len(fresh) == 3
     for one, other in zip(kept, fresh):
-        assert (one.id, one.query, one.image_id, one.category_id) == (other.id, other.query, other.image_id, other.category_id)
+        assert (one.id, one.query, one.image_id, one.category_id) == (
+            other.id,
+            other.query,
+            other.image_id,
+            other.category_id,
+        )
         assert np.array_equal(one.boxes_px, other.boxes_px) and np.array_equal(one.crowd, other.crowd)
         assert np.array_equal(one.fields["areas"], other.fields["areas"])
     monkeypatch.undo()

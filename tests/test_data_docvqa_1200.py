@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_documents import LINES, PAGE, box_of, page_words
+from test_data_docvqa import LINES, PAGE, box_of, page_words
 from test_perception_data import complaint
 
-from activeo3.datasets import open_dataset
-from activeo3.documents import padded
+from activeo3.data import open_dataset
+from activeo3.data_docvqa import padded
 from activeo3.evidence import asked_of, rightness
 from activeo3.geometry import as_boxes
 
@@ -43,7 +43,12 @@ def written(root: Path, rows: list[dict[str, Any]], split: str = "test") -> str:
     path = root / "docvqa_1200_examples" / "data" / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     query = pyarrow.struct([(language, pyarrow.string()) for language in ("de", "en", "es", "fr", "it")])
-    parts = {"match_score": pyarrow.float64(), "matched_text": pyarrow.string(), "start": pyarrow.int64(), "text": pyarrow.string()}
+    parts = {
+        "match_score": pyarrow.float64(),
+        "matched_text": pyarrow.string(),
+        "start": pyarrow.int64(),
+        "text": pyarrow.string(),
+    }
     answer = pyarrow.struct(list(parts.items()))
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     kinds = {"id": pyarrow.string(), "image": image, "query": query, "answers": pyarrow.list_(pyarrow.string()),
@@ -62,13 +67,20 @@ def test_a_question_with_its_answers_and_where_they_stand(tmp_path: Path, unit: 
     wanted = padded(as_boxes(box_of("1,284.50", "$")), PAGE)  # "$ 1,284.50" spells one of them, too
     assert np.allclose(np.sort(example.boxes_px, axis=0), np.sort(wanted, axis=0), atol=1e-3)
     # As that system's reward counts: exactly, up to case, quotation marks, white space and a full stop.
-    assert [rightness(said, asked) for said in ('"1,284.50". ', "$1,284.50", "1284.50", "1,284.5")] == [1.0, 1.0, 0.0, 0.0]
+    assert [rightness(said, asked) for said in ('"1,284.50". ', "$1,284.50", "1284.50", "1,284.5")] == [
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_the_order_is_that_of_the_published_benchmark(tmp_path: Path) -> None:
     rows = [row(k, words=[], bounding_boxes=[]) for k in range(200)]
     data = open_dataset("docvqa_1200", "test", written(tmp_path, rows), limit=16, seed=29)
-    assert [asked.id.removeprefix("docvqa_1200:test_") for asked in data.dataset.questions[:16]] == list(map(str, SHUFFLED_29))
+    assert [asked.id.removeprefix("docvqa_1200:test_") for asked in data.dataset.questions[:16]] == list(
+        map(str, SHUFFLED_29)
+    )
     assert [data[k].image_id for k in range(2)] == [138, 17] and data[0].boxes_px.shape == (0, 4)
     other = open_dataset("docvqa_1200", "val", str(tmp_path), seed=30)
     assert len(other) == 200 and other.split == "test" and other.questions[0].id != data.dataset.questions[0].id

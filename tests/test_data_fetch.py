@@ -17,13 +17,16 @@ from typing import Any, Iterator
 import pytest
 from PIL import Image
 
-from activeo3 import data_fetch, datasets
+from activeo3 import data, data_fetch
 from activeo3.data_fetch import PART, UNAVAILABLE, Fetched, Limits, Wanted, fetch
-from activeo3.files import DataError
+from activeo3.data_io import DataError
 
 ROOT = Path(__file__).parent.parent
 QUICK = Limits(workers=4, stall=0.3, seconds=0.7, max_bytes=300_000, pause=0.01)
-BODIES = {f"/{kind}": kind.encode() * 30_000 for kind in ("plain", "spoilt", "breaks", "stalls", "trickles", "refuses", "busy")}
+BODIES = {
+    f"/{kind}": kind.encode() * 30_000
+    for kind in ("plain", "spoilt", "breaks", "stalls", "trickles", "refuses", "busy")
+}
 BODIES |= {"/huge": b"x" * 400_000, "/endless": b"y" * 400_000, "/moved": b"z" * 9, "/with space": b"umlaut" * 9}
 
 
@@ -125,7 +128,12 @@ def whole(folder: Path) -> set[str]:
 
 def test_good_dead_slow_broken_and_wrong_urls_in_one_list(tmp_path: Path, server: Server) -> None:
     good = ("/plain", "/breaks", "/refuses", "/busy", "/moved", "/with space")
-    dead = {"/none": "HTTP 404", "/spoilt": "not that of the data set any more", "/huge": "larger than", "/endless": "larger than"}
+    dead = {
+        "/none": "HTTP 404",
+        "/spoilt": "not that of the data set any more",
+        "/huge": "larger than",
+        "/endless": "larger than",
+    }
     later = {"/stalls": "stopped sending", "/trickles": "not all of it came in 0.7 seconds"}
     said: list[str] = []
     found = fetch(wanted(server, *good, *dead, *later), tmp_path / "new" / "images", QUICK, say=said.append)
@@ -164,7 +172,11 @@ def test_a_second_run_asks_for_what_is_missing_alone(tmp_path: Path, server: Ser
 
 
 def test_a_part_that_is_whole_too_long_or_of_another_file(tmp_path: Path, server: Server) -> None:
-    for path, content in (("/plain", BODIES["/plain"]), ("/with space", BODIES["/with space"] + b"more"), ("/breaks", b"other" * 40)):
+    for path, content in (
+        ("/plain", BODIES["/plain"]),
+        ("/with space", BODIES["/with space"] + b"more"),
+        ("/breaks", b"other" * 40),
+    ):
         (tmp_path / f"{sha256(BODIES[path])}{PART}").write_bytes(content)
     found = fetch(wanted(server, "/plain", "/with space", "/breaks"), tmp_path, QUICK, say=str)
     assert found.new == 3 and len(whole(tmp_path)) == 3 and server.asked["/plain"] == 0
@@ -221,26 +233,38 @@ def picture(red: int) -> bytes:
 def counting_set(root: Path, rows: list[dict], split: str = "train") -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (root / "pixmo-count" / "data").mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet"
+    )
 
 
 def row(url: str, content: bytes) -> dict[str, Any]:
-    return {"image_url": url, "image_sha256": sha256(content), "count": 1, "points": {"x": [1.0], "y": [2.0]}, "label": "cup"}
+    return {
+        "image_url": url,
+        "image_sha256": sha256(content),
+        "count": 1,
+        "points": {"x": [1.0], "y": [2.0]},
+        "label": "cup",
+    }
 
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself, killed while it writes: no picture looks complete; again, and the data set can be read."""
     monkeypatch.setitem(BODIES, "/plain", picture(1))
     monkeypatch.setitem(BODIES, "/stalls", picture(2) + b"\0" * 50_000)  # Pillow reads what comes before
-    rows = [row(server.url + path, BODIES[path]) for path in ("/plain", "/stalls")] + [row(f"{server.url}/none", b"gone")]
+    rows = [row(server.url + path, BODIES[path]) for path in ("/plain", "/stalls")] + [
+        row(f"{server.url}/none", b"gone")
+    ]
     counting_set(tmp_path, rows)
     counting_set(tmp_path, rows[:1], "validation")
     counting_set(tmp_path, rows[:1], "test")
-    command = [sys.executable, "-m", "activeo3.datasets", "--fetch", "pixmo_count", "--data_root", str(tmp_path)]
+    command = [sys.executable, "-m", "activeo3.data", "--fetch", "pixmo_count", "--data_root", str(tmp_path)]
     images = tmp_path / "pixmo-count" / "images"
     part = images / f"{sha256(BODIES['/stalls'])}{PART}"
     half = len(BODIES["/stalls"]) // 2
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     try:
         until = time.monotonic() + 30
         while len(whole(images) if images.is_dir() else ()) < 1 or not part.is_file():
@@ -252,17 +276,17 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, server: Server, m
     assert whole(images) == {f"{sha256(BODIES['/plain'])}.jpg"}
     server.slow.set()
     monkeypatch.setattr(data_fetch, "fetch", lambda *a, **k: fetch(*a, **(k | {"limits": QUICK})))
-    datasets.main(["--fetch", "pixmo_count", "--data_root", str(tmp_path)])
+    data.main(["--fetch", "pixmo_count", "--data_root", str(tmp_path)])
     assert len(whole(images)) == 2 and server.asked["/plain"] == 1
     assert server.ranges["/stalls"][-1] in (f"bytes={half}-", None)  # what the kill left in memory is asked for again
-    data = datasets.open_dataset("pixmo_count", "train", str(tmp_path))
-    assert data[1].image.getpixel((0, 0)) == (2, 0, 0)
+    counted = data.open_dataset("pixmo_count", "train", str(tmp_path))
+    assert counted[1].image.getpixel((0, 0)) == (2, 0, 0)
     with pytest.raises(DataError, match="missing, get it from http://127.0.0.1"):
-        data[2]
+        counted[2]
 
 
 def test_what_cannot_be_fetched_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vstar: its pictures are not a list of urls; --fetch is for pixmo_count"):
-        datasets.main(["--fetch", "vstar", "--data_root", str(tmp_path)])
+        data.main(["--fetch", "vstar", "--data_root", str(tmp_path)])
     with pytest.raises(DataError, match="there is neither train-.*parquet in pixmo-count/data or"):
-        datasets.main(["--fetch", "pixmo_count", "--data_root", str(tmp_path)])
+        data.main(["--fetch", "pixmo_count", "--data_root", str(tmp_path)])

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
+from attack import pictures as attack
 from PIL import EpsImagePlugin, Image
 
 import evaluate
@@ -18,9 +19,8 @@ import train
 from activeo3 import curriculum, data_images
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_images import FORMATS, MOST_PIXELS, ORIENTATION, Decoded, Unreadable, decode, limit_pixels
+from activeo3.data_io import DataError, read_picture
 from activeo3.eval_config import EvalConfig
-from activeo3.files import DataError, read_picture
-from attack import pictures as attack
 
 # What EXIF defines: where the first row and the first column of the stored picture belong.
 TURNED = {
@@ -120,7 +120,11 @@ def test_a_tiff_file_with_odd_tags_is_turned_once() -> None:
     (start,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, start)
     own = [bytes(content[start + 2 + 12 * k : start + 14 + 12 * k]) for k in range(count)]
-    for odd in (entry(700, 3, 1, b"\x05\0\0\0"), entry(0x8769, 9, 1, b"\x80\xff\xff\xff"), entry(0x8825, 5, 1, b"\0\0\0\0")):
+    for odd in (
+        entry(700, 3, 1, b"\x05\0\0\0"),
+        entry(0x8769, 9, 1, b"\x80\xff\xff\xff"),
+        entry(0x8825, 5, 1, b"\0\0\0\0"),
+    ):
         rows = sorted([*own, odd], key=lambda row: struct.unpack_from("<H", row))
         changed = bytearray(content) + struct.pack("<H", len(rows)) + b"".join(rows) + b"\0\0\0\0"
         struct.pack_into("<I", changed, 4, len(content))
@@ -178,7 +182,11 @@ def test_transparent_parts_become_white_in_every_pixel_type() -> None:
     for content in files:
         assert (seen(content) == wanted).all()
     for mode in ("RGBa", "PA"):
-        kept = picture.convert(mode) if mode == "RGBa" else Image.merge("LA", [palette.convert("L"), Image.fromarray(alpha)])
+        kept = (
+            picture.convert(mode)
+            if mode == "RGBa"
+            else Image.merge("LA", [palette.convert("L"), Image.fromarray(alpha)])
+        )
         assert np.asarray(Decoded(kept, 1).rgb())[0, 0].tolist() == [255, 255, 255]
     grey = Image.merge("LA", [Image.new("L", (4, 4), 50), Image.fromarray(alpha)])
     for image in (grey, grey.convert("La")):
@@ -191,7 +199,9 @@ def test_other_colour_spaces() -> None:
 
     assert np.abs(colour("CMYK", (0, 255, 255, 0), "TIFF") - [255, 0, 0]).max() <= 1
     assert np.abs(colour("LAB", (255, 0, 0), "TIFF") - [255, 255, 255]).max() <= 1
-    assert np.abs(colour("LAB", (138, 81, 70), "TIFF") - [255, 0, 0]).max() <= 6  # sRGB's red is (54.3, 80.8, 69.9) under D50, here in whole numbers
+    assert (
+        np.abs(colour("LAB", (138, 81, 70), "TIFF") - [255, 0, 0]).max() <= 6
+    )  # sRGB's red is (54.3, 80.8, 69.9) under D50, here in whole numbers
     assert np.abs(colour("YCbCr", (76, 85, 255), "JPEG") - [254, 0, 0]).max() <= 4
     assert np.asarray(Decoded(Image.new("HSV", (2, 2), (85, 255, 255)), 1).rgb())[0, 0].tolist() == [0, 255, 0]
     assert colour("1", (255,), "PNG").tolist() == [255] * 3
@@ -207,13 +217,20 @@ def of_every_kind() -> list[tuple[str, bytes]]:
     square = Image.fromarray(noise(16, 16))
     for kind in sorted(Image.SAVE):
         for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16"):
-            image = Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)) if mode == "I;16" else square.convert(mode)
+            image = (
+                Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)) if mode == "I;16" else square.convert(mode)
+            )
             try:
                 files.append((f"{kind} {mode}", saved(image, kind)))
             except (OSError, ValueError, KeyError):  # this format has no such pixels
                 pass
-    files += [(f"TIFF {name}", saved(square, "TIFF", compression=name)) for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")]
-    return files + [(f"DDS {name}", saved(square.convert("RGBA"), "DDS", pixel_format=name)) for name in ("DXT1", "DXT3", "DXT5")]
+    files += [
+        (f"TIFF {name}", saved(square, "TIFF", compression=name))
+        for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")
+    ]
+    return files + [
+        (f"DDS {name}", saved(square.convert("RGBA"), "DDS", pixel_format=name)) for name in ("DXT1", "DXT3", "DXT5")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +260,9 @@ def test_damaged_files_are_pictures_or_unreadable_and_nothing_else(files: list[t
     for name, content in files:
         for attempt in range(6):
             damaged = bytearray(content[: rng.integers(0, len(content)) if attempt % 2 else len(content)])
-            for place in rng.integers(0, max(1, min(len(damaged), (64, 10**9)[attempt // 2 % 2])), 3) if damaged else ():
+            for place in (
+                rng.integers(0, max(1, min(len(damaged), (64, 10**9)[attempt // 2 % 2])), 3) if damaged else ()
+            ):
                 damaged[place] = rng.integers(0, 256)
             try:
                 decoded = decode(io.BytesIO(bytes(damaged)))
@@ -256,8 +275,20 @@ def test_damaged_files_are_pictures_or_unreadable_and_nothing_else(files: list[t
     assert min(outcomes.values()) > 100
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RecursionError("deep"), KeyError("x"), struct.error("short"), NotImplementedError(), ZeroDivisionError()])
-def test_whatever_a_decoder_raises_is_that_pictures_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RecursionError("deep"),
+        KeyError("x"),
+        struct.error("short"),
+        NotImplementedError(),
+        ZeroDivisionError(),
+    ],
+)
+def test_whatever_a_decoder_raises_is_that_pictures_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(saved(Image.new("RGB", (4, 4)), "PNG"))
 
@@ -265,13 +296,20 @@ def test_whatever_a_decoder_raises_is_that_pictures_matter(tmp_path: Path, monke
         raise error
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", fail)
-    with pytest.raises(DataError, match=f"a.png: the picture of example 3 cannot be read, replace it .{type(error).__name__}") as caught:
+    with pytest.raises(
+        DataError, match=f"a.png: the picture of example 3 cannot be read, replace it .{type(error).__name__}"
+    ) as caught:
         read_picture(path, None, "3")
     assert caught.value.example_id == "3"
 
 
 def test_a_picture_of_a_thousand_million_pixels_is_refused() -> None:
-    header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 32000, 32000, 8, 2, 0, 0, 0) + b"\xfa\x0a\x88\x50"
+    header = (
+        b"\x89PNG\r\n\x1a\n"
+        + b"\0\0\0\rIHDR"
+        + struct.pack(">IIBBBBB", 32000, 32000, 8, 2, 0, 0, 0)
+        + b"\xfa\x0a\x88\x50"
+    )
     with pytest.raises(Unreadable):
         seen(header)
     bomb = b"P6 32000 32000 255\n" + b"\0" * 100
@@ -294,7 +332,9 @@ def test_a_picture_of_as_many_pixels_as_are_allowed_is_read(limit: Callable[[int
 
 
 @pytest.mark.parametrize("program", [train, evaluate, curriculum], ids=["train", "evaluate", "curriculum"])
-def test_every_program_that_reads_pictures_has_the_limit(program: Any, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_program_that_reads_pictures_has_the_limit(
+    program: Any, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: Any) -> None:
         raise InterruptedError
 
@@ -324,7 +364,11 @@ def test_damaged_pictures_and_bombs_in_processes_of_their_own() -> None:
 def test_the_attack_notices_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     square = saved(Image.new("RGB", (4, 4)), "PNG")
     assert attack.fault(square) == ""
-    for raised, said in ((KeyError("x"), "KeyError: 'x'"), (DataError("b.jpg: bad", "7"), "the sentence b.jpg: bad"), (SystemExit(3), "SystemExit: 3")):
+    for raised, said in (
+        (KeyError("x"), "KeyError: 'x'"),
+        (DataError("b.jpg: bad", "7"), "the sentence b.jpg: bad"),
+        (SystemExit(3), "SystemExit: 3"),
+    ):
         monkeypatch.setattr(attack, "decode_picture", lambda *_, raised=raised: (_ for _ in ()).throw(raised))
         assert attack.fault(square) == said
 
@@ -337,7 +381,9 @@ def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    with pytest.raises(DataError, match="a.jpg: the picture cannot be read, replace it .it is in none of the formats that are read"):
+    with pytest.raises(
+        DataError, match="a.jpg: the picture cannot be read, replace it .it is in none of the formats that are read"
+    ):
         read_picture(path)
     assert not mark.exists()
     with pytest.raises((OSError, subprocess.CalledProcessError)):

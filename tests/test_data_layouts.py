@@ -10,14 +10,23 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
-from test_masks import mask_of
+from test_data_thinobject import mask_of
 from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  # noqa: F401
-from test_questions import GLOVE, SIDES, picture, vstar_set
-from test_selections import lvis_set, lvis_v1
+from test_data_vqa import GLOVE, SIDES, picture, vstar_set
+from test_data_lvis import lvis_set, lvis_v1
 
-from activeo3 import data_coco, data_layouts, data_refcoco_files, data_vstar, masks, pixmo, referring, selections
+from activeo3 import (
+    data_coco,
+    data_layouts,
+    data_lvis,
+    data_pixmo,
+    data_refcoco,
+    data_refcoco_files,
+    data_thinobject,
+    data_vstar,
+)
+from activeo3.data import open_dataset
 from activeo3.data_layouts import files_of, folder_of, look_for, parent_of, present
-from activeo3.datasets import open_dataset
 from activeo3.geometry import rle_to_mask
 
 
@@ -37,14 +46,21 @@ def test_the_first_pattern_with_a_file_counts(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     (tmp_path / "folder.json").mkdir()
     found = files_of(tmp_path, ["a/*.json", "*.json", "b/*.json", "c/*.json"])
-    assert (found.pattern, [path.name for path in found.paths], found.path.name) == ("b/*.json", ["1.json", "2.json"], "1.json")
+    assert (found.pattern, [path.name for path in found.paths], found.path.name) == (
+        "b/*.json",
+        ["1.json", "2.json"],
+        "1.json",
+    )
     assert look_for(tmp_path, ["c/{split}.json"], split="[x]").path.name == "[x].json"  # a split's name is no pattern
     assert look_for(tmp_path, ["b/{split}.json"], split="*") is None
     assert doctest.testmod(data_layouts).failed == 0
     said = complaint(lambda: files_of(tmp_path, ["a/{split}.json", "b/{split}-*.parquet"], split="val"))
     assert said == f"{tmp_path}: there is neither a/val.json nor b/val-*.parquet, see data/README.md for the layout"
     assert folder_of(tmp_path, ["a", "c", "b"]) == tmp_path / "c" and folder_of(tmp_path, ["a", "d"]) == tmp_path / "a"
-    assert parent_of(tmp_path, ["x/{part}", "{part}"], ["a", "b"]) == tmp_path and parent_of(tmp_path, ["{part}"], ["a"]) is None
+    assert (
+        parent_of(tmp_path, ["x/{part}", "{part}"], ["a", "b"]) == tmp_path
+        and parent_of(tmp_path, ["{part}"], ["a"]) is None
+    )
     assert present([tmp_path / "b/1.json", tmp_path / "b/9.json", tmp_path / "no/1", tmp_path / "c/[x].json"]) == 2
 
 
@@ -64,9 +80,9 @@ def cached(root: Path, repository: str, files: dict[str, bytes], snapshot: str =
 
 def test_the_cache_of_the_hub_is_a_data_root(tmp_path: Path) -> None:
     """What was downloaded without --local-dir lies in snapshots; the one that refs/main names is read."""
-    files = {"test_questions.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
+    files = {"test_data_vqa.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
     files |= {row["image"]: picture(90) for row in ROWS}
-    cached(tmp_path, "craigwu/vstar_bench", {"test_questions.jsonl": b"{}"}, "older", main=False)
+    cached(tmp_path, "craigwu/vstar_bench", {"test_data_vqa.jsonl": b"{}"}, "older", main=False)
     cached(tmp_path, "craigwu/vstar_bench", files)
     data = open_dataset("vstar", "test", str(tmp_path))
     assert len(data) == 3 and data[2].size_px == (40, 30) and "0f1e" in str(data.paths[0])
@@ -96,7 +112,9 @@ COCO_LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("index, images", [(index, folder) for index, folders in COCO_LAYOUTS.items() for folder in folders])
+@pytest.mark.parametrize(
+    "index, images", [(index, folder) for index, folders in COCO_LAYOUTS.items() for folder in folders]
+)
 def test_coco_in_the_layouts_of_its_users(tmp_path: Path, index: str, images: str) -> None:
     (tmp_path / images).mkdir(parents=True)
     (tmp_path / index).parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +164,9 @@ def solutions(objects: dict, split: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def as_perception_r1(root: Path, objects: dict = OBJECTS, below: str = "jsons/grounding", short: str = "refcoco") -> None:
+def as_perception_r1(
+    root: Path, objects: dict = OBJECTS, below: str = "jsons/grounding", short: str = "refcoco"
+) -> None:
     (root / below).mkdir(parents=True, exist_ok=True)
     for split in ("val", "testA"):
         (root / below / f"{short}_{split}.json").write_text(json.dumps(solutions(objects, split)))
@@ -204,7 +224,9 @@ def test_refcoco_is_the_same_in_every_layout(root: Path, write: Callable) -> Non
         assert {e.image_id for e in data} == {42}
 
 
-@pytest.mark.parametrize("folder", ["coco/images/train2014", "images/mscoco/images/train2014", "train2014", "eval/images/coco/train2014"])
+@pytest.mark.parametrize(
+    "folder", ["coco/images/train2014", "images/mscoco/images/train2014", "train2014", "eval/images/coco/train2014"]
+)
 def test_the_pictures_of_2014_lie_in_many_places(root: Path, folder: str) -> None:  # noqa: F811
     as_vlm_r1(root)
     (root / folder).parent.mkdir(parents=True, exist_ok=True)
@@ -214,12 +236,12 @@ def test_the_pictures_of_2014_lie_in_many_places(root: Path, folder: str) -> Non
 
 
 def test_all_three_sets_by_all_names(root: Path) -> None:  # noqa: F811
-    for name, family in referring.FAMILIES.items():
+    for name, family in data_refcoco.FAMILIES.items():
         as_lmms_lab(root, {1: ([1, 1, 5, 5], "val", [f"{name} of lmms-lab"])}, family.hub)
         assert open_dataset(name, "val", str(root))[0].query == f"{name} of lmms-lab"
     for path in root.glob("*/data/*.parquet"):
         path.unlink()
-    for name, family in referring.FAMILIES.items():
+    for name, family in data_refcoco.FAMILIES.items():
         as_perception_r1(root, {1: ([1, 1, 5, 5], "val", [f"{name} of others"])}, short=family.short)
         assert open_dataset(name, "val", str(root))[0].query == f"{name} of others"
 
@@ -262,7 +284,9 @@ def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:  # n
     data = open_dataset("refcoco", "val", str(root))
     assert "the box (100.0, 100.0, 120.0, 130.0) lies outside of its picture of (40, 30)" in complaint(lambda: data[1])
     (root / "jsons" / "grounding" / "refcoco_val.json").write_text("{}")
-    assert "needs a list of objects with image, problem and solution" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    assert "needs a list of objects with image, problem and solution" in complaint(
+        lambda: open_dataset("refcoco", "val", str(root))
+    )
     # Without thousandths beside it nobody knows whether a solution is in pixels.
     row = {"image": {"bytes": picture(9)}, "problem": "dog", "solution": "[1, 2, 3, 4]"}
     table(root / "refcoco" / "data" / "val-00000-of-00001.parquet", [row])
@@ -275,12 +299,18 @@ def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:  # n
 
 
 def row_of(name: str, content: dict[str, Any], number: int, right: int) -> dict[str, str]:
-    """A row of test_questions.jsonl: short options in an order of their own, and the letter of the right one."""
+    """A row of test_data_vqa.jsonl: short options in an order of their own, and the letter of the right one."""
     words = [option.rstrip(".").split()[-1] for option in content["options"]]
     words = words[1 : right + 1] + words[:1] + words[right + 1 :]
     lines = [content["question"], *(f"({letter}) {word}" for letter, word in zip("ABCD", words))]
     text = "\n".join([*lines, "Answer with the option's letter from the given choices directly."])
-    return {"image": f"{name}.jpg", "text": text, "category": name.split("/")[0], "label": "ABCD"[right], "question_id": str(number)}
+    return {
+        "image": f"{name}.jpg",
+        "text": text,
+        "category": name.split("/")[0],
+        "label": "ABCD"[right],
+        "question_id": str(number),
+    }
 
 
 ROWS = [
@@ -293,7 +323,7 @@ def vstar_list(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
     vstar_set(root)
     for path in (root / "vstar_bench").glob("*/*.json"):
         path.unlink()
-    (root / "vstar_bench" / "test_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "vstar_bench" / "test_data_vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
@@ -304,7 +334,7 @@ def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
 def vstar_converted(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
     """The hub's own conversion of the list: names of files in place of pictures."""
     vstar_list(root)
-    (root / "vstar_bench" / "test_questions.jsonl").unlink()
+    (root / "vstar_bench" / "test_data_vqa.jsonl").unlink()
     table(root / "vstar_bench" / "default" / "test" / "0000.parquet", rows)
 
 
@@ -344,13 +374,16 @@ def test_a_broken_row_of_vstar_is_left_out(tmp_path: Path, change: dict, sentenc
     vstar_list(tmp_path, [ROWS[0], broken, ROWS[2]])
     data = open_dataset("vstar", "test", str(tmp_path))
     assert len(data) == 2 and len(data.dropped) == 1 and sentence in data.dropped[0]
-    with (tmp_path / "vstar_bench" / "test_questions.jsonl").open("a") as file:
+    with (tmp_path / "vstar_bench" / "test_data_vqa.jsonl").open("a") as file:
         file.write("{no json\n")
     assert "row 3 is not valid json" in open_dataset("vstar", "test", str(tmp_path)).dropped[1]
 
 
 def test_options_are_found_by_their_letters() -> None:
-    assert data_vstar.lettered("Which? (A) one (B) two, (C)three (C) four") == ("Which?", ("one", "two, (C)three", "four"))
+    assert data_vstar.lettered("Which? (A) one (B) two, (C)three (C) four") == (
+        "Which?",
+        ("one", "two, (C)three", "four"),
+    )
     assert data_vstar.lettered("What does the sign (B) say?") == ("What does the sign (B) say?", ())
 
 
@@ -367,21 +400,37 @@ def test_thin_objects_as_sam_hq_has_them(tmp_path: Path, home: str) -> None:
             Image.new("RGB", (30, 20), (200, 10 * seed, 0)).save(tmp_path / home / f"images_{split}" / f"{name}.jpg")
             Image.fromarray(mask_of(seed)).save(tmp_path / home / f"masks_{split}" / f"{name}.png")
     data = open_dataset("thinobject5k", "train", str(tmp_path))
-    assert [e.id for e in data] == ["bee", "web.v2"] and [e.id for e in open_dataset("thinobject5k", "test", str(tmp_path))] == ["ant"]
+    assert [e.id for e in data] == ["bee", "web.v2"] and [
+        e.id for e in open_dataset("thinobject5k", "test", str(tmp_path))
+    ] == ["ant"]
     for example, seed in zip(data, (1, 0)):
         assert np.array_equal(rle_to_mask(example.fields["masks"]()[0]), mask_of(seed) > 127)
     said = complaint(lambda: open_dataset("thinobject5k", "val", str(tmp_path)))
-    assert "neither val.txt in ThinObject5K/list or thin_object_detection/ThinObject5K/list nor *.jpg in thin_object" in said
+    assert (
+        "neither val.txt in ThinObject5K/list or thin_object_detection/ThinObject5K/list nor *.jpg in thin_object"
+        in said
+    )
 
 
 def test_data_readme_shows_every_layout() -> None:
     """The page for people names what the readers look for, up to splits and numbers of parts."""
     text = (Path(data_layouts.__file__).parent.parent / "data" / "README.md").read_text()
-    folders = {"rec_jsons_processed", "jsons/grounding", "RefCOCO/data", "test_questions.jsonl", "vstar-bench/data",
+    folders = {"rec_jsons_processed", "jsons/grounding", "RefCOCO/data", "test_data_vqa.jsonl", "vstar-bench/data",
                "thin_object_detection/ThinObject5K", "lvis/annotations", "coco/images/train2017",
                "images/mscoco/images/train2014", "pixmo_images"}  # fmt: skip
     assert {folder for folder in folders if folder not in text} == set()
-    known = [*data_coco.COCO_FILES, *selections.FILES, *selections.PICTURES, *data_refcoco_files.LAYOUTS, *data_vstar.TABLES, data_vstar.LINES]
-    known += [*masks.FOLDERS, *pixmo.PICTURES]
-    firsts = {pattern.split("/")[0] for pattern in known} | {family.hub for family in referring.FAMILIES.values()} | {"vstar_bench"}
-    assert {folder for folder in folders - {"test_questions.jsonl"} if folder.split("/")[0] not in firsts} == set()
+    known = [
+        *data_coco.COCO_FILES,
+        *data_lvis.FILES,
+        *data_lvis.PICTURES,
+        *data_refcoco_files.LAYOUTS,
+        *data_vstar.TABLES,
+        data_vstar.LINES,
+    ]
+    known += [*data_thinobject.FOLDERS, *data_pixmo.PICTURES]
+    firsts = (
+        {pattern.split("/")[0] for pattern in known}
+        | {family.hub for family in data_refcoco.FAMILIES.values()}
+        | {"vstar_bench"}
+    )
+    assert {folder for folder in folders - {"test_data_vqa.jsonl"} if folder.split("/")[0] not in firsts} == set()

@@ -9,18 +9,37 @@ from typing import Any, Sequence
 
 import numpy as np
 import pytest
-
-from activeo3 import data_mmbench, datasets, quiz
-from activeo3.answer_parsing import said
-from activeo3.data_mmbench import NAMES
-from activeo3.datasets import open_dataset
-from activeo3.evidence import asked_of
-from activeo3.files import DataError
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
-from test_questions import picture
+from test_data_vqa import picture
 
-QUESTIONS = {241: ("What is it?", ("cat", "dog", "hen", "owl"), 1), 252: ("Where is <|image_pad|>?", ("left", "<|im_end|>"), 0), 3: ("这是什么？", ("猫", "狗", "鸟"), 2)}
-COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment", "split"]
+from activeo3 import data, data_mmbench, eval_vqa
+from activeo3.answer_parsing import said
+from activeo3.data import open_dataset
+from activeo3.data_io import DataError
+from activeo3.data_mmbench import NAMES
+from activeo3.evidence import asked_of
+
+QUESTIONS = {
+    241: ("What is it?", ("cat", "dog", "hen", "owl"), 1),
+    252: ("Where is <|image_pad|>?", ("left", "<|im_end|>"), 0),
+    3: ("这是什么？", ("猫", "狗", "鸟"), 2),
+}
+COLUMNS = [
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
+    "split",
+]
 
 
 def published(references: bool = True, answers: bool = True, empty: str = "") -> list[dict[str, str]]:
@@ -37,9 +56,14 @@ def published(references: bool = True, answers: bool = True, empty: str = "") ->
         for turn in range(len(options)):
             turned = options[turn:] + options[:turn]
             cells = dict.fromkeys(COLUMNS, empty) | dict(zip("ABCD", turned))
-            cells |= {"index": str(index + turn * 1_000_000), "question": text, "category": f"kind {number}", "split": "dev"}
+            cells |= {
+                "index": str(index + turn * 1_000_000),
+                "question": text,
+                "category": f"kind {number}",
+                "split": "dev",
+            }
             cells |= {"l2-category": "logic_reasoning" if number else "attribute_reasoning"}
-            cells |= {"hint": "Look\t\"twice\"\nat it"} if index == 241 else {}
+            cells |= {"hint": 'Look\t"twice"\nat it'} if index == 241 else {}
             cells |= {"image": str(index) if references and turn else image}
             cells |= {"answer": "ABCD"[(right - turn) % len(options)]} if answers else {}
             rows.append(cells)
@@ -60,7 +84,10 @@ def write_hub(path: Path, rows: Sequence[dict[str, str]]) -> None:
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = [row | {"index": int(row["index"]), "image": {"bytes": base64.b64decode(row["image"]), "path": None}} for row in rows]
+    stored = [
+        row | {"index": int(row["index"]), "image": {"bytes": base64.b64decode(row["image"]), "path": None}}
+        for row in rows
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(stored), path, row_group_size=100)
 
 
@@ -70,7 +97,17 @@ def facts(data: Any) -> list[tuple]:
     for example in data:
         fields = example.fields
         right = fields["options"]["ABCD".index(fields["answer"])]
-        found.append((fields["group"], fields["options"], right, fields["rotations"], fields["hint"], example.image.getpixel((0, 0))[0], example.image_id))
+        found.append(
+            (
+                fields["group"],
+                fields["options"],
+                right,
+                fields["rotations"],
+                fields["hint"],
+                example.image.getpixel((0, 0))[0],
+                example.image_id,
+            )
+        )
     return sorted(found, key=lambda fact: (int(fact[0]), fact[1]))
 
 
@@ -85,7 +122,9 @@ def test_every_published_file_is_the_same_set(tmp_path: Path) -> None:
     wanted = facts(open_dataset("mmbench", "dev", str(tmp_path)))
     assert [fact[0] for fact in wanted] == ["3"] * 3 + ["241"] * 4 + ["252"] * 2
     assert {fact[2] for fact in wanted} == {"dog", "left", "鸟"} and {fact[3] for fact in wanted} == {2, 3, 4}
-    assert all(fact[5] == {"241": 10, "252": 20, "3": 30}[fact[0]] for fact in wanted) and {fact[6] for fact in wanted} == {1, 2, 3}
+    assert all(fact[5] == {"241": 10, "252": 20, "3": 30}[fact[0]] for fact in wanted) and {
+        fact[6] for fact in wanted
+    } == {1, 2, 3}
     for name in files:
         data = open_dataset(name, "test", str(tmp_path))  # each is one part, by any name
         assert (data.name, facts(data)) == (name, wanted), name
@@ -96,11 +135,15 @@ def test_every_published_file_is_the_same_set(tmp_path: Path) -> None:
     assert set(files) | {name.replace("mmbench", "mmbench_test") for name in files if name != "ccbench"} == set(NAMES)
 
 
-@pytest.mark.parametrize("path", ["MMBench/en/dev-00000-of-00001.parquet", "MMBench_EN/data/dev-00000-of-00001-75b6649fb044d38b.parquet"])
+@pytest.mark.parametrize(
+    "path", ["MMBench/en/dev-00000-of-00001.parquet", "MMBench_EN/data/dev-00000-of-00001-75b6649fb044d38b.parquet"]
+)
 def test_the_hubs_tables_are_the_same_set(tmp_path: Path, path: str) -> None:
     write_tsv(tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv", published())
     write_hub(tmp_path / path, published(references=False, empty="nan"))
-    assert facts(open_dataset("mmbench_v10", "dev", str(tmp_path))) == facts(open_dataset("mmbench", "dev", str(tmp_path)))
+    assert facts(open_dataset("mmbench_v10", "dev", str(tmp_path))) == facts(
+        open_dataset("mmbench", "dev", str(tmp_path))
+    )
 
 
 def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None:
@@ -113,18 +156,20 @@ def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None
     write_tsv(path, [rows[k] for k in order])
     shuffled = open_dataset("mmbench", "dev", str(tmp_path))
     assert [fact[:6] for fact in facts(shuffled)] == [fact[:6] for fact in wanted]
-    groups = list(dict.fromkeys(int(rows[k]["index"]) % 1_000_000 for k in order))  # questions as they come, copies beside each other
+    groups = list(
+        dict.fromkeys(int(rows[k]["index"]) % 1_000_000 for k in order)
+    )  # questions as they come, copies beside each other
     together = [str(group + turn * 1_000_000) for group in groups for turn in range(len(QUESTIONS[group][1]))]
     assert [asked.table.rows[asked.row]["index"] for asked in shuffled.questions] == together
     some = open_dataset("mmbench", "dev", str(tmp_path), limit=5)
-    assert len(quiz.whole_groups("mmbench", [some[k] for k in range(5)])) >= 1
+    assert len(eval_vqa.whole_groups("mmbench", [some[k] for k in range(5)])) >= 1
 
     legacy = published(references=False)
     write_tsv(path, [row for row in legacy if row["index"] not in ("2000241", "252")])
     data = open_dataset("mmbench", "dev", str(tmp_path))
     assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 3, "252": 0, "3": 3}
     right = np.array([float(example.fields["group"] != "3") for example in data])
-    assert quiz.scores("mmbench", list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
+    assert eval_vqa.scores("mmbench", list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
 
 
 def test_a_dev_row_without_an_answer_is_left_out_and_a_file_that_is_not_there_named(tmp_path: Path) -> None:
@@ -134,7 +179,9 @@ def test_a_dev_row_without_an_answer_is_left_out_and_a_file_that_is_not_there_na
     data = open_dataset("mmbench", "dev", str(tmp_path))
     assert len(data) == 8 and len(data.dropped) == 1 and "row 4 has no answer" in data.dropped[0]
     assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 4, "252": 0, "3": 3}
-    sentence = "there is neither MMBench/MMBench_DEV_EN.tsv nor MMBench/MMBench_DEV_EN_legacy.tsv nor MMBench/mmbench_dev_20"
+    sentence = (
+        "there is neither MMBench/MMBench_DEV_EN.tsv nor MMBench/MMBench_DEV_EN_legacy.tsv nor MMBench/mmbench_dev_20"
+    )
     with pytest.raises(DataError, match=re.escape(sentence)):
         open_dataset("mmbench_v10", "dev", str(tmp_path))  # never version 1.1 in its place
 
@@ -157,7 +204,9 @@ def test_a_test_file_writes_what_the_server_takes(checkpoint: str, evaluate, tmp
     assert list(submitted[0]) == [column for column in COLUMNS if column not in ("answer", "image")] + ["prediction"]
     assert [row["prediction"] for row in submitted] == [said(one["text"]) for one in given]
     for row, wanted in zip(submitted, without, strict=True):
-        assert {key: row[key] for key in row if key != "prediction"} == {key: wanted[key] for key in wanted if key != "image"}
+        assert {key: row[key] for key in row if key != "prediction"} == {
+            key: wanted[key] for key in wanted if key != "image"
+        }
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     assert set(row["metrics"]) == {"unread", "regions", "seconds"} and all(one["right"] is None for one in given)
 
@@ -171,14 +220,26 @@ def test_results_have_categories_and_abilities(checkpoint: str, evaluate, tmp_pa
     )  # fmt: skip
     assert complaint == "" and "circular" in printed and not list(out.glob("submission-*"))
     (row,) = json.loads((out / "results.json").read_text())["rows"]
-    assert {name: cells["n"] for name, cells in row["l2_categories"].items()} == {"attribute_reasoning": 4, "logic_reasoning": 5}
+    assert {name: cells["n"] for name, cells in row["l2_categories"].items()} == {
+        "attribute_reasoning": 4,
+        "logic_reasoning": 5,
+    }
     assert {name: cells["n"] for name, cells in row["categories"].items()} == {"kind 0": 4, "kind 1": 2, "kind 2": 3}
-    assert {"accuracy", "circular"} <= set(row["metrics"]) and {"n", "accuracy", "circular"} == set(row["categories"]["kind 0"])
+    assert {"accuracy", "circular"} <= set(row["metrics"]) and {"n", "accuracy", "circular"} == set(
+        row["categories"]["kind 0"]
+    )
 
 
 def test_a_test_file_cannot_be_trained_on(tmp_path: Path) -> None:
     write_tsv(tmp_path / "MMBench" / "MMBench_TEST_CN.tsv", published(answers=False))
-    data = open_dataset("mmbench_test_cn_v10", "test", str(tmp_path))
-    assert datasets.READERS[data.name].expected == {"test": 6_666} and data_mmbench.NAMES[data.name] == ("test", "CN", "v10")
-    with pytest.raises(DataError, match="example mmbench_test_cn_v10:0 has no public answer: its data set can only be asked and submitted"):
-        asked_of(data[0])
+    test_set = open_dataset("mmbench_test_cn_v10", "test", str(tmp_path))
+    assert data.READERS[test_set.name].expected == {"test": 6_666} and data_mmbench.NAMES[test_set.name] == (
+        "test",
+        "CN",
+        "v10",
+    )
+    with pytest.raises(
+        DataError,
+        match="example mmbench_test_cn_v10:0 has no public answer: its data set can only be asked and submitted",
+    ):
+        asked_of(test_set[0])

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import test_data_docvqa_1200 as docvqa_1200
 import test_data_layouts as layouts
-import test_datasets
-import test_documents as documents
+import test_data
+import test_data_docvqa as documents
 import test_perception_data as perception
-import test_questions as questions
-import test_selections as selections
-import test_soda as soda
+import test_data_vqa as questions
+import test_data_lvis as selections
+import test_data_soda as soda
 from PIL import Image
 
-from activeo3 import report, results
-from activeo3.datasets import open_dataset
-from activeo3.files import DataError, Dataset
+from activeo3 import eval_output, log
+from activeo3.data import open_dataset
+from activeo3.data_io import DataError, Dataset
 
 ODD = [None, True, -1, 0, 1, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "7", "\ud83d", "a\0b", "a\nb\x1b[31m", "n" * 400, [],
        [1, "a", None], [[]], {}, {"a": 1}, "../x", "/x"]  # fmt: skip
@@ -64,7 +64,7 @@ def survives(name: str, split: str, root: Path) -> bool:
         except DataError as error:
             assert error.example_id and str(error).isprintable()
     assert all(np.isfinite(example.boxes_px).all() for example in examples)
-    assert report.strict_json(results.truth(examples)).encode()
+    assert log.strict_json(eval_output.truth(examples)).encode()
     return True
 
 
@@ -80,8 +80,8 @@ def refcoco(root: Path, write: Callable) -> None:
 SQUARE = [0, 0, 9, 0, 9, 9, 0, 9]
 BOXES = [{"bbox": [5 * kind, 5, 20, 20], "category_id": kind} for kind in (1, 2, 10)]
 JSON: dict[str, tuple[str, str, Callable[[Path], Any], str]] = {  # name, split, what writes it, the file to spoil
-    "coco": ("coco", "train", lambda root: test_datasets.folder(root, test_datasets.index()), "instances_train.json"),
-    "coco_det": ("coco_det", "train", lambda root: test_datasets.folder(root, test_datasets.index()), "instances_train.json"),
+    "coco": ("coco", "train", lambda root: test_data.folder(root, test_data.index()), "instances_train.json"),
+    "coco_det": ("coco_det", "train", lambda root: test_data.folder(root, test_data.index()), "instances_train.json"),
     "lvis": ("lvis_dense", "val", lambda root: selections.lvis_set(root, selections.lvis_v1()), "lvis/lvis_v1_val.json"),
     "soda_a": ("soda_a", "val", lambda root: soda.aerial_set(root, "val", {k: soda.aerial([(4, SQUARE), (9, SQUARE)]) for k in "ab"}),
                "SODA-A/Annotations/val/a.json"),
@@ -103,7 +103,11 @@ def test_odd_values_in_json(tmp_path: Path, case: tuple) -> None:
     root.mkdir()
     write(root)
     path = root / below
-    reads, writes = (pickle.loads, lambda content: pickle.dumps(content, 2)) if path.suffix == ".p" else (json.loads, lambda c: json.dumps(c).encode())
+    reads, writes = (
+        (pickle.loads, lambda content: pickle.dumps(content, 2))
+        if path.suffix == ".p"
+        else (json.loads, lambda c: json.dumps(c).encode())
+    )
     good = reads(path.read_bytes())
     assert survives(name, split, root)
     rng, outcomes = random.Random(name), []
@@ -131,16 +135,41 @@ def pixmo(root: Path) -> None:
 
 
 PARQUET: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
-    "mme": ("mme", "test", lambda root: questions.parquet_set(root, "MME", [[questions.mme_row(f"{k // 2}.jpg", k, "Yes") for k in range(4)]])),
+    "mme": (
+        "mme",
+        "test",
+        lambda root: questions.parquet_set(
+            root, "MME", [[questions.mme_row(f"{k // 2}.jpg", k, "Yes") for k in range(4)]]
+        ),
+    ),
     "hrbench": ("hrbench", "test", hrbench),
     "docvqa": ("docvqa", "val", documents.docvqa_parquet),
-    "docvqa_1200": ("docvqa_1200", "test", lambda root: docvqa_1200.written(root, [docvqa_1200.row(k) for k in range(3)])),
+    "docvqa_1200": (
+        "docvqa_1200",
+        "test",
+        lambda root: docvqa_1200.written(root, [docvqa_1200.row(k) for k in range(3)]),
+    ),
     "pixmo": ("pixmo_count", "train", pixmo),
     "jxu124": ("refcoco", "val", lambda root: refcoco(root, perception.as_table)),
     "lmms_lab": ("refcoco", "val", lambda root: refcoco(root, layouts.as_lmms_lab)),
     "vstar": ("vstar", "test", layouts.vstar_lmms_lab),
 }
-CELLS = [None, 7, 1.5, True, "x", "", b"\xff\xfe", [1, 2], ["a", None], {"a": 1}, {"bytes": None}, {"bytes": "x"}, {"x": 7}, [[1.0, float("nan")]]]
+CELLS = [
+    None,
+    7,
+    1.5,
+    True,
+    "x",
+    "",
+    b"\xff\xfe",
+    [1, 2],
+    ["a", None],
+    {"a": 1},
+    {"bytes": None},
+    {"bytes": "x"},
+    {"x": 7},
+    [[1.0, float("nan")]],
+]
 
 
 @pytest.mark.parametrize("case", PARQUET.values(), ids=PARQUET)
@@ -165,7 +194,7 @@ def test_odd_cells_and_damaged_bytes_in_parquet(tmp_path: Path, case: tuple) -> 
     for attempt in range(30):
         damaged = bytearray(whole[: rng.randrange(len(whole)) if attempt % 3 == 0 else len(whole)])
         for place in rng.sample(range(max(1, len(damaged) - 8)), 3):
-            damaged[place:place + 1] = bytes([rng.randrange(256)])
+            damaged[place : place + 1] = bytes([rng.randrange(256)])
         path.write_bytes(damaged)
         outcomes.append(survives(name, split, root))
     assert 3 < sum(outcomes) < len(outcomes)

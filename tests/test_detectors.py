@@ -1,4 +1,4 @@
-"""taskmodels.py with task models that are no language models: real detector classes with tiny random
+"""task_models.py with task models that are no language models: real detector classes with tiny random
 weights, held to the library's own post-processing, and the oracle, held to hand computation.
 """
 
@@ -14,13 +14,23 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 from transformers.models.grounding_dino.processing_grounding_dino import GroundingDinoProcessor
 
-from activeo3 import floors, metrics, scenes
+from activeo3 import data_scenes, eval_baselines, metrics
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.geometry import area, as_boxes, clipped
-from activeo3.models import ModelError
-from activeo3.schema import Example, Region
-from activeo3.taskmodels import DETECTORS, Found, GroundingDino, Look, Oracle, act, crop_view, merged, separate
+from activeo3.model import ModelError
+from activeo3.task_models import (
+    DETECTORS,
+    Crop,
+    Detections,
+    GroundingDino,
+    Oracle,
+    act,
+    crop_view,
+    load_task_model,
+    merge_crops,
+)
+from activeo3.types import Example, Region
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(task_batch=5)
@@ -42,27 +52,36 @@ def question(image: Image.Image, query: str = "red star", boxes: list | tuple = 
     return Example("a", image, query, as_boxes(boxes), **more)
 
 
-def one(detector, image: Image.Image, window: tuple, query: str = "red star") -> Found:
-    (found,) = detector.find([Look(question(image, query), Region(*map(float, window)))], CONFIG)
+def one(detector, image: Image.Image, window: tuple, query: str = "red star") -> Detections:
+    (found,) = detector.find([Crop(question(image, query), Region(*map(float, window)))], CONFIG)
     return found
 
 
-def by_the_library(folder: str, crop: Image.Image, text: str, **thresholds: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def by_the_library(
+    folder: str, crop: Image.Image, text: str, **thresholds: float
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Boxes in pixels of a crop, scores and words, by transformers alone."""
-    processor = GroundingDinoProcessor(AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    processor = GroundingDinoProcessor(
+        AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    )
     model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
     inputs = processor(images=crop, text=text, return_tensors="pt")
     with torch.no_grad():
         out = model(**inputs)
-    (result,) = processor.post_process_grounded_object_detection(out, inputs.input_ids, target_sizes=[crop.size[::-1]], **thresholds)
+    (result,) = processor.post_process_grounded_object_detection(
+        out, inputs.input_ids, target_sizes=[crop.size[::-1]], **thresholds
+    )
     return result["boxes"].numpy(), result["scores"].numpy(), result["text_labels"]
 
 
 # ---------------------------------------------------------------------- a detector
 
+
 # Each size is one that the processor leaves as it is, so that ours and the library's view are the same pixels.
 @pytest.mark.parametrize("size", [(96, 96), (128, 96), (96, 160)])
-def test_boxes_and_scores_are_the_librarys(folder: str, detector: GroundingDino, picture, size: tuple[int, int]) -> None:
+def test_boxes_and_scores_are_the_librarys(
+    folder: str, detector: GroundingDino, picture, size: tuple[int, int]
+) -> None:
     image = picture(400, 300, seed=2)
     x, y = 211, 97  # far from the origin
     window = (x, y, x + size[0], y + size[1])
@@ -97,7 +116,14 @@ def test_a_detector_sees_and_listens(detector: GroundingDino, picture) -> None:
 
 @pytest.mark.parametrize(
     "sides, size",
-    [((96, 96), (96, 96)), ((1000, 1000), (96, 96)), ((400, 300), (128, 96)), ((20, 60), (64, 160)), ((2, 900), (32, 160)), ((900, 2), (160, 32))],
+    [
+        ((96, 96), (96, 96)),
+        ((1000, 1000), (96, 96)),
+        ((400, 300), (128, 96)),
+        ((20, 60), (64, 160)),
+        ((2, 900), (32, 160)),
+        ((900, 2), (160, 32)),
+    ],
 )
 def test_a_view_has_the_detectors_size_in_whole_strides(detector: GroundingDino, sides: tuple, size: tuple) -> None:
     assert detector.view_size(Region(7.5, 3.0, 7.5 + sides[0], 3.0 + sides[1])) == size
@@ -152,8 +178,11 @@ def test_no_detection_is_an_empty_answer(folder: str, picture) -> None:
 
 def test_splitting_the_work_and_other_shapes_beside_change_nothing(detector: GroundingDino, picture) -> None:
     image, other = picture(400, 300, seed=7), picture(90, 200, seed=8)
-    looks = [Look(question(image), Region(5.0 * k, 3.0, 5.0 * k + 90, 63.0)) for k in range(7)]
-    looks[2:2] = [Look(question(other, "small green ring"), Region(0.0, 10.0, 64.0, 170.0)), Look(question(other), Region(3.0, 3.0, 67.0, 67.0))]
+    looks = [Crop(question(image), Region(5.0 * k, 3.0, 5.0 * k + 90, 63.0)) for k in range(7)]
+    looks[2:2] = [
+        Crop(question(other, "small green ring"), Region(0.0, 10.0, 64.0, 170.0)),
+        Crop(question(other), Region(3.0, 3.0, 67.0, 67.0)),
+    ]
     whole = detector.find(looks, CONFIG)
     for look, found in zip(looks, whole, strict=True):
         (alone,) = detector.find([look], CONFIG)
@@ -168,7 +197,7 @@ def test_a_detector_acts_with_its_scores(detector: GroundingDino, picture) -> No
     windows = [Region(10.0, 10.0, 110.0, 90.0), Region(250.0, 150.0, 350.0, 290.0)]
     examples = [question(image), question(image, "green ring")]
     outcomes = act(detector, examples, [windows, [Region(9.0, 9.0, 10.0, 80.0)]], CONFIG)
-    parts = detector.find([Look(examples[0], window) for window in windows], CONFIG)
+    parts = detector.find([Crop(examples[0], window) for window in windows], CONFIG)
     assert outcomes[0].texts == tuple(part.text for part in parts)
     assert outcomes[0].scores.max() == max(part.scores.max() for part in parts)
     assert (np.diff(outcomes[0].scores) <= 0).all() and len(set(outcomes[0].scores)) > 3
@@ -178,7 +207,7 @@ def test_a_detector_acts_with_its_scores(detector: GroundingDino, picture) -> No
 
 def test_a_detector_is_frozen_and_loaded_by_its_flags(folder: str) -> None:
     config = TrainConfig(task_model="grounding-dino", task_checkpoint=folder, box_threshold=0.4, text_threshold=0.3)
-    loaded = separate(config.task_model, config, CPU)
+    loaded = load_task_model(config.task_model, config, CPU)
     assert (loaded.box_threshold, loaded.text_threshold) == (0.4, 0.3)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     with loaded.gathered() as whole:
@@ -203,7 +232,10 @@ def test_a_detector_without_some_of_its_weights_is_refused(make_detector, tmp_pa
     file = tmp_path / "half/model.safetensors"
     weights = {name: tensor for name, tensor in load_file(file).items() if "decoder.layers.1.fc1" not in name}
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"half lacks 2 of \d+ weights, model.decoder.layers.1.fc1.bias, model.decoder.layers.1.fc1.weight\.$"):
+    with pytest.raises(
+        ModelError,
+        match=r"half lacks 2 of \d+ weights, model.decoder.layers.1.fc1.bias, model.decoder.layers.1.fc1.weight\.$",
+    ):
         GroundingDino.load(str(tmp_path / "half"), CPU, 0.25, 0.25)
 
 
@@ -211,10 +243,16 @@ def test_a_detector_without_some_of_its_weights_is_refused(make_detector, tmp_pa
 
 
 def test_the_oracle_finds_what_the_window_holds() -> None:
-    boxes = [(100, 100, 110, 110), (195, 100, 205, 110), (191, 150, 201, 160), (300, 300, 310, 310), (120, 120, 130, 130)]
+    boxes = [
+        (100, 100, 110, 110),
+        (195, 100, 205, 110),
+        (191, 150, 201, 160),
+        (300, 300, 310, 310),
+        (120, 120, 130, 130),
+    ]
     crowd = np.array([False, False, False, False, True])
     example = question(Image.new("RGB", (400, 400)), boxes=boxes, crowd=crowd)
-    (found,) = Oracle().find([Look(example, Region(50.0, 50.0, 200.0, 200.0))], ALL_SEEN)
+    (found,) = Oracle().find([Crop(example, Region(50.0, 50.0, 200.0, 200.0))], ALL_SEEN)
     assert found.boxes_px.tolist() == [list(boxes[0]), list(boxes[2])]  # half of the second, 90 % of the third
     assert found.scores.tolist() == [1.0, 1.0] and found.text == "2 of 4 true boxes"
 
@@ -225,7 +263,9 @@ def test_the_oracle_acts_as_the_ceiling() -> None:
     example, empty = question(image, boxes=boxes), question(image, boxes=[])
     everything = Region(0.0, 0.0, 400.0, 400.0)
     both = [Region(0.0, 0.0, 150.0, 50.0), Region(90.0, 0.0, 200.0, 50.0)]
-    whole, part, none, nothing = act(Oracle(), [example, example, example, empty], [[everything], both, [], [everything]], ALL_SEEN)
+    whole, part, none, nothing = act(
+        Oracle(), [example, example, example, empty], [[everything], both, [], [everything]], ALL_SEEN
+    )
     assert metrics.ap_ar_50(example, whole) == (1.0, 1.0)
     assert part.boxes_px.tolist() == [list(boxes[0]), list(boxes[1])]  # the second, seen twice, counts once
     assert metrics.ap_ar_50(example, part)[1] == pytest.approx(2 / 3)
@@ -233,7 +273,9 @@ def test_the_oracle_acts_as_the_ceiling() -> None:
 
 
 @pytest.mark.parametrize("shape, sides", [("square", (15, 60)), ("aspect", (6, 30))])
-def test_the_oracle_finds_what_is_large_enough_in_the_view_of_its_crop(shape: str, sides: tuple[int, int], make_vlm) -> None:
+def test_the_oracle_finds_what_is_large_enough_in_the_view_of_its_crop(
+    shape: str, sides: tuple[int, int], make_vlm
+) -> None:
     """Held to the view itself: a black square on white, and how far it reaches there along its shorter side."""
     config, vlm, rng, seen = replace(CONFIG, crop_shape=shape), make_vlm("qwen3_vl"), np.random.default_rng(0), []
     for _ in range(60):
@@ -241,7 +283,10 @@ def test_the_oracle_finds_what_is_large_enough_in_the_view_of_its_crop(shape: st
         image = Image.new("RGB", (600, 400), "white")
         image.paste("black", (x, y, x + side, y + side))
         x1, y1 = rng.integers(0, 150, 2)
-        look = Look(question(image, boxes=[(x, y, x + side, y + side)]), Region(x1, y1, *rng.integers(260, 400, 1), *rng.integers(260, 400, 1)))
+        look = Crop(
+            question(image, boxes=[(x, y, x + side, y + side)]),
+            Region(x1, y1, *rng.integers(260, 400, 1), *rng.integers(260, 400, 1)),
+        )
         view, _ = crop_view(vlm, image, look.window, config)
         dark = np.asarray(view.convert("L")) < 128
         reach = min(dark.any(axis=0).sum(), dark.any(axis=1).sum())
@@ -254,10 +299,18 @@ def test_the_oracle_finds_what_is_large_enough_in_the_view_of_its_crop(shape: st
 
 def test_strips_show_the_oracle_nothing_and_good_regions_everything() -> None:
     """Of the embedded world; to an oracle that sees all, the same three strips show everything in every picture."""
-    examples = [scenes.example("train", index) for index in range(8)]
-    strips = [floors.from_unit(as_boxes([(0, 0, 0.46, 1), (0.27, 0, 0.73, 1), (0.54, 0, 1, 1)]), one.size_px) for one in examples]
-    good = [floors.oracle_regions(one, 3) for one in examples]
-    for regions, config, wanted in ((strips, CONFIG, 0.0), (good, CONFIG, 2.0), (strips, ALL_SEEN, 2.0), (good, ALL_SEEN, 2.0)):
+    examples = [data_scenes.example("train", index) for index in range(8)]
+    strips = [
+        eval_baselines.from_unit(as_boxes([(0, 0, 0.46, 1), (0.27, 0, 0.73, 1), (0.54, 0, 1, 1)]), one.size_px)
+        for one in examples
+    ]
+    good = [eval_baselines.oracle_regions(one, 3) for one in examples]
+    for regions, config, wanted in (
+        (strips, CONFIG, 0.0),
+        (good, CONFIG, 2.0),
+        (strips, ALL_SEEN, 2.0),
+        (good, ALL_SEEN, 2.0),
+    ):
         found = act(Oracle(), examples, regions, config)
         assert [sum(metrics.ap_ar_50(*pair)) for pair in zip(examples, found)] == [wanted] * len(examples)
 
@@ -277,15 +330,21 @@ def test_equal_questions_about_equal_pictures_are_not_one(picture) -> None:
 @pytest.mark.parametrize("merge", ["nms", "concat"])
 def test_the_better_score_comes_first_and_stays(merge: str) -> None:
     box, shifted, other = (0, 0, 10, 10), (0, 0, 10, 9), (50, 50, 60, 60)
-    parts = [Found(as_boxes([box, other]), np.array([0.3, 0.5]), "a"), Found(as_boxes([shifted]), np.array([0.9]), "b")]
-    outcome = merged(parts, merge)
+    parts = [
+        Detections(as_boxes([box, other]), np.array([0.3, 0.5]), "a"),
+        Detections(as_boxes([shifted]), np.array([0.9]), "b"),
+    ]
+    outcome = merge_crops(parts, merge)
     wanted = [shifted, other] if merge == "nms" else [shifted, other, box]
     assert outcome.boxes_px.tolist() == [list(map(float, one)) for one in wanted]
     assert outcome.scores.tolist() == [0.9, 0.5, 0.3][: len(wanted)] and outcome.texts == ("a", "b")
 
 
 def test_a_task_model_of_its_own_needs_its_checkpoint() -> None:
-    for make in (lambda: TrainConfig(task_model="grounding-dino"), lambda: EvalConfig(checkpoint=("x",), task_model=("mllm", "grounding-dino"))):
+    for make in (
+        lambda: TrainConfig(task_model="grounding-dino"),
+        lambda: EvalConfig(checkpoint=("x",), task_model=("mllm", "grounding-dino")),
+    ):
         with pytest.raises(ConfigError, match="--task_checkpoint"):
             make()
     with pytest.raises(ConfigError, match="--task_model psychic not known"):

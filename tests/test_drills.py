@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3 import drills, forms, geometry, lessons, prompts, scenes, tiny, warmstart
+from activeo3 import data_scenes, drills, forms, geometry, lessons, prompts, tiny, warmstart
 from activeo3.answer_parsing import read_boxes
 from activeo3.drills import Drill
-from activeo3.models import VisionLanguageModel
-from activeo3.perception import read_answer
-from activeo3.zooms import Limits, judged, read_turn
+from activeo3.model import VisionLanguageModel
+from activeo3.task_perception_words import read_answer
+from activeo3.zoom_calls import Limits, judged, read_turn
 
 SMALL = forms.Forms(see_steps=1, speak_steps=1, crops=1, dense=1, reading=3, turns=2, close=2, bf16=False)
 MAKE: dict[str, Callable[..., Drill]] = {
@@ -24,10 +24,10 @@ MAKE: dict[str, Callable[..., Drill]] = {
 
 
 @cache
-def many(kind: str, count: int = 60) -> list[tuple[scenes.Scene, Drill]]:
+def many(kind: str, count: int = 60) -> list[tuple[data_scenes.Scene, Drill]]:
     """Drills about the world's first training pictures, which are not painted: few tests need to see them."""
     rng = np.random.default_rng(5)
-    world = [scenes.scene("train", index) for index in range(count)]
+    world = [data_scenes.scene("train", index) for index in range(count)]
     return [(scene, MAKE[kind](scene, Image.new("RGB", scene.size), rng)) for scene in world]
 
 
@@ -45,14 +45,16 @@ def test_every_answer_has_the_form_that_its_reader_wants() -> None:
         for _, drill in many(kind):
             for turn in drill.dialogue:
                 question = turn.question
-                if question.startswith(scenes.QUESTION) or question == prompts.shown("zoom_executed", "short"):
+                if question.startswith(data_scenes.QUESTION) or question == prompts.shown("zoom_executed", "short"):
                     said = read_turn(turn.answer)
                     assert said.zooms != (said.answer is not None) and not said.malformed
                     listed = read_boxes(turn.answer.partition("</think>")[2]).boxes_text if said.zooms else ()
                     assert len(listed) == len(turn.about) if "at once" in question else said.zooms == len(turn.about)
                     seen["answer" if not said.zooms else "zooms" if "at once" in question else "zoom"] += 1
                 else:
-                    task = {"Find the": "grounding", "Count ev": "counting", "Find and": "detection", "Read.": "ocr"}[question[:8]]
+                    task = {"Find the": "grounding", "Count ev": "counting", "Find and": "detection", "Read.": "ocr"}[
+                        question[:8]
+                    ]
                     answer = read_answer(task, turn.answer)
                     assert answer.error is None and len(answer.boxes_text) == len(turn.about)
                     seen[task] += 1
@@ -64,21 +66,34 @@ def test_the_other_systems_call_is_taught_with_the_same_regions(policy: VisionLa
     zooms = 0
     for kind in ("first", "next"):
         for index in range(12):
-            scene = scenes.scene("train", index)
+            scene = data_scenes.scene("train", index)
             made = [
-                MAKE[kind](scene, Image.new("RGB", scene.size), np.random.default_rng(index), wording) for wording in ("short", "zoom_roi")
+                MAKE[kind](scene, Image.new("RGB", scene.size), np.random.default_rng(index), wording)
+                for wording in ("short", "zoom_roi")
             ]
             for plain, tagged in zip(made[0].dialogue, made[1].dialogue, strict=True):
                 said, other = read_turn(plain.answer), read_turn(tagged.answer)
-                assert said.answer == other.answer and len(said.calls) == len(other.calls) == len(tagged.about) and plain.about == tagged.about
-                assert [tuple(value / 1000 for value in call.box) for call in said.calls] == [call.box for call in other.calls]
+                assert (
+                    said.answer == other.answer
+                    and len(said.calls) == len(other.calls) == len(tagged.about)
+                    and plain.about == tagged.about
+                )
+                assert [tuple(value / 1000 for value in call.box) for call in said.calls] == [
+                    call.box for call in other.calls
+                ]
                 if not other.calls:
                     continue
-                assert tagged.answer.startswith("<think> ") and tagged.answer.endswith(" /></think>") and all(call.shares for call in other.calls)
+                assert (
+                    tagged.answer.startswith("<think> ")
+                    and tagged.answer.endswith(" /></think>")
+                    and all(call.shares for call in other.calls)
+                )
                 told = policy.tokenizer(tagged.answer, add_special_tokens=False).input_ids
                 spans = warmstart._box_spans(policy, told)
                 inside = [policy.tokenizer.decode(told[first : last + 1]) for first, last in spans]
-                assert all("<zoom_roi x0=" in text and text.endswith('"') and text.count('="') == 4 for text in inside) and len(spans) == len(other.calls)
+                assert all(
+                    "<zoom_roi x0=" in text and text.endswith('"') and text.count('="') == 4 for text in inside
+                ) and len(spans) == len(other.calls)
                 zooms += len(spans)
     assert zooms > 50
 
@@ -105,7 +120,7 @@ def test_a_first_zoom_goes_to_the_plate_as_often_as_to_any_cluster() -> None:
     chosen, chance = [], []
     for scene, drill in many("first", 200):
         for turn in drill.dialogue:
-            if turn.question == scenes.QUESTION and read_turn(turn.answer).zooms:
+            if turn.question == data_scenes.QUESTION and read_turn(turn.answer).zooms:
                 chosen.append(turn.answer.startswith("<think> plate<"))
                 chance.append(1 / (1 + len({thing.group for thing in scene.things})))
     assert len(chosen) > 400 and abs(np.mean(chosen) - np.mean(chance)) < 0.04
@@ -159,7 +174,11 @@ def test_counting_and_detection_lessons_leave_things_out_and_transcripts_are_rar
             elif turn.question.startswith("Read."):
                 assert turn.answer[0] == scene.number[0]
                 whole["Read"].append(turn.answer == scene.number)
-    assert 0.05 < np.mean(whole["Count"]) < 0.5 and 0.05 < np.mean(whole["Find and"]) < 0.4 and 0.1 < np.mean(whole["Read"]) < 0.3
+    assert (
+        0.05 < np.mean(whole["Count"]) < 0.5
+        and 0.05 < np.mean(whole["Find and"]) < 0.4
+        and 0.1 < np.mean(whole["Read"]) < 0.3
+    )
 
 
 def test_plates_of_a_sheet_are_where_they_are_said_to_be_and_nothing_stands_on_them() -> None:
@@ -176,13 +195,20 @@ def test_what_lies_behind_a_lesson_reads_as_the_chat_template_writes_it(policy: 
     """The prefix and the question, against the template's own words for the whole conversation."""
     rng, seen = np.random.default_rng(1), set()
     for index in range(12):
-        scene = scenes.scene("train", index)
+        scene = data_scenes.scene("train", index)
         drill = drills.next_turn_drill(scene, scene.render(), rng)
         (prefix,) = forms.prefixes_of(policy, [drill])
-        (branch,), (start,), _ = (part[0] for part in warmstart.tokenized(policy, [replace(drill, dialogue=drill.dialogue[:1])]))
+        (branch,), (start,), _ = (
+            part[0] for part in warmstart.tokenized(policy, [replace(drill, dialogue=drill.dialogue[:1])])
+        )
         chat = []
         for turn in drill.past:
-            chat.append({"role": "user", "content": [{"type": "image"}] * len(turn.views) + [{"type": "text", "text": turn.words}]})
+            chat.append(
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}] * len(turn.views) + [{"type": "text", "text": turn.words}],
+                }
+            )
             chat.append({"role": "assistant", "content": turn.said})
         views = [view for turn in drill.past for view in turn.views] + [*drill.beside, drill.view]
         content = [{"type": "image"}] * (1 + len(drill.beside)) + [{"type": "text", "text": drill.dialogue[0].question}]
@@ -216,7 +242,11 @@ def test_the_gaze_finds_the_plate_and_the_things_of_the_last_view(policy: Vision
             predicted = word(int(ids[r, query + 1]))
             if words is None and predicted.isdigit() and part[r].plate is not None:
                 places, number = part[r].plate
-                at = {int(last[lessons.cell_of(box, rows, columns)]) for box, digit in zip(places[1:], number) if digit == predicted}
+                at = {
+                    int(last[lessons.cell_of(box, rows, columns)])
+                    for box, digit in zip(places[1:], number)
+                    if digit == predicted
+                }
                 figures += set(things) <= at
             boxes += predicted.endswith('{"')
     assert figures > 8 and boxes > 40
@@ -256,5 +286,7 @@ def test_the_shipped_policy_reads_and_names_as_its_card_says() -> None:
     shuffled = VisionLanguageModel.load("data/tiny-tasks", torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in shuffled.model.model.visual.merger.parameters():
-        parameter.data = parameter.data.flatten()[torch.randperm(parameter.numel(), generator=generator)].view_as(parameter)
+        parameter.data = parameter.data.flatten()[torch.randperm(parameter.numel(), generator=generator)].view_as(
+            parameter
+        )
     assert forms.reading_scores(shuffled, 24) < 0.2 and forms.naming_scores(shuffled, 24) < 0.3

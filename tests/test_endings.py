@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from test_engine import rank_environment
 
 from activeo3 import locks
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.metrics_file import read_rows
-from test_engine import rank_environment
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -46,11 +46,20 @@ def of_run(folder: Path) -> list[int]:
     return found
 
 
-def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``deepspeed`` on two ranks. While it trains, a second run and an evaluation want its folder; then it is killed."""
     folder, said = tmp_path / "run", tmp_path / "said.txt"
     port = rank_environment(0, 2)["MASTER_PORT"]
-    launcher = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", port]
+    launcher = [
+        sys.executable,
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        port,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for name, value in rank_environment(0, 1).items():
         monkeypatch.setenv(name, value)  # of what is started in this process
@@ -61,9 +70,14 @@ def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in
         until(lambda: (folder / "metrics.jsonl").is_file() and read_rows(folder / "metrics.jsonl"), "the first step")
         rank_0 = int((folder / locks.LOCK).read_text().split()[0])
         before = {path.name for path in folder.iterdir()}
-        for script, config in (("train", TrainConfig()), ("evaluate", EvalConfig(checkpoint=(str(ROOT / "data/tiny"),)))):
+        for script, config in (
+            ("train", TrainConfig()),
+            ("evaluate", EvalConfig(checkpoint=(str(ROOT / "data/tiny"),))),
+        ):
             main = runpy.run_path(str(ROOT / f"{script}.py"), run_name=script)["main"]
-            with pytest.raises(ConfigError, match=f"^{re.escape(str(folder))} is in use by process {rank_0} on .* since "):
+            with pytest.raises(
+                ConfigError, match=f"^{re.escape(str(folder))} is in use by process {rank_0} on .* since "
+            ):
                 main(replace(config, output_dir=str(folder)))
         assert {path.name for path in folder.iterdir()} == before
         assert len(of_run(folder)) == 4  # two launchers and two workers

@@ -20,16 +20,16 @@ from typing import Any, Callable, Iterator
 import pytest
 import torch
 from PIL import Image
+from scripted import USUAL
 from transformers import AutoModelForImageTextToText
 
 import activeo3
-from activeo3 import checkpoints, engine, planner
+from activeo3 import checkpoints, engine, memory
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks, Sharded
+from activeo3.engine import Distributed, Zero3Model
 from activeo3.families import FAMILIES
-from activeo3.models import VisionLanguageModel
-from activeo3.schema import Sampling
-from scripted import USUAL
+from activeo3.model import VisionLanguageModel
+from activeo3.types import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,9 @@ def rank_environment(rank: int, world: int) -> dict[str, str]:
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
 
 
-def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any, seconds: float = 300, ends: int = 0) -> list[Any]:
+def on_ranks(
+    world: int, folder: Path, work: Callable[..., Any], *args: Any, seconds: float = 300, ends: int = 0
+) -> list[Any]:
     """What ``work(*args)`` returns on each of ``world`` new processes.
 
     Fails if they are not done after ``seconds``, or end with another exit code than ``ends``.
@@ -68,7 +70,9 @@ def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any, sec
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-    assert codes == [ends] * world, f"exit codes {codes}; None is a process that was still waiting after {seconds:.0f} s"
+    assert codes == [ends] * world, (
+        f"exit codes {codes}; None is a process that was still waiting after {seconds:.0f} s"
+    )
     return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(world)] if not ends else []
 
 
@@ -89,7 +93,7 @@ def finely_sharded(folder: Path) -> str:
     return str(path)
 
 
-def whole_weights(sharded: Sharded) -> dict[str, torch.Tensor]:
+def whole_weights(sharded: Zero3Model) -> dict[str, torch.Tensor]:
     """A copy of the weights, put together from all ranks; a collective."""
     with sharded.gathered() as whole:
         return {name: tensor.detach().clone() for name, tensor in whole.model.state_dict().items()}
@@ -99,7 +103,7 @@ def whole_weights(sharded: Sharded) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
     """This process as a group of one."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in rank_environment(0, 1).items():
@@ -114,8 +118,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 @pytest.fixture(params=USUAL)
-def policy(request: pytest.FixtureRequest, make_vlm: Make, ranks: Ranks, config: TrainConfig) -> Sharded:
-    return Sharded(make_vlm(request.param), ranks, config, learns=True)
+def policy(request: pytest.FixtureRequest, make_vlm: Make, ranks: Distributed, config: TrainConfig) -> Zero3Model:
+    return Zero3Model(make_vlm(request.param), ranks, config, learns=True)
 
 
 # ---------------------------------------------------------------------- start-up
@@ -147,7 +151,10 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
         ('{"bf16": {"enabled": true}, "optimizer": {}}', "sets optimizer, bf16, which belongs to train.py's flags"),
         ('{"zero_optimization": \n {"stage": 3,}}', r"not valid json \(line 2"),
         ('{"zero_optimization": {"stage": 2}}', 'must hold "zero_optimization": {"stage": 3'),
-        ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', "zero_optimization.overlap_com is not taken by DeepSpeed"),
+        (
+            '{"zero_optimization": {"stage": 3, "overlap_com": true}}',
+            "zero_optimization.overlap_com is not taken by DeepSpeed",
+        ),
         ("{}", 'must hold "zero_optimization": {"stage": 3'),
         ("[3]", "holds no json object"),
         ("caf\xe9", "is not a UTF-8 text file"),
@@ -156,7 +163,7 @@ def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_ds_config_that_cannot_be_used_is_refused(
-    tmp_path: Path, ranks: Ranks, text: str | type[Path] | None, message: str
+    tmp_path: Path, ranks: Distributed, text: str | type[Path] | None, message: str
 ) -> None:
     path = tmp_path / "ds.json"
     if text is Path:
@@ -181,11 +188,10 @@ def test_a_port_that_another_run_has_is_one_sentence(tmp_path: Path) -> None:
     assert "--master_port" in run.stderr and "Traceback" not in run.stderr
 
 
-
 def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    ranks = Ranks(0, 1, torch.device("cpu"), tmp_path / "log")
+    ranks = Distributed(0, 1, torch.device("cpu"), tmp_path / "log")
     print("before")
-    with ranks.quietly():
+    with ranks.redirect_output():
         print("from python")
         os.write(2, b"from a descriptor\n")
         ctypes.CDLL(None).printf(b"from C, buffered\n")
@@ -197,20 +203,24 @@ def test_chatter_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture) -
     assert sorted(logged.splitlines()) == ["from C, buffered", "from a child", "from a descriptor", "from python"]
 
 
-def test_a_log_that_takes_nothing_ends_nothing(ranks: Ranks, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_log_that_takes_nothing_ends_nothing(
+    ranks: Distributed, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     """On a full disk, and in a folder that is gone: what the libraries say is lost, and the work goes on."""
     for log in (Path("/dev/full"), tmp_path / "gone" / "libraries-0.log"):
-        with replace(ranks, log=log).quietly():
+        with replace(ranks, log=log).redirect_output():
             print("x" * 100_000, flush=True)
             sys.stderr.write("progress")
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_inside_quietly_surfaces_and_the_terminal_is_back(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    ranks = Ranks(0, 1, torch.device("cpu"), tmp_path / "log")
+def test_an_error_inside_quietly_surfaces_and_the_terminal_is_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    ranks = Distributed(0, 1, torch.device("cpu"), tmp_path / "log")
     descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
     with pytest.raises(ZeroDivisionError):
-        with ranks.quietly():
+        with ranks.redirect_output():
             print("first")
             1 / 0
     print("back")
@@ -224,7 +234,7 @@ def test_an_error_inside_quietly_surfaces_and_the_terminal_is_back(tmp_path: Pat
 # ---------------------------------------------------------------------- gathered
 
 
-def test_gathered_weights_are_whole_and_exact(policy: Sharded, make_vlm: Make) -> None:
+def test_gathered_weights_are_whole_and_exact(policy: Zero3Model, make_vlm: Make) -> None:
     original = make_vlm(policy.vlm.family).model.state_dict()
     assert all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
     with policy.gathered() as whole:
@@ -233,10 +243,12 @@ def test_gathered_weights_are_whole_and_exact(policy: Sharded, make_vlm: Make) -
         for name, tensor in original.items():
             assert torch.equal(weights[name], tensor), name
     assert all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
-    assert policy.vlm.parameters == sum(parameter.numel() for parameter in make_vlm(policy.vlm.family).model.parameters())
+    assert policy.vlm.parameters == sum(
+        parameter.numel() for parameter in make_vlm(policy.vlm.family).model.parameters()
+    )
 
 
-def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_vlm: Make, picture: Picture) -> None:
+def test_an_error_inside_gathered_leaves_a_working_engine(policy: Zero3Model, make_vlm: Make, picture: Picture) -> None:
     """Forward, generate, raise, forward again: the hooks are back, once each, and nothing has changed."""
     sharded_linear = torch.nn.functional.linear
     plain = make_vlm(policy.vlm.family)
@@ -267,9 +279,11 @@ def test_an_error_inside_gathered_leaves_a_working_engine(policy: Sharded, make_
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in USUAL])
-def test_every_family_is_sharded(family: str, make_vlm: Make, ranks: Ranks, config: TrainConfig, picture: Picture) -> None:
+def test_every_family_is_sharded(
+    family: str, make_vlm: Make, ranks: Distributed, config: TrainConfig, picture: Picture
+) -> None:
     """Sharded in its own way to score, the logits of the whole model; and an update, after which no layer is left gathered."""
-    plain, policy = make_vlm(family), Sharded(make_vlm(family), ranks, replace(config, recompute=True), learns=True)
+    plain, policy = make_vlm(family), Zero3Model(make_vlm(family), ranks, replace(config, recompute=True), learns=True)
     packed = plain.pack(plain.encode([picture(64, 48)], ["Where?"]), [[(20, 21, 22), (23,)]])
     expected = plain.forward_packed(packed).detach()
     found = policy.logits(packed)
@@ -279,42 +293,52 @@ def test_every_family_is_sharded(family: str, make_vlm: Make, ranks: Ranks, conf
     assert norm > 0 and skipped == 0 and all(parameter.numel() == 0 for parameter in policy.vlm.model.parameters())
 
 
-def test_a_way_to_score_that_would_be_wrong_is_refused(make_vlm: Make, ranks: Ranks, config: TrainConfig) -> None:
-    for wrong in (dict(scoring="packed"), dict(task="zoom_qa", memory="notes"), dict(task="zoom_qa", scoring="cached", train_only="")):
+def test_a_way_to_score_that_would_be_wrong_is_refused(make_vlm: Make, ranks: Distributed, config: TrainConfig) -> None:
+    for wrong in (
+        dict(scoring="packed"),
+        dict(task="zoom_qa", memory="notes"),
+        dict(task="zoom_qa", scoring="cached", train_only=""),
+    ):
         with pytest.raises(ConfigError, match="^--(scoring|memory) "):
-            Sharded(make_vlm("qwen3_5"), ranks, replace(config, **wrong), learns=True)
-    seeing = Sharded(make_vlm("qwen3_5"), ranks, replace(config, task="zoom_qa", train_only=""), learns=True)
-    assert seeing.vlm.scoring == "rows" and seeing.vlm.manner.startswith("a row for every answer with sdpa; pictures with ")
+            Zero3Model(make_vlm("qwen3_5"), ranks, replace(config, **wrong), learns=True)
+    seeing = Zero3Model(make_vlm("qwen3_5"), ranks, replace(config, task="zoom_qa", train_only=""), learns=True)
+    assert seeing.vlm.scoring == "rows" and seeing.vlm.attention_summary.startswith(
+        "a row for every answer with sdpa; pictures with "
+    )
 
 
-def hooks_of(sharded: Sharded) -> list[int]:
+def hooks_of(sharded: Zero3Model) -> list[int]:
     """How many forward hooks each module of the model has."""
     return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in sharded.vlm.model.modules()]
 
 
-def test_two_models_can_be_gathered_at_once(ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture) -> None:
+def test_two_models_can_be_gathered_at_once(
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, picture: Picture
+) -> None:
     """As at the end of a run: the policy and the frozen reference, each with its own weights."""
     models = [make_vlm("qwen3_vl", seed) for seed in (0, 1)]
     wanted = [{name: t.clone() for name, t in vlm.model.state_dict().items()} for vlm in models]
-    policy, reference = (Sharded(vlm, ranks, config, learns) for vlm, learns in zip(models, (True, False)))
+    policy, reference = (Zero3Model(vlm, ranks, config, learns) for vlm, learns in zip(models, (True, False)))
     assert not any(parameter.requires_grad for parameter in reference.vlm.model.parameters())
-    with policy.gathered() as actor, reference.gathered() as expert:
-        for whole, weights in zip((actor, expert), wanted):
+    with policy.gathered() as policy, reference.gathered() as task_model:
+        for whole, weights in zip((policy, task_model), wanted):
             assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.model.state_dict().items())
-        prompts = expert.encode([picture(64, 48)], ["Where?"])
-        assert len(expert.generate(prompts, 1, Sampling(0.0, 3))) == 1
+        prompts = task_model.encode([picture(64, 48)], ["Where?"])
+        assert len(task_model.generate(prompts, 1, Sampling(0.0, 3))) == 1
     with torch.no_grad():
         assert reference.logits(models[1].pack(prompts, [[(20, 21)]])).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype, which", [(torch.float32, ""), (torch.float32, "self_attn"), (torch.bfloat16, "self_attn")])
+@pytest.mark.parametrize(
+    "dtype, which", [(torch.float32, ""), (torch.float32, "self_attn"), (torch.bfloat16, "self_attn")]
+)
 def test_a_model_holds_what_is_foretold(
-    dtype: torch.dtype, which: str, ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture
+    dtype: torch.dtype, which: str, ranks: Distributed, config: TrainConfig, make_vlm: Make, picture: Picture
 ) -> None:
     """The sum in a run's introduction and in the planner, against the tensors that DeepSpeed has after an update."""
     vlm = make_vlm("qwen3_vl")
     vlm.model.to(dtype)
-    policy = Sharded(vlm, ranks, replace(config, train_only=which), learns=True)
+    policy = Zero3Model(vlm, ranks, replace(config, train_only=which), learns=True)
     policy.backward(policy.logits(pack(vlm, picture)).float().square().mean())
     policy.step(1e-3)
     optimizer = policy.engine.optimizer
@@ -323,12 +347,14 @@ def test_a_model_holds_what_is_foretold(
     gradients = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values()
     tensors = [*weights, *moments, *gradients, *optimizer.fp32_partitioned_groups_flat]
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    assert sum(held.values()) == pytest.approx(planner.standing(vlm.parameters, vlm.learning, vlm.half), rel=1e-3)
-    assert (vlm.learning < vlm.parameters) == bool(which)
+    assert sum(held.values()) == pytest.approx(
+        memory.standing(vlm.parameters, vlm.trainable_parameters, vlm.is_bf16), rel=1e-3
+    )
+    assert (vlm.trainable_parameters < vlm.parameters) == bool(which)
 
 
 def test_offloading_changes_nothing_but_where_things_lie(
-    ranks: Ranks, config: TrainConfig, make_vlm: Make, picture: Picture, tmp_path: Path
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, picture: Picture, tmp_path: Path
 ) -> None:
     """Optimizer and weights in the CPU's memory, as ds_config.json can say: two updates, and answers between them."""
     settings = json.loads(Path(config.ds_config).read_text())
@@ -336,12 +362,12 @@ def test_offloading_changes_nothing_but_where_things_lie(
     (tmp_path / "offloading.json").write_text(json.dumps(settings))
     found = []
     for file in (config.ds_config, str(tmp_path / "offloading.json")):
-        policy, said = Sharded(make_vlm("qwen3_vl"), ranks, replace(config, ds_config=file), learns=True), []
+        policy, said = Zero3Model(make_vlm("qwen3_vl"), ranks, replace(config, ds_config=file), learns=True), []
         for _ in range(2):
             policy.backward(policy.logits(pack(policy.vlm, picture)).square().mean())
             policy.step(1e-3)
-            with policy.gathered() as actor:
-                said.append(actor.generate(actor.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 5)))
+            with policy.gathered() as policy:
+                said.append(policy.generate(policy.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 5)))
         found.append((said, whole_weights(policy)))
     (said, weights), (also_said, others) = found
     assert said == also_said
@@ -353,7 +379,7 @@ def test_offloading_changes_nothing_but_where_things_lie(
 
 
 def test_a_checkpoint_is_a_plain_transformers_model(
-    policy: Sharded, config: TrainConfig, tmp_path: Path, picture: Picture
+    policy: Zero3Model, config: TrainConfig, tmp_path: Path, picture: Picture
 ) -> None:
     """After an update, saved by ZeRO-3 and opened without us: the same weights, the same logits, bit for bit."""
     policy.backward(policy.logits(packed := pack(policy.vlm, picture)).square().mean())
@@ -391,11 +417,15 @@ def test_only_complete_checkpoints_count_and_in_the_order_of_their_steps(tmp_pat
     assert checkpoints.complete(tmp_path / "nowhere") == []
 
 
-def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: TrainConfig) -> None:
+def test_another_run_is_not_continued(tmp_path: Path, ranks: Distributed, config: TrainConfig) -> None:
     config = replace(config, output_dir=str(tmp_path))
     assert checkpoints.resumable(config, ranks) is None
     (tmp_path / "checkpoint-3" / "deepspeed").mkdir(parents=True)
-    for part in ("random-0.pt", "model.safetensors", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
+    for part in (
+        "random-0.pt",
+        "model.safetensors",
+        *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim")),
+    ):
         (tmp_path / "checkpoint-3" / part).touch()
     saved = {"step": 3, "world": 1, "config": vars(config)}
     (tmp_path / "checkpoint-3" / "activeo3.json").write_text(json.dumps(saved))
@@ -424,7 +454,7 @@ def test_another_run_is_not_continued(tmp_path: Path, ranks: Ranks, config: Trai
     ],
 )
 def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
-    tmp_path: Path, ranks: Ranks, config: TrainConfig, text: str, message: str
+    tmp_path: Path, ranks: Distributed, config: TrainConfig, text: str, message: str
 ) -> None:
     path = tmp_path / "checkpoint-3" / "activeo3.json"
     path.parent.mkdir()
@@ -434,21 +464,27 @@ def test_a_checkpoint_that_does_not_say_what_it_is_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_is_as_large_as_announced(ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path, picture: Picture) -> None:
+def test_a_checkpoint_is_as_large_as_announced(
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, tmp_path: Path, picture: Picture
+) -> None:
     """After an update, when the optimizer has its moments; all that is not weights and states is small."""
     for only in ("", "self_attn"):
-        sharded = Sharded(make_vlm("qwen2_5_vl"), ranks, replace(config, train_only=only), learns=True)
+        sharded = Zero3Model(make_vlm("qwen2_5_vl"), ranks, replace(config, train_only=only), learns=True)
         sharded.backward(sharded.logits(pack(sharded.vlm, picture)).square().mean())
         sharded.step(1e-3)
         path = checkpoints.save(sharded, replace(config, output_dir=str(tmp_path)), 1)
-        parts = [file.stat().st_size for file in path.rglob("*") if file.suffix in (".safetensors", ".pt") and "random" not in file.name]
+        parts = [
+            file.stat().st_size
+            for file in path.rglob("*")
+            if file.suffix in (".safetensors", ".pt") and "random" not in file.name
+        ]
         assert 0 <= sum(parts) - checkpoints.bytes_of(sharded) < 300_000, only  # names and shapes
 
 
 def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
-    ranks: Ranks, config: TrainConfig, make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sharded = Sharded(make_vlm("qwen3_vl"), ranks, config, learns=True)
+    sharded = Zero3Model(make_vlm("qwen3_vl"), ranks, config, learns=True)
     config, needed = replace(config, output_dir=str(tmp_path)), checkpoints.bytes_of(sharded)
     checkpoints.save(sharded, config, 3)
     whole = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
@@ -456,21 +492,30 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
 
     def on_a_full_disk(name: str) -> Callable[..., None]:
         """The policy is saved, and what is written next under ``name`` meets a device without room."""
+
         def saved(self: VisionLanguageModel, folder: Path, weights: None = None) -> None:
             save(self, folder, weights)
             (folder / name).symlink_to("/dev/full")
+
         return saved
 
     def assert_said(message: str, step: int) -> None:
         with pytest.raises(ConfigError, match=message) as caught:
             checkpoints.save(sharded, config, step)
-        assert "\n" not in str(caught.value) and "checkpoint-3 is whole, and the same command goes on from it" in str(caught.value)
+        assert "\n" not in str(caught.value) and "checkpoint-3 is whole, and the same command goes on from it" in str(
+            caught.value
+        )
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == whole
 
     with monkeypatch.context() as patch:
         patch.setattr(VisionLanguageModel, "save", on_a_full_disk("activeo3.json"))  # OSError, "no space left"
-        assert_said(f"^{tmp_path / 'checkpoint-4'} could not be written: it needs about {needed / 1e9:.3g} GB and .* GB are free", 4)
-        patch.setattr(VisionLanguageModel, "save", on_a_full_disk("random-0.pt"))  # torch raises a RuntimeError about positions
+        assert_said(
+            f"^{tmp_path / 'checkpoint-4'} could not be written: it needs about {needed / 1e9:.3g} GB and .* GB are free",
+            4,
+        )
+        patch.setattr(
+            VisionLanguageModel, "save", on_a_full_disk("random-0.pt")
+        )  # torch raises a RuntimeError about positions
         with pytest.raises(RuntimeError, match="inline_container"):  # there is room: it is about something else
             checkpoints.save(sharded, config, 5)
         patch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
@@ -484,7 +529,9 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
-        with pytest.raises(ConfigError, match=f"^--output_dir {folder} is no folder that can be written to: .*[a-z]\\.$"):
+        with pytest.raises(
+            ConfigError, match=f"^--output_dir {folder} is no folder that can be written to: .*[a-z]\\.$"
+        ):
             engine.start(folder)
 
 

@@ -15,10 +15,10 @@ from activeo3.eval_core import OneProcess, Processes, Runner, digest
 from activeo3.eval_rollouts import outcome_of, outcome_record, rollout_of, rollout_record
 from activeo3.geometry import as_boxes
 from activeo3.progress import Progress
-from activeo3.perception import Answer
-from activeo3.schema import Action, Example, Outcome, Region, Rollout
-from activeo3.segment import Perfect
-from activeo3.taskmodels import GroundingDino, Oracle
+from activeo3.task_model_sam import Perfect
+from activeo3.task_models import GroundingDino, Oracle
+from activeo3.task_perception_words import Answer
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
 
 CONFIG = EvalConfig(checkpoint=("x",))
 
@@ -83,7 +83,7 @@ class Both(OneProcess):
 
     theirs: dict[str, Any] = {}
 
-    def gather(self, mine: Any) -> list[Any]:
+    def all_gather(self, mine: Any) -> list[Any]:
         return [mine, self.theirs]
 
 
@@ -92,7 +92,10 @@ def test_what_another_rank_kept_is_known_to_all(tmp_path: Path) -> None:
     for rank in (0, 1):
         runner_in(tmp_path / str(rank)).map(lambda block: [item * 10 for item in block], [rank], (), block=1)
     Both.theirs = {path.stem: json.loads(path.read_text())["records"] for path in (tmp_path / "1").iterdir()}
-    assert runner_in(tmp_path / "0", Both()).map(lambda block: pytest.fail("it is known"), [0, 1], (), block=1) == [0, 10]
+    assert runner_in(tmp_path / "0", Both()).map(lambda block: pytest.fail("it is known"), [0, 1], (), block=1) == [
+        0,
+        10,
+    ]
 
 
 CHANGES = {
@@ -112,11 +115,15 @@ def test_another_example_is_another_block(change: str, tmp_path: Path) -> None:
     assert runner._digest(example()) == runner._digest(example()) != runner._digest(CHANGES[change]())
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"regions": 2}, {"crop_shape": "aspect"}, {"box_threshold": 0.3}, {"task_batch": 1}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"regions": 2}, {"crop_shape": "aspect"}, {"box_threshold": 0.3}, {"task_batch": 1}]
+)
 def test_another_setting_is_another_block(change: dict, tmp_path: Path) -> None:
     runner = runner_in(tmp_path)
     assert runner._digest(CONFIG) != runner._digest(replace(CONFIG, **change))
-    assert runner._digest(CONFIG) == runner._digest(replace(CONFIG, checkpoint=("y",), resamples=3))  # these decide no job
+    assert runner._digest(CONFIG) == runner._digest(
+        replace(CONFIG, checkpoint=("y",), resamples=3)
+    )  # these decide no job
 
 
 def test_one_changed_weight_is_another_model(make_vlm, make_detector, tmp_path: Path) -> None:
@@ -154,15 +161,20 @@ def test_every_field_of_an_example_counts_and_the_same_fields_count_the_same(fie
 
 
 def test_rollouts_and_outcomes_come_back_as_they_were() -> None:
-    strict = Action((), (), "json")
-    actions = [Action(((1.5, 2.0, 3.0, 4.0),), ("a",), None, strict), Answer(((1.0, 2.0, 1.0, 2.0),), ("",), "no_count", None, 3, "caf\xe9")]
+    strict = ParsedAnswer((), (), "json")
+    actions = [
+        ParsedAnswer(((1.5, 2.0, 3.0, 4.0),), ("a",), None, strict),
+        Answer(((1.0, 2.0, 1.0, 2.0),), ("",), "no_count", None, 3, "caf\xe9"),
+    ]
     mask = np.arange(12).reshape(3, 4) % 3 == 0
-    plain = Outcome(as_boxes([[1, 2, 3, 4]]), np.array([0.25]), ("x",), 2, 7, lenient_only=1)
+    plain = TaskResult(as_boxes([[1, 2, 3, 4]]), np.array([0.25]), ("x",), 2, 7, lenient_only=1)
     for action in actions:
-        outcome = Outcome(as_boxes([]), np.zeros(0), (), 0, 0, mask, plain, 0)
+        outcome = TaskResult(as_boxes([]), np.zeros(0), (), 0, 0, mask, plain, 0)
         rollout = Rollout(example(), (1, 2), "text", True, action, (Region(0.0, 1.0, 2.5, 3.0),), outcome)
         found = rollout_of(rollout.example, json.loads(json.dumps(rollout_record(rollout))))
-        assert replace(found, result=None, example=None).__dict__ == replace(rollout, result=None, example=None).__dict__
+        assert (
+            replace(found, result=None, example=None).__dict__ == replace(rollout, result=None, example=None).__dict__
+        )
         assert type(found.action) is type(action) and found.action.strict == action.strict
         assert np.array_equal(found.result.mask, mask) and found.result.boxes_px.shape == (0, 4)
     again = outcome_of(json.loads(json.dumps(outcome_record(plain))))

@@ -7,14 +7,14 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
+from scripted import END, Scripted, blobs, painted, written
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
-from activeo3 import eval_demo, pictures
+from activeo3 import drawing, eval_demo
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
 from activeo3.prompts import final_answer, sensing_answer, zoom_call
-from activeo3.taskmodels import Oracle
-from scripted import END, Scripted, blobs, painted, written
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
+from activeo3.task_models import Oracle
 
 BOXES = [[40, 40, 120, 100], [300, 200, 380, 260]]
 QUESTION = "Which colour is it?"
@@ -28,7 +28,9 @@ def photo(tmp_path: Path) -> Path:
 
 
 def config_of(photo: Path, **changes: Any) -> EvalConfig:
-    given = dict(checkpoint=("x",), image=str(photo), question=QUESTION, crop_side=64, sensing_side=128, max_new_tokens=60)
+    given = dict(
+        checkpoint=("x",), image=str(photo), question=QUESTION, crop_side=64, sensing_side=128, max_new_tokens=60
+    )
     return EvalConfig(**given | changes)
 
 
@@ -63,7 +65,9 @@ def told(capsys: pytest.CaptureFixture) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_picture_and_crops_are_asked_about_in_one_prompt(family: str, photo: Path, tokenizer, tmp_path: Path, capsys) -> None:
+def test_picture_and_crops_are_asked_about_in_one_prompt(
+    family: str, photo: Path, tokenizer, tmp_path: Path, capsys
+) -> None:
     model, config = seeing(tokenizer, family), config_of(photo)
     eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
     assert [count for count, _ in shown_of(model)] == [1, 3]
@@ -87,10 +91,15 @@ def test_per_crop_asks_about_each_crop_alone(photo: Path, tokenizer, tmp_path: P
 
 def test_options_are_asked_with_and_the_chosen_one_is_named(photo: Path, tokenizer, tmp_path: Path, capsys) -> None:
     looks = seeing(tokenizer).says
-    model = Scripted("qwen3_vl", tokenizer, lambda *given: looks(*given) if given[2].startswith("Where") else "(B)" + END)
+    model = Scripted(
+        "qwen3_vl", tokenizer, lambda *given: looks(*given) if given[2].startswith("Where") else "(B)" + END
+    )
     config = config_of(photo, options=("green", "red"))
     eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
-    assert all(text.splitlines()[-3:-1] == ["A. green", "B. red"] for _, text in shown_of(model)) and len(shown_of(model)) == 2
+    assert (
+        all(text.splitlines()[-3:-1] == ["A. green", "B. red"] for _, text in shown_of(model))
+        and len(shown_of(model)) == 2
+    )
     assert told(capsys)["picture and crops"] == "(B)  [B. red]"
 
 
@@ -107,7 +116,11 @@ def test_a_policy_that_zooms_in_turns_is_followed(photo: Path, tokenizer, tmp_pa
     eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
     said = told(capsys)
     assert list(said) == ["whole picture, no zoom", "turn 1 (zoom_executed)", "turn 2 (answered)", "region 1", "answer"]
-    assert said["answer"] == "red" and said["whole picture, no zoom"] == "no idea" and said["region 1"].startswith("(40, 40)")
+    assert (
+        said["answer"] == "red"
+        and said["whole picture, no zoom"] == "no idea"
+        and said["region 1"].startswith("(40, 40)")
+    )
 
 
 def test_an_answer_without_regions_leaves_the_picture_alone(photo: Path, tokenizer, tmp_path: Path, capsys) -> None:
@@ -116,7 +129,10 @@ def test_an_answer_without_regions_leaves_the_picture_alone(photo: Path, tokeniz
         config = config_of(photo, protocol=protocol)
         eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
         said = told(capsys)
-        assert said["regions"] == "none, so there is no crop: the answer has a wrong form (tags)" and said["whole picture, no zoom"] == "red"
+        assert (
+            said["regions"] == "none, so there is no crop: the answer has a wrong form (tags)"
+            and said["whole picture, no zoom"] == "red"
+        )
         assert "picture and crops" not in said and "crop 1 alone" not in said
 
 
@@ -168,15 +184,18 @@ def test_png_and_page_show_the_same_words(photo: Path, tokenizer, tmp_path: Path
     assert "true box" not in page and "default-src 'none'" in page
     with Image.open(tmp_path / "photo.png.looked.png") as drawn:
         pixels = np.asarray(drawn)
-        assert drawn.width == 446 and (np.abs(pixels.astype(int) - pictures.REGION).sum(axis=2) < 30).sum() > 100
+        assert drawn.width == 446 and (np.abs(pixels.astype(int) - drawing.REGION).sum(axis=2) < 30).sum() > 100
 
 
 def test_long_words_are_broken_to_the_width_of_the_panel() -> None:
-    short, long = pictures.words_panel([("a", "b")], 300), pictures.words_panel([("a", "b" * 200 + " c" * 100), ("x", "")], 300)
+    short, long = (
+        drawing.words_panel([("a", "b")], 300),
+        drawing.words_panel([("a", "b" * 200 + " c" * 100), ("x", "")], 300),
+    )
     assert short.width == long.width == 300 and long.height > 4 * short.height
-    assert pictures.words_panel([], 300).width == 300
+    assert drawing.words_panel([], 300).width == 300
     right_edge = np.asarray(long)[:, -8:]
-    assert (right_edge == pictures.PAPER).all()
+    assert (right_edge == drawing.PAPER).all()
 
 
 def test_a_photo_is_never_replaced(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
@@ -188,7 +207,10 @@ def test_a_photo_is_never_replaced(checkpoint: str, evaluate, tmp_path: Path) ->
     for _ in range(2):
         assert evaluate(*ask, "--image", str(tmp_path / "IMG.png"))[1] == ""
     printed, complaint = evaluate(*ask[:2], "--image", str(tmp_path / "IMG.jpg"), *ask[2:])
-    assert complaint.startswith(f"activeo3: {tmp_path / 'IMG.jpg.looked.png'} was not written by activeo3") and printed == ""
+    assert (
+        complaint.startswith(f"activeo3: {tmp_path / 'IMG.jpg.looked.png'} was not written by activeo3")
+        and printed == ""
+    )
     assert {path: path.read_bytes() for path in before} == before
     assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} == {
         ".activeo3", "IMG.png.looked.png", "IMG.png.looked.html",
@@ -202,11 +224,17 @@ def test_names_are_as_long_as_a_file_system_takes() -> None:
     assert eval_demo.names(config_of(Path("a/IMG.jpg"))) == ("IMG.jpg.looked.png", "IMG.jpg.looked.html")
 
 
-def test_the_script_answers_with_the_checkpoint_itself(make_vlm: Callable, evaluate, photo: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_script_answers_with_the_checkpoint_itself(
+    make_vlm: Callable, evaluate, photo: Path, tmp_path: Path
+) -> None:  # noqa: F811
     """Its start policy is not even there. A run that was trained to zoom in turns is asked so."""
     for task, words in (("sense", "regions:  none"), ("zoom_qa", "answer:  no answer")):
         trained = tmp_path / task / "checkpoint-3"
         make_vlm("qwen2_5_vl", seed=1).save(trained)
-        (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": "/gone", "task": task}}))
-        printed, complaint = evaluate("--checkpoint", str(trained), "--image", str(photo), "--question", QUESTION, *SMALL)
+        (trained / "activeo3.json").write_text(
+            json.dumps({"step": 3, "world": 1, "config": {"model": "/gone", "task": task}})
+        )
+        printed, complaint = evaluate(
+            "--checkpoint", str(trained), "--image", str(photo), "--question", QUESTION, *SMALL
+        )
         assert complaint == "" and words in printed and (trained / "eval" / "photo.png.looked.html").exists()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_soda import driving_set
+from test_data_soda import driving_set
 
-from activeo3 import eval_tiles, geometry, results
-from activeo3.datasets import open_dataset
+from activeo3 import eval_output, eval_tiles, geometry
+from activeo3.data import open_dataset
 from activeo3.eval_tiles import merged_tiles, on_whole_pictures
 from activeo3.headlines import headlines
-from activeo3.schema import Example, Outcome
+from activeo3.types import Example, TaskResult
 
 SIZE = (230, 170)
 RANGES = {"_s": (0, 1024), "_eS": (0, 144), "_rS": (144, 400), "_gS": (400, 1024), "_N": (1024, 2000), "": (0, 1e10)}
@@ -34,14 +34,14 @@ def tiles_of(root: Path, seed: int) -> tuple[list[dict], list[Example]]:
     return rows, list(data)
 
 
-def perturbed(examples: list[Example], seed: int) -> list[Outcome]:
+def perturbed(examples: list[Example], seed: int) -> list[TaskResult]:
     """Detections near most true boxes of every tile, and false ones, in no order."""
     rng = np.random.default_rng(seed)
     found = []
     for example in examples:
         boxes = example.boxes_px[rng.random(len(example.boxes_px)) < 0.8]
         boxes = np.concatenate([boxes + rng.normal(0, 1, boxes.shape), rng.uniform(0, 40, (2, 4)) + [0, 0, 40, 40]])
-        found.append(Outcome(boxes, rng.integers(1, 9, len(boxes)) / 8, calls=2, tokens=5))
+        found.append(TaskResult(boxes, rng.integers(1, 9, len(boxes)) / 8, calls=2, tokens=5))
     return found
 
 
@@ -79,7 +79,11 @@ def test_whole_pictures_by_cocoeval_with_the_authors_classes(tmp_path: Path, see
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": [{"id": 1}], "categories": [{"id": c} for c in (1, 2, 3)], "annotations": annotations}
+        truth.dataset = {
+            "images": [{"id": 1}],
+            "categories": [{"id": c} for c in (1, 2, 3)],
+            "annotations": annotations,
+        }
         truth.createIndex()
         run = COCOeval(truth, truth.loadRes(detections), "bbox")
         run.params.areaRng = [list(limits) for limits in RANGES.values()]
@@ -88,21 +92,26 @@ def test_whole_pictures_by_cocoeval_with_the_authors_classes(tmp_path: Path, see
     ours = on_whole_pictures(examples, outcomes, resamples=0)
     compared = 0
     for k, size in enumerate(RANGES):
-        precision, recall = run.eval["precision"][:, :, :, k, 0], run.eval["recall"][:, :, k, 1]  # AP of 100, AR of 1,000
+        precision, recall = (
+            run.eval["precision"][:, :, :, k, 0],
+            run.eval["recall"][:, :, k, 1],
+        )  # AP of 100, AR of 1,000
         if (precision > -1).any():
             assert ours[f"AP{size}_whole"].value == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
             assert ours[f"AR{size}_whole"].value == pytest.approx(recall[recall > -1].mean(), abs=1e-9)
             compared += 1
         if size == "_s":  # the authors' AP50 and AP75
             for name, t in (("50", 0), ("75", 5)):
-                assert ours[f"AP{name}_s_whole"].value == pytest.approx(precision[t][precision[t] > -1].mean(), abs=1e-9)
+                assert ours[f"AP{name}_s_whole"].value == pytest.approx(
+                    precision[t][precision[t] > -1].mean(), abs=1e-9
+                )
     assert compared >= 5 and 0.05 < ours["AP_s_whole"].value < 0.95
 
 
 def test_what_two_tiles_have_found_counts_once(tmp_path: Path) -> None:
     """The tiles' own true boxes, found in every tile that has them, are the whole truth, and nothing is found twice."""
     _, examples = tiles_of(tmp_path, 0)
-    perfect = [Outcome(e.boxes_px[e.asked_for], np.ones(e.asked_for.sum()), calls=2, tokens=5) for e in examples]
+    perfect = [TaskResult(e.boxes_px[e.asked_for], np.ones(e.asked_for.sum()), calls=2, tokens=5) for e in examples]
     wholes, merged = merged_tiles(examples, perfect)
     assert [(e.query, e.image_id) for e in wholes] == [("people", 1), ("rider", 1), ("bicycle", 1)]
     for whole, outcome in zip(wholes, merged):
@@ -124,7 +133,7 @@ def test_a_picture_counts_with_all_of_its_tiles(tmp_path: Path) -> None:
     assert {e.category_id for e in wholes} == {1, 2, 3} - {last}
     assert on_whole_pictures(examples[:1], outcomes[:1], 0) == {}  # not one picture is complete
     plain = open_dataset("soda_d", "val", str(tmp_path), tile=0)
-    assert on_whole_pictures(list(plain), [Outcome(np.zeros((0, 4)), np.zeros(0))] * len(plain), 0) == {}
+    assert on_whole_pictures(list(plain), [TaskResult(np.zeros((0, 4)), np.zeros(0))] * len(plain), 0) == {}
     assert "AP_eS_whole" in headlines(examples, outcomes, 0)
 
 
@@ -133,10 +142,22 @@ def test_the_table_of_whole_pictures(tmp_path: Path) -> None:
     metrics = headlines(examples, perturbed(examples, 2), 0)
     row = {"benchmark": "soda_d", "method": "grid", "checkpoint": "", "task_model": "mllm", "budget": 3, "n": 1,
            "failures": {}, "metrics": metrics}  # fmt: skip
-    cells, columns = results.whole_table([row])
-    assert columns == ["method", "AP_s", "AP50_s", "AP75_s", "AP_eS", "AP_rS", "AP_gS", "AP_N", "AR_s", "AP10_s", "AR10_s"]
-    assert cells[0]["AP_eS"] == metrics["AP_eS_whole"] and results.whole_table([row | {"metrics": {}}])[1] == []
-    titles = [title for title, *_ in results.titled([row])]
+    cells, columns = eval_output.whole_table([row])
+    assert columns == [
+        "method",
+        "AP_s",
+        "AP50_s",
+        "AP75_s",
+        "AP_eS",
+        "AP_rS",
+        "AP_gS",
+        "AP_N",
+        "AR_s",
+        "AP10_s",
+        "AR10_s",
+    ]
+    assert cells[0]["AP_eS"] == metrics["AP_eS_whole"] and eval_output.whole_table([row | {"metrics": {}}])[1] == []
+    titles = [title for title, *_ in eval_output.titled([row])]
     assert "soda_d, tiles merged back into whole pictures" in titles
     said = re.findall(r"\w+_whole", eval_tiles.__doc__ or "")
-    assert set(said) <= set(metrics) and set(results.WHOLE) <= set(metrics)
+    assert set(said) <= set(metrics) and set(eval_output.WHOLE) <= set(metrics)

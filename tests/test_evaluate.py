@@ -10,13 +10,13 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
-
-from activeo3 import eval_demo, locks, outputs, results
-from activeo3.eval_config import EvalConfig
-from activeo3.models import VisionLanguageModel
-from activeo3.schema import Example
 from test_lvis import lvis_folder, theirs
-from test_results import STATS, scored_by_pycocotools
+from test_eval_output import STATS, scored_by_pycocotools
+
+from activeo3 import eval_demo, eval_output, locks, outputs
+from activeo3.eval_config import EvalConfig
+from activeo3.model import VisionLanguageModel
+from activeo3.types import Example
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
@@ -58,7 +58,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["benchmark"], row["method"], row["n"]) for row in rows] == [("scenes", name, 4) for name in methods]
     for row in rows:
-        assert set(row["metrics"]) > set(results.COLUMNS) - {"method"}
+        assert set(row["metrics"]) > set(eval_output.COLUMNS) - {"method"}
         low, high = row["intervals"]["region_recall"]
         assert low <= row["metrics"]["region_recall"] <= high
     assert rows[2]["metrics"]["region_recall"] == 1.0
@@ -73,7 +73,9 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     assert "| recall_inside " in printed or " recall_inside |" in printed
 
 
-def test_methods_times_task_models_and_pycocotools_agrees(checkpoint: str, make_detector, evaluate, tmp_path: Path) -> None:
+def test_methods_times_task_models_and_pycocotools_agrees(
+    checkpoint: str, make_detector, evaluate, tmp_path: Path
+) -> None:
     methods, models = ["direct", "repeat", "grid", "oracle-regions"], ["mllm", "grounding-dino", "oracle"]
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--limit", "4", "--methods", *methods, "--output_dir", str(tmp_path), *SMALL,
@@ -82,7 +84,9 @@ def test_methods_times_task_models_and_pycocotools_agrees(checkpoint: str, make_
     )  # fmt: skip
     assert complaint == ""
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [(row["method"], row["task_model"]) for row in rows] == [(method, model) for method in methods for model in models]
+    assert [(row["method"], row["task_model"]) for row in rows] == [
+        (method, model) for method in methods for model in models
+    ]
     for file, cell in (("results.md", "| {} "), ("results.tex", "& {} &")):
         assert all((tmp_path / file).read_text().count(cell.format(model)) == 2 * len(methods) for model in models)
     assert "| task_model " in printed and "AP50_black" in printed
@@ -108,7 +112,9 @@ def test_the_columns_of_a_table_are_chosen(checkpoint: str, evaluate, tmp_path: 
         assert complaint.startswith("activeo3: --columns ") and "\n" not in complaint
 
 
-def test_another_language_model_acts_and_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path, monkeypatch) -> None:
+def test_another_language_model_acts_and_is_named(
+    make_vlm, checkpoint: str, evaluate, tmp_path: Path, monkeypatch
+) -> None:
     """Of the other family, on the crops of all rows; the start policy is asked for nothing but regions."""
     other, asked, encode = tmp_path / "large", [], VisionLanguageModel.encode
     make_vlm("qwen2_5_vl", seed=3).save(other)
@@ -118,13 +124,25 @@ def test_another_language_model_acts_and_is_named(make_vlm, checkpoint: str, eva
         return encode(self, views, texts, *names)
 
     monkeypatch.setattr(VisionLanguageModel, "encode", listen)
-    flags = ["--checkpoint", checkpoint, "--limit", "2", "--task_checkpoint", str(other), "--output_dir", str(tmp_path / "out"), *SMALL]
+    flags = [
+        "--checkpoint",
+        checkpoint,
+        "--limit",
+        "2",
+        "--task_checkpoint",
+        str(other),
+        "--output_dir",
+        str(tmp_path / "out"),
+        *SMALL,
+    ]
     assert evaluate(*flags, "--methods", "grid", "cot", "--task_model", "mllm", "oracle")[1] == ""
     assert {pair for pair in asked if pair[1] == "Find"} == {("qwen2_5_vl", "Find")} and ("qwen3_vl", "Where") in asked
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [row["task_model"] for row in rows] == ["mllm-large", "oracle"] * 2
     printed, complaint = evaluate(*flags, "--methods", "grid")
-    assert complaint == "" and "| mllm-large" in printed  # a single task model is named as well, if it is not the start policy
+    assert (
+        complaint == "" and "| mllm-large" in printed
+    )  # a single task model is named as well, if it is not the start policy
 
 
 def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
@@ -142,25 +160,36 @@ def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     truth = json.loads((tmp_path / "out" / "truth-coco.json").read_text())
     absent = sum(len(row["neg_category_ids"]) for row in truth["images"])
-    assert {row["n"] for row in rows} == {absent + len({(a["image_id"], a["category_id"]) for a in truth["annotations"]})}
+    assert {row["n"] for row in rows} == {
+        absent + len({(a["image_id"], a["category_id"]) for a in truth["annotations"]})
+    }
     assert absent == round(rows[0]["n"] / 5)
     for row in rows:
         found = tmp_path / "out" / f"predictions-coco-{row['method']}-{row['task_model']}.json"
         other = theirs(monkeypatch, tmp_path / "out" / "truth-coco.json", found)
-        assert row["metrics"]["AP"] == pytest.approx(other["AP"], abs=1e-9) and row["metrics"]["AR"] == pytest.approx(other["AR"], abs=1e-9)
+        assert row["metrics"]["AP"] == pytest.approx(other["AP"], abs=1e-9) and row["metrics"]["AR"] == pytest.approx(
+            other["AR"], abs=1e-9
+        )
     best = [row["metrics"]["AP"] for row in rows if (row["method"], row["task_model"]) == ("direct", "oracle")]
     assert best[0] > 0.9  # boxes of one query that overlap are merged
     inventive = [row for row in rows if row["task_model"] == "grounding-dino" and row["method"] == "direct"][0]
     assert inventive["failures"]["FP"] > 0
 
 
-def test_a_checkpoint_is_compared_with_what_it_was_trained_from(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
+def test_a_checkpoint_is_compared_with_what_it_was_trained_from(
+    make_vlm, checkpoint: str, evaluate, tmp_path: Path
+) -> None:
     trained = tmp_path / "checkpoint-3"
     make_vlm("qwen3_vl", seed=1).save(trained)
     (trained / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": {"model": checkpoint}}))
     printed, complaint = evaluate("--checkpoint", str(trained), "--limit", "2", "--methods", "cot", "active", *SMALL)
     assert complaint == ""
-    assert {path.name for path in (trained / "eval").iterdir()} >= {"results.json", "scenes.html", "predictions-scenes-cot.json", "predictions-scenes-active.json"}
+    assert {path.name for path in (trained / "eval").iterdir()} >= {
+        "results.json",
+        "scenes.html",
+        "predictions-scenes-cot.json",
+        "predictions-scenes-active.json",
+    }
     page = (trained / "eval" / "scenes.html").read_text()
     assert "cot" in page and "active" in page and str(trained) in page
 
@@ -179,7 +208,11 @@ def test_results_of_a_hub_model_make_no_folder_that_hides_it(tmp_path: Path, mon
     config, folder = script["EvalConfig"], script["output_folder"]
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     assert folder(config(checkpoint=("run/checkpoint-3",))) == Path("run/checkpoint-3/eval")
-    assert folder(config(checkpoint=("owner/model",))) == folder(config(checkpoint=("run/checkpoint-3", "b"))) == Path("eval")
+    assert (
+        folder(config(checkpoint=("owner/model",)))
+        == folder(config(checkpoint=("run/checkpoint-3", "b")))
+        == Path("eval")
+    )
     assert folder(config(checkpoint=("owner/model",), output_dir="mine")) == Path("mine")
 
 
@@ -276,7 +309,10 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
         (["--checkpoint", "x", "--limit", "many"], ("--limit", "'many'")),
         (["--checkpoint", "x", "x"], ("--checkpoint names x twice",)),
         (["--checkpoint", "a/b", "c/d"], ("different start policies, a/b and c/d", "--start")),
-        (["--checkpoint", str(ROOT / "data" / "tiny"), "no/such/folder", "--start", str(ROOT / "data" / "tiny")], ("no/such/folder",)),
+        (
+            ["--checkpoint", str(ROOT / "data" / "tiny"), "no/such/folder", "--start", str(ROOT / "data" / "tiny")],
+            ("no/such/folder",),
+        ),
         (["--checkpoint", "x", "y", "--image", "photo.jpg", "--find", "dot"], ("--image", "one --checkpoint")),
         (["--checkpoint", "x", "--budgets", "3", "11"], ("--budgets 3 11", "1 to 10")),
         (["--checkpoint", "x", "--budgets", "few"], ("--budgets", "'few'")),
@@ -290,14 +326,22 @@ def test_what_cannot_be_used_is_one_sentence(argv: list[str], words: tuple[str, 
     assert printed == ""
 
 
-@pytest.mark.parametrize("value, reason", [(1e38, "gives logits that are not finite"), (float("nan"), "has weights that are not finite")])
-def test_a_policy_that_gives_no_numbers_is_named_with_its_weight(value: float, reason: str, make_vlm, evaluate, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "value, reason", [(1e38, "gives logits that are not finite"), (float("nan"), "has weights that are not finite")]
+)
+def test_a_policy_that_gives_no_numbers_is_named_with_its_weight(
+    value: float, reason: str, make_vlm, evaluate, tmp_path: Path
+) -> None:
     """Finite weights can be of no use: what decides is what they make of a picture."""
     vlm, where = make_vlm("qwen3_vl"), "model.language_model.layers.1.mlp.down_proj.weight"
     vlm.model.get_parameter(where).data[3] = value
     vlm.save(tmp_path)
     _, complaint = evaluate("--checkpoint", str(tmp_path), "--limit", "1", "--methods", "active", *SMALL)
-    assert complaint.startswith(f"activeo3: {tmp_path} {reason}") and where in complaint and "use an earlier checkpoint." in complaint
+    assert (
+        complaint.startswith(f"activeo3: {tmp_path} {reason}")
+        and where in complaint
+        and "use an earlier checkpoint." in complaint
+    )
 
 
 def test_a_start_policy_that_is_gone_is_named(make_vlm, checkpoint: str, evaluate, tmp_path: Path) -> None:
@@ -314,16 +358,27 @@ def test_a_checkpoint_that_says_nothing_of_its_run_is_named(text: str, evaluate,
     assert complaint.startswith(f"activeo3: {tmp_path / 'activeo3.json'}") and "\n" not in complaint
 
 
-def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(checkpoint: str, evaluate, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_named_before_the_work(
+    checkpoint: str, evaluate, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        printed, complaint = evaluate("--checkpoint", checkpoint, "--limit", "1", "--methods", "grid", "--output_dir", str(folder), *SMALL)
-        assert complaint.startswith(f"activeo3: --output_dir {folder} is no folder that can be written to") and printed == ""
+        printed, complaint = evaluate(
+            "--checkpoint", checkpoint, "--limit", "1", "--methods", "grid", "--output_dir", str(folder), *SMALL
+        )
+        assert (
+            complaint.startswith(f"activeo3: --output_dir {folder} is no folder that can be written to")
+            and printed == ""
+        )
 
 
 def test_a_shell_sees_one_sentence_and_exit_code_1() -> None:
     ended = subprocess.run(
-        [sys.executable, "evaluate.py", "--checkpoint", "./nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "evaluate.py", "--checkpoint", "./nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.splitlines()[-1].startswith("activeo3: the model folder ./nowhere does not exist")

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from activeo3 import evidence as room
 from activeo3 import geometry
-from activeo3.evidence import Asked, asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.config import TrainConfig
-from activeo3.files import DataError
+from activeo3.data_io import DataError
+from activeo3.data_scenes import example
+from activeo3.evidence import Asked, asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.geometry import Frame, as_boxes
-from activeo3.scenes import example
-from activeo3.schema import Region, Zoom
-from activeo3.zooms import Limits, judged, read_turn
+from activeo3.types import Region, Zoom
+from activeo3.zoom_calls import Limits, judged, read_turn
 
 SIZE = (1000, 1000)
 FRAME = Frame((0, 0, 1000, 1000), (1000, 1000))
@@ -79,6 +79,7 @@ def test_likeness_follows_the_recursive_definition_of_edits(a: str, b: str) -> N
 
 def anls_of_the_script(said: str, answers: list[str]) -> float:
     """DocVQA's own script, written again: the least normalised distance, and nothing below a likeness of 0.5."""
+
     def distance(a: str, b: str) -> int:
         row = list(range(len(b) + 1))
         for i, letter in enumerate(a, 1):
@@ -88,7 +89,9 @@ def anls_of_the_script(said: str, answers: list[str]) -> float:
         return row[-1]
 
     tidy = [" ".join(text.strip().lower().split()) for text in (said, *answers)]
-    shares = [distance(text, tidy[0]) / max(len(answer.upper()), len(said.upper())) for text, answer in zip(tidy[1:], answers)]
+    shares = [
+        distance(text, tidy[0]) / max(len(answer.upper()), len(said.upper())) for text, answer in zip(tidy[1:], answers)
+    ]
     return 1 - min(shares) if 1 - min(shares) >= 0.5 else 0.0
 
 
@@ -96,7 +99,10 @@ def test_anls_is_that_of_docvqas_script() -> None:
     drawn = random.Random(0)
     for _ in range(200):
         said, *answers = ("".join(drawn.choices("aAbB1$ ", k=drawn.randint(1, 7))).strip() or "x" for _ in range(3))
-        said, answers = " ".join(said.split()), [" ".join(answer.split()) for answer in answers]  # else see the deviation
+        said, answers = (
+            " ".join(said.split()),
+            [" ".join(answer.split()) for answer in answers],
+        )  # else see the deviation
         assert rightness(said, Asked("?", tuple(answers), "anls")) == pytest.approx(anls_of_the_script(said, answers))
 
 
@@ -104,12 +110,16 @@ def test_anls_as_docvqa_defines_it() -> None:
     assert likeness("ITC  Limited", "itc limited") == 1.0
     assert likeness("abcd", "abxy") == 0.5 and likeness("abcd", "axyz") == 0.0  # tau itself counts
     assert likeness("", "") == 1.0 and likeness("", "a") == 0.0
-    assert rightness("abcde", Asked("?", ("x", "abcdx", "abcd"), "anls")) == pytest.approx(0.8)  # the best of the aliases
+    assert rightness("abcde", Asked("?", ("x", "abcdx", "abcd"), "anls")) == pytest.approx(
+        0.8
+    )  # the best of the aliases
 
 
 def test_a_choice_is_read_as_the_benchmarks_read_it() -> None:
     asked = Asked("?", ("B",), "choice", ("The dog is red.", "blue", "green", "dark blue"))
-    assert [rightness(text, asked) for text in ("b", "(B)", "B) blue", "B - blue", "BLUE", "The answer is B.")] == [1.0] * 6
+    assert [rightness(text, asked) for text in ("b", "(B)", "B) blue", "B - blue", "BLUE", "The answer is B.")] == [
+        1.0
+    ] * 6
     assert [rightness(text, asked) for text in ("", "E", "red", "dark blue", "A or B", "green")] == [0.0] * 6
 
 
@@ -129,7 +139,9 @@ def test_an_example_that_asks_nothing_is_one_sentence() -> None:
     mute = type(picture)("a", picture.image, "red star", picture.boxes_px)
     with pytest.raises(DataError, match="^example a asks nothing that is answered in words"):
         asked_of(mute)
-    odd = type(picture)("a", picture.image, "?", picture.boxes_px, fields={"question": "?", "answer": "1", "kind": "poem"})
+    odd = type(picture)(
+        "a", picture.image, "?", picture.boxes_px, fields={"question": "?", "answer": "1", "kind": "poem"}
+    )
     with pytest.raises(DataError, match="example a has an answer of kind 'poem'; known are exact, number"):
         asked_of(odd)
 
@@ -137,7 +149,9 @@ def test_an_example_that_asks_nothing_is_one_sentence() -> None:
 # ---------------------------------------------------------------------- did it look where the evidence is?
 
 boxes = st.lists(
-    st.tuples(*[st.integers(0, 30)] * 4).map(lambda b: [min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]) + 1, max(b[1], b[3]) + 1]),
+    st.tuples(*[st.integers(0, 30)] * 4).map(
+        lambda b: [min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]) + 1, max(b[1], b[3]) + 1]
+    ),
     max_size=4,
 )
 
@@ -171,7 +185,10 @@ def test_neither_repeats_nor_order_earn_anything(regions: list, truth: list, cha
 def test_a_look_at_nothing_new_never_earns(regions: list, truth: list) -> None:
     for extra in regions:
         beside = [box for box in truth if geometry.intersection(as_boxes([box]), as_boxes([extra]))[0, 0] == 0]
-        with_extra, without = (evidence(as_boxes(part), as_boxes(beside), (32, 32)) for part in (regions, [r for r in regions if r != extra]))
+        with_extra, without = (
+            evidence(as_boxes(part), as_boxes(beside), (32, 32))
+            for part in (regions, [r for r in regions if r != extra])
+        )
         assert with_extra <= without + 1e-12
 
 
@@ -213,19 +230,29 @@ def test_the_formula_of_the_reference_gives_its_measured_values(name: str) -> No
 
 
 def test_the_reference_can_be_farmed_and_ours_cannot() -> None:
-    assert total("wrong, targeted x3", per_call=True) > total("wrong, whole picture x3", per_call=True) > total("right, no zoom", per_call=True)
+    assert (
+        total("wrong, targeted x3", per_call=True)
+        > total("wrong, whole picture x3", per_call=True)
+        > total("right, no zoom", per_call=True)
+    )
     ours = {name: total(name) for name in TRACES}
     right, wrong = ([ours[name] for name in TRACES if name.startswith(side)] for side in ("right", "wrong"))
     assert min(right) > max(wrong)
     assert ours["right, targeted"] > ours["right, no zoom"]  # looking pays,
-    assert ours["right, no zoom"] > max(ours[name] for name in TRACES if name.startswith("right") and name.split(", ")[1] not in ("targeted", "no zoom"))  # but only in the right place
-    assert ours["wrong, no zoom"] > ours["wrong, targeted"] > ours["wrong, targeted x3"] == ours["wrong, whole picture x3"]
+    assert ours["right, no zoom"] > max(
+        ours[name] for name in TRACES if name.startswith("right") and name.split(", ")[1] not in ("targeted", "no zoom")
+    )  # but only in the right place
+    assert (
+        ours["wrong, no zoom"] > ours["wrong, targeted"] > ours["wrong, targeted x3"] == ours["wrong, whole picture x3"]
+    )
     assert ours["right, targeted"] == pytest.approx(1 + 0.35 * (1 - 0.24 * 0.2) - 0.05)
 
 
 def test_even_without_the_gate_no_wrong_answer_beats_a_right_one() -> None:
     ungated = {name: total(name, gated=False) for name in TRACES}
-    assert max(ungated[name] for name in TRACES if name.startswith("wrong")) < min(ungated[name] for name in TRACES if name.startswith("right"))
+    assert max(ungated[name] for name in TRACES if name.startswith("wrong")) < min(
+        ungated[name] for name in TRACES if name.startswith("right")
+    )
     assert ungated["wrong, targeted"] > ungated["wrong, targeted x3"] > ungated["wrong, whole picture x3"]
 
 
@@ -248,6 +275,8 @@ def test_a_region_that_was_refused_was_not_looked_at() -> None:
 
 
 def test_evidence_does_not_depend_on_the_order_of_nested_looks() -> None:
-    looks = [Zoom("zoom_executed", Region(*box)) for box in ((600, 0, 1000, 400), (700, 80, 940, 280), (0, 0, 100, 100))]
+    looks = [
+        Zoom("zoom_executed", Region(*box)) for box in ((600, 0, 1000, 400), (700, 80, 940, 280), (0, 0, 100, 100))
+    ]
     values = {terms("42", order, QUESTION, SIZE)["evidence"] for order in permutations(looks)}
     assert len(values) == 1 and values.pop() == pytest.approx(1 - 0.17)

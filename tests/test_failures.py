@@ -8,7 +8,7 @@ from PIL import Image
 
 from activeo3.failures import COLUMNS, failures
 from activeo3.geometry import as_boxes
-from activeo3.schema import Example, Outcome, Region
+from activeo3.types import Example, Region, TaskResult
 
 IMAGE = Image.new("RGB", (400, 400))
 LEFT = (Region(0.0, 0.0, 200.0, 400.0),)
@@ -18,8 +18,8 @@ def example(boxes: list, name: str = "a", crowd: list | None = None) -> Example:
     return Example(name, IMAGE, "dot", as_boxes(boxes), crowd=None if crowd is None else np.array(crowd))
 
 
-def outcome(*boxes: tuple) -> Outcome:
-    return Outcome(as_boxes(boxes), np.ones(len(boxes)))
+def outcome(*boxes: tuple) -> TaskResult:
+    return TaskResult(as_boxes(boxes), np.ones(len(boxes)))
 
 
 def test_every_box_is_counted_where_it_was_won_or_lost() -> None:

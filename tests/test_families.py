@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.families import FAMILIES, check_notes, scoring_of
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 
 CONFIG = TrainConfig()
 EPISODES = replace(CONFIG, task="zoom_qa")
@@ -20,7 +20,9 @@ DOCS = Path(__file__).parent.parent / "docs" / "families.md"
 
 
 @torch.no_grad()
-def test_every_family_is_saved_and_loaded(every_family: VisionLanguageModel, picture: Callable[..., Image.Image], tmp_path: Path) -> None:
+def test_every_family_is_saved_and_loaded(
+    every_family: VisionLanguageModel, picture: Callable[..., Image.Image], tmp_path: Path
+) -> None:
     """By plain transformers and by us: the same class, the same answer's logits, bit for bit."""
     vlm = every_family
     vlm.save(tmp_path)
@@ -53,7 +55,10 @@ def test_a_run_is_scored_as_its_family_needs(family: str) -> None:
         assert scoring_of(family, replace(CONFIG, scoring="cached"), sees) == "cached"
     assert scoring_of(family, EPISODES, False) == ("cached" if states else "packed")
     assert scoring_of(family, EPISODES, True) == ("rows" if states else "packed")
-    with pytest.raises(ConfigError, match="^--scoring cached reads the crops .* set --train_only to the text tower, or use --scoring rows.$"):
+    with pytest.raises(
+        ConfigError,
+        match="^--scoring cached reads the crops .* set --train_only to the text tower, or use --scoring rows.$",
+    ):
         scoring_of(family, replace(EPISODES, scoring="cached"), True)
 
 
@@ -64,9 +69,13 @@ def test_what_a_running_state_cannot_do_is_one_sentence(family: str) -> None:
         check_notes(family, notes)
         assert scoring_of(family, packed, True) == "packed"
         return
-    with pytest.raises(ConfigError, match=f"^--scoring packed .* a {family} model has layers with a running state .* at auto.$"):
+    with pytest.raises(
+        ConfigError, match=f"^--scoring packed .* a {family} model has layers with a running state .* at auto.$"
+    ):
         scoring_of(family, packed, True)
-    with pytest.raises(ConfigError, match=f"^--memory notes .* a {family} model takes every view .* use --memory views.$"):
+    with pytest.raises(
+        ConfigError, match=f"^--memory notes .* a {family} model takes every view .* use --memory views.$"
+    ):
         check_notes(family, notes)
     check_notes(family, EPISODES)
     check_notes(family, EvalConfig(checkpoint=("data/tiny",)))

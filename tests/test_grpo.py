@@ -79,9 +79,7 @@ def loop_loss(
 
 
 def loss_of(batch: dict[str, Tensor], weight: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    return policy_loss(
-        batch["logp"], batch["old_logp"], batch["ref_logp"], batch["advantage"], weight, **options
-    )
+    return policy_loss(batch["logp"], batch["old_logp"], batch["ref_logp"], batch["advantage"], weight, **options)
 
 
 def weights_of(batch: dict[str, Tensor], normalise: str = "response", longest: int = 6) -> Tensor:
@@ -147,7 +145,9 @@ def test_the_smallest_differences_neither_overflow_nor_vanish() -> None:
 
 @pytest.mark.parametrize("hidden", [9.0, math.nan, math.inf, -math.inf])
 def test_an_answer_that_is_not_scored_takes_no_part_whatever_its_reward(hidden: float) -> None:
-    rewards = torch.tensor([[1.0, hidden, 3.0, 5.0], [2.0, hidden, hidden, 2.0], [hidden] * 4, [7.0, hidden, hidden, hidden]])
+    rewards = torch.tensor(
+        [[1.0, hidden, 3.0, 5.0], [2.0, hidden, hidden, 2.0], [hidden] * 4, [7.0, hidden, hidden, hidden]]
+    )
     scored = torch.tensor([[1, 0, 1, 1], [1, 0, 0, 1], [0] * 4, [1, 0, 0, 0]]).bool()
     advantages = group_advantages(rewards, scored=scored)
     rest = group_advantages(torch.tensor([[1.0, 3.0, 5.0]]))[0].tolist()
@@ -229,7 +229,13 @@ def scored_of(rewards: Tensor) -> Tensor:
     return ~rewards.isnan()
 
 
-REWARDS = [[1.0, 3.0, 3.5, 0.25], [2.0] * 4, [-1.0, 5.0, 0.0, 0.0], [4.0, math.nan, 1.0, 2.0], [math.nan, 7.0, math.nan, math.nan]]
+REWARDS = [
+    [1.0, 3.0, 3.5, 0.25],
+    [2.0] * 4,
+    [-1.0, 5.0, 0.0, 0.0],
+    [4.0, math.nan, 1.0, 2.0],
+    [math.nan, 7.0, math.nan, math.nan],
+]
 
 
 @pytest.mark.parametrize("kind", RELATIVES)
@@ -243,7 +249,11 @@ def test_the_relatives_are_what_their_papers_write(kind: str) -> None:
 
 
 masked_groups = st.integers(2, 6).flatmap(
-    lambda G: st.lists(st.lists(st.tuples(st.floats(-100, 100, width=16), st.booleans()), min_size=G, max_size=G), min_size=1, max_size=4)
+    lambda G: st.lists(
+        st.lists(st.tuples(st.floats(-100, 100, width=16), st.booleans()), min_size=G, max_size=G),
+        min_size=1,
+        max_size=4,
+    )
 )
 
 
@@ -333,11 +343,16 @@ def laid_out(lengths: list[list[int]], T: int) -> tuple[Tensor, int]:
 
 
 def naive_logps(
-    logits: Tensor, tokens: Tensor, columns: Tensor, sampled: Tensor, temperature: float, forbidden: tuple[int, ...]
+    logits: Tensor,
+    tokens: Tensor,
+    columns: Tensor,
+    sampled: Tensor,
+    temperature: float,
+    suppressed_ids: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
     """Loops over the tokens with an explicit shift; logits[:, 0] is the prompt's last column."""
     logp, entropy = torch.zeros(tokens.shape), torch.zeros(tokens.shape)
-    allowed = [i for i in range(logits.shape[-1]) if i not in forbidden]
+    allowed = [i for i in range(logits.shape[-1]) if i not in suppressed_ids]
     for p, g, t in sampled.nonzero().tolist():
         scores = logits[p, 0] if t == 0 else logits[p, 1:][columns[p, g, t - 1]]
         distribution = Categorical(logits=scores[allowed] / temperature)
@@ -347,10 +362,10 @@ def naive_logps(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
-@pytest.mark.parametrize("forbidden", [(), (3, 7)])
+@pytest.mark.parametrize("suppressed_ids", [(), (3, 7)])
 @pytest.mark.parametrize("lengths", [[[4, 2, 1], [3, 3, 4]], [[1, 1], [1, 1]]])
 def test_log_probabilities_are_those_of_a_loop(
-    temperature: float, forbidden: tuple[int, ...], lengths: list[list[int]]
+    temperature: float, suppressed_ids: tuple[int, ...], lengths: list[list[int]]
 ) -> None:
     T = max(map(max, lengths))
     columns, W = laid_out(lengths, T)
@@ -359,8 +374,8 @@ def test_log_probabilities_are_those_of_a_loop(
     drawn = torch.randint(7, columns.shape, generator=torch.Generator().manual_seed(1))
     tokens = torch.tensor([0, 1, 2, 4, 5, 6, 8])[drawn]
     logits.requires_grad_(True)
-    logp, entropy = answer_logps(logits, tokens, columns, temperature, forbidden)
-    expected_logp, expected_entropy = naive_logps(logits, tokens, columns, sampled, temperature, forbidden)
+    logp, entropy = answer_logps(logits, tokens, columns, temperature, suppressed_ids)
+    expected_logp, expected_entropy = naive_logps(logits, tokens, columns, sampled, temperature, suppressed_ids)
     torch.testing.assert_close(logp[sampled], expected_logp[sampled])
     torch.testing.assert_close(entropy[sampled], expected_entropy[sampled])
     assert logp.requires_grad and not entropy.requires_grad
@@ -368,7 +383,7 @@ def test_log_probabilities_are_those_of_a_loop(
     (gradient,) = torch.autograd.grad((weight * logp).sum(), logits)
     (expected,) = torch.autograd.grad((weight * expected_logp).sum(), logits)
     torch.testing.assert_close(gradient, expected)
-    assert gradient[:, :, list(forbidden)].abs().sum() == 0
+    assert gradient[:, :, list(suppressed_ids)].abs().sum() == 0
     for p, row in enumerate(lengths):  # the last column of an answer predicts nothing
         for g, length in enumerate(row):
             assert gradient[p, 1 + columns[p, g, length - 1]].abs().sum() == 0
@@ -378,10 +393,10 @@ def test_forbidden_ids_have_no_share_however_likely_they_look() -> None:
     logits = rand(1, 5, 6)
     logits[..., [1, 4]] += 1000
     columns = torch.arange(4).view(1, 4, 1)  # four answers of one token: all read off the prompt's last column
-    logp, entropy = answer_logps(logits, torch.tensor([[[0], [2], [3], [5]]]), columns, forbidden=(1, 4))
+    logp, entropy = answer_logps(logits, torch.tensor([[[0], [2], [3], [5]]]), columns, suppressed_ids=(1, 4))
     assert logp.exp().sum().item() == pytest.approx(1, abs=1e-6)
     assert entropy.isfinite().all() and (entropy > 0).all()
-    banned, _ = answer_logps(logits, torch.tensor([[[1], [4], [1], [4]]]), columns, forbidden=(1, 4))
+    banned, _ = answer_logps(logits, torch.tensor([[[1], [4], [1], [4]]]), columns, suppressed_ids=(1, 4))
     assert (banned < -1e30).all() and banned.isfinite().all()
 
 
@@ -666,7 +681,14 @@ def test_permuting_answers_and_prompts_leaves_the_loss() -> None:
 @pytest.mark.parametrize(
     "function, arguments",
     [
-        (group_advantages, (torch.tensor([[1.0, math.nan, 3.0], [2.0, 2.0, 2.0]]), True, torch.tensor([[True, False, True], [True] * 3]))),
+        (
+            group_advantages,
+            (
+                torch.tensor([[1.0, math.nan, 3.0], [2.0, 2.0, 2.0]]),
+                True,
+                torch.tensor([[True, False, True], [True] * 3]),
+            ),
+        ),
         (grpo.zero_spread, (torch.tensor([[1.0, math.nan, 3.0]]), torch.tensor([[True, False, True]]))),
         (answer_logps, (rand(1, 5, 7), *TWO_PAIRS, 0.5, (3,))),
         (token_weights, (torch.ones(2, 3, 2), "response", 6, 12, 2)),
@@ -686,15 +708,18 @@ def test_padding_that_is_not_scored_changes_nothing() -> None:
     """The same numbers, bit for bit, and the same gradient, in one piece or many; nothing is said of padding."""
     torch.manual_seed(0)
     logits = torch.randn(2, 1 + 9, 7, requires_grad=True)
-    tokens, columns = torch.randint(7, (2, 3, 4)), torch.tensor([[0, 1, 2, 3], [4, 5, 0, 0], [6, 7, 8, 0]]).expand(2, 3, 4)
-    real = torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]]).expand(2, 3, 4)
+    tokens, columns = (
+        torch.randint(7, (2, 3, 4)),
+        torch.tensor([[0, 1, 2, 3], [4, 5, 0, 0], [6, 7, 8, 0]]).expand(2, 3, 4),
+    )
+    completion_mask = torch.tensor([[True] * 4, [True, True, False, False], [True] * 3 + [False]]).expand(2, 3, 4)
     found = []
-    for given, at_once in ((None, grpo.AT_ONCE), (real, grpo.AT_ONCE), (real, 3 * 7)):
+    for given, at_once in ((None, grpo.AT_ONCE), (completion_mask, grpo.AT_ONCE), (completion_mask, 3 * 7)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(grpo, "AT_ONCE", at_once)
-            logp, entropy = grpo.answer_logps(logits, tokens, columns, 0.7, (3,), real=given)
-        (gradient,) = torch.autograd.grad((logp * torch.arange(24.0).view(2, 3, 4))[real].sum(), logits)
-        found.append((logp[real], entropy[real], gradient))
-        assert given is None or not logp[~real].any() and not entropy[~real].any()
+            logp, entropy = grpo.answer_logps(logits, tokens, columns, 0.7, (3,), completion_mask=given)
+        (gradient,) = torch.autograd.grad((logp * torch.arange(24.0).view(2, 3, 4))[completion_mask].sum(), logits)
+        found.append((logp[completion_mask], entropy[completion_mask], gradient))
+        assert given is None or not logp[~completion_mask].any() and not entropy[~completion_mask].any()
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from test_eval_output import world
 
-from activeo3 import results
+from activeo3 import eval_output
 from activeo3.headlines import LOW_RANGE, headlines
 from activeo3.metric_rules import LOW_OVERLAP, MetricRules
-from test_results import world
 
 
 def scored(examples, outcomes, thresholds=None, kept=None) -> np.ndarray:
     """COCOeval's precision and recall (AP, AP_s, AR, AR_s) at thresholds of its own, for some categories only."""
     with contextlib.redirect_stdout(io.StringIO()):
         data = COCO()
-        data.dataset = results.truth(examples)
+        data.dataset = eval_output.truth(examples)
         data.createIndex()
-        run = COCOeval(data, data.loadRes(results.predictions(examples, outcomes)), "bbox")
+        run = COCOeval(data, data.loadRes(eval_output.predictions(examples, outcomes)), "bbox")
         if thresholds is not None:
             run.params.iouThrs = np.array(thresholds)
         if kept is not None:
@@ -70,9 +70,17 @@ def test_low_overlaps_are_those_of_pycocotools(seed: int) -> None:
 
 
 def test_the_tables_show_what_was_asked_for() -> None:
-    row = {"benchmark": "b", "method": "grid", "checkpoint": "", "task_model": "mllm", "budget": 3, "n": 1, "failures": {}}
+    row = {
+        "benchmark": "b",
+        "method": "grid",
+        "checkpoint": "",
+        "task_model": "mllm",
+        "budget": 3,
+        "n": 1,
+        "failures": {},
+    }
     plain, low = row | {"metrics": {"AP": 0.1}}, row | {"metrics": {"AP": 0.1, "AP10": 0.3}}
-    assert results.first_table([plain])[1][1:6] == ["AP", "AP50", "AP_s", "AR", "AR_s"]
-    assert results.first_table([low])[1][1:6] == ["AP10", "AP50", "AP10_s", "AR10", "AR10_s"]
-    assert results.frequency_table([plain])[1] == []
-    assert results.frequency_table([row | {"metrics": {"AP_r": 0.1}}])[1] == ["method", "AP_r", "AP_c", "AP_f"]
+    assert eval_output.first_table([plain])[1][1:6] == ["AP", "AP50", "AP_s", "AR", "AR_s"]
+    assert eval_output.first_table([low])[1][1:6] == ["AP10", "AP50", "AP10_s", "AR10", "AR10_s"]
+    assert eval_output.frequency_table([plain])[1] == []
+    assert eval_output.frequency_table([row | {"metrics": {"AP_r": 0.1}}])[1] == ["method", "AP_r", "AP_c", "AP_f"]

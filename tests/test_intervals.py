@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_metrics import answer, question, random_pairs
 
 from activeo3 import intervals
 from activeo3.intervals import Metric, bootstrap_interval, bootstrap_total, interval
 from activeo3.metrics import detection_metrics, evaluate_detections
-from test_metrics import answer, question, random_pairs
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -63,7 +63,10 @@ def test_no_end_is_impossible(values: list[float], resamples: int, seed: int) ->
     total = bootstrap_total(values, range(len(values)), strata[: len(values)], resamples, seed)
     parts = [values[::2], values[1::2] or [0.0]]
     # A resample may have nothing of one stratum; if none has all, there is no interval.
-    assert math.isnan(total.low) or sum(map(min, parts)) - 1e-12 <= total.low <= total.value <= total.high <= sum(map(max, parts)) + 1e-12
+    assert (
+        math.isnan(total.low)
+        or sum(map(min, parts)) - 1e-12 <= total.low <= total.value <= total.high <= sum(map(max, parts)) + 1e-12
+    )
 
 
 def test_no_end_of_an_average_precision_is_impossible() -> None:

@@ -15,35 +15,35 @@ SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.ex
 # room: (layer, what it must not reach, directly or through another room). A room imports from its own
 # layer or below; layer 0 imports nothing of ours.
 PLAN: dict[str, tuple[int, set[str]]] = {
-    "schema": (0, {"torch"}),
+    "types": (0, {"torch"}),
     "geometry": (0, {"torch"}),
     "terminal": (0, {"torch"}),
     "sandbox": (0, {"torch"}),
     "clicks": (0, {"torch"}),
-    "drafts": (1, {"models", "rewards", "datasets", "torch"}),
+    "task_segmentation": (1, {"model", "rewards", "data", "torch"}),
     "grpo": (0, {"transformers", "deepspeed"}),
     "presets": (1, {"torch"}),
-    "flags": (1, {"torch"}),
+    "cli": (1, {"torch"}),
     "outputs": (1, {"torch"}),
     "locks": (1, {"torch"}),
     "processes": (1, {"torch", "numpy", "PIL"}),
     "paths": (1, {"torch"}),
     "config": (1, {"torch"}),
     "eval_config": (1, {"torch"}),
-    "prompts": (1, {"models", "torch"}),
-    "answer_text": (0, {"models", "torch"}),
-    "answer_rules": (1, {"models", "torch"}),
-    "lenient_parsing": (1, {"models", "torch"}),
-    "answer_parsing": (1, {"models", "torch"}),
-    "perception": (1, {"models", "torch"}),
-    "transcripts": (1, {"rewards", "models", "torch"}),
-    "zooms": (1, {"models", "torch"}),
+    "prompts": (1, {"model", "torch"}),
+    "answer_text": (0, {"model", "torch"}),
+    "answer_rules": (1, {"model", "torch"}),
+    "answer_lenient": (1, {"model", "torch"}),
+    "answer_parsing": (1, {"model", "torch"}),
+    "task_perception_words": (1, {"model", "torch"}),
+    "text_metrics": (1, {"rewards", "model", "torch"}),
+    "zoom_calls": (1, {"model", "torch"}),
     "intervals": (0, {"torch"}),
-    "box_matching": (1, {"models", "rewards", "torch"}),
-    "metric_rules": (1, {"models", "torch"}),
-    "metrics": (1, {"rewards", "models", "torch"}),
-    "scenes": (1, {"torch"}),
-    "close_ups": (1, {"models", "torch"}),
+    "box_matching": (1, {"model", "rewards", "torch"}),
+    "metric_rules": (1, {"model", "torch"}),
+    "metrics": (1, {"rewards", "model", "torch"}),
+    "data_scenes": (1, {"torch"}),
+    "data_scene_crops": (1, {"model", "torch"}),
     "packing": (1, {"transformers", "deepspeed", "rewards"}),
     "attention": (1, {"deepspeed"}),
     "patches": (0, {"transformers", "deepspeed"}),
@@ -51,106 +51,117 @@ PLAN: dict[str, tuple[int, set[str]]] = {
     "families": (1, {"torch"}),
     "box_tokens": (1, {"torch"}),
     "caches": (1, {"deepspeed", "rewards"}),
-    "encoding": (1, {"engine", "sampler", "rewards"}),
-    "generate": (1, {"engine", "sampler", "rewards"}),
-    "scoring": (1, {"engine", "sampler", "rewards"}),
-    "models": (1, {"engine", "sampler", "rewards"}),
-    "model_files": (1, {"engine", "sampler", "rewards"}),
-    "model_weights": (1, {"engine", "sampler", "rewards", "models"}),
-    "checkpoint_files": (1, {"transformers", "deepspeed", "models"}),
-    "random_states": (1, {"transformers", "deepspeed", "models"}),
-    "metrics_file": (1, {"models", "torch"}),
-    "watch": (1, {"models", "engine", "datasets", "torch"}),
-    "planner": (1, {"models", "torch"}),
-    "report": (1, {"models", "engine", "datasets"}),
-    "page": (1, {"models", "engine", "datasets"}),
-    "pictures": (1, {"models", "engine", "datasets"}),
+    "encoding": (1, {"engine", "rollout", "rewards"}),
+    "generate": (1, {"engine", "rollout", "rewards"}),
+    "scoring": (1, {"engine", "rollout", "rewards"}),
+    "model": (1, {"engine", "rollout", "rewards"}),
+    "model_files": (1, {"engine", "rollout", "rewards"}),
+    "model_weights": (1, {"engine", "rollout", "rewards", "model"}),
+    "checkpoint_files": (1, {"transformers", "deepspeed", "model"}),
+    "random_states": (1, {"transformers", "deepspeed", "model"}),
+    "metrics_file": (1, {"model", "torch"}),
+    "monitor": (1, {"model", "engine", "data", "torch"}),
+    "memory": (1, {"model", "torch"}),
+    "log": (1, {"model", "engine", "data"}),
+    "html_report": (1, {"model", "engine", "data"}),
+    "drawing": (1, {"model", "engine", "data"}),
     "data_images": (0, {"torch"}),
-    "files": (1, {"torch"}),
+    "data_io": (1, {"torch"}),
     "data_layouts": (1, {"torch"}),
     "data_fetch": (1, {"torch"}),
-    "data_ids": (2, {"models", "rewards", "torch"}),
-    "annotations": (2, {"models", "rewards", "torch"}),
-    "data_coco": (2, {"models", "rewards", "torch"}),
-    "data_absent": (2, {"models", "rewards", "torch"}),
-    "selections": (2, {"models", "rewards", "torch"}),
-    "soda": (2, {"models", "rewards", "torch"}),
-    "data_soda_a": (2, {"models", "rewards", "torch"}),
+    "data_ids": (2, {"model", "rewards", "torch"}),
+    "data_annotations": (2, {"model", "rewards", "torch"}),
+    "data_coco": (2, {"model", "rewards", "torch"}),
+    "data_absent": (2, {"model", "rewards", "torch"}),
+    "data_lvis": (2, {"model", "rewards", "torch"}),
+    "data_soda": (2, {"model", "rewards", "torch"}),
+    "data_soda_a": (2, {"model", "rewards", "torch"}),
     "data_cache": (1, {"torch"}),
-    "data_tiles": (2, {"models", "rewards", "torch"}),
-    "eval_tiles": (2, {"models", "rewards", "torch"}),
-    "masks": (2, {"models", "rewards", "torch"}),
-    "tables": (2, {"models", "rewards", "torch"}),
-    "questions": (2, {"models", "rewards", "torch"}),
-    "data_mmbench": (2, {"models", "rewards", "torch"}),
-    "data_mme": (2, {"models", "rewards", "torch"}),
-    "eval_submission": (2, {"models", "engine", "torch"}),
-    "data_vstar": (2, {"models", "rewards", "torch"}),
-    "data_docvqa_1200": (2, {"models", "rewards", "torch"}),
-    "data_refcoco_files": (2, {"models", "rewards", "torch"}),
-    "referring": (2, {"models", "rewards", "torch"}),
-    "pixmo": (2, {"models", "rewards", "torch"}),
-    "pageocr": (2, {"models", "rewards", "torch"}),
-    "documents": (2, {"models", "rewards", "torch"}),
-    "datasets": (2, {"models", "rewards", "torch"}),
-    "stream": (2, {"models", "rewards"}),
-    "rewards": (2, {"models", "taskmodels", "torch"}),
-    "matching": (2, {"models", "taskmodels", "torch"}),
-    "evidence": (2, {"models", "taskmodels", "torch"}),
-    "episodes": (2, {"engine", "datasets"}),
-    "sampler": (2, {"rewards", "taskmodels", "engine", "datasets"}),
-    "taskmodels": (2, {"rewards", "sampler", "engine"}),
-    "segment": (2, {"rewards", "sampler", "engine"}),
-    "eyes": (1, {"engine", "sampler", "rewards"}),
-    "adapters": (1, {"rewards", "sampler", "engine", "models"}),
-    "engine": (2, {"sampler", "rewards", "datasets"}),
-    "checkpoints": (2, {"sampler", "rewards", "datasets"}),
-    "lessons": (2, {"models", "rewards", "torch"}),
+    "data_tiles": (2, {"model", "rewards", "torch"}),
+    "eval_tiles": (2, {"model", "rewards", "torch"}),
+    "data_thinobject": (2, {"model", "rewards", "torch"}),
+    "data_tables": (2, {"model", "rewards", "torch"}),
+    "data_vqa": (2, {"model", "rewards", "torch"}),
+    "data_mmbench": (2, {"model", "rewards", "torch"}),
+    "data_mme": (2, {"model", "rewards", "torch"}),
+    "eval_submission": (2, {"model", "engine", "torch"}),
+    "data_vstar": (2, {"model", "rewards", "torch"}),
+    "data_docvqa_1200": (2, {"model", "rewards", "torch"}),
+    "data_refcoco_files": (2, {"model", "rewards", "torch"}),
+    "data_refcoco": (2, {"model", "rewards", "torch"}),
+    "data_pixmo": (2, {"model", "rewards", "torch"}),
+    "data_page_ocr": (2, {"model", "rewards", "torch"}),
+    "data_docvqa": (2, {"model", "rewards", "torch"}),
+    "data": (2, {"model", "rewards", "torch"}),
+    "data_loader": (2, {"model", "rewards"}),
+    "rewards": (2, {"model", "task_models", "torch"}),
+    "matching": (2, {"model", "task_models", "torch"}),
+    "evidence": (2, {"model", "task_models", "torch"}),
+    "task_zoom_qa": (2, {"engine", "data"}),
+    "rollout": (2, {"rewards", "task_models", "engine", "data"}),
+    "task_models": (2, {"rewards", "rollout", "engine"}),
+    "task_model_sam": (2, {"rewards", "rollout", "engine"}),
+    "vision": (1, {"engine", "rollout", "rewards"}),
+    "lora": (1, {"rewards", "rollout", "engine", "model"}),
+    "engine": (2, {"rollout", "rewards", "data"}),
+    "checkpoints": (2, {"rollout", "rewards", "data"}),
+    "lessons": (2, {"model", "rewards", "torch"}),
     "warmstart": (2, {"engine", "rewards"}),
     "tiny": (2, {"engine", "rewards"}),
-    "drills": (2, {"models", "rewards", "torch"}),
+    "drills": (2, {"model", "rewards", "torch"}),
     "forms": (2, {"engine", "rewards"}),
-    "floors": (2, {"models", "torch"}),
-    "failures": (2, {"models", "torch"}),
-    "results": (2, {"models", "torch"}),
-    "correction": (2, {"engine", "datasets"}),
-    "budgets": (3, {"engine", "checkpoints"}),
-    "oneshot": (2, {"engine", "checkpoints"}),
+    "eval_baselines": (2, {"model", "torch"}),
+    "failures": (2, {"model", "torch"}),
+    "eval_output": (2, {"model", "torch"}),
+    "correction": (2, {"engine", "data"}),
+    "eval_segmentation": (3, {"engine", "checkpoints"}),
+    "task_perception": (2, {"engine", "checkpoints"}),
     "eval_parsing": (2, {"engine", "checkpoints"}),
-    "measures": (3, {"engine", "checkpoints"}),
+    "eval_perception": (3, {"engine", "checkpoints"}),
     "tasks": (3, {"engine", "checkpoints"}),
-    "headlines": (2, {"models", "torch"}),
-    "progress": (1, {"models", "engine", "datasets", "torch"}),
-    "proposals": (2, {"rewards", "taskmodels", "engine"}),
-    "eval_core": (2, {"sampler", "rewards", "datasets"}),
+    "headlines": (2, {"model", "torch"}),
+    "progress": (1, {"model", "engine", "data", "torch"}),
+    "proposals": (2, {"rewards", "task_models", "engine"}),
+    "eval_core": (2, {"rollout", "rewards", "data"}),
     "eval_rollouts": (2, {"engine", "checkpoints"}),
     "fixed": (2, {"rewards", "engine"}),
     "swaps": (2, {"rewards", "engine"}),
-    "curve": (2, {"models", "torch"}),
-    "rivals": (3, {"sampler", "rewards"}),
+    "plots": (2, {"model", "torch"}),
+    "rivals": (3, {"rollout", "rewards"}),
     "contest": (3, set()),
     "curriculum": (3, set()),
     "modes": (3, {"engine", "checkpoints"}),
-    "exams": (3, {"engine", "checkpoints"}),
+    "eval_zoom_qa": (3, {"engine", "checkpoints"}),
     "soundness": (3, set()),
-    "suites": (3, {"engine", "checkpoints"}),
+    "eval_detection": (3, {"engine", "checkpoints"}),
     "eval_demo": (3, {"engine"}),
-    "quiz": (3, {"engine", "checkpoints"}),
+    "eval_vqa": (3, {"engine", "checkpoints"}),
 }
 
 OWNERS = {
     "deepspeed": {"engine"},
     "torch.distributed": {"engine"},
-    "transformers": {"models", "model_files", "model_weights", "attention", "caches", "decoding", "generate", "taskmodels", "segment", "tiny"},
+    "transformers": {
+        "model",
+        "model_files",
+        "model_weights",
+        "attention",
+        "caches",
+        "decoding",
+        "generate",
+        "task_models",
+        "task_model_sam",
+        "tiny",
+    },
     "tokenizers": {"tiny"},
     "pycocotools": {"geometry", "box_matching"},
     "pickle": {"data_refcoco_files"},
-    "pyarrow": {"tables"},
-    "peft": {"adapters"},
+    "pyarrow": {"data_tables"},
+    "peft": {"lora"},
     "scipy": {"matching"},
-    "rapidfuzz": {"transcripts"},
-    "nltk": {"transcripts"},
-    "jieba": {"transcripts"},
+    "rapidfuzz": {"text_metrics"},
+    "nltk": {"text_metrics"},
+    "jieba": {"text_metrics"},
 }
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
@@ -226,12 +237,12 @@ def late():
     if torch.distributed.is_initialized(): __import__("deepspeed")
 """
     seen = imports_of(source)
-    wanted = {"json", "torch.nn", "activeo3.geometry", "activeo3.prompts", "activeo3.models"}
+    wanted = {"json", "torch.nn", "activeo3.geometry", "activeo3.prompts", "activeo3.model"}
     assert wanted | {"pycocotools.mask", "torch.distributed", "deepspeed"} <= seen
     assert "torch.distributed" in imports_of("from torch import distributed as dist")
     assert "torch.distributed" not in imports_of("import torch\ntorch.zeros(1)")
-    assert rooms_in(seen) == {"geometry", "prompts", "models"}
-    assert {"schema", "numpy"} <= reached("metrics") and {"torch", "PIL"} <= reached("models")
+    assert rooms_in(seen) == {"geometry", "prompts", "model"}
+    assert {"types", "numpy"} <= reached("metrics") and {"torch", "PIL"} <= reached("model")
 
 
 # ---------------------------------------------------------------------- who may import whom
@@ -240,12 +251,12 @@ def late():
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_go_down(room: str) -> None:
     assert room in PLAN, f"{room}.py has no place in the plan: give it a layer above"
-    layer, forbidden = PLAN[room]
+    layer, suppressed_ids = PLAN[room]
     for other in rooms_in(room_imports(room)):
         assert other != room and layer > 0, f"{room} imports {other}"
         below = PLAN.get(other, (layer, set()))[0]
         assert below <= layer, f"{room} (layer {layer}) imports {other} (layer {below})"
-    assert reached(room).isdisjoint(forbidden), f"{room} reaches {sorted(reached(room) & forbidden)}"
+    assert reached(room).isdisjoint(suppressed_ids), f"{room} reaches {sorted(reached(room) & suppressed_ids)}"
 
 
 def test_no_room_imports_itself_through_another() -> None:
@@ -273,9 +284,9 @@ def test_nothing_imports_the_scripts() -> None:
 
 
 def test_the_embedded_world_needs_neither_disk_nor_network() -> None:
-    names = {name.split(".")[0] for name in room_imports("scenes")}
+    names = {name.split(".")[0] for name in room_imports("data_scenes")}
     assert names.isdisjoint({"os", "io", "pathlib", "shutil", "tempfile", "urllib", "http", "socket", "requests"})
-    calls = {ast.unparse(node.func) for node in ast.walk(dict(trees())["scenes.py"]) if isinstance(node, ast.Call)}
+    calls = {ast.unparse(node.func) for node in ast.walk(dict(trees())["data_scenes.py"]) if isinstance(node, ast.Call)}
     assert calls.isdisjoint({"open", "Image.open", "np.load", "np.fromfile"})
 
 
@@ -310,7 +321,12 @@ def test_no_text_is_run_and_no_error_is_swallowed_unseen() -> None:
 def test_no_file_is_read_that_could_run_code() -> None:
     """Every ``torch.load`` takes tensors and plain values only, and ``np.load`` no objects; pickles have an owner above."""
     safe = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
-    found = [(name, node) for name, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in safe]
+    found = [
+        (name, node)
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in safe
+    ]
     assert len(found) >= 3
     for name, node in found:
         assert safe[ast.unparse(node.func)] in map(ast.unparse, node.keywords), f"{name}:{node.lineno}"

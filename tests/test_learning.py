@@ -4,18 +4,20 @@ from typing import Callable
 
 import pytest
 import torch
+from scripted import USUAL
 
 from activeo3 import grpo
-from activeo3.models import VisionLanguageModel
-from activeo3.schema import Sampling
-from scripted import USUAL
+from activeo3.model import VisionLanguageModel
+from activeo3.types import Sampling
 
 P, G, T = 2, 8, 4
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("family", USUAL)
-def test_a_policy_learns_what_each_picture_wants(family: str, seed: int, make_vlm: Callable[..., VisionLanguageModel], picture) -> None:
+def test_a_policy_learns_what_each_picture_wants(
+    family: str, seed: int, make_vlm: Callable[..., VisionLanguageModel], picture
+) -> None:
     """Two pictures, one question. The reward of an answer is the share of its tokens whose ids are even for the
     first picture and odd for the second: 0.5 by chance, and 0.5 for whoever does not look at the picture."""
     vlm = make_vlm(family, seed)
@@ -33,7 +35,7 @@ def test_a_policy_learns_what_each_picture_wants(family: str, seed: int, make_vl
         answers = vlm.generate(prompts, G, Sampling(1.0, T))
         rewards = rewards_of(answers)
         packed = vlm.pack(prompts, answers)
-        logp, _ = grpo.answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.forbidden)
+        logp, _ = grpo.answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids)
         weight = grpo.token_weights(packed.real, "response", P * G, 0, T)
         loss, _ = grpo.policy_loss(logp, logp.detach(), None, grpo.group_advantages(rewards), weight, beta=0.0)
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from typing import Iterator
 import pytest
 
 from activeo3 import locks
-from activeo3.flags import ConfigError
+from activeo3.cli import ConfigError
 
 ROOT = Path(__file__).parent.parent
 HOLDER = "import sys, time; from pathlib import Path; from activeo3 import locks; locks.take(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
@@ -28,7 +28,9 @@ def nothing_stays_locked() -> Iterator[None]:
 @contextmanager
 def another_process(folder: Path) -> Iterator[subprocess.Popen]:
     """A process that has locked a folder, with words in its command that nobody would want on a terminal."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), "\x1b[31m\nred"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), "\x1b[31m\nred"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout and process.stdout.readline() == "locked\n"
     try:
         yield process
@@ -83,7 +85,9 @@ def test_a_lock_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_without_locks_there_is_one_warning(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_without_locks_there_is_one_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     def none(descriptor: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 

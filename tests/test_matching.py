@@ -17,7 +17,9 @@ SIZE = (200, 100)
 REWARDS = ("f1", "paper")
 
 
-def place_match(places: np.ndarray, truth: np.ndarray, by: str = "distance", matched: bool = True, reward: str = "paper") -> float:
+def place_match(
+    places: np.ndarray, truth: np.ndarray, by: str = "distance", matched: bool = True, reward: str = "paper"
+) -> float:
     """The match term of counting in a picture of SIZE."""
     return counting_terms(place_affinity(places, truth, SIZE, by), True, matched, reward)["match"]
 
@@ -75,13 +77,17 @@ def naive_match(places: list, truth: list, matched: bool, by: str, reward: str) 
     return 2 * precision * recall / (precision + recall) if fit else 0.0
 
 
-def naive_detection(boxes: list, labels: list, truth: list, names: list, matched: bool, reward: str) -> dict[str, float]:
+def naive_detection(
+    boxes: list, labels: list, truth: list, names: list, matched: bool, reward: str
+) -> dict[str, float]:
     if not truth:
         silent = float(not boxes)
         return {"location": silent, "class": silent, "number": silent, "missing": 0.0}
     overlap = [[naive_iou(box, true) for true in truth] for box in boxes]
     named = 2 if reward == "paper" else 1 + 1e-6
-    affinity = [[overlap[a][b] * (named if labels[a] == names[b] else 1) for b in range(len(truth))] for a in range(len(boxes))]
+    affinity = [
+        [overlap[a][b] * (named if labels[a] == names[b] else 1) for b in range(len(truth))] for a in range(len(boxes))
+    ]
     chosen = naive_best(affinity) if matched else [(k, k) for k in range(min(len(boxes), len(truth)))]
     chosen = [(a, b) for a, b in chosen if overlap[a][b] > 0]
     hits = sum(labels[a] == names[b] and overlap[a][b] >= 0.5 for a, b in chosen)
@@ -93,7 +99,12 @@ def naive_detection(boxes: list, labels: list, truth: list, names: list, matched
     if reward == "f1":
         named_well = sum(overlap[a][b] for a, b in chosen if labels[a] == names[b])
         location = f1(sum(overlap[a][b] for a, b in chosen))
-        return {"location": location, "class": f1(named_well), "number": f1(hits), "missing": -(len(truth) - hits) / len(truth)}
+        return {
+            "location": location,
+            "class": f1(named_well),
+            "number": f1(hits),
+            "missing": -(len(truth) - hits) / len(truth),
+        }
     return {
         "location": sum(overlap[a][b] for a, b in chosen) / len(chosen) if chosen else 0.0,
         "class": sum(labels[a] == names[b] for a, b in chosen) / len(chosen) if chosen else 0.0,
@@ -191,7 +202,11 @@ def test_the_order_matters_only_without_matching() -> None:
 
 
 def test_inside_in_both_directions() -> None:
-    things, point_in, point_out = as_boxes([[10, 10, 20, 20]]), as_boxes([[20, 10, 20, 10]]), as_boxes([[21, 10, 21, 10]])
+    things, point_in, point_out = (
+        as_boxes([[10, 10, 20, 20]]),
+        as_boxes([[20, 10, 20, 10]]),
+        as_boxes([[21, 10, 21, 10]]),
+    )
     assert place_match(point_in, things, by="inside") == 1.0  # a point in a true box, border included
     assert place_match(point_out, things, by="inside") == 0.0
     assert place_match(things, point_in, by="inside") == 1.0  # a true point in a box
@@ -208,14 +223,22 @@ def test_a_place_is_near_a_thing_within_its_size() -> None:
     for away, fit in ((0, 1.0), (15, 0.5), (30, 0.0), (60, 0.0)):
         assert place_affinity(as_boxes([[25 + away, 15, 25 + away, 15]]), box, SIZE)[0, 0] == pytest.approx(fit)
     for away, fit in ((0, 1.0), (25, 0.5), (50, 0.0)):
-        assert place_affinity(as_boxes([[100, 100 + away, 100, 100 + away]]), point, (300, 400))[0, 0] == pytest.approx(fit)
+        assert place_affinity(as_boxes([[100, 100 + away, 100, 100 + away]]), point, (300, 400))[0, 0] == pytest.approx(
+            fit
+        )
 
 
 def test_a_right_number_is_paid_as_far_as_the_places_are_right() -> None:
     half = np.array([[1.0, 0.0], [0.0, 0.0]])
-    assert counting_terms(half, True) == {"match": 0.5, "count": 0.5} and counting_terms(half, False) == {"match": 0.5, "count": 0}
+    assert counting_terms(half, True) == {"match": 0.5, "count": 0.5} and counting_terms(half, False) == {
+        "match": 0.5,
+        "count": 0,
+    }
     assert counting_terms(half, True, reward="paper") == {"match": 0.5, "count": 1.0}
-    assert counting_terms(np.ones((3, 1)), False) == {"match": 0.5, "count": 0} and counting_terms(np.ones((0, 0)), True)["count"] == 1
+    assert (
+        counting_terms(np.ones((3, 1)), False) == {"match": 0.5, "count": 0}
+        and counting_terms(np.ones((0, 0)), True)["count"] == 1
+    )
     blind = counting_terms(np.zeros((2, 2)), True)
     assert sum(blind.values()) <= 2 * blind["match"]  # by construction
 
@@ -233,7 +256,11 @@ TABLE = {
     "two of three": (([CUP, DOG], ["cup", "dog"]), (1, 1, 0.8, -1 / 3), (0.8, 0.8, 0.8, -1 / 3)),
     "a wrong name": (([CUP, DOG, CAR], ["cup", "dog", "bus"]), (1, 2 / 3, 2 / 3, 0), (1, 2 / 3, 2 / 3, -1 / 3)),
     "one thing three times": (([CUP] * 3, ["cup"] * 3), (1, 1, 1 / 3, -2 / 3), (1 / 3, 1 / 3, 1 / 3, -2 / 3)),
-    "one thing, three names": (([CUP] * 3, ["dog", "car", "cup"]), (1, 1, 1 / 3, -2 / 3), (1 / 3, 1 / 3, 1 / 3, -2 / 3)),
+    "one thing, three names": (
+        ([CUP] * 3, ["dog", "car", "cup"]),
+        (1, 1, 1 / 3, -2 / 3),
+        (1 / 3, 1 / 3, 1 / 3, -2 / 3),
+    ),
     "half a box": (([[0, 0, 40, 20]], ["cup"]), (0.5, 1, 0.5, -2 / 3), (0.25, 0.25, 0.5, -2 / 3)),
     "less than half a box": (([[0, 0, 40, 19]], ["cup"]), (0.475, 1, 0, -2 / 3), (0.2375, 0.2375, 0, -1)),
     "beside everything": (([[100, 0, 120, 20]], ["cup"]), (0, 0, 0, -1), (0, 0, 0, -1)),
@@ -262,9 +289,16 @@ def test_place_comes_before_name() -> None:
     """The box that fits best is the thing's, whatever it is called; in the paper's affinity the name counts as much."""
     found = as_boxes([[0, 0, 40, 39], [0, 0, 40, 30]])
     terms = detection_terms(found, ["dog", "cup"], as_boxes([CUP]), ["cup"], reward="f1")
-    assert (terms["location"], terms["class"], terms["number"], terms["missing"]) == (pytest.approx(2 * 0.975 / 3), 0, 0, -1)
+    assert (terms["location"], terms["class"], terms["number"], terms["missing"]) == (
+        pytest.approx(2 * 0.975 / 3),
+        0,
+        0,
+        -1,
+    )
     for names in (["dog", "cup"], ["cup", "dog"]):  # of boxes that fit alike, the right name decides
-        assert detection_terms(as_boxes([CUP, CUP]), names, as_boxes([CUP]), ["cup"], reward="f1")["class"] == pytest.approx(2 / 3)
+        assert detection_terms(as_boxes([CUP, CUP]), names, as_boxes([CUP]), ["cup"], reward="f1")[
+            "class"
+        ] == pytest.approx(2 / 3)
 
 
 def test_the_right_name_decides_between_two_boxes_of_one_thing() -> None:
@@ -278,8 +312,18 @@ def test_the_right_name_decides_between_two_boxes_of_one_thing() -> None:
 @pytest.mark.parametrize("reward", REWARDS)
 def test_a_picture_without_things(reward: str) -> None:
     empty = as_boxes([])
-    assert detection_terms(empty, [], empty, [], reward=reward) == {"location": 1, "class": 1, "number": 1, "missing": 0}
-    assert detection_terms(TRUE, NAMES, empty, [], reward=reward) == {"location": 0, "class": 0, "number": 0, "missing": 0}
+    assert detection_terms(empty, [], empty, [], reward=reward) == {
+        "location": 1,
+        "class": 1,
+        "number": 1,
+        "missing": 0,
+    }
+    assert detection_terms(TRUE, NAMES, empty, [], reward=reward) == {
+        "location": 0,
+        "class": 0,
+        "number": 0,
+        "missing": 0,
+    }
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -317,7 +361,9 @@ def test_nothing_is_said_for_free(seed: int) -> None:
         earned = []
         for wrong in range(3):
             boxes = [*found, *[(500, 500, 520, 520)] * wrong]
-            earned.append(detection_terms(as_boxes(boxes), [*labels, *["cup"] * wrong], as_boxes(truth), names, reward=reward))
+            earned.append(
+                detection_terms(as_boxes(boxes), [*labels, *["cup"] * wrong], as_boxes(truth), names, reward=reward)
+            )
         for name in ("location", "class", "number"):
             less, *least = (terms[name] for terms in earned)
             falls = less > least[0] > least[1] or less == 0

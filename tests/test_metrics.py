@@ -19,19 +19,19 @@ from activeo3.metrics import (
     evaluate_detections,
     region_recall,
 )
-from activeo3.schema import Example, Outcome
+from activeo3.types import Example, TaskResult
 
 IMAGE = Image.new("RGB", (8, 8))
-Pairs = tuple[list[Example], list[Outcome]]
+Pairs = tuple[list[Example], list[TaskResult]]
 
 
 def question(boxes: list | np.ndarray, name: str = "a", **more) -> Example:
     return Example(name, IMAGE, more.pop("query", "dot"), np.reshape(boxes, (-1, 4)), **more)
 
 
-def answer(boxes: list | np.ndarray, scores: list | np.ndarray | None = None) -> Outcome:
+def answer(boxes: list | np.ndarray, scores: list | np.ndarray | None = None) -> TaskResult:
     boxes = np.reshape(np.asarray(boxes, dtype=float), (-1, 4))
-    return Outcome(boxes, np.ones(len(boxes)) if scores is None else np.asarray(scores, float))
+    return TaskResult(boxes, np.ones(len(boxes)) if scores is None else np.asarray(scores, float))
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def coco_index(images: int, categories: list[str], rows: list[dict]) -> COCO:
     return coco
 
 
-def official(examples: list[Example], outcomes: list[Outcome]) -> dict[str, float]:
+def official(examples: list[Example], outcomes: list[TaskResult]) -> dict[str, float]:
     """COCOeval with real categories, its own accumulate and its own averages."""
     names = sorted({example.query for example in examples})
     truth, found = [], []
@@ -247,7 +247,9 @@ def test_a_mixture_of_sets_is_scored_as_coco() -> None:
     examples, outcomes = crowded(1)
     mixed = [examples[0], question(examples[1].boxes_px, query="q1", image_id=9), examples[2]]
     assert metric_rules.rules_of(examples) is metric_rules.SODA_D and metric_rules.rules_of(mixed) is metric_rules.COCO
-    assert "AP_eS" not in detection_metrics(mixed, outcomes, (0.5,)) and "AP_eS" in detection_metrics(examples, outcomes, (0.5,))
+    assert "AP_eS" not in detection_metrics(mixed, outcomes, (0.5,)) and "AP_eS" in detection_metrics(
+        examples, outcomes, (0.5,)
+    )
 
 
 def test_the_best_of_a_picture_are_a_naive_ranking() -> None:
@@ -281,7 +283,7 @@ def test_bad_program_state_names_the_example() -> None:
     with pytest.raises(ValueError, match="example a: its detections"):
         ap_ar_50(question(box), answer([[0, 0, math.nan, 5]]))
     with pytest.raises(ValueError, match="example a: .*score"):
-        ap_ar_50(question(box), Outcome(np.zeros((2, 4)), np.ones(1)))
+        ap_ar_50(question(box), TaskResult(np.zeros((2, 4)), np.ones(1)))
     with pytest.raises(ValueError, match="example a: .*crowd"):
         ap_ar_50(question(box, crowd=np.zeros(2, dtype=bool)), answer(box))
 

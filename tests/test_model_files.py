@@ -1,4 +1,4 @@
-"""model_files.py, adapters.py and models.py on model folders as they are published (published.py).
+"""model_files.py, lora.py and model.py on model folders as they are published (published.py).
 
 Second opinion: transformers' own processor, on the same folder. It needs torchvision for videos only, so that part is
 replaced; template, tokenizer, pictures and the ids of a prompt are its own.
@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-import pytest
 import published
+import pytest
 import torch
 from PIL import Image
 from published import LAYOUTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_engine import finely_sharded, rank_environment
-from test_questions import vstar_set
+from test_data_vqa import vstar_set
 from test_train import prepare, rows_of, train
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
@@ -30,7 +30,7 @@ import evaluate
 from activeo3 import model_files, sandbox
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
-from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.model import ModelError, VisionLanguageModel
 
 QUESTION = "What is the colour of the cup?\n(A) red\n(B) blue\nAnswer with the option's letter."
 
@@ -95,7 +95,9 @@ def test_a_published_folder_gives_the_official_prompts_and_is_saved_as_it_was_re
     view = picture(12 * vlm.factor, 7 * vlm.factor)
     (prompt,) = vlm.encode([view], [QUESTION])
     chat = [{"role": "user", "content": [{"type": "image", "image": view}, {"type": "text", "text": QUESTION}]}]
-    template = None if processor.chat_template else processor.tokenizer.chat_template  # the processor takes none from its tokenizer
+    template = (
+        None if processor.chat_template else processor.tokenizer.chat_template
+    )  # the processor takes none from its tokenizer
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
     expected = processor.apply_chat_template(chat, template, **options)
     assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
@@ -129,15 +131,24 @@ def _assert_saved_as_read(before: Path, after: Path, template: str) -> None:
     assert (after / "chat_template.jinja").read_text() == template
     found = ProcessorMixin.get_processor_dict(after)[0]["chat_template"]  # that of transformers 5
     if (before / "additional_chat_templates").exists():
-        assert found == {"default": template, "tool_use": published.TEXT_ONLY} and not (after / "chat_template.json").exists()
+        assert (
+            found == {"default": template, "tool_use": published.TEXT_ONLY}
+            and not (after / "chat_template.json").exists()
+        )
     else:
-        assert found == json.loads((after / "chat_template.json").read_text())["chat_template"] == template  # up to 4.51 as well
+        assert (
+            found == json.loads((after / "chat_template.json").read_text())["chat_template"] == template
+        )  # up to 4.51 as well
 
 
-def test_saving_changes_neither_the_generation_config_nor_fails_for_a_wrong_one(make_vlm: Callable, tmp_path: Path) -> None:
+def test_saving_changes_neither_the_generation_config_nor_fails_for_a_wrong_one(
+    make_vlm: Callable, tmp_path: Path
+) -> None:
     """Trainers leave a temperature beside do_sample false, which transformers reads but does not write."""
     make_vlm("qwen3_vl").save(tmp_path / "a")
-    own = json.dumps({"do_sample": False, "temperature": 0.7, "use_cache": False, "num_beams": 4, "eos_token_id": [2, 0]})
+    own = json.dumps(
+        {"do_sample": False, "temperature": 0.7, "use_cache": False, "num_beams": 4, "eos_token_id": [2, 0]}
+    )
     (tmp_path / "a/generation_config.json").write_text(own)
     vlm = VisionLanguageModel.load(str(tmp_path / "a"), torch.float32)
     vlm.save(tmp_path / "b")
@@ -147,7 +158,9 @@ def test_saving_changes_neither_the_generation_config_nor_fails_for_a_wrong_one(
 
 # ---------------------------------------------------------------------- the whole way
 
-SMALL: dict[str, Any] = dict(sensing_side=56, crop_side=56, max_new_tokens=6, task_max_new_tokens=4, max_view_pixels=56 * 112)
+SMALL: dict[str, Any] = dict(
+    sensing_side=56, crop_side=56, max_new_tokens=6, task_max_new_tokens=4, max_view_pixels=56 * 112
+)
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL-7B", "Qwen3-VL-4B"])
@@ -163,7 +176,9 @@ def test_a_published_model_learns_and_its_checkpoint_is_a_model_of_the_same_layo
         warmup=0, samples_every=0, eval_examples=0, output_dir=str(tmp_path / "run"), **SMALL,
     ))  # fmt: skip
     rows, checkpoint = rows_of(tmp_path / "run"), tmp_path / "run/checkpoint-2"
-    assert [row["step"] for row in rows] == [1, 2] and rows[0]["kl"] == 0 < rows[1]["kl"]  # the reference has the same weights at first
+    assert [row["step"] for row in rows] == [1, 2] and rows[0]["kl"] == 0 < rows[1][
+        "kl"
+    ]  # the reference has the same weights at first
     _assert_saved_as_read(folder(name), checkpoint, (checkpoint / "chat_template.jinja").read_text())
     learned = VisionLanguageModel.load(str(checkpoint), torch.float32).model.state_dict()
     before = published.weights_of(LAYOUTS[name].family, LAYOUTS[name].tied)
@@ -178,7 +193,9 @@ def test_the_published_policy_answers_a_question_and_looks_at_a_photo(
     """As evaluate.py runs a question of V* and --image with ACTIVE-O3's release."""
     vstar_set(tmp_path / "data")
     asked = dict(checkpoint=(str(folder("ACTIVE-O3")),), output_dir=str(tmp_path / "out"), **SMALL)
-    evaluate.main(EvalConfig(benchmark=("vstar",), data_root=str(tmp_path / "data"), methods=("active",), limit=1, **asked))
+    evaluate.main(
+        EvalConfig(benchmark=("vstar",), data_root=str(tmp_path / "data"), methods=("active",), limit=1, **asked)
+    )
     (row, *_) = json.loads((tmp_path / "out/results.json").read_text())["rows"]
     assert (row["benchmark"], row["n"]) == ("vstar", 1)
     picture(120, 80).save(tmp_path / "photo.png")
@@ -283,7 +300,9 @@ def saved(make_vlm: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_used_is_one_sentence(fault: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_what_cannot_be_used_is_one_sentence(
+    fault: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     spoil, sentence = FAULTS[fault]
     shutil.copytree(saved, tmp_path / "model")
     spoil(tmp_path / "model")
@@ -297,7 +316,10 @@ def test_what_cannot_be_used_is_one_sentence(fault: str, saved: Path, tmp_path: 
 def test_code_in_the_folder_is_neither_run_nor_saved(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "a")
     (tmp_path / "a/own.py").write_text("raise SystemExit('code of the checkpoint was run')")
-    for name, entry in (("config.json", "AutoModelForImageTextToText"), ("preprocessor_config.json", "AutoImageProcessor")):
+    for name, entry in (
+        ("config.json", "AutoModelForImageTextToText"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+    ):
         edited(name, auto_map={entry: "own.Own"})(tmp_path / "a")
     edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})(tmp_path / "a")
     VisionLanguageModel.load(str(tmp_path / "a"), torch.float32).save(tmp_path / "b")
@@ -305,7 +327,9 @@ def test_code_in_the_folder_is_neither_run_nor_saved(saved: Path, tmp_path: Path
 
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
-HUNGRY = "{% set ns = namespace(x='a' * 1000) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
+HUNGRY = (
+    "{% set ns = namespace(x='a' * 1000) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
+)
 TEMPLATES = {
     "endless": (ENDLESS, "the chat template in chat_template.jinja does not come to an end; copy it from the original model"),
     "endless in later turns": ("{% if messages|length > 1 %}" + ENDLESS + "{% endif %}{{ '<|image_pad|>' * (messages[-1].content|length - 1) }}",
@@ -321,7 +345,9 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-def test_a_chat_template_that_loops_or_errs_is_one_sentence(kind: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_template_that_loops_or_errs_is_one_sentence(
+    kind: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template, sentence = TEMPLATES[kind]
     (tmp_path / "chat_template.jinja").write_text(template)
     (tmp_path / "config.json").write_text("{}")
@@ -379,7 +405,9 @@ def loop():
 sandbox.select.select = lambda *_: os._exit(9)
 sandbox.limited(loop)
 """
-    ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60)  # until the pipe is closed by both
+    ran = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60
+    )  # until the pipe is closed by both
     assert ran.returncode == 9 and ran.stdout.isdigit()
 
 
@@ -390,17 +418,24 @@ def test_templates_in_a_list_of_names(saved: Path, tmp_path: Path, tokenizer: An
     named = {"tool_use": published.TEXT_ONLY, "default": tokenizer.chat_template}
     several = [*({"name": name, "template": text} for name, text in named.items()), {"name": "x"}, 7]
     edited("tokenizer_config.json", chat_template=several)(tmp_path / "a")
-    assert [text for _, text in model_files.templates(str(tmp_path / "a"))] == [tokenizer.chat_template, published.TEXT_ONLY]
+    assert [text for _, text in model_files.templates(str(tmp_path / "a"))] == [
+        tokenizer.chat_template,
+        published.TEXT_ONLY,
+    ]
 
 
 def test_pixel_limits_in_every_spelling(saved: Path, tmp_path: Path) -> None:
     """transformers 4.45 to 4.48 saved the limits inside ``size``."""
     settings = json.loads((saved / "preprocessor_config.json").read_text())
-    for number, size in enumerate(({"min_pixels": 3136, "max_pixels": 50176}, {"shortest_edge": 3136, "longest_edge": 50176})):
+    for number, size in enumerate(
+        ({"min_pixels": 3136, "max_pixels": 50176}, {"shortest_edge": 3136, "longest_edge": 50176})
+    ):
         folder = tmp_path / str(number)
         shutil.copytree(saved, folder)
         more = {"min_pixels": 3136, "max_pixels": 50176} if number == 0 else {}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings | more | {"size": size}))
         vlm = VisionLanguageModel.load(str(folder), torch.float32)
         assert (vlm.image_processor.size["shortest_edge"], vlm.image_processor.size["longest_edge"]) == (3136, 50176)
-        assert vlm.encode([Image.new("RGB", (32, 16))], ["?"])[0].grids.tolist() == [[1, 2, 4]]  # a view keeps the size that was asked for
+        assert vlm.encode([Image.new("RGB", (32, 16))], ["?"])[0].grids.tolist() == [
+            [1, 2, 4]
+        ]  # a view keeps the size that was asked for

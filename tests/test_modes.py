@@ -1,4 +1,4 @@
-"""modes.py and exams.py under scripted policies: what each mode shows, allows and takes, and every number by hand."""
+"""modes.py and eval_zoom_qa.py under scripted policies: what each mode shows, allows and takes, and every number by hand."""
 
 import json
 import runpy
@@ -9,22 +9,22 @@ from typing import Callable, Sequence
 import numpy as np
 import pytest
 from PIL import Image
-
-from activeo3 import evidence, exams, floors, modes, prompts
-from activeo3.config import ConfigError, TrainConfig
-from activeo3.eval_config import MODES, EvalConfig
-from activeo3.files import DataError
-from activeo3.geometry import as_boxes
-from activeo3.eval_core import BATCH, Runner
-from activeo3.schema import Example
-from activeo3.stream import Light
-from activeo3.tasks import TASKS
-from activeo3.zooms import STATUSES
 from scripted import END, Scripted, backwards, painted
-from test_documents import docvqa_json
-from test_episodes import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
+from test_data_docvqa import docvqa_json
+from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
 from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
-from test_questions import vstar_set
+from test_data_vqa import vstar_set
+
+from activeo3 import eval_baselines, eval_zoom_qa, evidence, modes, prompts
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.data_io import DataError
+from activeo3.data_loader import Light
+from activeo3.eval_config import MODES, EvalConfig
+from activeo3.eval_core import BATCH, Runner
+from activeo3.geometry import as_boxes
+from activeo3.tasks import TASKS
+from activeo3.types import Example
+from activeo3.zoom_calls import STATUSES
 
 CLOSER = prompts.shown("zoom_executed", "short")
 AWAY = '<zoom_roi x0="0" y0="0.5" x1="0.25" y1="0.75"/>' + END
@@ -52,10 +52,14 @@ def sees(model: Scripted, view: Image.Image | list[Image.Image], words: str) -> 
     return WRONG if words == CLOSER else IN
 
 
-def rows_of(says: Callable, tokenizer, wanted: Sequence[str], examples: Sequence[Example] | None = None, config=CONFIG, **how) -> dict[str, dict]:
+def rows_of(
+    says: Callable, tokenizer, wanted: Sequence[str], examples: Sequence[Example] | None = None, config=CONFIG, **how
+) -> dict[str, dict]:
     examples = [question()] if examples is None else examples
     policy = Scripted("qwen3_vl", tokenizer, says)
-    rows = exams.exam({"it": policy}, examples, TASK, config, Runner(), TrainConfig(), wanted, resamples=50, **how)
+    rows = eval_zoom_qa.exam(
+        {"it": policy}, examples, TASK, config, Runner(), TrainConfig(), wanted, resamples=50, **how
+    )
     return {row["mode"]: row for row in rows}
 
 
@@ -81,7 +85,7 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     seen: dict[str, list] = {}
     for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        exams.sit(model, way, [question()], Runner(), TrainConfig())
+        eval_zoom_qa.sit(model, way, [question()], Runner(), TrainConfig())
         (seen[way.title],) = model.shown
     (whole, at_once), (same, may), (_, must) = (seen[name] for name in ("baseline", "default", "strict_zoom"))
     (crop, alone_), ((first, second), beside) = seen["oracle_crop"], seen["oracle_crop+picture"]
@@ -90,8 +94,14 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     assert "bbox_2d" not in at_once + alone_ + beside and "bbox_2d" in may and "bbox_2d" in must
     assert "You may look closer" in may and "up to 3 times" in may and may in must
     assert must.removeprefix(may) == " Look closer at least once before you answer; an earlier answer does not count."
-    assert "at least 2 times" in prompts.episode_prompt("?", "paper", 3, least=2) and prompts.episode_prompt("?", "short", 3, least=2) == "?"
-    assert at_once == alone_ and beside == f"The first picture is the whole scene, the second shows a part of it enlarged.\n{at_once}"
+    assert (
+        "at least 2 times" in prompts.episode_prompt("?", "paper", 3, least=2)
+        and prompts.episode_prompt("?", "short", 3, least=2) == "?"
+    )
+    assert (
+        at_once == alone_
+        and beside == f"The first picture is the whole scene, the second shows a part of it enlarged.\n{at_once}"
+    )
 
 
 def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
@@ -100,7 +110,7 @@ def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
     hinted = replace(plain, fields={**plain.fields, "reading": {**plain.fields["reading"], "hint": "Plates are red."}})
     for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        exams.sit(model, way, [plain, hinted], Runner(), TrainConfig())
+        eval_zoom_qa.sit(model, way, [plain, hinted], Runner(), TrainConfig())
         (_, without), (_, words) = model.shown
         assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), way.title
 
@@ -111,14 +121,19 @@ def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
     region = modes.evidence_region(example)
     assert evidence.covered(as_boxes([region]), evidence.asked_of(example).evidence_px) == 1.0
     assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
-    assert modes.evidence_region(question()) == floors.oracle_regions(question(), 1)[0]
+    assert modes.evidence_region(question()) == eval_baselines.oracle_regions(question(), 1)[0]
 
 
 def test_a_zoom_that_is_not_there_is_refused_once_and_then_the_policy_may_answer(tokenizer) -> None:
     told = prompts.shown("zoom_limit", "short")
     rows = rows_of(lambda model, view, words: ANSWER if words == told else IN, tokenizer, ["baseline", "oracle_crop"])
     for row in rows.values():
-        assert row["episodes"][0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (1, 0, 0, 1)
+        assert row["episodes"][0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (
+            1,
+            0,
+            0,
+            1,
+        )
     stubborn = rows_of(lambda *_: IN, tokenizer, ["baseline"])["baseline"]
     assert stubborn["statuses"]["zoom_limit"] == 2 and numbers(stubborn) == (0, 0, 0, 2)
 
@@ -128,12 +143,17 @@ def test_strict_fails_closed(tokenizer) -> None:
     small = '<zoom_roi x0="0" y0="0" x1="0.1" y1="0.1"/>' + END
     guesses = rows_of(lambda *_: ANSWER, tokenizer, MODES)
     assert [guesses[mode]["answer"] for mode in MODES] == [1, 1, 0, 1]
-    assert guesses["strict_zoom"]["statuses"]["answered_early"] == 1 and guesses["strict_zoom"]["episodes"][0]["answer"] is None
+    assert (
+        guesses["strict_zoom"]["statuses"]["answered_early"] == 1
+        and guesses["strict_zoom"]["episodes"][0]["answer"] is None
+    )
     refused = lambda model, view, words: ANSWER if words == prompts.shown("too_small", "short") else small  # noqa: E731
     assert rows_of(refused, tokenizer, ["default", "strict_zoom"])["strict_zoom"]["answer"] == 0
     assert rows_of(after_a_look(AWAY), tokenizer, ["strict_zoom"])["strict_zoom"]["answer"] == 1
     none_left = replace(CONFIG, max_zooms=0)
-    with pytest.raises(ConfigError, match="^--mode strict_zoom needs a zoom and a turn to answer in, and --max_zooms 0 "):
+    with pytest.raises(
+        ConfigError, match="^--mode strict_zoom needs a zoom and a turn to answer in, and --max_zooms 0 "
+    ):
         modes.ways(TASK, none_left, ["strict_zoom"])
     assert len(modes.ways(TASK, none_left, ["baseline", "default", "oracle_crop"])) == 4
 
@@ -162,7 +182,9 @@ def test_without_a_least_number_every_way_is_as_it_was(tokenizer) -> None:
 def test_a_budget_that_cannot_be_is_one_sentence() -> None:
     assert TrainConfig(min_zooms=2, max_zooms=2).min_zooms == 2
     for wrong in ({"min_zooms": 4}, {"min_zooms": -1}, {"min_zooms": 2, "max_turns": 2}):
-        with pytest.raises(ConfigError, match="--min_zooms is -?[0-9]; it must lie between 0 and --max_zooms 3, and leave a turn"):
+        with pytest.raises(
+            ConfigError, match="--min_zooms is -?[0-9]; it must lie between 0 and --max_zooms 3, and leave a turn"
+        ):
             TrainConfig(**wrong)
 
 
@@ -176,12 +198,14 @@ def test_grounded_and_right_are_crossed_and_counted_by_hand(tokenizer) -> None:
     for says, right in ((after_a_look(IN), "right"), (after_a_look(IN, WRONG), "wrong")):
         for name, boxes in ways.items():
             (row,) = rows_of(says, tokenizer, ["default"], [question(box=box) for box in boxes]).values()
-            assert {column: row[column] for column in exams.QUADRANTS} == {
-                column: float(column == f"{name}_{right}") for column in exams.QUADRANTS
+            assert {column: row[column] for column in eval_zoom_qa.QUADRANTS} == {
+                column: float(column == f"{name}_{right}") for column in eval_zoom_qa.QUADRANTS
             }  # fmt: skip
     rows = rows_of(after_a_look(AWAY), tokenizer, MODES)
     assert rows["default"]["ungrounded_right"] == 1 and rows["baseline"]["ungrounded_wrong"] == 1
-    assert np.isnan([rows["oracle_crop"][column] for column in exams.QUADRANTS]).all()  # nobody asked it where to look
+    assert np.isnan(
+        [rows["oracle_crop"][column] for column in eval_zoom_qa.QUADRANTS]
+    ).all()  # nobody asked it where to look
 
 
 def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
@@ -191,7 +215,10 @@ def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
     assert row["answer"] == 0.5 and row["grounded_right"] == 1
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [question(box=(640.0, 200.0, 704.0, 244.0))]).values()
     assert row["episodes"][0]["evidence_seen"] == pytest.approx(0.5)
-    assert evidence.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)])) == 1.0
+    assert (
+        evidence.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)]))
+        == 1.0
+    )
 
 
 def test_questions_without_evidence_are_neither_grounded_nor_told(tokenizer) -> None:
@@ -210,19 +237,28 @@ def test_every_number_follows_from_the_episodes(tokenizer) -> None:
     examples = [replace(question(), id=str(k), image_id=k) for k in range(4)]
     (row,) = rows_of(lambda *_: next(said), tokenizer, ["default"], examples).values()
     told = row["episodes"]
-    assert [one["id"] for one in told] == ["0", "1", "2", "3"] and [one["answer"] for one in told] == ["42", "7", "7", None]
+    assert [one["id"] for one in told] == ["0", "1", "2", "3"] and [one["answer"] for one in told] == [
+        "42",
+        "7",
+        "7",
+        None,
+    ]
     assert [one["statuses"] for one in told][2] == ["zoom_executed"] * 3 + ["answered"]
     assert numbers(row) == (0.25, 0.5, 1.25, 1.25)
     assert row["statuses"] == dict.fromkeys(STATUSES, 0) | {
         "zoom_executed": 5, "answered": 2, "answered_without_zoom": 1, "missing_zoom": 1
     }  # fmt: skip
-    assert row["tokens"] == np.mean([one["tokens"] for one in told]) and told[3]["tokens"] == len(tokenizer("I do not know." + END).input_ids)
+    assert row["tokens"] == np.mean([one["tokens"] for one in told]) and told[3]["tokens"] == len(
+        tokenizer("I do not know." + END).input_ids
+    )
     assert row["reward"] == pytest.approx(np.mean([one["reward"] for one in told]))
     assert told[0]["zooms"][0] == {"status": "zoom_executed", "window_px": pytest.approx([672, 112, 1008, 336])}
     low, high = row["intervals"]["answer"]
-    assert low < 0.25 < high and sum(row[name] for name in exams.QUADRANTS) == 1
-    (first, columns), (second, _) = exams.tables([row])
-    assert first[0]["answer"] == (0.25, low, high) and second[0]["turns"] == 9 and columns[:3] == ["policy", "mode", "n"]
+    assert low < 0.25 < high and sum(row[name] for name in eval_zoom_qa.QUADRANTS) == 1
+    (first, columns), (second, _) = eval_zoom_qa.tables([row])
+    assert (
+        first[0]["answer"] == (0.25, low, high) and second[0]["turns"] == 9 and columns[:3] == ["policy", "mode", "n"]
+    )
     json.dumps(row)
 
 
@@ -231,7 +267,10 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
     policy = Scripted("qwen3_vl", tokenizer, sees)
 
     assert len(examples) > BATCH
-    one, other = (repr(exams.exam({"it": policy}, examples, TASK, CONFIG, runner, TrainConfig())) for runner in (Runner(), backwards()))
+    one, other = (
+        repr(eval_zoom_qa.exam({"it": policy}, examples, TASK, CONFIG, runner, TrainConfig()))
+        for runner in (Runner(), backwards())
+    )
     assert one == other
 
 
@@ -241,11 +280,10 @@ def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes
     examples = list(light)
     assert {example.image.size for example in examples} == {(1, 1)}
     held, read = (
-        exams.exam({"it": policy}, which, TASK, CONFIG, Runner(), TrainConfig(), MODES, True, whole=whole)
+        eval_zoom_qa.exam({"it": policy}, which, TASK, CONFIG, Runner(), TrainConfig(), MODES, True, whole=whole)
         for which, whole in ((full, lambda example: example), (examples, light.whole))
     )
     assert repr(held) == repr(read)
-
 
 
 def test_an_example_that_asks_nothing_is_named_before_any_episode(tokenizer) -> None:
@@ -263,10 +301,24 @@ ALL = ("--mode", *MODES)
 
 
 @pytest.mark.parametrize("task", [(), ("--task", "zoom_qa")])
-def test_docvqa_in_the_public_layout_is_reported(checkpoint: str, evaluate: Callable, tmp_path: Path, task: tuple[str, ...]) -> None:  # noqa: F811
+def test_docvqa_in_the_public_layout_is_reported(
+    checkpoint: str, evaluate: Callable, tmp_path: Path, task: tuple[str, ...]
+) -> None:  # noqa: F811
     root = docvqa_json(tmp_path / "data")
     out = tmp_path / "out"
-    printed, complaint = evaluate("--checkpoint", checkpoint, *task, "--benchmark", "docvqa", "--data_root", root, *ALL, *SMALL, "--output_dir", str(out))
+    printed, complaint = evaluate(
+        "--checkpoint",
+        checkpoint,
+        *task,
+        "--benchmark",
+        "docvqa",
+        "--data_root",
+        root,
+        *ALL,
+        *SMALL,
+        "--output_dir",
+        str(out),
+    )
     assert complaint == ""
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert [(row["policy"], row["mode"], row["n"]) for row in rows] == [
@@ -275,12 +327,17 @@ def test_docvqa_in_the_public_layout_is_reported(checkpoint: str, evaluate: Call
     ]  # fmt: skip
     assert "docvqa (val), 3 questions" in printed and "2 of 3 questions have evidence" in printed
     for row in rows:
-        assert {one["id"] for one in row["episodes"]} <= {"docvqa:1", "docvqa:2", "docvqa:3"} and len(row["episodes"]) == row["n"]
+        assert {one["id"] for one in row["episodes"]} <= {"docvqa:1", "docvqa:2", "docvqa:3"} and len(
+            row["episodes"]
+        ) == row["n"]
         assert f"| {row['mode']} " in printed and f"| {row['mode']} " in (out / "results.md").read_text()
 
 
 def test_start_and_every_checkpoint_in_every_mode_about_several_benchmarks(
-    checkpoint: str, make_vlm: Callable, evaluate: Callable, tmp_path: Path  # noqa: F811
+    checkpoint: str,
+    make_vlm: Callable,
+    evaluate: Callable,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     for number in (1, 2):
         make_vlm("qwen3_vl", seed=number).save(tmp_path / f"run-{number}")
@@ -301,7 +358,10 @@ def test_what_cannot_be_asked_is_one_sentence(checkpoint: str, evaluate: Callabl
         return evaluate("--checkpoint", checkpoint, *argv)[1]
 
     root = docvqa_json(tmp_path)
-    assert complaint("--mode", "best") == "activeo3: --mode best not known; there are: baseline, default, strict_zoom, oracle_crop."
+    assert (
+        complaint("--mode", "best")
+        == "activeo3: --mode best not known; there are: baseline, default, strict_zoom, oracle_crop."
+    )
     assert complaint("--mode", "baseline", "--task", "segment") == (
         "activeo3: --mode is how questions are asked in episodes: leave out --task segment, or --mode."
     )
@@ -312,8 +372,19 @@ def test_what_cannot_be_asked_is_one_sentence(checkpoint: str, evaluate: Callabl
 
 
 def test_free_text_means_episodes() -> None:
-    config, as_meant = EvalConfig(checkpoint=("x",)), runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")["as_meant"]
+    config, as_meant = (
+        EvalConfig(checkpoint=("x",)),
+        runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")["as_meant"],
+    )
     meant = lambda **changes: as_meant(replace(config, **changes)).task  # noqa: E731
-    assert [meant(), meant(benchmark=("vstar",)), meant(benchmark=("docvqa",)), meant(mode=("default",))] == ["sense", "sense", "zoom_qa", "zoom_qa"]
-    assert meant(benchmark=("docvqa", "vstar"), mode=("default",)) == "zoom_qa" and meant(benchmark=("docvqa:train",)) == "zoom_qa"
+    assert [meant(), meant(benchmark=("vstar",)), meant(benchmark=("docvqa",)), meant(mode=("default",))] == [
+        "sense",
+        "sense",
+        "zoom_qa",
+        "zoom_qa",
+    ]
+    assert (
+        meant(benchmark=("docvqa", "vstar"), mode=("default",)) == "zoom_qa"
+        and meant(benchmark=("docvqa:train",)) == "zoom_qa"
+    )
     assert TASKS[meant(mode=("baseline",))] is TASK

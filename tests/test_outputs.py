@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from activeo3 import checkpoints, outputs, page, pictures, report, results
+from activeo3 import checkpoints, drawing, eval_output, html_report, log, outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_core import Runner
 
@@ -78,7 +78,9 @@ def test_folders_from_before_there_were_lists_are_ours(older: str, tmp_path: Pat
 # ---------------------------------------------------------------------- both scripts
 
 
-def test_an_evaluation_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_names_a_file_in_its_way_before_it_loads_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "results.json").write_text('{"my": "thesis"}')
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--checkpoint", "no/such/model", "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
@@ -92,7 +94,9 @@ def test_a_run_does_not_replace_anothers_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-40").mkdir()
     (tmp_path / "checkpoint-40" / "model.safetensors").write_text("weights of another trainer")
     config, ranks = TrainConfig(output_dir=str(tmp_path), steps=90, save_every=20), SimpleNamespace(world=1, rank=0)
-    with pytest.raises(ConfigError, match=f"^{tmp_path / 'checkpoint-40'} is no checkpoint of activeo3 and would be replaced"):
+    with pytest.raises(
+        ConfigError, match=f"^{tmp_path / 'checkpoint-40'} is no checkpoint of activeo3 and would be replaced"
+    ):
         checkpoints.resumable(config, ranks)
     for harmless in (replace(config, save_every=30), replace(config, steps=30)):
         assert checkpoints.resumable(harmless, ranks) is None
@@ -149,20 +153,28 @@ def full(tmp_path: Path, name: str) -> Path:
 def test_a_full_disk_is_one_sentence_and_keeps_the_older_file(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("older")
     full(tmp_path, ".results.json.tmp")
-    with pytest.raises(ConfigError, match=f"^{tmp_path / 'results.json'} could not be written, the disk is full \\(.* MB free\\)"):
+    with pytest.raises(
+        ConfigError, match=f"^{tmp_path / 'results.json'} could not be written, the disk is full \\(.* MB free\\)"
+    ):
         outputs.replace_file(tmp_path / "results.json", b"newer")
-    assert (tmp_path / "results.json").read_text() == "older" and [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "older" and [path.name for path in tmp_path.iterdir()] == [
+        "results.json"
+    ]
 
 
 def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with report.RunLog(tmp_path, 3) as log:
+    with log.RunLog(tmp_path, 3) as run_log:
         full(tmp_path, "metrics.jsonl")
         with pytest.raises(ConfigError, match="metrics.jsonl could not be written, the disk is full"):
-            log.step({"step": 1})
-    draw = pictures._draw_samples
-    monkeypatch.setattr(pictures, "_draw_samples", lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000))
+            run_log.step({"step": 1})
+    draw = drawing._draw_samples
+    monkeypatch.setattr(
+        drawing,
+        "_draw_samples",
+        lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000),
+    )
     with pytest.raises(ConfigError, match="step-000004 could not be written, the disk is full"):
-        pictures.save_samples(tmp_path, 4, [])
+        drawing.save_samples(tmp_path, 4, [])
     assert not list((tmp_path / "samples").iterdir())  # nothing half drawn takes room either
 
 
@@ -175,7 +187,10 @@ def test_a_folder_that_takes_no_list_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_is_one_sentence_and_errors_that_are_not_of_the_disk_surface(tmp_path: Path) -> None:
     path = tmp_path / "no folder" / "results.json"
-    with pytest.raises(ConfigError, match=f"^{path} could not be written \\(No such file or directory; [0-9,]+ MB free\\): see to its folder"):
+    with pytest.raises(
+        ConfigError,
+        match=f"^{path} could not be written \\(No such file or directory; [0-9,]+ MB free\\): see to its folder",
+    ):
         outputs.replace_file(path, b"newer")
     with pytest.raises(OSError, match="cannot write mode"), outputs.enough_room(path):  # of Pillow
         Image.new("RGBA", (1, 1)).save(tmp_path / "a.jpg")
@@ -185,13 +200,16 @@ def test_a_folder_in_whose_place_there_is_a_file_is_one_sentence(tmp_path: Path)
     """Whoever writes into it: tables, pages, samples, and the finished parts of an evaluation."""
     (tmp_path / "eval").write_text("somebody's")
     for write in (
-        lambda: results.write_results(tmp_path / "eval", []),
-        lambda: page.write_page(tmp_path / "eval" / "page.html", "title", []),
-        lambda: pictures.save_samples(tmp_path / "eval", 1, []),
+        lambda: eval_output.write_results(tmp_path / "eval", []),
+        lambda: html_report.write_page(tmp_path / "eval" / "page.html", "title", []),
+        lambda: drawing.save_samples(tmp_path / "eval", 1, []),
         lambda: Runner(folder=tmp_path / "eval" / "unfinished").map(lambda block: block, ["a"], ("one",)),
-        lambda: report.RunLog(tmp_path / "eval", 3),
+        lambda: log.RunLog(tmp_path / "eval", 3),
     ):
-        with pytest.raises(ConfigError, match=f"^{tmp_path / 'eval'}.* could not be written \\((Not a directory|File exists); .* MB free\\): see to"):
+        with pytest.raises(
+            ConfigError,
+            match=f"^{tmp_path / 'eval'}.* could not be written \\((Not a directory|File exists); .* MB free\\): see to",
+        ):
             write()
     assert (tmp_path / "eval").read_text() == "somebody's"
 

@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicCache
 from activeo3 import packing
 from activeo3.caches import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt, sampler_logps
-from activeo3.schema import Sampling
+from activeo3.types import Sampling
 
 Picture = Callable[..., Image.Image]
 
@@ -99,8 +99,10 @@ def naive_logits(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Te
 
 def naive_logps(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Tensor:
     """(sampled tokens,): the log-probabilities of what was sampled, from one plain forward pass over the episode."""
-    logits = naive_logits(vlm, prompt, branch)[0, len(prompt.ids) - 1 : -1]  # of the column before each token of the branch
-    keep = [i for i in range(logits.shape[-1]) if i not in vlm.forbidden]
+    logits = naive_logits(vlm, prompt, branch)[
+        0, len(prompt.ids) - 1 : -1
+    ]  # of the column before each token of the branch
+    keep = [i for i in range(logits.shape[-1]) if i not in vlm.suppressed_ids]
     logps = logits - logits[:, keep].exp().sum(dim=-1, keepdim=True).log()
     chosen = [(place, token) for place, (token, sampled) in enumerate(zip(branch.ids, branch.sampled)) if sampled]
     return torch.stack([logps[place, token] for place, token in chosen])
@@ -108,7 +110,7 @@ def naive_logps(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> Ten
 
 def packed_logps(vlm: VisionLanguageModel, packed: Packed) -> Tensor:
     logits = vlm.forward_packed(packed)
-    return answer_logps(logits, packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept)[0]
+    return answer_logps(logits, packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.logit_columns)[0]
 
 
 # ---------------------------------------------------------------------- packed episodes == separate rows
@@ -137,7 +139,7 @@ def test_packed_episodes_have_the_log_probabilities_of_separate_rows(vlm: Vision
         for b, branch in enumerate(row):
             count = len(branch.answer)
             assert tuple(packed.tokens[r, b, :count].tolist()) == branch.answer
-            assert packed.real[r, b].tolist() == [True] * count + [False] * (packed.tokens.shape[2] - count)
+            assert packed.completion_mask[r, b].tolist() == [True] * count + [False] * (packed.tokens.shape[2] - count)
             torch.testing.assert_close(logps[r, b, :count], naive_logps(vlm, prompts[r], branch), rtol=0, atol=1e-5)
 
 
@@ -177,7 +179,7 @@ def test_packed_episodes_have_the_gradients_of_separate_rows(vlm: VisionLanguage
     prompts, branches = episodes
     packed = vlm.pack(prompts, branches)
     weights = torch.randn(packed.tokens.shape, generator=torch.Generator().manual_seed(1))
-    (weights * packed_logps(vlm, packed))[packed.real].sum().backward()
+    (weights * packed_logps(vlm, packed))[packed.completion_mask].sum().backward()
     ours = {name: p.grad.clone() for name, p in vlm.model.named_parameters()}
     vlm.model.zero_grad()
     for r, row in enumerate(branches):
@@ -215,15 +217,19 @@ def test_packed_positions_are_those_of_transformers(vlm: VisionLanguageModel, ep
 
 @pytest.mark.usefixtures("calls")
 @MEMORIES
-def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(vlm: VisionLanguageModel, episodes: tuple) -> None:
+def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(
+    vlm: VisionLanguageModel, episodes: tuple
+) -> None:
     """With the logits of every column at hand, those that predict a token of an observation get no gradient at
     all, those that predict a sampled one do; and yet what was shown changes what follows."""
     prompts, branches = episodes
     packed = vlm.pack(prompts, branches)
-    every = vlm.forward_packed(Packed(packed.inputs, packed.prefix, packed.tokens, packed.real, packed.columns))
+    every = vlm.forward_packed(
+        Packed(packed.inputs, packed.prefix, packed.tokens, packed.completion_mask, packed.columns)
+    )
     every.retain_grad()
-    logps, _ = answer_logps(every, packed.tokens, packed.columns, 1.0, vlm.forbidden)
-    weight = token_weights(packed.real, "response", 6, int(packed.real.sum()), 64)
+    logps, _ = answer_logps(every, packed.tokens, packed.columns, 1.0, vlm.suppressed_ids)
+    weight = token_weights(packed.completion_mask, "response", 6, int(packed.completion_mask.sum()), 64)
     (weight * logps).sum().backward()
     vlm.model.zero_grad()
     moved = every.grad.abs().amax(dim=-1) > 0  # (R, 1 + W)
@@ -236,9 +242,9 @@ def test_observations_are_attended_and_get_a_gradient_of_exactly_zero(vlm: Visio
             assert moved[r, 1 + begin : 1 + begin + len(sampled)].tolist() == sampled
             begin += len(sampled)
     # The logits that forward_packed leaves out are among those that nothing needs.
-    assert packed.kept is not None and len(packed.kept) < moved.shape[1]
-    unused = [column for column in range(moved.shape[1]) if column not in packed.kept.tolist()]
-    assert not moved[:, unused].any() and int(moved.any(dim=0).sum()) == len(packed.kept)
+    assert packed.logit_columns is not None and len(packed.logit_columns) < moved.shape[1]
+    unused = [column for column in range(moved.shape[1]) if column not in packed.logit_columns.tolist()]
+    assert not moved[:, unused].any() and int(moved.any(dim=0).sum()) == len(packed.logit_columns)
 
 
 def test_a_branch_does_not_see_the_crops_of_its_siblings(vlm: VisionLanguageModel, episodes: tuple) -> None:
@@ -248,18 +254,21 @@ def test_a_branch_does_not_see_the_crops_of_its_siblings(vlm: VisionLanguageMode
         one, two = branches[0][0].shown
         dark = Branch(branches[0][0].turns, (Prompt(one.ids, torch.zeros_like(one.pixels), one.grids), two))
         after = packed_logps(vlm, vlm.pack(prompts, [[dark, *branches[0][1:]], branches[1]]))
-    same = packed.real.clone()
+    same = packed.completion_mask.clone()
     same[0, 0, len(dark.turns[0]) :] = False
     torch.testing.assert_close(after[same], before[same], rtol=0, atol=1e-6)
-    changed = packed.real & ~same
+    changed = packed.completion_mask & ~same
     assert (after[changed] - before[changed]).abs().max() > 0.05
 
 
 def test_plain_answers_are_branches_of_one_turn(vlm: VisionLanguageModel, episodes: tuple) -> None:
     prompts, branches = episodes
     plain = [[branch.turns[0] for branch in row] for row in branches]
-    as_ids, as_branches = vlm.pack(prompts, plain), vlm.pack(prompts, [[Branch((ids,)) for ids in row] for row in plain])
-    assert as_ids.kept is None and as_branches.kept is None
+    as_ids, as_branches = (
+        vlm.pack(prompts, plain),
+        vlm.pack(prompts, [[Branch((ids,)) for ids in row] for row in plain]),
+    )
+    assert as_ids.logit_columns is None and as_branches.logit_columns is None
     assert all(torch.equal(as_ids.inputs[name], as_branches.inputs[name]) for name in as_ids.inputs)
     assert torch.equal(as_ids.columns, as_branches.columns) and torch.equal(as_ids.tokens, as_branches.tokens)
 
@@ -292,7 +301,9 @@ def test_a_branch_knows_when_its_views_were_replaced(vlm: VisionLanguageModel, e
     assert set(first.eras) == {0} and len(first.eras) == len(first.ids)
     (a, b, c), (one, two) = first.turns, first.shown
     lengths = [len(a), len(one.ids) + len(b), len(two.ids) + len(c)]
-    assert replacing(first).eras == tuple(era for era, length in enumerate(lengths) for _ in range(length))
+    assert replacing(first).eras == tuple(
+        image_epoch for image_epoch, length in enumerate(lengths) for _ in range(length)
+    )
     # The first observation of this one is words alone: they replace nothing.
     quiet = len(second.turns[0]) + len(second.shown[0].ids) + len(second.turns[1])
     eras = replacing(second).eras
@@ -300,12 +311,16 @@ def test_a_branch_knows_when_its_views_were_replaced(vlm: VisionLanguageModel, e
 
 
 @torch.no_grad()
-def test_earlier_views_are_out_of_sight_and_everything_else_is_as_it_was(vlm: VisionLanguageModel, episodes: tuple) -> None:
+def test_earlier_views_are_out_of_sight_and_everything_else_is_as_it_was(
+    vlm: VisionLanguageModel, episodes: tuple
+) -> None:
     """The packed mask, column by column: what is hidden are the image tokens of earlier views and nothing else."""
     prompts, branches = episodes
     notes = vlm.pack(prompts, [[replacing(branch) for branch in row] for row in branches])
     views = vlm.pack(prompts, branches)
-    assert {name for name in notes.inputs if not torch.equal(notes.inputs[name], views.inputs[name])} == {"attention_mask"}
+    assert {name for name in notes.inputs if not torch.equal(notes.inputs[name], views.inputs[name])} == {
+        "attention_mask"
+    }
     seen, then = (packed.inputs["attention_mask"] == 0 for packed in (views, notes))  # what is not is -inf
     lost = seen & ~then
     assert not (then & ~seen).any()
@@ -315,7 +330,9 @@ def test_earlier_views_are_out_of_sight_and_everything_else_is_as_it_was(vlm: Vi
     image = notes.inputs["input_ids"][0] == vlm.image_token
     hidden = [place for place in range(middle) if image[place]]  # the whole picture and the first crop
     assert lost[0, 0, middle].nonzero()[:, 0].tolist() == hidden
-    assert lost[0, 0, prefix + len(first.turns[0])].nonzero()[:, 0].tolist() == [place for place in hidden if place < prefix]
+    assert lost[0, 0, prefix + len(first.turns[0])].nonzero()[:, 0].tolist() == [
+        place for place in hidden if place < prefix
+    ]
     assert not lost[0, 0, : prefix + len(first.turns[0])].any()
 
 
@@ -342,7 +359,9 @@ def test_a_view_that_was_replaced_reaches_later_tokens_through_text_alone(
     assert torch.equal(black[later:], torch.zeros(len(branch.turns[2])))
     assert black[len(branch.turns[0]) : later].max() > 0.01  # while it could be seen, it was
     assert difference(replacing(branch), replacing(branch, dark=[1]))[later:].max() > 0.01
-    in_sight = Branch(branch.turns, (replace(branch.shown[0], pixels=replacing(branch, [0]).shown[0].pixels), branch.shown[1]))
+    in_sight = Branch(
+        branch.turns, (replace(branch.shown[0], pixels=replacing(branch, [0]).shown[0].pixels), branch.shown[1])
+    )
     assert difference(branch, in_sight)[later:].max() > 0.01
 
 
@@ -377,11 +396,17 @@ def test_a_cache_with_room_holds_what_one_without_does() -> None:
     """Written to token by token, repeated, selected, and longer than its room; and rows do not write into each other."""
     plain, roomy = DynamicCache(), new_cache(PreTrainedConfig(num_hidden_layers=2))
     draw = lambda rows, columns: torch.randn(rows, 2, columns, 4)  # noqa: E731
-    for rows, change in ((2, lambda cache: cache.batch_repeat_interleave(3)), (6, lambda cache: cache.batch_select_indices(torch.tensor([4, 1]))), (2, id)):
+    for rows, change in (
+        (2, lambda cache: cache.batch_repeat_interleave(3)),
+        (6, lambda cache: cache.batch_select_indices(torch.tensor([4, 1]))),
+        (2, id),
+    ):
         for columns in (5, *[1] * (ROOM + 3)):
             for number in range(2):
                 keys, values = draw(rows, columns), draw(rows, columns)
-                for ours, theirs in zip(roomy.update(keys, values, number), plain.update(keys, values, number), strict=True):
+                for ours, theirs in zip(
+                    roomy.update(keys, values, number), plain.update(keys, values, number), strict=True
+                ):
                     assert torch.equal(ours, theirs)
         change(plain), change(roomy)
         assert roomy.get_seq_length() == plain.get_seq_length()
@@ -413,10 +438,12 @@ def test_greedy_episodes_are_those_of_plain_forward_passes(
     vlm: VisionLanguageModel, picture: Picture, biased: Callable, notes: bool
 ) -> None:
     """Caches that are set aside, padded and joined, against one plain pass over everything for every token."""
-    prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1), picture(32, 96, 2)], ["Where?", "Read it, please.", "And?"])
+    prompts = vlm.encode(
+        [picture(64, 48, 0), picture(80, 32, 1), picture(32, 96, 2)], ["Where?", "Read it, please.", "And?"]
+    )
     shows, longest = Shows(vlm, picture, 3, notes), 10
     with biased(vlm, {vlm.image_token: 50.0, vlm.end_token: 2.6 if notes else 2.2}):
-        ours = vlm.converse(prompts, 2, Sampling(temperature=0, max_new_tokens=longest), shows)
+        ours = vlm.generate_multi_turn(prompts, 2, Sampling(temperature=0, max_new_tokens=longest), shows)
         for row, branch in enumerate(branch for branches in ours for branch in branches):
             prompt, turns, shown = prompts[row // 2], [], []
             while True:
@@ -441,7 +468,7 @@ def test_greedy_episodes_are_those_of_plain_forward_passes(
 def _next(vlm: VisionLanguageModel, prompt: Prompt, branch: Branch) -> int:
     """The likeliest id in place of a branch's last token."""
     logits = naive_logits(vlm, prompt, branch)[0, -2]
-    logits[list(vlm.forbidden)] = -torch.inf
+    logits[list(vlm.suppressed_ids)] = -torch.inf
     return int(logits.argmax())
 
 
@@ -459,40 +486,44 @@ def test_sampled_episodes_are_scored_by_the_distribution_that_drew_them(
     def noted(rows, stretch, sampling):
         heads: list[Tensor] = []
         hook = vlm.model.register_forward_hook(lambda module, inputs, out: heads.append(out.logits[:, -1]))
-        which = list(rows.which)
+        row_ids = list(rows.row_ids)
         fresh, logps = decode(rows, stretch, sampling)
         hook.remove()
-        for row, tokens in zip(range(len(which)), fresh):
+        for row, tokens in zip(range(len(row_ids)), fresh):
             for step, token in enumerate(tokens):
                 logits = heads[step][row].clone()
-                logits[list(vlm.forbidden)] = -torch.inf
-                drawn.append((which[row], float(logits.log_softmax(dim=-1)[token])))
+                logits[list(vlm.suppressed_ids)] = -torch.inf
+                drawn.append((row_ids[row], float(logits.log_softmax(dim=-1)[token])))
         return fresh, logps
 
     with biased(vlm, {vlm.end_token: 4.0}), pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlm, "_decode", noted)
         torch.manual_seed(4)
-        branches = vlm.converse(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, 3, notes))
+        branches = vlm.generate_multi_turn(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, 3, notes))
         packed = vlm.pack(prompts, branches)
         scored = packed_logps(vlm, packed).flatten(0, 1)
-    real = packed.real.flatten(0, 1)
+    completion_mask = packed.completion_mask.flatten(0, 1)
     for row in range(8):
-        wanted = torch.tensor([logp for which, logp in drawn if which == row])
-        torch.testing.assert_close(scored[row][real[row]], wanted, rtol=0, atol=2e-5)
-        kept = sampler_logps(branches).flatten(0, 1)[row]
-        torch.testing.assert_close(kept[real[row]], wanted, rtol=0, atol=2e-6)
-        assert kept[~real[row]].isnan().all()
+        wanted = torch.tensor([logp for row_ids, logp in drawn if row_ids == row])
+        torch.testing.assert_close(scored[row][completion_mask[row]], wanted, rtol=0, atol=2e-5)
+        logit_columns = sampler_logps(branches).flatten(0, 1)[row]
+        torch.testing.assert_close(logit_columns[completion_mask[row]], wanted, rtol=0, atol=2e-6)
+        assert logit_columns[~completion_mask[row]].isnan().all()
     assert max(len(branch.turns) for row in branches for branch in row) > 2
 
 
 def test_a_turn_that_was_cut_off_is_the_last(vlm: VisionLanguageModel, picture: Picture, biased: Callable) -> None:
     shows = Shows(vlm, picture, most=9)
     with biased(vlm, {vlm.end_token: -100.0}):
-        ((branch,),) = vlm.converse(vlm.encode([picture(64, 48)], ["Where?"]), 1, Sampling(1.0, max_new_tokens=7), shows)
+        ((branch,),) = vlm.generate_multi_turn(
+            vlm.encode([picture(64, 48)], ["Where?"]), 1, Sampling(1.0, max_new_tokens=7), shows
+        )
     assert len(branch.turns) == 1 and len(branch.answer) == 7 and not shows.asked
 
 
 def test_the_rollout_leaves_no_state_behind(vlm: VisionLanguageModel, picture: Picture, biased: Callable) -> None:
     with biased(vlm, {vlm.end_token: 8.0}):
-        vlm.converse(vlm.encode([picture(64, 48)], ["Where?"]), 3, Sampling(1.0, max_new_tokens=7), Shows(vlm, picture, 2))
+        vlm.generate_multi_turn(
+            vlm.encode([picture(64, 48)], ["Where?"]), 3, Sampling(1.0, max_new_tokens=7), Shows(vlm, picture, 2)
+        )
     assert vlm.model.model.rope_deltas is None

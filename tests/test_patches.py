@@ -8,13 +8,16 @@ from PIL import Image
 
 from activeo3 import patches
 from activeo3.families import FAMILIES
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.patches import PatchProduct, multiply_patches
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_product_is_the_convolution(
-    family: str, make_vlm: Callable[..., VisionLanguageModel], picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    make_vlm: Callable[..., VisionLanguageModel],
+    picture: Callable[..., Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vlm = make_vlm(family)
     visual = vlm.model.model.visual

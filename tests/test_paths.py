@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activeo3 import checkpoints, datasets, paths
+from activeo3 import checkpoints, data, paths
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.paths import beside, expanded, same, unified
@@ -42,12 +42,35 @@ def left_by_a_run(folder: Path, model: str) -> str:
 
 def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(home: Path) -> None:
     train = TrainConfig.from_args(
-        ["--model", "~/m", "--task_checkpoint", "~/t", "--data_root", "~/d", "--output_dir", "~/o", "--ds_config", "~/c.json"]
+        [
+            "--model",
+            "~/m",
+            "--task_checkpoint",
+            "~/t",
+            "--data_root",
+            "~/d",
+            "--output_dir",
+            "~/o",
+            "--ds_config",
+            "~/c.json",
+        ]
     )
     found = (train.model, train.task_checkpoint, train.data_root, train.output_dir, train.ds_config)
     assert found == tuple(f"{home}/{name}" for name in ("m", "t", "d", "o", "c.json"))
     shown = EvalConfig.from_args(
-        ["--checkpoint", "~/a", "b", "--start", "~/s", "--output_dir", "~/o", "--data_root", "~/d", "--task_checkpoint", "~/t"]
+        [
+            "--checkpoint",
+            "~/a",
+            "b",
+            "--start",
+            "~/s",
+            "--output_dir",
+            "~/o",
+            "--data_root",
+            "~/d",
+            "--task_checkpoint",
+            "~/t",
+        ]
     )
     assert shown.checkpoint == (f"{home}/a", "b") and shown.start == f"{home}/s" and shown.output_dir == f"{home}/o"
     assert EvalConfig(checkpoint=("x",), image="~/i.jpg", find="dot").image == f"{home}/i.jpg"
@@ -59,14 +82,20 @@ def test_a_field_that_says_it_is_a_path_has_the_type_of_one() -> None:
     """A new flag that holds a path must be a Place, or ``~`` would be left in it."""
     for config in (TrainConfig, EvalConfig):
         for name, kind in {field.name: field.type for field in config.__dataclass_fields__.values()}.items():
-            named = name.endswith(("_root", "_dir", "_checkpoint", "_config")) or name in ("model", "checkpoint", "start", "image", "curriculum")
+            named = name.endswith(("_root", "_dir", "_checkpoint", "_config")) or name in (
+                "model",
+                "checkpoint",
+                "start",
+                "image",
+                "curriculum",
+            )
             assert named == (kind in (paths.Place, tuple[paths.Place, ...])), name
 
 
 def test_the_list_of_data_sets_finds_the_home_folder(home: Path, capsys: pytest.CaptureFixture) -> None:
     (home / "data").mkdir()
     (home / "data" / "instances_val.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    datasets.main(["--data_root", "~/data"])
+    data.main(["--data_root", "~/data"])
     assert f"{home}/data" in capsys.readouterr().out
 
 
@@ -103,7 +132,9 @@ def test_a_table_knows_a_checkpoint_and_a_start_policy_in_any_spelling(home: Pat
     two = left_by_a_run(home / "runs" / "two" / "checkpoint-3", start)
     rows, shared = contest(["runs/one/checkpoint-3", two])
     assert [row.label for row in rows] == ["one", "two"] and shared == "models/a"
-    rows, shared = contest([one, "models/a/"], start)  # the start policy as a row: loaded once, and told apart from none
+    rows, shared = contest(
+        [one, "models/a/"], start
+    )  # the start policy as a row: loaded once, and told apart from none
     assert [row.source for row in rows] == [one, "models/a/"] and shared == "models/a/"
     with pytest.raises(ConfigError, match="names runs/one/checkpoint-3 twice, also as .*/runs/one/checkpoint-3;"):
         contest(["runs/one/checkpoint-3", one])
@@ -142,7 +173,9 @@ def test_a_folder_of_the_hubs_cache_is_its_snapshot(home: Path) -> None:
     assert expanded(str(model), "model") == expanded(f"{model}/", "model") == f"{model}/snapshots/2c3d"
     assert expanded(f"{model}/snapshots/0a1b", "model") == f"{model}/snapshots/0a1b"
     assert TrainConfig(model="hub/models--owner--big-model").model == "hub/models--owner--big-model/snapshots/2c3d"
-    config = EvalConfig(checkpoint=("~/hub/models--owner--big-model", "data/tiny"), start="hub/models--owner--big-model")
+    config = EvalConfig(
+        checkpoint=("~/hub/models--owner--big-model", "data/tiny"), start="hub/models--owner--big-model"
+    )
     rows, start = contest(config.checkpoint, config.start)
     assert rows[0].source == start == f"{model}/snapshots/2c3d" and [row.label for row in rows] == ["big-model", "tiny"]
 
@@ -155,7 +188,11 @@ def test_a_snapshot_keeps_the_results_of_others_out(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "revisions, main, words",
-    [(("0a", "1b"), "", "several snapshots, name one of 0a, 1b"), ((), "", "no whole snapshot"), (("0a",), "2c", "no whole snapshot")],
+    [
+        (("0a", "1b"), "", "several snapshots, name one of 0a, 1b"),
+        ((), "", "no whole snapshot"),
+        (("0a",), "2c", "no whole snapshot"),
+    ],
 )
 def test_a_cached_model_that_is_not_clear_is_one_sentence(revisions: tuple, main: str, words: str, home: Path) -> None:
     model = cache(home, *revisions, main=main)
@@ -181,6 +218,10 @@ def test_a_resumable_run_is_found_in_the_home_folder(home: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "activeo3.json").write_text(json.dumps({"step": 3, "world": 1, "config": vars(config)}))
     (folder / "deepspeed").mkdir()
-    for part in ("random-0.pt", "model.safetensors", *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim"))):
+    for part in (
+        "random-0.pt",
+        "model.safetensors",
+        *(f"deepspeed/zero_pp_rank_0_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim")),
+    ):
         (folder / part).touch()
     assert checkpoints.resumable(config, SimpleNamespace(rank=0, world=1))["path"] == folder

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import referring
-from activeo3.datasets import open_dataset
-from activeo3.files import DataError
+from activeo3 import data_refcoco
+from activeo3.data import open_dataset
+from activeo3.data_io import DataError
 
 
 def complaint(act: Callable[[], Any]) -> str:
@@ -68,10 +68,14 @@ def as_table(root: Path, objects: dict = OBJECTS, folder: str = "refcoco", **cha
              "captions": phrases, "split": own, "file_name": f"{NAME[:-4]}_{number}.jpg"} | changes
             for number, (bbox, own, phrases) in objects.items() if own == split
         ]  # fmt: skip
-        parquet.write_table(pyarrow.Table.from_pylist(rows), root / folder / "data" / f"{HUB[split]}-00000-of-00001.parquet")
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows), root / folder / "data" / f"{HUB[split]}-00000-of-00001.parquet"
+        )
 
 
-def as_pickle(root: Path, objects: dict = OBJECTS, folder: str = "refcoco", partition: str = "unc", protocol: int = 2) -> Path:
+def as_pickle(
+    root: Path, objects: dict = OBJECTS, folder: str = "refcoco", partition: str = "unc", protocol: int = 2
+) -> Path:
     (root / folder).mkdir(exist_ok=True)
     refs = [
         {"ref_id": number, "ann_id": number, "image_id": 42, "split": split, "category_id": 1, "sent_ids": [1],
@@ -100,13 +104,15 @@ def test_every_phrase_is_a_question_with_one_box(root: Path, write: Callable) ->
 
 
 def test_all_eight_splits_and_their_files(root: Path) -> None:
-    eight = [("refcoco", s) for s in ("val", "testA", "testB")] + [("refcoco_plus", s) for s in ("val", "testA", "testB")]
+    eight = [("refcoco", s) for s in ("val", "testA", "testB")] + [
+        ("refcoco_plus", s) for s in ("val", "testA", "testB")
+    ]
     eight += [("refcocog", s) for s in ("val", "test")]
     for name, split in eight:
-        family = referring.FAMILIES[name]
+        family = data_refcoco.FAMILIES[name]
         as_pickle(root, {1: ([1, 1, 5, 5], split, [f"{name} {split}"])}, family.folder, family.partition)
         assert [e.query for e in open_dataset(name, split, str(root))] == [f"{name} {split}"]
-    assert {family.partition for family in referring.FAMILIES.values()} == {"unc", "umd"}
+    assert {family.partition for family in data_refcoco.FAMILIES.values()} == {"unc", "umd"}
     said = complaint(lambda: open_dataset("refcocog", "testA", str(root)))
     assert said == "refcocog: there is no split 'testA', choose one of test, train, val"
 
@@ -138,13 +144,19 @@ def test_a_broken_row_is_left_out_and_named(root: Path, write: Callable, row: tu
     assert len(data.dropped) == 1 and sentence in data.dropped[0]
     write(root, {1: row})
     said = complaint(lambda: open_dataset("refcoco", "val", str(root)))
-    assert "refcoco has no phrase of the split 'val', download it again. Nothing in it can be used: " in said and sentence in said
+    assert (
+        "refcoco has no phrase of the split 'val', download it again. Nothing in it can be used: " in said
+        and sentence in said
+    )
 
 
 def test_an_empty_phrase_among_others_is_left_out_alone(root: Path) -> None:
     as_pickle(root, {1: ([5, 6, 10, 8], "val", ["red cup", "", "cup"])})
     data = open_dataset("refcoco", "val", str(root))
-    assert [example.query for example in data] == ["red cup", "cup"] and "reference 0 has an empty phrase" in data.dropped[0]
+    assert [example.query for example in data] == [
+        "red cup",
+        "cup",
+    ] and "reference 0 has an empty phrase" in data.dropped[0]
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -231,14 +243,22 @@ def picture(red: int) -> bytes:
 def pixmo_row(content: bytes, label: str = "cup", count: int = 2, points: Any = ((1.5, 2.0), (30.0, 20.0))) -> dict:
     stored = None if points is None else {"x": [x for x, _ in points], "y": [y for _, y in points]}
     digest = hashlib.sha256(content).hexdigest()
-    return {"image_url": f"https://example.org/{label}", "image_sha256": digest, "count": count, "points": stored, "label": label}
+    return {
+        "image_url": f"https://example.org/{label}",
+        "image_sha256": digest,
+        "count": count,
+        "points": stored,
+        "label": label,
+    }
 
 
 def pixmo_set(root: Path, rows: list[dict], split: str = "train", pictures: dict[str, bytes] | None = None) -> str:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (root / "pixmo-count" / "data").mkdir(parents=True, exist_ok=True)
     (root / "pixmo-count" / "images").mkdir(exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet"
+    )
     for name, content in (pictures or {}).items():
         (root / "pixmo-count" / "images" / name).write_bytes(content)
     return str(root)
@@ -247,7 +267,10 @@ def pixmo_set(root: Path, rows: list[dict], split: str = "train", pictures: dict
 def test_pixmo_questions(tmp_path: Path) -> None:
     one, two = picture(10), picture(20)
     rows = [pixmo_row(one), pixmo_row(two, "traffic  light", 1, [(3.0, 4.0)]), pixmo_row(one, "dog", 1, [(5.0, 5.0)])]
-    names = {f"{hashlib.sha256(one).hexdigest()}.png": one, hashlib.sha256(two).hexdigest(): two}  # with any ending, or none
+    names = {
+        f"{hashlib.sha256(one).hexdigest()}.png": one,
+        hashlib.sha256(two).hexdigest(): two,
+    }  # with any ending, or none
     data = open_dataset("pixmo_count", "train", pixmo_set(tmp_path, rows, pictures=names))
     assert [(e.query, e.fields["count"], e.fields["points_px"].tolist()) for e in data] == [
         ("cup", 2, [[1.5, 2.0], [30.0, 20.0]]), ("traffic light", 1, [[3.0, 4.0]]), ("dog", 1, [[5.0, 5.0]])
@@ -271,13 +294,20 @@ def test_a_picture_that_is_not_there_or_another(tmp_path: Path) -> None:
     root = pixmo_set(tmp_path, [one, two], pictures={f"{two['image_sha256']}.jpg": picture(3)})
     data = open_dataset("pixmo_count", "train", root)
     said = complaint(lambda: data[0])
-    assert f"{one['image_sha256']}.jpg: the picture of example pixmo_count:train:0 is missing, get it from https://" in said
+    assert (
+        f"{one['image_sha256']}.jpg: the picture of example pixmo_count:train:0 is missing, get it from https://"
+        in said
+    )
     assert "this is not the picture that example pixmo_count:train:1 is about, remove it" in complaint(lambda: data[1])
 
 
 def test_rows_whose_points_do_not_fit_are_left_out(tmp_path: Path) -> None:
     content = picture(1)
-    root = pixmo_set(tmp_path, [pixmo_row(content), pixmo_row(content, count=3)], pictures={pixmo_row(content)["image_sha256"]: content})
+    root = pixmo_set(
+        tmp_path,
+        [pixmo_row(content), pixmo_row(content, count=3)],
+        pictures={pixmo_row(content)["image_sha256"]: content},
+    )
     data = open_dataset("pixmo_count", "train", root)
     assert len(data) == 1 and "row 1 has 2 points and the count 3" in data.dropped[0]
 
@@ -303,7 +333,9 @@ def test_pictures_by_the_names_of_molmos_downloader(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder, urls", [("pixmo-count", True), ("pixmo-count-images", False)])
 def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    rows = [pixmo_row(picture(number)) | {"image": {"bytes": picture(10 * number), "path": None}} for number in (1, 2, 1)]
+    rows = [
+        pixmo_row(picture(number)) | {"image": {"bytes": picture(10 * number), "path": None}} for number in (1, 2, 1)
+    ]
     rows[2] |= {"points": {"x": [1.0, 500.0], "y": [1.0, 1.0]}}
     rows = [{key: value for key, value in row.items() if urls or key != "image_url"} for row in rows]
     (tmp_path / folder / "data").mkdir(parents=True)
@@ -329,9 +361,15 @@ def test_counting_as_perception_r1_has_it(tmp_path: Path, below: str) -> None:
     for number, name in enumerate("ab"):
         (tmp_path / below / "images" / "pixmo-count" / f"{name}.jpg").write_bytes(picture(number))
     data = open_dataset("pixmo_count", "val", str(tmp_path))
-    assert [(e.query, e.fields["count"], e.image.getpixel((0, 0))[0], e.image_id) for e in data] == [("red cups", 3, 0, 1), ("dogs", 2, 1, 2)]
+    assert [(e.query, e.fields["count"], e.image.getpixel((0, 0))[0], e.image_id) for e in data] == [
+        ("red cups", 3, 0, 1),
+        ("dogs", 2, 1, 2),
+    ]
     assert [path.name for path in data.paths] == ["a.jpg", "b.jpg"] and data.wanted == []
-    assert [words in said for words, said in zip(("count '2'", "outside of its folder", "line 5 is not valid json"), data.dropped)] == [True] * 3
+    assert [
+        words in said
+        for words, said in zip(("count '2'", "outside of its folder", "line 5 is not valid json"), data.dropped)
+    ] == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -345,7 +383,11 @@ def test_counting_as_perception_r1_has_it(tmp_path: Path, below: str) -> None:
 )
 def test_a_broken_pixmo_row_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
     content = picture(1)
-    root = pixmo_set(tmp_path, [pixmo_row(content) | change, pixmo_row(content)], pictures={pixmo_row(content)["image_sha256"]: content})
+    root = pixmo_set(
+        tmp_path,
+        [pixmo_row(content) | change, pixmo_row(content)],
+        pictures={pixmo_row(content)["image_sha256"]: content},
+    )
     data = open_dataset("pixmo_count", "train", root)
     assert [example.query for example in data] == ["cup"] and sentence in data.dropped[0] and len(data.dropped) == 1
     root = pixmo_set(tmp_path / "alone", [pixmo_row(picture(1)) | change])
@@ -355,8 +397,12 @@ def test_a_broken_pixmo_row_is_left_out(tmp_path: Path, change: dict, sentence: 
 def test_pixmo_tables_that_hold_something_else(tmp_path: Path) -> None:
     row = pixmo_row(picture(1))
     root = pixmo_set(tmp_path, [{key: value for key, value in row.items() if key != "points"}])
-    assert "there is no column 'points', download the file again" in complaint(lambda: open_dataset("pixmo_count", "train", root))
-    assert "there is neither validation-*.parquet in pixmo-count/data or pixmo_count/data or" in complaint(lambda: open_dataset("pixmo_count", "val", root))
+    assert "there is no column 'points', download the file again" in complaint(
+        lambda: open_dataset("pixmo_count", "train", root)
+    )
+    assert "there is neither validation-*.parquet in pixmo-count/data or pixmo_count/data or" in complaint(
+        lambda: open_dataset("pixmo_count", "val", root)
+    )
     (tmp_path / "pixmo-count" / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
     assert "the file cannot be read" in complaint(lambda: open_dataset("pixmo_count", "train", root))
 
@@ -380,15 +426,21 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
     data = open_dataset("pageocr", "train", page_set(tmp_path, rows))
     assert [e.fields["text"] for e in data] == ["Two\nlines", "Größe"] and data[0].size_px == (40, 60)
     (tmp_path / "focus_benchmark_test" / "en_pdf_png").mkdir(parents=True)
-    (tmp_path / "focus_benchmark_test" / "en_page_ocr.json").write_text(json.dumps([{"image": "en_1.png", "conversations": told("Act")}]))
+    (tmp_path / "focus_benchmark_test" / "en_page_ocr.json").write_text(
+        json.dumps([{"image": "en_1.png", "conversations": told("Act")}])
+    )
     Image.new("RGB", (40, 60), "white").save(tmp_path / "focus_benchmark_test" / "en_pdf_png" / "en_1.png")
     (page,) = open_dataset("fox_en", "test", str(tmp_path))
     moved = tmp_path / "moved"  # Perception-R1's tree
     for folder in ("jsons/ocr", "images/ocr"):
         shutil.copytree(tmp_path / "focus_benchmark_test", moved / folder)
-    assert [path.parent for path in open_dataset("fox_en", "test", str(moved)).paths] == [moved / "images/ocr/en_pdf_png"]
+    assert [path.parent for path in open_dataset("fox_en", "test", str(moved)).paths] == [
+        moved / "images/ocr/en_pdf_png"
+    ]
     assert (page.id, page.fields["text"]) == ("fox_en:en_1", "Act")
-    assert "no cn_page_ocr.json in focus_benchmark_test or jsons/ocr or eval/jsons/ocr" in complaint(lambda: open_dataset("fox_cn", "test", str(tmp_path)))
+    assert "no cn_page_ocr.json in focus_benchmark_test or jsons/ocr or eval/jsons/ocr" in complaint(
+        lambda: open_dataset("fox_cn", "test", str(tmp_path))
+    )
 
 
 @pytest.mark.parametrize(
@@ -430,7 +482,9 @@ COCO = {
 
 @pytest.mark.parametrize("own", [True, False])
 def test_every_picture_is_one_question(tmp_path: Path, own: bool) -> None:
-    index, images = ("instances_val.json", "images") if own else ("coco/annotations/instances_val2017.json", "coco/val2017")
+    index, images = (
+        ("instances_val.json", "images") if own else ("coco/annotations/instances_val2017.json", "coco/val2017")
+    )
     (tmp_path / images).mkdir(parents=True)
     (tmp_path / index).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / index).write_text(json.dumps(COCO))
@@ -449,4 +503,7 @@ def test_every_picture_is_one_question(tmp_path: Path, own: bool) -> None:
 
 def test_a_folder_without_coco(tmp_path: Path) -> None:
     said = complaint(lambda: open_dataset("coco_det", "val", str(tmp_path)))
-    assert "neither instances_val2017.json in coco/annotations or annotations nor coco_val2017.json in jsons/detection" in said
+    assert (
+        "neither instances_val2017.json in coco/annotations or annotations nor coco_val2017.json in jsons/detection"
+        in said
+    )

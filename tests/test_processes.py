@@ -29,7 +29,9 @@ def running(program: str, *before: str, **environment: str) -> Iterator[subproce
     """A process that has begun with ``program`` and says when it is ready; ``before`` are words before its command."""
     command = [*before, sys.executable, "-c", BEGIN + program]
     environment = {"PYTHONUNBUFFERED": ""} | environment
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
     try:
         assert process.stdout and process.stdout.readline() == "ready\n"
         yield process
@@ -49,7 +51,9 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
+@pytest.mark.parametrize(
+    "number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
 @pytest.mark.parametrize("program", [WAITS, SWALLOWS], ids=["waits", "swallows exceptions"])
 def test_a_signal_ends_a_process_with_one_sentence(program: str, number: int, name: str) -> None:
     with running(program) as process:

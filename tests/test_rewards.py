@@ -11,12 +11,12 @@ from PIL import Image
 
 from activeo3 import geometry, rewards
 from activeo3.config import TrainConfig
-from activeo3.drafts import Draft
-from activeo3.files import DataError
+from activeo3.data_io import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rewards import covered, covered_mask, no_overlap, score, score_mask, sensible_area
-from activeo3.schema import Action, Example, Outcome, Region, Rollout
+from activeo3.task_segmentation import Draft
 from activeo3.tasks import TASKS
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
 
 SIZE = (100, 100)
 EQUAL = {"format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0}
@@ -30,12 +30,12 @@ def example(true: list, size: tuple[int, int] = SIZE, **more) -> Example:
 
 
 def proposed(regions: list, true: list, error: str | None = None, **more) -> Rollout:
-    action = Action(tuple(regions), error=error)
+    action = ParsedAnswer(tuple(regions), error=error)
     return Rollout(example(true, **more), (), "", True, action, tuple(Region(*region) for region in regions))
 
 
-def detected(boxes: list) -> Outcome:
-    return Outcome(as_boxes(boxes), np.ones(len(boxes)))
+def detected(boxes: list) -> TaskResult:
+    return TaskResult(as_boxes(boxes), np.ones(len(boxes)))
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -267,7 +267,9 @@ def test_the_golden_table_of_masks(regions: list, after: np.ndarray, terms: tupl
     found = score_mask(proposed(regions, []), draft, after, EQUAL)
     assert found.terms == pytest.approx(dict(zip(EQUAL, terms))) and list(found.terms) == list(EQUAL)
     assert found.total == pytest.approx(sum(terms))
-    weighed = score_mask(proposed(regions, [], "too_few" if regions else "empty"), draft, after, EQUAL | {"task": 3.0, "coverage": 0.0})
+    weighed = score_mask(
+        proposed(regions, [], "too_few" if regions else "empty"), draft, after, EQUAL | {"task": 3.0, "coverage": 0.0}
+    )
     assert weighed.total == pytest.approx(terms[1] + terms[2] + 3 * terms[4]) and weighed.terms["format"] == 0.0
 
 
@@ -275,9 +277,17 @@ def test_purity_of_a_masks_errors_is_a_share_of_regions() -> None:
     error = TRUE_MASK ^ FIRST_MASK
     one_percent = (21, 11, 41, 21)  # 20 x 10 pixels, of which the topmost row of the missing part: 9
     assert error[11:21, 21:41].sum() / 200 > rewards.ERROR_ENOUGH
-    for regions, wanted in (([one_percent, (60, 60, 90, 90)], 0.5), ([(0, 0, 100, 100)], 1.0), ([], 0.0), ([(5, 5, 5, 9)], 0.0)):
+    for regions, wanted in (
+        ([one_percent, (60, 60, 90, 90)], 0.5),
+        ([(0, 0, 100, 100)], 1.0),
+        ([], 0.0),
+        ([(5, 5, 5, 9)], 0.0),
+    ):
         assert covered_mask(proposed(regions, []), error, "purity") == wanted
     tiles = MASKS["tiles"][0]
-    assert covered_mask(proposed(tiles, []), error, "recall") == 1.0 and covered_mask(proposed(tiles[:1], []), error, "recall") < 1.0
+    assert (
+        covered_mask(proposed(tiles, []), error, "recall") == 1.0
+        and covered_mask(proposed(tiles[:1], []), error, "recall") < 1.0
+    )
     with pytest.raises(ValueError, match="unknown coverage mode 'iou'"):
         covered_mask(proposed([one_percent], []), error, "iou")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activeo3.config import ConfigError
-from activeo3.rivals import Rival, contest, labels
+from activeo3.rivals import Checkpoint, contest, labels
 
 
 def left_by_a_run(folder: Path, **config: str) -> str:
@@ -20,10 +20,13 @@ def left_by_a_run(folder: Path, **config: str) -> str:
 def test_checkpoints_of_runs_share_their_start_policy(tmp_path: Path) -> None:
     sense = left_by_a_run(tmp_path / "seed-0" / "checkpoint-3", model="data/tiny")
     direct = left_by_a_run(tmp_path / "rft" / "checkpoint-3", model="data/tiny", task="direct")
-    assert contest([sense]) == ([Rival(sense, "", False)], "data/tiny")
-    assert contest([sense, direct]) == ([Rival(sense, "seed-0", False), Rival(direct, "rft", True)], "data/tiny")
+    assert contest([sense]) == ([Checkpoint(sense, "", False)], "data/tiny")
+    assert contest([sense, direct]) == (
+        [Checkpoint(sense, "seed-0", False), Checkpoint(direct, "rft", True)],
+        "data/tiny",
+    )
     assert contest([sense, "owner/model"], "owner/start")[1] == "owner/start"
-    assert contest(["owner/model"]) == ([Rival("owner/model", "", False)], "owner/model")
+    assert contest(["owner/model"]) == ([Checkpoint("owner/model", "", False)], "owner/model")
 
 
 def test_another_start_policy_is_one_sentence(tmp_path: Path) -> None:
@@ -35,7 +38,9 @@ def test_another_start_policy_is_one_sentence(tmp_path: Path) -> None:
         contest([one, one])
 
 
-folders = st.lists(st.sampled_from(["a", "b", "runs", "checkpoint-1", "checkpoint-2"]), min_size=1, max_size=4).map("/".join)
+folders = st.lists(st.sampled_from(["a", "b", "runs", "checkpoint-1", "checkpoint-2"]), min_size=1, max_size=4).map(
+    "/".join
+)
 
 
 @given(st.lists(folders, min_size=1, max_size=6, unique=True))

@@ -8,14 +8,14 @@ from typing import Callable, Iterator, Sequence
 import pytest
 import torch
 from PIL import Image
+from test_packing import Shows, ids_of, naive_logits, naive_logps, packed_logps
 from torch import Tensor
 
 from activeo3.caches import has_states, recompute_with_cache
 from activeo3.families import FAMILIES
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt
-from activeo3.schema import Sampling
-from test_packing import Shows, ids_of, naive_logits, naive_logps, packed_logps
+from activeo3.types import Sampling
 
 Picture = Callable[..., Image.Image]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -49,7 +49,9 @@ def naive(every_family: VisionLanguageModel, episodes: tuple) -> tuple[list[Tens
 
 def weighted(logps: Sequence[Tensor]) -> Tensor:
     """A sum in which every token of every branch counts differently."""
-    return sum((one * torch.linspace(-1, 1, len(one) + number + 2)[1:-1][: len(one)]).sum() for number, one in enumerate(logps))
+    return sum(
+        (one * torch.linspace(-1, 1, len(one) + number + 2)[1:-1][: len(one)]).sum() for number, one in enumerate(logps)
+    )
 
 
 def gradients_of(vlm: VisionLanguageModel, loss: Tensor) -> dict[str, Tensor]:
@@ -62,7 +64,7 @@ def gradients_of(vlm: VisionLanguageModel, loss: Tensor) -> dict[str, Tensor]:
 def scored(vlm: VisionLanguageModel, packed: Packed) -> list[Tensor]:
     """Of every branch, in order, the log-probabilities of its sampled tokens."""
     logps = packed_logps(vlm, packed)
-    return [logps[r, b][packed.real[r, b]] for r in range(len(logps)) for b in range(logps.shape[1])]
+    return [logps[r, b][packed.completion_mask[r, b]] for r in range(len(logps)) for b in range(logps.shape[1])]
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -88,7 +90,12 @@ def recomputing(vlm: VisionLanguageModel, wanted: bool) -> Iterator[None]:
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_is_that_of_plain_rows(
-    way: str, recompute: bool, every_family: VisionLanguageModel, episodes: tuple, naive: tuple, monkeypatch: pytest.MonkeyPatch
+    way: str,
+    recompute: bool,
+    every_family: VisionLanguageModel,
+    episodes: tuple,
+    naive: tuple,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vlm, (prompts, branches) = every_family, episodes
     monkeypatch.setattr(vlm, "scoring", way)
@@ -106,7 +113,9 @@ def test_every_way_is_that_of_plain_rows(
     assert_same_gradients(gradients, expected, steep)
 
 
-def test_layers_are_computed_again_although_there_is_a_cache(every_family: VisionLanguageModel, episodes: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_computed_again_although_there_is_a_cache(
+    every_family: VisionLanguageModel, episodes: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two passes forwards, and both once more backwards: transformers would drop either the cache or the checkpoint."""
     vlm, (prompts, branches), passes = every_family, episodes, []
     monkeypatch.setattr(vlm, "scoring", "cached")
@@ -134,7 +143,9 @@ def test_views_that_were_replaced_are_hidden_in_every_way(
 
 
 @torch.no_grad()
-def test_what_was_seen_is_not_looked_at_again(every_family: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_seen_is_not_looked_at_again(
+    every_family: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a frozen tower the prompts' pictures and the answers' crops are given as features, in every pass of every way."""
     vlm = every_family
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where is a red star?", "Read it."])
@@ -159,7 +170,11 @@ STATES = pytest.mark.parametrize("family", [name for name, family in FAMILIES.it
 
 
 def test_the_table_knows_which_towers_have_states(every_family: VisionLanguageModel) -> None:
-    assert has_states(every_family.model.config.get_text_config()) == every_family.states == FAMILIES[every_family.family].states
+    assert (
+        has_states(every_family.model.config.get_text_config())
+        == every_family.states
+        == FAMILIES[every_family.family].states
+    )
 
 
 @torch.no_grad()
@@ -171,7 +186,7 @@ def test_answers_of_every_family_are_scored_by_the_distribution_that_drew_them(
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where?", "Read it, please."])
     with biased(vlm, {vlm.end_token: 4.0}):
         torch.manual_seed(4)
-        branches = vlm.converse(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, 3))
+        branches = vlm.generate_multi_turn(prompts, 4, Sampling(1.0, max_new_tokens=9), Shows(vlm, picture, 3))
         found = scored(vlm, vlm.pack(prompts, branches))
     drawn = [branch for row in branches for branch in row]
     assert len({len(branch.turns) for branch in drawn}) > 1
@@ -181,22 +196,32 @@ def test_answers_of_every_family_are_scored_by_the_distribution_that_drew_them(
 
 @STATES
 @torch.no_grad()
-def test_greedy_answers_are_those_of_plain_forward_passes(family: str, make_vlm: Callable, picture: Picture, biased: Callable) -> None:
+def test_greedy_answers_are_those_of_plain_forward_passes(
+    family: str, make_vlm: Callable, picture: Picture, biased: Callable
+) -> None:
     """States that are repeated, selected and read again after an observation, against a plain pass for every token."""
     vlm, longest = make_vlm(family), 7
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where?", "Read it, please."])
     with biased(vlm, {vlm.end_token: 2.5}):
-        ours = vlm.converse(prompts, 2, Sampling(temperature=0, max_new_tokens=longest), Shows(vlm, picture, 2))
+        ours = vlm.generate_multi_turn(
+            prompts, 2, Sampling(temperature=0, max_new_tokens=longest), Shows(vlm, picture, 2)
+        )
         for prompt, branches in zip(prompts, ours):
             for branch in branches:
                 logits = naive_logits(vlm, prompt, branch)[0, len(prompt.ids) - 1 : -1]
-                logits[:, list(vlm.forbidden)] = -torch.inf
-                assert [int(best) for best, own in zip(logits.argmax(dim=-1), branch.sampled) if own] == list(branch.answer)
+                logits[:, list(vlm.suppressed_ids)] = -torch.inf
+                assert [int(best) for best, own in zip(logits.argmax(dim=-1), branch.sampled) if own] == list(
+                    branch.answer
+                )
     assert max(len(branch.turns) for branches in ours for branch in branches) > 1
 
 
 @STATES
-def test_a_view_cannot_be_removed_from_a_state(family: str, make_vlm: Callable, picture: Picture, biased: Callable) -> None:
+def test_a_view_cannot_be_removed_from_a_state(
+    family: str, make_vlm: Callable, picture: Picture, biased: Callable
+) -> None:
     vlm = make_vlm(family)
     with biased(vlm, {vlm.end_token: 50.0}), pytest.raises(ValueError, match=f"a {family} model cannot forget a view"):
-        vlm.converse(vlm.encode([picture(64, 48)], ["Where?"]), 2, Sampling(1.0, 4), Shows(vlm, picture, 9, notes=True))
+        vlm.generate_multi_turn(
+            vlm.encode([picture(64, 48)], ["Where?"]), 2, Sampling(1.0, 4), Shows(vlm, picture, 9, notes=True)
+        )

@@ -9,16 +9,16 @@ import pytest
 import torch
 from scripted import END, USUAL, Scripted, finds, painted
 
-from activeo3 import report, suites
+from activeo3 import eval_detection, log
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.drawing import Sample, save_samples
 from activeo3.eval_core import Runner
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
-from activeo3.pictures import Shown, save_samples
-from activeo3.sampler import look
-from activeo3.schema import Example, Rollout, Sampling
-from activeo3.taskmodels import Oracle
+from activeo3.rollout import sample_rollouts
+from activeo3.task_models import Oracle
 from activeo3.tasks import TASKS, Task, task_of
+from activeo3.types import Example, Rollout, Sampling
 
 CONFIG = TrainConfig(crop_side=256)
 THINGS = [("red", (40, 60, 120, 140)), ("red", (300, 200, 360, 260))]
@@ -31,13 +31,20 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def question(size: tuple[int, int] = (480, 320)) -> Example:
     """Two things, with all that any task may ask of an example."""
-    fields = {"referred": {"text": "the first", "box_px": THINGS[0][1]}, "text": "7", "labels": ("red", "red"), "categories": ("red",)}
+    fields = {
+        "referred": {"text": "the first", "box_px": THINGS[0][1]},
+        "text": "7",
+        "labels": ("red", "red"),
+        "categories": ("red",),
+    }
     fields |= {"reading": {"question": "What colour is it?", "answer": "red", "box_px": THINGS[0][1]}}
     return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float), fields=fields)
 
 
-def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig = CONFIG, group: int = 1) -> list[Rollout]:
-    _, (rollouts,) = look(actor, [example], group, Sampling(1.0, task.longest(config)), config, task)
+def answers(
+    task: Task, policy: Scripted, example: Example, config: TrainConfig = CONFIG, group: int = 1
+) -> list[Rollout]:
+    _, (rollouts,) = sample_rollouts(policy, [example], group, Sampling(1.0, task.longest(config)), config, task)
     return rollouts
 
 
@@ -47,22 +54,22 @@ def answers(task: Task, actor: Scripted, example: Example, config: TrainConfig =
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) -> None:
     """Whatever the answer, the reward has the terms that the task names, and each has a weight."""
-    task, expert, example = TASKS[name], Scripted(family, tokenizer, finds), question()
+    task, task_model, example = TASKS[name], Scripted(family, tokenizer, finds), question()
     example = task.pose(example) if task.pose else example
     if name == "segment":
-        expert = task.load("oracle", CONFIG, torch.device("cpu"))
+        task_model = task.load("oracle", CONFIG, torch.device("cpu"))
         true = np.zeros((320, 480), dtype=bool)
         true[60:140, 40:120] = True
         example = replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda: [mask_to_rle(true)]})
-    (example,) = task.prepare(expert, [example], CONFIG)
+    (example,) = task.prepare(task_model, [example], CONFIG)
     for said in ("[]" + END, "nonsense", '<think>a</think><answer>[{"bbox_2d":[1,2,90,80]}]</answer>' + END):
         rollouts = answers(task, Scripted(family, tokenizer, lambda *_: said), example, group=2)
-        outcomes = task.act(expert, rollouts, CONFIG)
+        outcomes = task.act(task_model, rollouts, CONFIG)
         for rollout, outcome in zip(rollouts, outcomes, strict=True):
             score = task.score(rollout, outcome, CONFIG)
             assert tuple(score.terms) == task.terms
             assert score.total == pytest.approx(sum(CONFIG.weights[term] * score.terms[term] for term in task.terms))
-            assert report.rollout_lines(rollout, outcome, score).startswith("example a")
+            assert log.rollout_lines(rollout, outcome, score).startswith("example a")
 
 
 UNREADABLE = ("", " \n", "<think>[]</think>", "<answer>", "<think>[] 0", "[] 0</think>")
@@ -76,22 +83,22 @@ SILENT = {  # what is to be said of an empty picture, and what that earns beside
 
 def situation(name: str, empty: bool) -> tuple[Any, Example]:
     """Who works on crops in a task, and a question of it about a picture with two things or without any."""
-    task, example, expert = TASKS[name], question(), Oracle()
+    task, example, task_model = TASKS[name], question(), Oracle()
     if empty:
         fields = {**example.fields, "labels": (), "count": 0}
         example = replace(example, boxes_px=np.zeros((0, 4)), fields=fields)
     if name == "segment":
-        expert, true = task.load("oracle", CONFIG, torch.device("cpu")), np.zeros((320, 480), dtype=bool)
+        task_model, true = task.load("oracle", CONFIG, torch.device("cpu")), np.zeros((320, 480), dtype=bool)
         true[60:140, 40:120] = True
         example = replace(example, boxes_px=as_boxes([THINGS[0][1]]), fields={"masks": lambda: [mask_to_rle(true)]})
-    (example,) = task.prepare(expert, [task.pose(example) if task.pose else example], CONFIG)
-    return expert, example
+    (example,) = task.prepare(task_model, [task.pose(example) if task.pose else example], CONFIG)
+    return task_model, example
 
 
 def terms_of(name: str, said: str, empty: bool, tokenizer: Any, config: TrainConfig = CONFIG) -> dict[str, float]:
-    expert, example = situation(name, empty)
+    task_model, example = situation(name, empty)
     (rollout,) = answers(TASKS[name], Scripted("qwen3_vl", tokenizer, lambda *_: said), example, config)
-    return dict(TASKS[name].score(rollout, *TASKS[name].act(expert, [rollout], config), config).terms)
+    return dict(TASKS[name].score(rollout, *TASKS[name].act(task_model, [rollout], config), config).terms)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -114,25 +121,36 @@ def test_zooms_without_an_answer_earn_nothing(evidence: str, tokenizer) -> None:
     """Not even where evidence counts for wrong answers; costs stay."""
     config = replace(CONFIG, evidence=evidence, evidence_gate=False, max_turns=2)
     zoom = '<zoom_roi x0="0.05" y0="0.15" x1="0.3" y1="0.5"/>' + END
-    expert, example = situation("zoom_qa", False)
+    task_model, example = situation("zoom_qa", False)
     for last in ("It is red." + END, "<answer>red", zoom):
         turns = [zoom, last]
-        (rollout,) = answers(TASKS["zoom_qa"], Scripted("qwen3_vl", tokenizer, lambda *_: turns.pop(0)), example, config)
-        (outcome,) = TASKS["zoom_qa"].act(expert, [rollout], config)
+        (rollout,) = answers(
+            TASKS["zoom_qa"], Scripted("qwen3_vl", tokenizer, lambda *_: turns.pop(0)), example, config
+        )
+        (outcome,) = TASKS["zoom_qa"].act(task_model, [rollout], config)
         terms = TASKS["zoom_qa"].score(rollout, outcome, config).terms
         assert rollout.episode.looked_at and max(terms.values()) <= 0.0
     turns = [zoom, "<answer>blue</answer>" + END]
     (rollout,) = answers(TASKS["zoom_qa"], Scripted("qwen3_vl", tokenizer, lambda *_: turns.pop(0)), example, config)
-    assert TASKS["zoom_qa"].score(rollout, *TASKS["zoom_qa"].act(expert, [rollout], config), config).terms["evidence"] > 0.5
+    assert (
+        TASKS["zoom_qa"].score(rollout, *TASKS["zoom_qa"].act(task_model, [rollout], config), config).terms["evidence"]
+        > 0.5
+    )
 
 
 def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^--task paint is not known; there are: sense, direct, segment, grounding, counting, ocr, detection, zoom_qa\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^--task paint is not known; there are: sense, direct, segment, grounding, counting, ocr, detection, zoom_qa\.$",
+    ):
         task_of(TrainConfig(task="paint"))
     with pytest.raises(ConfigError, match=r"^--task direct has no crops to work on: leave out --task_model oracle\.$"):
         task_of(TrainConfig(task="direct", task_model="oracle"))
     assert task_of(TrainConfig(task_model="oracle")) is TASKS["sense"]
-    with pytest.raises(ConfigError, match=r"^--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task sense\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task sense\.$",
+    ):
         task_of(TrainConfig(wording="zoom_roi"))
     assert task_of(TrainConfig(wording="zoom_roi", task="zoom_qa")) is TASKS["zoom_qa"]
 
@@ -144,16 +162,16 @@ def test_an_unknown_task_and_a_useless_flag_are_one_sentence() -> None:
 def test_a_direct_answer_is_what_the_table_calls_direct(shape: str, method: str, family: str, tokenizer) -> None:
     """The same view, the same words, and the same boxes as the task model on the whole picture."""
     config = replace(CONFIG, crop_shape=shape, task="direct")
-    actor, other, example = Scripted(family, tokenizer, finds), Scripted(family, tokenizer, finds), question()
+    policy, other, example = Scripted(family, tokenizer, finds), Scripted(family, tokenizer, finds), question()
     task = task_of(config)
-    (rollout,) = answers(task, actor, example, config)
+    (rollout,) = answers(task, policy, example, config)
     (outcome,) = task.act(other, [rollout], config)
     assert not other.shown  # nobody else is asked
-    (proposed,), acted = suites.judged(method, [example], other, {"mllm": other}, config, Runner())
+    (proposed,), acted = eval_detection.judged(method, [example], other, {"mllm": other}, config, Runner())
     (expected,) = acted["mllm"].outcomes
-    (view, words), (other_view, other_words) = actor.shown[0], other.shown[0]
+    (view, words), (other_view, other_words) = policy.shown[0], other.shown[0]
     assert words == other_words and np.array_equal(np.asarray(view), np.asarray(other_view))
-    assert actor.batches[0][2].max_new_tokens == other.batches[0][2].max_new_tokens
+    assert policy.batches[0][2].max_new_tokens == other.batches[0][2].max_new_tokens
     assert np.array_equal(outcome.boxes_px, expected.boxes_px) and outcome.texts == expected.texts
     assert np.abs(outcome.boxes_px - example.boxes_px).max() < 3 and rollout.regions == ()
 
@@ -182,7 +200,9 @@ def test_a_direct_answer_earns_what_the_benchmark_measures(tokenizer) -> None:
         (rollout,) = answers(task, Scripted("qwen3_vl", tokenizer, says), example)
         (outcome,) = task.act(None, [rollout], CONFIG)
         score = task.score(rollout, outcome, CONFIG)
-        assert score.terms == {"format": 1.0, "task": pytest.approx(points)} and score.total == pytest.approx(1 + points)
+        assert score.terms == {"format": 1.0, "task": pytest.approx(points)} and score.total == pytest.approx(
+            1 + points
+        )
         assert sum(ap_ar_50(example, outcome)) == score.terms["task"]
         without = task.score(rollout, outcome, replace(CONFIG, w_task=0.0, w_coverage=7.0))
         assert without.total == 1.0 and without.terms == score.terms
@@ -195,19 +215,24 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     config, said = TrainConfig(crop_side=256, task="direct", output_dir=str(tmp_path)), []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     examples = [replace(question(), image_id=i + 1, id=str(i)) for i in range(3)]
-    suites.before_and_after(trained, start, examples, config, said.append)
+    eval_detection.compare_start_and_trained(trained, start, examples, config, said.append)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     seen = {(row["method"], row["task_model"]): row["metrics"]["AP50"] for row in rows}
     assert seen["direct", "trained"] == 1.0 and seen["direct", "start"] == 0.0
     assert {method for method, _ in seen} == {"direct", "oracle-regions"} and len(seen) == 4
     page = (tmp_path / "report.html").read_text()
-    assert "before" in page and "after" in page and "regions the policy proposes" not in page and 'alt="the crops"' not in page
+    assert (
+        "before" in page
+        and "after" in page
+        and "regions the policy proposes" not in page
+        and 'alt="the crops"' not in page
+    )
     task = task_of(config)
     (rollout,) = answers(task, trained, examples[0], config)
     (outcome,) = task.act(None, [rollout], config)
     score = task.score(rollout, outcome, config)
-    assert "regions" not in report.rollout_lines(rollout, outcome, score)
-    folder = save_samples(tmp_path, 1, [Shown.of(rollout, outcome, score)])
+    assert "regions" not in log.rollout_lines(rollout, outcome, score)
+    folder = save_samples(tmp_path, 1, [Sample.of(rollout, outcome, score)])
     assert sorted(path.name for path in folder.iterdir()) == ["00-picture.jpg", "samples.jsonl"]
 
 
@@ -218,7 +243,7 @@ def test_an_episode_is_drawn_with_its_question_its_evidence_and_what_was_said(to
     for told, said in (("<think></think><answer>red</answer>" + END, "red"), ("nonsense" + END, "nothing")):
         (rollout,) = answers(task, Scripted("qwen3_vl", tokenizer, lambda *_: told), example)
         (outcome,) = task.act(None, [rollout], CONFIG)
-        shown = Shown.of(rollout, outcome, task.score(rollout, outcome, CONFIG))
+        shown = Sample.of(rollout, outcome, task.score(rollout, outcome, CONFIG))
         assert shown.said == said
         other = replace(shown, said="blue").picture()
         assert shown.picture().size == other.size and shown.picture().tobytes() != other.tobytes()

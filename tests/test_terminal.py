@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import page, report, results, terminal
-from activeo3.eval_demo import names
+from activeo3 import eval_output, html_report, log, terminal
+from activeo3.cli import ConfigError
+from activeo3.data_io import DataError
 from activeo3.eval_config import EvalConfig
-from activeo3.files import DataError
-from activeo3.flags import ConfigError
+from activeo3.eval_demo import names
 from activeo3.model_files import ModelError
-from activeo3.schema import Action, Example, Outcome, Rollout, Score
+from activeo3.monitor import TrainingMonitor
 from activeo3.terminal import columns, one_line, printable
-from activeo3.watch import Watch
+from activeo3.types import Example, ParsedAnswer, Reward, Rollout, TaskResult
 
 ROOT = Path(__file__).parent.parent
 CONTROLS = [chr(code) for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"]
@@ -51,7 +51,16 @@ def test_no_character_acts(character: str) -> None:
 
 
 def test_letters_of_the_world_stay_as_they_are() -> None:
-    for text in ("na\u00efve caf\u00e9", "\u732b\u3000\u72ac", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937", "\U0001f469\u200d\U0001f680", "e\u0301", "1\u00a0000", "a\n\tb"):
+    for text in (
+        "na\u00efve caf\u00e9",
+        "\u732b\u3000\u72ac",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f469\u200d\U0001f680",
+        "e\u0301",
+        "1\u00a0000",
+        "a\n\tb",
+    ):
         assert printable(text) == text
 
 
@@ -77,7 +86,10 @@ for _ in tqdm(range(2), desc=evil): tqdm.write(evil, file=sys.stdout)
 """
 
 
-@pytest.mark.parametrize("last, code", [("sys.exit(evil)", 1), ("raise RuntimeError(evil)", 1), ("argparse.ArgumentParser().parse_args([evil])", 2)])
+@pytest.mark.parametrize(
+    "last, code",
+    [("sys.exit(evil)", 1), ("raise RuntimeError(evil)", 1), ("argparse.ArgumentParser().parse_args([evil])", 2)],
+)
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_whatever_prints_prints_harmless_text(last: str, code: int, encoding: str) -> None:
     program = PROGRAM.format(evil=EVIL.replace("\r", "") + "\udcff") + last
@@ -92,29 +104,45 @@ def test_whatever_prints_prints_harmless_text(last: str, code: int, encoding: st
 
 def test_a_bar_of_progress_still_returns_to_the_beginning_of_its_line() -> None:
     program = "import sys; from activeo3 import terminal; terminal.protect(); sys.stderr.write('\\r50 %\\rstep 7'); print(sys.stdout.isatty())"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        timeout=60,
+    )
     assert ran.stderr.decode() == "\r50 %\u00b7step 7" and ran.stdout == b"False\n"
 
 
 def mains() -> Iterator[tuple[str, list[str]]]:
     for path in [*ROOT.glob("*.py"), *(ROOT / "activeo3").glob("*.py")]:
-        blocks = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
+        blocks = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        ]
         if blocks:
             yield path.name, [ast.unparse(statement) for block in blocks for statement in block.body]
 
 
 def test_every_program_is_protected_before_it_does_anything() -> None:
     programs = dict(mains())
-    assert {"train.py", "evaluate.py", "curriculum.py", "datasets.py", "planner.py"} <= set(programs)
+    assert {"train.py", "evaluate.py", "curriculum.py", "data.py", "memory.py"} <= set(programs)
     for name, statements in programs.items():
         before = statements[: statements.index("terminal.protect()")]
-        waking_up = ("import ", "processes.watch()", "print('activeo3: waking up", "if os.environ.get('RANK', '0') == '0':\n    print('activeo3: waking up")
+        waking_up = (
+            "import ",
+            "processes.watch()",
+            "print('activeo3: waking up",
+            "if os.environ.get('RANK', '0') == '0':\n    print('activeo3: waking up",
+        )
         assert all(statement.startswith(waking_up) for statement in before), name
 
 
 def test_every_program_ends_with_a_sentence_when_it_is_asked_to() -> None:
     for name, statements in mains():
-        assert "processes.watch()" in statements and any(text.startswith("with processes.one_sentence(") for text in statements), name
+        assert "processes.watch()" in statements and any(
+            text.startswith("with processes.one_sentence(") for text in statements
+        ), name
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError])
@@ -127,35 +155,40 @@ def test_an_error_is_one_line(kind: type[Exception]) -> None:
 
 
 def rollout(text: str = EVIL) -> Rollout:
-    example = Example(EVIL, Image.new("RGB", (8, 8)), EVIL, report.np.zeros((0, 4)))
-    return Rollout(example, (1,), text, True, Action((), error=EVIL), ())
+    example = Example(EVIL, Image.new("RGB", (8, 8)), EVIL, log.np.zeros((0, 4)))
+    return Rollout(example, (1,), text, True, ParsedAnswer((), error=EVIL), ())
 
 
 def test_ids_and_answers_forge_no_line_of_the_log() -> None:
-    outcome = Outcome(report.np.zeros((0, 4)), report.np.zeros(0))
-    lines = report.rollout_lines(rollout(), outcome, Score({}, 0.0))
+    outcome = TaskResult(log.np.zeros((0, 4)), log.np.zeros(0))
+    lines = log.rollout_lines(rollout(), outcome, Reward({}, 0.0))
     assert harmless(lines) and not [line for line in lines.splitlines()[1:] if not line.startswith("  ")]
     said: list[str] = []
     row = {"step": 1, "skipped_steps": 1, "rewards_left_out": 1, "zero_spread": 0.0, "tokens/truncated": 0.0}
-    Watch(5, 0).check(row, lambda: [EVIL, "b"], lambda: [EVIL], said.append)
+    TrainingMonitor(5, 0).check(row, lambda: [EVIL, "b"], lambda: [EVIL], said.append)
     assert len(said) == 2 and all(len(line.splitlines()) == 1 and harmless(line) for line in said)
 
 
 def test_tables_hold_one_line_a_row_and_no_tag() -> None:
     cells = [{"method": EVIL, "AP": 0.5}, {"method": "plain", "AP": 0.25}]
-    text = report.table(cells, ["method", "AP"], EVIL)
+    text = log.table(cells, ["method", "AP"], EVIL)
     title, _, *lines = text.splitlines()
     assert len(lines) == 4 and harmless(text) and len({columns(line) for line in lines}) == 1
-    written = results.markdown([text])
+    written = eval_output.markdown([text])
     assert "<" not in written and "](" not in written
-    latex = results.latex(cells, ["method", "AP"], EVIL)
+    latex = eval_output.latex(cells, ["method", "AP"], EVIL)
     assert harmless(latex) and r"\input" not in latex and r"\textbackslash{}input\{/etc" in latex
-    assert len(latex.splitlines()) == len(results.latex([{"method": "a", "AP": 0.5}] * 2, ["method", "AP"], "t").splitlines())
+    assert len(latex.splitlines()) == len(
+        eval_output.latex([{"method": "a", "AP": 0.5}] * 2, ["method", "AP"], "t").splitlines()
+    )
 
 
 def test_columns_line_up_whatever_the_alphabet() -> None:
-    cells = [{"what": what, "n": 1} for what in ("cat", "\u732b", "caf\u0065\u0301", "\u0e19\u0e49\u0e33", "\uff21", "\U0001f98a")]
-    lines = report.table(cells, ["what", "n"]).splitlines()
+    cells = [
+        {"what": what, "n": 1}
+        for what in ("cat", "\u732b", "caf\u0065\u0301", "\u0e19\u0e49\u0e33", "\uff21", "\U0001f98a")
+    ]
+    lines = log.table(cells, ["what", "n"]).splitlines()
     assert {columns(line) for line in lines} == {len(lines[0])}
     pad = {line.split("|")[1] for line in lines[2:]}
     assert " \u732b   " in pad and " cafe\u0301 " in pad
@@ -163,14 +196,24 @@ def test_columns_line_up_whatever_the_alphabet() -> None:
 
 def test_pages_show_what_was_written_and_run_none_of_it(tmp_path: Path) -> None:
     """A page has no script; every text is escaped; and a policy forbids what would be forgotten."""
-    outcome = Outcome(report.np.zeros((0, 4)), report.np.zeros(0), texts=(EVIL,))
-    shown = page.Shown.of(rollout(), outcome, Score({EVIL: 1.0}, 0.0), EVIL)
-    page.write_page(tmp_path / "a.html", EVIL, [f"data: {EVIL}", EVIL], [{"step": 1, EVIL: 1.0, f"time/{EVIL}": 1.0}], [{"m": EVIL}], ["m", EVIL], [(shown,)])
-    page.write_picture_page(tmp_path / "b.html", EVIL, [EVIL], [Image.new("RGB", (8, 8))], [{"m": EVIL}], ["m"])
+    outcome = TaskResult(log.np.zeros((0, 4)), log.np.zeros(0), texts=(EVIL,))
+    shown = html_report.Sample.of(rollout(), outcome, Reward({EVIL: 1.0}, 0.0), EVIL)
+    html_report.write_page(
+        tmp_path / "a.html",
+        EVIL,
+        [f"data: {EVIL}", EVIL],
+        [{"step": 1, EVIL: 1.0, f"time/{EVIL}": 1.0}],
+        [{"m": EVIL}],
+        ["m", EVIL],
+        [(shown,)],
+    )
+    html_report.write_picture_page(tmp_path / "b.html", EVIL, [EVIL], [Image.new("RGB", (8, 8))], [{"m": EVIL}], ["m"])
     for name in ("a.html", "b.html"):
         content = (tmp_path / name).read_text()
         assert harmless(content) and "<script" not in content and content.count("&lt;script&gt;") >= 4
-        assert "default-src 'none'" in content and not re.search(r"\son\w+=|javascript:|href=", content.replace("&#x27;", ""))
+        assert "default-src 'none'" in content and not re.search(
+            r"\son\w+=|javascript:|href=", content.replace("&#x27;", "")
+        )
 
 
 def test_the_name_of_a_drawn_picture_is_harmless_and_its_own(tmp_path: Path) -> None:
@@ -189,11 +232,16 @@ def hostile_coco(root: Path) -> str:
     """A folder in COCO's format in which every name is hostile. Returns its root."""
     name = EVIL.replace("/", "-").replace("\0", "")
     (root / "evil/images").mkdir(parents=True)
-    pictures = [{"id": f"{name}{k}", "file_name": f"{k}\x1b[31m\u202e.png", "width": 40, "height": 30} for k in range(3)]
+    pictures = [
+        {"id": f"{name}{k}", "file_name": f"{k}\x1b[31m\u202e.png", "width": 40, "height": 30} for k in range(3)
+    ]
     for picture in pictures[:2]:
         Image.new("RGB", (40, 30), "red").save(root / "evil/images" / picture["file_name"])
     (root / "evil/images" / pictures[1]["file_name"]).write_bytes(b"no picture")
-    boxes = [{"id": k, "image_id": picture["id"], "category_id": name, "bbox": [5, 5, 9, 9], "area": 81, "iscrowd": 0} for k, picture in enumerate(pictures)]
+    boxes = [
+        {"id": k, "image_id": picture["id"], "category_id": name, "bbox": [5, 5, 9, 9], "area": 81, "iscrowd": 0}
+        for k, picture in enumerate(pictures)
+    ]
     content = {"images": pictures, "annotations": boxes, "categories": [{"id": name, "name": EVIL}]}
     (root / "evil/instances_train.json").write_text(json.dumps(content))
     return str(root)

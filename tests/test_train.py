@@ -27,21 +27,35 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
-import train  # noqa: E402
-from activeo3 import attention, checkpoints, engine, episodes, eval_core, grpo, processes, proposals, scoring, soundness, suites, watch  # noqa: E402
-from activeo3.config import ConfigError, TrainConfig  # noqa: E402
-from activeo3.engine import Ranks, Sharded  # noqa: E402
-from activeo3.files import DataError  # noqa: E402
-from activeo3.geometry import mask_to_rle  # noqa: E402
-from activeo3.models import ModelError, VisionLanguageModel  # noqa: E402
-from activeo3.packing import Branch, Prompt  # noqa: E402
-from activeo3.report import read_rows  # noqa: E402
-from activeo3.sampler import Role, look  # noqa: E402
-from activeo3.schema import Action, Example, Outcome, Region, Rollout, Sampling, Score  # noqa: E402
-from activeo3.taskmodels import act  # noqa: E402
-from activeo3.tasks import TASKS  # noqa: E402
-from activeo3.zooms import Call, Said  # noqa: E402
 from scripted import USUAL  # noqa: E402
+
+import train  # noqa: E402
+from activeo3 import (  # noqa: E402
+    attention,
+    checkpoints,
+    engine,
+    eval_core,
+    eval_detection,
+    grpo,
+    monitor,
+    processes,
+    proposals,
+    scoring,
+    soundness,
+    task_zoom_qa,
+)
+from activeo3.config import ConfigError, TrainConfig  # noqa: E402
+from activeo3.data_io import DataError  # noqa: E402
+from activeo3.engine import Distributed, Zero3Model  # noqa: E402
+from activeo3.geometry import mask_to_rle  # noqa: E402
+from activeo3.log import read_rows  # noqa: E402
+from activeo3.model import ModelError, VisionLanguageModel  # noqa: E402
+from activeo3.packing import Branch, Prompt  # noqa: E402
+from activeo3.rollout import Role, sample_rollouts  # noqa: E402
+from activeo3.task_models import act  # noqa: E402
+from activeo3.tasks import TASKS  # noqa: E402
+from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult  # noqa: E402
+from activeo3.zoom_calls import Call, Said  # noqa: E402
 
 Make = Callable[..., VisionLanguageModel]
 
@@ -70,10 +84,15 @@ class World(list[Example]):
 
 
 def look_somewhere(
-    actor: VisionLanguageModel, examples: list[Example], group: int, sampling: Sampling, config: TrainConfig, *role: Role
+    actor: VisionLanguageModel,
+    examples: list[Example],
+    group: int,
+    sampling: Sampling,
+    config: TrainConfig,
+    *role: Role,
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
     """sampler.look, with a region that follows from the sampled ids."""
-    prompts, rollouts = look(actor, examples, group, sampling, config, *role)
+    prompts, rollouts = sample_rollouts(actor, examples, group, sampling, config, *role)
 
     def aimed(answer: Rollout) -> Rollout:
         x, y = (float(part % 32) for part in divmod(sum(answer.token_ids), 32))
@@ -82,19 +101,19 @@ def look_somewhere(
     return prompts, [[aimed(answer) for answer in of_one] for of_one in rollouts]
 
 
-def reward_of_ids(answer: Rollout, outcome: Outcome, config: TrainConfig) -> Score:
+def reward_of_ids(answer: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
     """Something that differs between answers, and depends on what the task model said."""
     terms = {"format": float(sum(answer.token_ids) % 7), "task": float(sum(map(len, outcome.texts)) % 5)}
-    return Score(terms, sum(terms.values()))
+    return Reward(terms, sum(terms.values()))
 
 
 def prepare(patch: pytest.MonkeyPatch) -> None:
     """Put the small world in the place of scenes, and keep the process group for the next run."""
-    patch.setattr(train, "look", look_somewhere)
+    patch.setattr(train, "sample_rollouts", look_somewhere)
     for name in ("sense", "direct"):
         patch.setitem(TASKS, name, replace(TASKS[name], score=reward_of_ids))
     patch.setattr(train, "open_dataset", lambda *_: World(small_pictures()))
-    patch.setattr(suites, "open_dataset", lambda *_: World(small_pictures()[:2]))
+    patch.setattr(eval_detection, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
 
@@ -118,7 +137,7 @@ def config(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
     """This process as a group of one, in the small world."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in rank_environment(0, 1).items():
@@ -172,7 +191,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("family", [*USUAL, "qwen3_5"])
-def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], config: TrainConfig, alone: Ranks) -> None:
+def test_the_sampler_and_the_scorer_agree(
+    family: str, models: dict[str, str], config: TrainConfig, alone: Distributed
+) -> None:
     """The log-probability of every token when it was drawn is the one that the update starts from."""
     config = replace(config, temperature=0.7, model=models[family])
     policy = train.start_policy(alone, config, learns=True)
@@ -180,11 +201,11 @@ def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], c
     torch.manual_seed(0)
     with policy.gathered() as actor:
         hook = actor.model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits[:, -1]))
-        prompts, rollouts = train.look(actor, small_pictures()[:2], 2, Sampling(0.7, 12), config)
+        prompts, rollouts = train.sample_rollouts(actor, small_pictures()[:2], 2, Sampling(0.7, 12), config)
         hook.remove()
-    forbidden = list(policy.vlm.forbidden)
+    suppressed_ids = list(policy.vlm.suppressed_ids)
     drawn = torch.stack(seen[1:], dim=1).view(2, 2, -1, seen[0].shape[-1]) / 0.7  # (P, G, T, V) after the prefill
-    drawn[..., forbidden] = -torch.inf
+    drawn[..., suppressed_ids] = -torch.inf
     packed = policy.vlm.pack(prompts, [[answer.token_ids for answer in of_one] for of_one in rollouts])
     with torch.no_grad():
         logp, _ = train.log_probs(policy, packed, config)
@@ -194,9 +215,12 @@ def test_the_sampler_and_the_scorer_agree(family: str, models: dict[str, str], c
             expected = drawn[p, g].log_softmax(-1)[torch.arange(len(ids)), ids]
             torch.testing.assert_close(logp[p, g, : len(ids)], expected, rtol=0, atol=1e-4)
     for apart in (0.0, 0.5):  # the update reports the difference that there is, also one that a wrong mask would make
-        said = [[replace(a, branch=replace(a.branch, logps=tuple(x + apart for x in a.branch.logps))) for a in row] for row in rollouts]
+        said = [
+            [replace(a, branch=replace(a.branch, logps=tuple(x + apart for x in a.branch.logps))) for a in row]
+            for row in rollouts
+        ]
         small = replace(config, prompts=2, micro_prompts=1, group=2, beta=0.0, lr=1e-9)
-        row = train.learn(1, prompts, said, torch.zeros(2, 2), policy, policy, small)
+        row = train.update(1, prompts, said, torch.zeros(2, 2), policy, policy, small)
         assert row["logp_difference/mean"] == pytest.approx(apart, abs=1e-4)
         assert row["logp_difference/mean"] < row["logp_difference/max"] < apart + 1e-3
 
@@ -206,13 +230,21 @@ def batch_of(vlm: VisionLanguageModel) -> tuple[list[Prompt], list[list[Rollout]
     examples = small_pictures()[:2]
     prompts = vlm.encode([example.image for example in examples], ["Where?", "Find every star, please."])
     lengths, generator = ((9, 2), (4, 12)), torch.Generator().manual_seed(3)
-    ids = [[tuple(torch.randint(10, 500, (length,), generator=generator).tolist()) for length in row] for row in lengths]
-    rollouts = [[Rollout(example, answer, "", False, Action(()), ()) for answer in row] for example, row in zip(examples, ids)]
+    ids = [
+        [tuple(torch.randint(10, 500, (length,), generator=generator).tolist()) for length in row] for row in lengths
+    ]
+    rollouts = [
+        [Rollout(example, answer, "", False, ParsedAnswer(()), ()) for answer in row]
+        for example, row in zip(examples, ids)
+    ]
     # The last answer is an episode: after five tokens it is shown a crop. So of two ranks, one has no crops.
     (crop,) = vlm.encode_next([examples[1].image.crop((0, 0, 32, 48))], ["Closer."])
     turns = ids[1][1][:5], ids[1][1][5:]
     rollouts[1][1] = replace(rollouts[1][1], branch=Branch(turns, (crop,)))
-    rollouts = [[replace(a, branch=replace(Branch.of(a.branch or a.token_ids), logps=(-3.0,) * len(a.token_ids))) for a in row] for row in rollouts]
+    rollouts = [
+        [replace(a, branch=replace(Branch.of(a.branch or a.token_ids), logps=(-3.0,) * len(a.token_ids))) for a in row]
+        for row in rollouts
+    ]
     return prompts, rollouts, torch.tensor([[1.0, -1.0], [-0.5, 0.5]])
 
 
@@ -230,7 +262,7 @@ LR = 0.02
 
 
 def learned(
-    config: TrainConfig, ranks: Ranks, reference: str, looked: bool | None = None
+    config: TrainConfig, ranks: Distributed, reference: str, looked: bool | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
 
@@ -249,15 +281,19 @@ def learned(
     mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
     if looked:
         with policy.gathered() as actor:
-            actor.eyes.look([*prompts, *(seen for row in rollouts for one in row if one.branch for seen in one.branch.shown)])
+            actor.eyes.sample_rollouts(
+                [*prompts, *(seen for row in rollouts for one in row if one.branch for seen in one.branch.shown)]
+            )
         assert len(policy.vlm.eyes._kept) == 3
     for step in (1, 2):
-        row = train.learn(step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, config)
+        row = train.update(step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, config)
     return whole_weights(policy), {name: value for name, value in row.items() if name != "memory_gb"}
 
 
 @pytest.fixture(scope="module")
-def learned_at_once(config: TrainConfig, alone: Ranks, models: dict[str, str]) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
+def learned_at_once(
+    config: TrainConfig, alone: Distributed, models: dict[str, str]
+) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
     """What two prompts in one pass teach, by setting."""
     return [learned(replace(config, micro_prompts=2, **setting), alone, models["other"]) for setting in SETTINGS]
 
@@ -268,13 +304,22 @@ def assert_same_lesson(
     weights, readings = one
     for name, tensor in two[0].items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
-    for name in ("loss", "kl", "entropy", "clip_fraction", "grad_norm", "ratio_max", "logp_difference/mean", "logp_difference/max"):
+    for name in (
+        "loss",
+        "kl",
+        "entropy",
+        "clip_fraction",
+        "grad_norm",
+        "ratio_max",
+        "logp_difference/mean",
+        "logp_difference/max",
+    ):
         assert readings[name] == pytest.approx(two[1][name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))
 def test_micro_batches_add_up(
-    index: int, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str], make_vlm: Make
+    index: int, learned_at_once: list, config: TrainConfig, alone: Distributed, models: dict[str, str], make_vlm: Make
 ) -> None:
     pieces = learned(replace(config, micro_prompts=1, **SETTINGS[index]), alone, models["other"])
     assert_same_lesson(pieces, learned_at_once[index])
@@ -286,7 +331,7 @@ def test_micro_batches_add_up(
 
 @pytest.mark.parametrize("train_only", ["", "self_attn"])
 def test_activations_that_are_computed_again_teach_the_same(
-    train_only: str, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    train_only: str, config: TrainConfig, alone: Distributed, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With frozen embeddings, too, whose output asks for no gradient."""
     setting = SETTINGS[1] | dict(train_only=train_only, micro_prompts=2, epochs=1)
@@ -302,13 +347,15 @@ def test_activations_that_are_computed_again_teach_the_same(
 
 @pytest.mark.parametrize("setting", [dict(recompute=True), dict(lora=2)], ids=["recompute", "lora"])
 def test_pictures_that_were_seen_in_the_rollout_teach_the_same(
-    setting: dict, config: TrainConfig, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+    setting: dict, config: TrainConfig, alone: Distributed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = replace(config, train_only="self_attn", micro_prompts=1, **setting)
     pixels = learned(setting, alone, config.model)  # the reference has the policy's tower
     passes = []
     forward = Qwen3VLVisionModel.forward
-    monkeypatch.setattr(Qwen3VLVisionModel, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given))
+    monkeypatch.setattr(
+        Qwen3VLVisionModel, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given)
+    )
     assert_same_lesson(learned(setting, alone, config.model, looked=True), pixels)
     assert len(passes) == 1  # in two steps with two micro-batches each, for policy and reference
 
@@ -323,7 +370,7 @@ WAYS = {
 
 @pytest.mark.parametrize("index, setting", WAYS.values(), ids=WAYS)
 def test_every_way_of_scoring_teaches_the_same(
-    index: int, setting: dict, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str]
+    index: int, setting: dict, learned_at_once: list, config: TrainConfig, alone: Distributed, models: dict[str, str]
 ) -> None:
     """With sharded weights, whose layers run twice before the backward pass of both."""
     found = learned(replace(config, micro_prompts=2, **SETTINGS[index] | setting), alone, models["other"], looked=False)
@@ -332,7 +379,12 @@ def test_every_way_of_scoring_teaches_the_same(
 
 @pytest.mark.parametrize("index", [1, 3], ids=["recompute", "lora"])
 def test_two_calls_teach_what_one_does(
-    index: int, learned_at_once: list, config: TrainConfig, alone: Ranks, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    index: int,
+    learned_at_once: list,
+    config: TrainConfig,
+    alone: Distributed,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again, adapters."""
     monkeypatch.setattr(attention, "SHORT", 1)
@@ -344,7 +396,7 @@ def test_two_calls_teach_what_one_does(
 
 
 def test_only_the_named_parameters_learn(
-    config: TrainConfig, alone: Ranks, models: dict[str, str], make_vlm: Make
+    config: TrainConfig, alone: Distributed, models: dict[str, str], make_vlm: Make
 ) -> None:
     weights, _ = learned(replace(config, train_only="self_attn"), alone, models["other"])
     start = make_vlm("qwen3_vl").model.state_dict()
@@ -359,7 +411,9 @@ def test_only_the_named_parameters_learn(
 
 def test_a_model_with_a_running_state_is_trained(config: TrainConfig, models: dict[str, str], tmp_path: Path) -> None:
     """Two steps of episodes from random weights, through rollout, cached scoring, update and checkpoint."""
-    config = replace(config, model=models["qwen3_5"], steps=2, output_dir=str(tmp_path), train_only="language_model", beta=0.1)
+    config = replace(
+        config, model=models["qwen3_5"], steps=2, output_dir=str(tmp_path), train_only="language_model", beta=0.1
+    )
     policies, _ = watched_main(config)
     assert all(not torch.equal(before, after) for before, after in zip(policies, policies[1:]))
     first, second = rows_of(tmp_path)
@@ -369,7 +423,9 @@ def test_a_model_with_a_running_state_is_trained(config: TrainConfig, models: di
 
 
 @pytest.fixture(scope="module")
-def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, list[Tensor], list[Tensor]]:
+def straight(
+    config: TrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainConfig, list[Tensor], list[Tensor]]:
     """A run of four steps that nothing disturbs: its config, and policy and reference after every step."""
     config = replace(config, output_dir=str(tmp_path_factory.mktemp("straight")))
     policies, references = watched_main(config)
@@ -382,10 +438,10 @@ def watched_main(config: TrainConfig) -> tuple[list[Tensor], list[Tensor]]:
     references: list[Tensor] = []
     step_of = train.train_step
 
-    def vector(sharded: Sharded) -> Tensor:
+    def vector(sharded: Zero3Model) -> Tensor:
         return torch.cat([tensor.flatten() for tensor in whole_weights(sharded).values()])
 
-    def watched(step: int, examples: list[Example], policy: Sharded, reference: Sharded, *others: Any) -> Any:
+    def watched(step: int, examples: list[Example], policy: Zero3Model, reference: Zero3Model, *others: Any) -> Any:
         if not policies:
             policies.append(vector(policy)), references.append(vector(reference))
         result = step_of(step, examples, policy, reference, *others)
@@ -403,7 +459,9 @@ def test_at_the_first_step_the_policy_is_the_one_that_sampled_and_the_reference(
     assert row["kl"] == 0.0 and row["clip_fraction"] == 0.0 and row["ratio_max"] == 1.0
     assert row["reward_spread"] > 0 and row["grad_norm"] > 0 and row["entropy"] > 0
     assert row["lr"] == 5e-4 and later[0]["lr"] == 1e-3
-    assert all(0 < other["logp_difference/mean"] < 1e-5 and other["logp_difference/max"] < 1e-3 for other in (row, *later))
+    assert all(
+        0 < other["logp_difference/mean"] < 1e-5 and other["logp_difference/max"] < 1e-3 for other in (row, *later)
+    )
     assert all(other["kl"] > 0 and other["ratio_max"] == 1.0 for other in later)
 
 
@@ -422,7 +480,7 @@ def dies_in_step_3(config: TrainConfig) -> None:
         prepare(patch)
         act = TASKS["sense"].act
 
-        def act_or_die(*args: Any) -> list[Outcome]:
+        def act_or_die(*args: Any) -> list[TaskResult]:
             if (Path(config.output_dir) / "checkpoint-2").exists():
                 os.kill(os.getpid(), signal.SIGKILL)
             return act(*args)
@@ -431,7 +489,9 @@ def dies_in_step_3(config: TrainConfig) -> None:
         train.main(config)
 
 
-def test_a_run_that_is_killed_twice_is_the_run(straight: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_twice_is_the_run(
+    straight: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A SIGKILL in step 3, a kill while checkpoint 4 is being written, and the same command again."""
     config = replace(straight[0], output_dir=str(tmp_path))
     on_ranks(1, tmp_path, dies_in_step_3, config, ends=-signal.SIGKILL)
@@ -483,7 +543,9 @@ class Torn(World):
         return super().__getitem__(index)
 
 
-def test_what_was_left_out_before_an_interruption_is_named_at_the_end(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_left_out_before_an_interruption_is_named_at_the_end(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train, "open_dataset", lambda *_: Torn(small_pictures()))
     lists = []
     for steps in [(4,), (2, 4)]:
@@ -534,7 +596,9 @@ def test_another_task_model_works_on_the_crops(
         return encode(self, views, texts, *names)
 
     monkeypatch.setattr(VisionLanguageModel, "encode", listen)
-    detector = {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
+    detector = (
+        {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
+    )
     train.main(replace(
         config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, least_seen=0.0, **detector
     ))  # fmt: skip
@@ -550,10 +614,12 @@ def test_another_task_model_works_on_the_crops(
 
 
 def test_another_language_model_acts_frozen_and_sharded(
-    config: TrainConfig, models: dict[str, str], alone: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, models: dict[str, str], alone: Distributed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the other family, with other coordinates and view sizes; it finds what the same model finds whole, and stays as it is."""
-    config = replace(config, task_checkpoint=models["qwen2_5_vl"], output_dir=str(tmp_path), steps=1, eval_examples=2, regions=1)
+    config = replace(
+        config, task_checkpoint=models["qwen2_5_vl"], output_dir=str(tmp_path), steps=1, eval_examples=2, regions=1
+    )
     asked, encode = [], VisionLanguageModel.encode
 
     def listen(self: VisionLanguageModel, views: Any, texts: list[str], *names: Any) -> Any:
@@ -562,7 +628,14 @@ def test_another_language_model_acts_frozen_and_sharded(
 
     step_of, steps = train.train_step, []
 
-    def kept(step: int, examples: list[Example], policy: Sharded, reference: Sharded, config: TrainConfig, task_model: Sharded) -> Any:
+    def kept(
+        step: int,
+        examples: list[Example],
+        policy: Zero3Model,
+        reference: Zero3Model,
+        config: TrainConfig,
+        task_model: Zero3Model,
+    ) -> Any:
         before = whole_weights(task_model)
         row, judged = step_of(step, examples, policy, reference, config, task_model)
         assert all(torch.equal(tensor, before[name]) for name, tensor in whole_weights(task_model).items())
@@ -576,9 +649,13 @@ def test_another_language_model_acts_frozen_and_sharded(
     whole = VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32)
     answers, outcomes = [answer for answer, *_ in steps[0]], [outcome for _, outcome, _ in steps[0]]
     expected = act(whole, [answer.example for answer in answers], [answer.regions for answer in answers], config)
-    assert [outcome.texts for outcome in outcomes] == [outcome.texts for outcome in expected] and len(set(outcomes[0].texts[0])) > 3
+    assert [outcome.texts for outcome in outcomes] == [outcome.texts for outcome in expected] and len(
+        set(outcomes[0].texts[0])
+    ) > 3
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["task_model"] for row in rows} == {"mllm-qwen2_5_vl"} and "mllm-qwen2_5_vl" in (tmp_path / "results.md").read_text()
+    assert {row["task_model"] for row in rows} == {"mllm-qwen2_5_vl"} and "mllm-qwen2_5_vl" in (
+        tmp_path / "results.md"
+    ).read_text()
 
 
 def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
@@ -592,19 +669,23 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
             true = np.zeros(example.size_px[::-1], dtype=bool)
             for x1, y1, x2, y2 in example.boxes_px.astype(int):
                 true[y1:y2, x1:x2] = True
-            examples.append(replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]}))
+            examples.append(
+                replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]})
+            )
         return World(examples)
 
     monkeypatch.setattr(train, "open_dataset", masked)
-    monkeypatch.setattr(suites, "open_dataset", lambda *_: World(masked()[:3]))
+    monkeypatch.setattr(eval_detection, "open_dataset", lambda *_: World(masked()[:3]))
 
     def look_well(*given: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         """Answers that can be read: others earn nothing."""
         prompts, rollouts = look_somewhere(*given)
-        return prompts, [[replace(answer, action=Action(())) for answer in of_one] for of_one in rollouts]
+        return prompts, [[replace(answer, action=ParsedAnswer(())) for answer in of_one] for of_one in rollouts]
 
-    monkeypatch.setattr(train, "look", look_well)
-    settings = replace(config, task="segment", task_model="oracle", steps=2, save_every=1, samples_every=2, eval_examples=2)
+    monkeypatch.setattr(train, "sample_rollouts", look_well)
+    settings = replace(
+        config, task="segment", task_model="oracle", steps=2, save_every=1, samples_every=2, eval_examples=2
+    )
     train.main(replace(settings, output_dir=str(tmp_path / "straight")))
     train.main(replace(settings, output_dir=str(tmp_path / "halves"), steps=1))
     train.main(replace(settings, output_dir=str(tmp_path / "halves")))
@@ -613,7 +694,9 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
         assert 0.3 < row["reward/task"] < 1 and 0 < row["reward/coverage"] < 1 and row["reward_spread"] > 0
     rows = json.loads((tmp_path / "straight" / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["random", "grid", "cot", "active", "oracle-regions"]
-    assert {row["metrics"]["mIoU@0"] for row in rows} == {rows[0]["metrics"]["mIoU@0"]} and rows[4]["metrics"]["gain"] > 0
+    assert {row["metrics"]["mIoU@0"] for row in rows} == {rows[0]["metrics"]["mIoU@0"]} and rows[4]["metrics"][
+        "gain"
+    ] > 0
     assert len(list((tmp_path / "straight" / "samples" / "step-000002").glob("*.jpg"))) == 8
 
 
@@ -625,9 +708,13 @@ def test_a_changed_flag_or_another_number_of_processes_is_refused(
     before = sorted(Path(config.output_dir).rglob("*"))
     flags = [f"--{name}={value}" for name, value in vars(config).items() if name not in ("data", "preset")]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--beta=0.5"])
-    with pytest.raises(SystemExit, match=r"^activeo3: .*checkpoint-4 belongs to another run: --beta was 0.04 and is now 0.5"):
+    with pytest.raises(
+        SystemExit, match=r"^activeo3: .*checkpoint-4 belongs to another run: --beta was 0.04 and is now 0.5"
+    ):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    monkeypatch.setattr(engine, "start", lambda folder: Ranks(0, 2, torch.device("cpu"), folder / "libraries-0.log"))
+    monkeypatch.setattr(
+        engine, "start", lambda folder: Distributed(0, 2, torch.device("cpu"), folder / "libraries-0.log")
+    )
     with pytest.raises(ConfigError, match="made by 1 process, and there are now 2"):
         train.main(config)
     assert sorted(Path(config.output_dir).rglob("*")) == before
@@ -651,23 +738,33 @@ def test_a_run_that_only_skips_ends_with_one_sentence(
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_answers_that_were_cut_off_may_teach_nothing(
-    masked: bool, config: TrainConfig, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+    masked: bool, config: TrainConfig, alone: Distributed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The advantages that reach the update: with and without the answer that hit the length limit."""
     config = replace(config, mask_truncated=masked, group=4, prompts=1, micro_prompts=1)
-    policy, looked, given, worth = train.start_policy(alone, config, learns=True), train.look, [], iter((5.0, 1.0, 2.0, 6.0))
+    policy, looked, given, worth = (
+        train.start_policy(alone, config, learns=True),
+        train.sample_rollouts,
+        [],
+        iter((5.0, 1.0, 2.0, 6.0)),
+    )
 
     def look_cut(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         prompts, (answers,) = looked(*args)
         return prompts, [[replace(answer, finished=g != 0) for g, answer in enumerate(answers)]]
 
-    task = replace(train.task_of(config), score=lambda *_: Score({}, next(worth)))
+    task = replace(train.task_of(config), score=lambda *_: Reward({}, next(worth)))
     monkeypatch.setattr(train, "task_of", lambda config: task)
-    monkeypatch.setattr(train, "look", look_cut)
-    monkeypatch.setattr(train, "learn", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
+    monkeypatch.setattr(train, "sample_rollouts", look_cut)
+    monkeypatch.setattr(train, "update", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
     train.train_step(1, small_pictures()[:1], policy, policy, config)
     rest = grpo.group_advantages(torch.tensor([[1.0, 2.0, 6.0]]))
-    assert torch.equal(given[0], torch.cat([torch.zeros(1, 1), rest], dim=1) if masked else grpo.group_advantages(torch.tensor([[5.0, 1.0, 2.0, 6.0]])))
+    assert torch.equal(
+        given[0],
+        torch.cat([torch.zeros(1, 1), rest], dim=1)
+        if masked
+        else grpo.group_advantages(torch.tensor([[5.0, 1.0, 2.0, 6.0]])),
+    )
     assert (given[0][0, 0] == 0) == masked
 
 
@@ -681,14 +778,19 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
         ranks = engine.start(folder)
         one = replace(config, prompts=1, micro_prompts=1)
         return {
-            "totals": ranks.totals({"rank": ranks.rank, "one": 1.0}),
-            "gather": ranks.gather(f"rank {ranks.rank}"),
-            "advantages": [grpo.advantages(REWARDS[ranks.rank :: 2], kind, True, ranks.totals, SCORED[ranks.rank :: 2]) for kind in KINDS],
-            "share": [ranks.share(lambda part: (part, ranks.rank), "abcde"[:count]) for count in (5, 1, 0)],
+            "totals": ranks.all_reduce_sum({"rank": ranks.rank, "one": 1.0}),
+            "gather": ranks.all_gather(f"rank {ranks.rank}"),
+            "advantages": [
+                grpo.advantages(REWARDS[ranks.rank :: 2], kind, True, ranks.all_reduce_sum, SCORED[ranks.rank :: 2])
+                for kind in KINDS
+            ],
+            "share": [ranks.map(lambda part: (part, ranks.rank), "abcde"[:count]) for count in (5, 1, 0)],
             "compared": compared(one, ranks, folder / "compared", reference),
             "learned": [learned(replace(one, **setting), ranks, reference) for setting in SETTINGS],
             "ragged": ragged_step(one, ranks),
-            "other_acts": ragged_step(replace(one, task_checkpoint=str(Path(config.model).with_name("qwen2_5_vl"))), ranks),
+            "other_acts": ragged_step(
+                replace(one, task_checkpoint=str(Path(config.model).with_name("qwen2_5_vl"))), ranks
+            ),
             "episodes": ragged_episodes(one, ranks),
             "states": ragged_episodes(replace(one, model=with_states, train_only="language_model"), ranks),
             "infinite": run_with_infinity(replace(one, output_dir=str(folder / "straight")), ranks),
@@ -699,7 +801,7 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
         }
 
 
-def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) -> list[dict[str, Any]]:
+def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: str) -> list[dict[str, Any]]:
     """The rows of the table at the end of a run, on this rank, without the seconds; three blocks, the last one smaller."""
     config = replace(config, output_dir=str(folder))
     policy = train.start_policy(ranks, config, learns=True)
@@ -707,7 +809,7 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").touch()
     kept: list[dict[str, Any]] = []
-    whole = suites.run
+    whole = eval_detection.run
 
     def look_widely(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         """Regions that hold one true box, the other, both or none."""
@@ -720,22 +822,26 @@ def compared(config: TrainConfig, ranks: Ranks, folder: Path, reference: str) ->
         kept.extend({**row, "metrics": {**row["metrics"], "seconds": None}} for row in rows)
         return rows, shown
 
-    with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as expert:
-        patch.setattr(proposals, "look", look_widely)
-        patch.setattr(suites, "run", run)
+    with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as task_model:
+        patch.setattr(proposals, "sample_rollouts", look_widely)
+        patch.setattr(eval_detection, "run", run)
         patch.setattr(eval_core, "BATCH", 3)
-        suites.before_and_after(actor, expert, small_pictures(), config, [].append, eval_core.Runner(ranks))
+        eval_detection.compare_start_and_trained(
+            actor, task_model, small_pictures(), config, [].append, eval_core.Runner(ranks)
+        )
     return kept
 
 
-def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def ragged_step(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     """One step in which rank 0 writes two tokens and has no crop, rank 1 writes twelve and has three."""
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
     task_model = train.other_task_model(ranks, config)
-    converse, look_once = VisionLanguageModel.converse, train.look
+    generate_multi_turn, look_once = VisionLanguageModel.generate_multi_turn, train.sample_rollouts
 
     def ragged(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling, observe: Any = None) -> Any:
-        return converse(self, prompts, group, replace(sampling, max_new_tokens=12 if ranks.rank else 2), observe)
+        return generate_multi_turn(
+            self, prompts, group, replace(sampling, max_new_tokens=12 if ranks.rank else 2), observe
+        )
 
     def ragged_look(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         prompts, rollouts = look_once(*args)
@@ -743,8 +849,8 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
         return prompts, [[replace(answer, regions=regions) for answer in of_one] for of_one in rollouts]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VisionLanguageModel, "converse", ragged)
-        patch.setattr(train, "look", ragged_look)
+        patch.setattr(VisionLanguageModel, "generate_multi_turn", ragged)
+        patch.setattr(train, "sample_rollouts", ragged_look)
         patch.setattr(policy.vlm.model.lm_head, "forward", never_ending(policy.vlm))
         group = torch.distributed.group.WORLD
         before = group._get_sequence_number_for_group()
@@ -755,7 +861,7 @@ def ragged_step(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     return {"lengths": lengths, "collectives": collectives, "row": row, "texts": texts, "no_numbers": no_numbers}
 
 
-def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are over."""
     config = replace(config, task="zoom_qa", max_turns=4)
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
@@ -763,7 +869,7 @@ def ragged_episodes(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     picture = small_pictures()[ranks.rank]
     example = replace(picture, fields={"reading": {"question": "What is it?", "answer": "7", "box_px": (8, 8, 24, 24)}})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episodes, "read_turn", lambda *_: looks)  # weights at random say nothing that could be read
+        patch.setattr(task_zoom_qa, "read_turn", lambda *_: looks)  # weights at random say nothing that could be read
         patch.setattr(policy.vlm.model.lm_head, "forward", biased_head(policy.vlm, 8.0))
         patch.setattr(train.grpo, "advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
         group = torch.distributed.group.WORLD
@@ -787,7 +893,7 @@ def biased_head(vlm: VisionLanguageModel, amount: float) -> Callable[[Tensor], T
     return lambda hidden: forward(hidden) + offset
 
 
-def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def run_with_infinity(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     """A run in which the loss of step 2 is infinite on rank 1 alone."""
     honest, step_of, now = train.grpo.policy_loss, train.train_step, [0]
 
@@ -806,12 +912,14 @@ def run_with_infinity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     return {"policies": policies, "references": references, "said": said.getvalue()}
 
 
-def without_numbers(config: TrainConfig, ranks: Ranks, policy: Sharded, reference: Sharded) -> dict[str, Any]:
+def without_numbers(
+    config: TrainConfig, ranks: Distributed, policy: Zero3Model, reference: Zero3Model
+) -> dict[str, Any]:
     """A step in which rank 1 alone has rewards that are NaN, and one in which it alone has such logits, of models that are there."""
 
-    def score(*args: Any) -> Score:
+    def score(*args: Any) -> Reward:
         earned = reward_of_ids(*args)
-        return Score({**earned.terms, "task": torch.nan}, torch.nan) if ranks.rank == 1 else earned
+        return Reward({**earned.terms, "task": torch.nan}, torch.nan) if ranks.rank == 1 else earned
 
     examples, spoiled = [small_pictures()[ranks.rank]], lambda module, inputs, logits: logits * torch.nan
     with pytest.MonkeyPatch.context() as patch:
@@ -822,11 +930,13 @@ def without_numbers(config: TrainConfig, ranks: Ranks, policy: Sharded, referenc
         train.train_step(3, examples, policy, reference, config)
     if hook:
         hook.remove()
-    return {"row": row, "faults": ranks.gather(watch.faults(judged)), "stopped": str(stopped.value)}
+    return {"row": row, "faults": ranks.all_gather(monitor.faults(judged)), "stopped": str(stopped.value)}
 
 
 @pytest.fixture(scope="module")
-def two_ranks(config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
+def two_ranks(
+    config: TrainConfig, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict], Path]:
     folder = tmp_path_factory.mktemp("two")
     return on_ranks(2, folder, on_two_ranks, config, models["other"], models["qwen3_5"], folder, seconds=600), folder
 
@@ -855,7 +965,9 @@ def test_two_ranks_with_a_prompt_each_learn_what_one_learns_from_both(
     assert first["learned"][index][1] == second["learned"][index][1]
 
 
-def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(two_ranks: tuple[list[dict], Path]) -> None:
+def test_ranks_whose_answers_and_crops_differ_in_number_do_not_wait_for_ever(
+    two_ranks: tuple[list[dict], Path],
+) -> None:
     first, second = (result["ragged"] for result in two_ranks[0])
     assert (first["lengths"], second["lengths"]) == ([2, 2], [12, 12])
     assert first["collectives"] == second["collectives"] > 0
@@ -868,14 +980,19 @@ def test_another_language_model_is_gathered_on_ranks_that_differ(
     """Sharded over two ranks it says what it says whole: of three crops on one rank, and of none on the other."""
     first, second = (result["other_acts"] for result in two_ranks[0])
     assert first["collectives"] == second["collectives"] > 0
-    whole, regions = VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32), [Region(8.0 * k, 0, 8.0 * k + 24, 24) for k in range(3)]
+    whole, regions = (
+        VisionLanguageModel.load(models["qwen2_5_vl"], torch.float32),
+        [Region(8.0 * k, 0, 8.0 * k + 24, 24) for k in range(3)],
+    )
     (expected,) = act(whole, [small_pictures()[1]], [regions], replace(config, task_max_new_tokens=12))
     assert second["texts"] == [expected.texts] * 2 and first["texts"] == [(), ()]
     assert second["texts"] != two_ranks[0][1]["ragged"]["texts"]
 
 
 @pytest.mark.parametrize("model", ["episodes", "states"])
-def test_ranks_whose_episodes_differ_in_turns_and_crops_do_not_wait_for_ever(model: str, two_ranks: tuple[list[dict], Path]) -> None:
+def test_ranks_whose_episodes_differ_in_turns_and_crops_do_not_wait_for_ever(
+    model: str, two_ranks: tuple[list[dict], Path]
+) -> None:
     first, second = (result[model] for result in two_ranks[0])
     assert [len(turns) for turns in first["turns"]] == [1, 1]
     assert max(len(turns) for turns in second["turns"]) == 4
@@ -905,10 +1022,17 @@ def test_what_is_no_number_on_one_rank_is_known_to_all(two_ranks: tuple[list[dic
     first, second = (result["ragged"]["no_numbers"] for result in two_ranks[0])
     assert first["faults"] == second["faults"] == [[], ["mosaic/1 (task nan)"]]
     for row in (first["row"], second["row"]):
-        assert row["rewards_left_out"] == 2 and np.isfinite([row["reward"], row["reward/task"], row["loss"], row["grad_norm"]]).all()
+        assert (
+            row["rewards_left_out"] == 2
+            and np.isfinite([row["reward"], row["reward/task"], row["loss"], row["grad_norm"]]).all()
+        )
         assert row["skipped_steps"] == 0
     assert first["stopped"] == second["stopped"]
-    for words in ("step 3: the policy gives logits that are not finite", "its largest weight is ", f"there is none, only {config.model}. "):
+    for words in (
+        "step 3: the policy gives logits that are not finite",
+        "its largest weight is ",
+        f"there is none, only {config.model}. ",
+    ):
         assert words in first["stopped"]
 
 
@@ -917,7 +1041,7 @@ def test_the_examples_of_every_rank_are_named_when_an_update_is_skipped(
 ) -> None:
     line, last = [line for line in two_ranks[0][0]["infinite"]["said"].splitlines() if "skipped" in line]
     assert last == "in 4 steps: 1 update skipped, because not finite"
-    stream = [train.Stream(small_pictures(), 1, config.seed, rank, 2).at(1)[0].id for rank in (0, 1)]
+    stream = [train.TrainingOrder(small_pictures(), 1, config.seed, rank, 2).at(1)[0].id for rank in (0, 1)]
     assert line == f"step 2: loss or gradient not finite, update skipped; examples: {', '.join(stream)}"
 
 
@@ -928,7 +1052,7 @@ def test_two_ranks_resume_as_well(two_ranks: tuple[list[dict], Path]) -> None:
 
 
 def test_two_ranks_share_the_held_out_pictures_and_make_the_table_of_one(
-    two_ranks: tuple[list[dict], Path], config: TrainConfig, models: dict[str, str], alone: Ranks, tmp_path: Path
+    two_ranks: tuple[list[dict], Path], config: TrainConfig, models: dict[str, str], alone: Distributed, tmp_path: Path
 ) -> None:
     one = compared(replace(config, prompts=1), alone, tmp_path, models["other"])
     assert [row["method"] for row in one] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]

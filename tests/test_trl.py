@@ -77,7 +77,9 @@ def test_advantages_are_trls_but_for_the_definition_of_the_spread(peer: Trl) -> 
     trainer.model.train()
     theirs = trainer._generate_and_score_completions(peer.batch)["advantages"].view(P, G)
     trainer.reward_funcs, trainer.given = own, None
-    ours = grpo.group_advantages(rewards, scored=~rewards.isnan())  # TRL takes None for a reward that does not apply, and masks it
+    ours = grpo.group_advantages(
+        rewards, scored=~rewards.isnan()
+    )  # TRL takes None for a reward that does not apply, and masks it
     for p, row in enumerate(rewards):
         scored = row[~row.isnan()]
         factor = (scored.std(correction=1) + 1e-4) / scored.std(correction=0) if p != 1 else 1.0

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3 import geometry, lessons, prompts, scenes, tiny, warmstart
+from activeo3 import data_scenes, geometry, lessons, prompts, tiny, warmstart
 from activeo3.answer_parsing import read_regions
 from activeo3.lessons import Lesson
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.warmstart import WarmStart
 
 SMALL = WarmStart(see_steps=1, speak_steps=1, settle_steps=2, crops=3, views=1, questions=2, bf16=False)
@@ -27,11 +27,11 @@ def policy() -> VisionLanguageModel:
 
 
 @cache
-def many(kind: str, count: int = 40, painted: bool = False) -> list[tuple[scenes.Scene, Lesson]]:
+def many(kind: str, count: int = 40, painted: bool = False) -> list[tuple[data_scenes.Scene, Lesson]]:
     """Lessons of one kind about the world's first training pictures, which few tests need to see."""
     rng, found = np.random.default_rng(3), []
     for index in range(count):
-        scene = scenes.scene("train", index)
+        scene = data_scenes.scene("train", index)
         make = lessons.view_lesson if kind == "view" else lambda *args: lessons.crop_lesson(*args, 4)
         found.append((scene, make(scene, scene.render() if painted else Image.new("RGB", scene.size), rng)))
     return found
@@ -83,7 +83,7 @@ def test_no_sensing_answer_listens_to_its_query() -> None:
     """The colour that is asked for is named as often as a colour that is asked for about another picture: GRPO,
     not the warm start, has to find out that a question says where to look."""
     turns = [turn for _, lesson in many("view", 120) for turn in lesson.dialogue if "Look at" not in turn.question]
-    asked = [next((word for word in turn.question.split() if word in scenes.COLOURS), None) for turn in turns]
+    asked = [next((word for word in turn.question.split() if word in data_scenes.COLOURS), None) for turn in turns]
     pairs = [(colour, colours_of(turn)) for colour, turn in zip(asked, turns) if colour]
     own = np.mean([colour in named for colour, named in pairs])
     other = np.mean([[pairs[i - shift][0] in pairs[i][1] for i in range(len(pairs))] for shift in range(1, 60)])
@@ -96,7 +96,7 @@ def colours_of(turn: lessons.Turn) -> list[str]:
 
 
 def test_some_queries_are_words_that_nobody_knows() -> None:
-    known = {*scenes.COLOURS, *scenes.SHAPES}
+    known = {*data_scenes.COLOURS, *data_scenes.SHAPES}
     for kind, low, high in (("crop", 0.02, 0.12), ("view", 0.1, 0.25)):
         turns = [turn for _, lesson in many(kind) for turn in lesson.dialogue]
         strange = [turn for turn in turns if not known & set(turn.question.strip(".?").split())]
@@ -116,14 +116,18 @@ def test_the_gaze_points_at_the_words_and_at_the_things(policy: VisionLanguageMo
         ids, tokens = packed.inputs["input_ids"], policy.tokenizer.convert_ids_to_tokens
         boxes = sum(bool(written.things) for lesson in part for turn in lesson.dialogue for written in turn.about)
         openings = 0
-        for r, query, words, things, kin in zip(targets.rows, targets.queries, targets.words, targets.things, targets.kin):
+        for r, query, words, things, kin in zip(
+            targets.rows, targets.queries, targets.words, targets.things, targets.kin
+        ):
             assert set(things) <= set(kin) and {int(ids[r, cell]) for cell in kin} == {policy.image_token}
             first = int((ids[r] == policy.image_token).nonzero()[0])
             grid = part[r].view.height // 16, part[r].view.width // 16
             cells = {first + lessons.cell_of(box, *grid): kind for box, kind in zip(part[r].boxes, part[r].kinds)}
             said = [word.removeprefix("Ġ") for word in tokens(ids[r, list(words)].tolist())]
-            assert {cells[cell][0] for cell in kin} == {said[0]} or len(cells) < len(part[r].boxes)  # two things in a cell
-            assert said[1] in scenes.SHAPES if asks else said[1] == said[0]
+            assert {cells[cell][0] for cell in kin} == {said[0]} or len(cells) < len(
+                part[r].boxes
+            )  # two things in a cell
+            assert said[1] in data_scenes.SHAPES if asks else said[1] == said[0]
             openings += tokens(int(ids[r, query + 1])).endswith('{"')
         assert openings == boxes > 0
 
@@ -142,10 +146,16 @@ def test_packed_questions_are_as_good_as_asked_one_by_one(policy: VisionLanguage
         for lesson in part:
             for turn in lesson.dialogue:
                 (prompt,) = policy.encode([lesson.view], [turn.question])
-                answer = policy.tokenizer(f"{turn.answer}<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids[0]
+                answer = policy.tokenizer(
+                    f"{turn.answer}<|im_end|>", add_special_tokens=False, return_tensors="pt"
+                ).input_ids[0]
                 ids = torch.cat([prompt.ids, answer])[None]
                 policy.model.model.rope_deltas = None
-                logits = policy.model(input_ids=ids, mm_token_type_ids=(ids == policy.image_token).long(), **policy._visual([[prompt]], ids)).logits[0, len(prompt.ids) - 1 : -1]
+                logits = policy.model(
+                    input_ids=ids,
+                    mm_token_type_ids=(ids == policy.image_token).long(),
+                    **policy._visual([[prompt]], ids),
+                ).logits[0, len(prompt.ids) - 1 : -1]
                 losses += torch.nn.functional.cross_entropy(logits, answer, reduction="none").tolist()
     assert abs(float(packed) - np.mean(losses)) < 1e-5
 

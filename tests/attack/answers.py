@@ -22,16 +22,16 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import answer_parsing, answer_rules, episodes, evidence, perception, quiz, zooms
+from activeo3 import answer_parsing, answer_rules, eval_vqa, evidence, task_perception_words, task_zoom_qa, zoom_calls
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.answer_text import without_thoughts
 from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
-from activeo3.sampler import Question
-from activeo3.schema import Example, Rollout
-from activeo3.segment import prepared
+from activeo3.rollout import PromptSpec
+from activeo3.task_model_sam import prepared
 from activeo3.tasks import TASKS
+from activeo3.types import Example, Rollout
 
 OPTIONS = ("The cat", "dark red", "red", "vitamin C")
 ASKED = "Which one?\nA. left\nB. right\nAnswer with the letter."
@@ -47,10 +47,13 @@ def _readers() -> Iterator[tuple[str, Callable[[str], Any]]]:
     yield "as_json", as_json
     yield "read_regions", partial(read_regions, parser="lenient")
     yield "read_boxes", partial(read_boxes, points=True, parser="lenient")
-    yield "read_turn", partial(zooms.read_turn, parser="lenient")
-    for task in perception.TASKS:
-        yield f"read_answer {task}", partial(perception.read_answer, task, parser="lenient")
-        yield f"read_answer {task}, thinking", partial(perception.read_answer, task, thinking=True, parser="lenient")
+    yield "read_turn", partial(zoom_calls.read_turn, parser="lenient")
+    for task in task_perception_words.TASKS:
+        yield f"read_answer {task}", partial(task_perception_words.read_answer, task, parser="lenient")
+        yield (
+            f"read_answer {task}, thinking",
+            partial(task_perception_words.read_answer, task, thinking=True, parser="lenient"),
+        )
     yield "said", answer_parsing.said
     yield "answer_in", answer_parsing.answer_in
     yield "read_letter", partial(answer_parsing.read_letter, options=OPTIONS)
@@ -97,7 +100,7 @@ def config(task: str, parser: str, **flags: Any) -> TrainConfig:
 
 
 @cache
-def expert(task: str) -> Any:
+def task_model(task: str) -> Any:
     """Whoever works on the crops of a task."""
     return TASKS[task].load("oracle", config(task, "strict"), None) if TASKS[task].zooms else None  # type: ignore[arg-type]
 
@@ -112,7 +115,7 @@ def reward_of_one_turn(task: str, parser: str, text: str) -> dict[str, float]:
     own, settings = TASKS[task], config(task, parser)
     assert own.read
     rollout = Rollout(posed(task), (), text, True, *own.read(text, True, FRAME, posed(task), settings))
-    (outcome,) = own.act(expert(task), [rollout], settings)
+    (outcome,) = own.act(task_model(task), [rollout], settings)
     score = own.score(rollout, outcome, settings)
     return {**score.terms, "total": score.total}
 
@@ -120,22 +123,32 @@ def reward_of_one_turn(task: str, parser: str, text: str) -> dict[str, float]:
 def reward_of_episode(kind: str, formula: str, parser: str, text: str) -> dict[str, float]:
     """The terms and the total of an episode whose turns all are this text."""
     settings, options = config("zoom_qa", parser, evidence=formula), OPTIONS if kind == "choice" else ()
-    fields = {**picture().fields, "kind": kind, "options": options, "answer": "B" if options else "42", "target_boxes_px": picture().boxes_px}
+    fields = {
+        **picture().fields,
+        "kind": kind,
+        "options": options,
+        "answer": "B" if options else "42",
+        "target_boxes_px": picture().boxes_px,
+    }
     example = replace(posed("zoom_qa"), fields=fields)
-    dialogue = episodes.ZoomDialogue(ACTOR, example, Question(example.image, FRAME, ""), settings)
+    dialogue = task_zoom_qa.ZoomDialogue(ACTOR, example, PromptSpec(example.image, FRAME, ""), settings)
     for _ in range(settings.max_turns):
         if dialogue.hear(text, True) is None:
             break
     rollout = Rollout(example, (), text, True, *dialogue.reading())
-    (outcome,) = episodes.as_told(None, [rollout], settings)  # type: ignore[arg-type]
-    score = episodes.score(rollout, outcome, settings)
+    (outcome,) = task_zoom_qa.as_told(None, [rollout], settings)  # type: ignore[arg-type]
+    score = task_zoom_qa.score(rollout, outcome, settings)
     return {**score.terms, "total": score.total}
 
 
 def marks(benchmark: str, options: Sequence[str], right: str, text: str) -> dict[str, float]:
     """Whether an answer to a benchmark's question is right."""
-    example = replace(picture(), query=ASKED if options else "How many?", fields={**picture().fields, "options": options, "answer": right})
-    answer = quiz.read(benchmark, example, text, True)
+    example = replace(
+        picture(),
+        query=ASKED if options else "How many?",
+        fields={**picture().fields, "options": options, "answer": right},
+    )
+    answer = eval_vqa.read(benchmark, example, text, True)
     return {"right": float(bool(answer.right)), "lenient": float(bool(answer.lenient))}
 
 
@@ -202,19 +215,48 @@ def _valid(random: Random) -> str:
     """A well-formed answer of some form."""
     boxes = [[random.randint(0, 1000) for _ in range(4)] for _ in range(random.randint(0, 4))]
     items = [{"bbox_2d": box, "label": random.choice(["cup", "dog", "red", ""])} for box in boxes]
-    answer = random.choice(["B", "(B) dark red", "The answer is B.", "42", "yes", "No. 7\nSmith", "$1,284.50", "选项B", "No, it is not."])
+    answer = random.choice(
+        ["B", "(B) dark red", "The answer is B.", "42", "yes", "No. 7\nSmith", "$1,284.50", "选项B", "No, it is not."]
+    )
     edges = " ".join(f'{name}="{random.random():.2f}"' for name in ("x0", "y0", "x1", "y1"))
     body = random.choice(
         [json.dumps(items), f"{json.dumps(items)} {len(items)}", json.dumps(boxes[:1]), json.dumps(items[0] if items else {}), answer,
          f"```json\n{json.dumps(items, indent=1)}\n```", marked(boxes, ["cup"] * len(boxes)), str(items).replace("]", ",]"),
          f"<zoom_roi {edges} />", json.dumps({"name": "zoom", "arguments": {"boxes": items}}), "x1=1, y1=2, x2=30, y2=40"]
     )  # fmt: skip
-    layout = random.choice(["{}", "<think>so</think><answer>{}</answer>", "<think>{}</think>", "<answer>{}</answer>", "a</think>{}", "Here: {} Done."])
+    layout = random.choice(
+        [
+            "{}",
+            "<think>so</think><answer>{}</answer>",
+            "<think>{}</think>",
+            "<answer>{}</answer>",
+            "a</think>{}",
+            "Here: {} Done.",
+        ]
+    )
     return layout.format(body)
 
 
 PIECES = [piece for shape in SHAPES.values() for piece in shape if piece]
-ODD = ["NaN", "Infinity", "1e999", "-0", "null", "9" * 5000, "\x00", "\ufeff", "\u202e", "\u0130", "٣", "²", "½", "\r", "\u2028", "𝟙", "🎈"]
+ODD = [
+    "NaN",
+    "Infinity",
+    "1e999",
+    "-0",
+    "null",
+    "9" * 5000,
+    "\x00",
+    "\ufeff",
+    "\u202e",
+    "\u0130",
+    "٣",
+    "²",
+    "½",
+    "\r",
+    "\u2028",
+    "𝟙",
+    "🎈",
+]
 
 
 def _changed(text: str, random: Random) -> str:
@@ -235,7 +277,11 @@ def _changed(text: str, random: Random) -> str:
         case 5:
             return before + random.choice(ODD) + after
         case 6:
-            return before + "".join(chr(random.choice([random.randint(0, 127), random.randint(0, 0x10FFFF)])) for _ in range(3)) + after
+            return (
+                before
+                + "".join(chr(random.choice([random.randint(0, 127), random.randint(0, 0x10FFFF)])) for _ in range(3))
+                + after
+            )
         case _:
             return before + part[::-1].swapcase() + after
 
@@ -243,7 +289,9 @@ def _changed(text: str, random: Random) -> str:
 def changed_answer(random: Random) -> str:
     """A valid answer after up to six changes, or bytes that are none."""
     if random.random() < 0.05:
-        return random.randbytes(random.randint(0, 60)).decode("latin-1" if random.random() < 0.5 else "utf-8", "replace")
+        return random.randbytes(random.randint(0, 60)).decode(
+            "latin-1" if random.random() < 0.5 else "utf-8", "replace"
+        )
     text = _valid(random)
     for _ in range(random.randint(0, 6)):
         text = _changed(text, random)
@@ -297,12 +345,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rewards", type=int, default=2, help="that each answer earns, drawn from all of them [2]")
     parser.add_argument("--seed", type=int, default=0, help="of the changes [0]")
     parser.add_argument("--characters", type=int, default=10_000_000, help="of a crafted shape; 0: none [10000000]")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a crafted shape may take in all readers, or in a reward [1]")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="that a crafted shape may take in all readers, or in a reward [1]"
+    )
     options = parser.parse_args(argv)
     faults = list(shape_faults(options.characters, options.seconds)) if options.characters else []
     random, began = Random(options.seed), time.process_time()
     for trial in range(1, options.trials + 1):
-        text, rewards, before = changed_answer(random), random.sample(list(REWARDS), options.rewards), time.process_time()
+        text, rewards, before = (
+            changed_answer(random),
+            random.sample(list(REWARDS), options.rewards),
+            time.process_time(),
+        )
         wrong = faults_of(text, rewards)
         if time.process_time() - before > SLOW:  # a busy machine is slow once
             took = sum(seconds_of(text, {**READERS, **{name: REWARDS[name] for name in rewards}}).values())
@@ -311,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for one in wrong:
             print(f"trial {trial}: {one}: {text!r}", flush=True)
         if not trial % 10_000:
-            print(f"{trial} answers, {1000 * (time.process_time() - began) / trial:.2f} ms each, {len(faults)} faults", flush=True)
+            print(
+                f"{trial} answers, {1000 * (time.process_time() - began) / trial:.2f} ms each, {len(faults)} faults",
+                flush=True,
+            )
     print(*faults[:100], sep="\n")
     print(f"answers {options.trials + len(SHAPES) * bool(options.characters)} {len(faults)}")
     return int(bool(faults))

@@ -33,9 +33,9 @@ import torch
 
 from activeo3 import checkpoint_files, checkpoints, engine, rivals
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.engine import Ranks, Sharded
-from activeo3.files import DataError
-from activeo3.models import ModelError, VisionLanguageModel
+from activeo3.data_io import DataError
+from activeo3.engine import Distributed, Zero3Model
+from activeo3.model import ModelError, VisionLanguageModel
 
 ROOT = Path(__file__).parent.parent.parent
 Listing = Literal["as it was", "anew", "none"]
@@ -77,7 +77,7 @@ class Target:
     """A run with two checkpoints, and the engine that goes on from them."""
 
     config: TrainConfig
-    policy: Sharded
+    policy: Zero3Model
     marker: Path
 
     @property
@@ -111,8 +111,14 @@ def _of_bytes(name: str, data: bytes) -> Iterator[Trial]:
     changed = {f"cut to {kept} of {size} bytes": data[:kept] for kept in (0, 1, size // 2, size - 1)}
     for place in sorted({0, 9, size // 4, size // 2, 3 * size // 4, size - 30, size - 1} & set(range(size))):
         for bit in (0, 6):
-            changed[f"bit {bit} of byte {place} flipped"] = data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-    changed |= {"a byte more": data + b"\0", "zeros": bytes(size), "page of zeros": data[: size // 2] + bytes(min(4096, size - size // 2)) + data[size // 2 + 4096 :]}
+            changed[f"bit {bit} of byte {place} flipped"] = (
+                data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+            )
+    changed |= {
+        "a byte more": data + b"\0",
+        "zeros": bytes(size),
+        "page of zeros": data[: size // 2] + bytes(min(4096, size - size // 2)) + data[size // 2 + 4096 :],
+    }
     for kind, content in changed.items():
         if content != data:
             yield Trial(name, kind, lambda path, content=content: path.write_bytes(content))
@@ -151,6 +157,7 @@ def _saved(value: Any, zipped: bool = True) -> bytes:
 
 def _of_values(name: str, content: Any) -> Iterator[Trial]:
     """Odd values of a JSON file: of all, of each key, and of each key of an object in it."""
+
     def trial(kind: str, changed: Any) -> Trial:
         return Trial(name, kind, lambda path: path.write_text(json.dumps(changed)))
 
@@ -203,7 +210,9 @@ def _relist(newest: Path, listing: Listing) -> None:
 def resumed(target: Target, resume_from: str = "newest") -> str:
     """What a run is after it was put back to its newest checkpoint, as a digest with the step, or a sentence."""
     try:
-        state = checkpoints.resumable(replace(target.config, resume_from=resume_from), target.policy.ranks, say=lambda text: None)
+        state = checkpoints.resumable(
+            replace(target.config, resume_from=resume_from), target.policy.ranks, say=lambda text: None
+        )
         if state is None:
             return "a fresh start"
         checkpoints.restore(target.policy, state)
@@ -220,18 +229,30 @@ def evaluated(target: Target) -> str:
         vlm = VisionLanguageModel.load(source, torch.float32)
     except SENTENCES as error:
         return f"sentence: {error}"
-    parts = [sorted(vlm.files.items()), vlm.tokenizer.chat_template, sorted(vlm.tokenizer.get_vocab().items()), vlm.image_processor.to_json_string()]
+    parts = [
+        sorted(vlm.files.items()),
+        vlm.tokenizer.chat_template,
+        sorted(vlm.tokenizer.get_vocab().items()),
+        vlm.image_processor.to_json_string(),
+    ]
     return digest(parts, vlm.model.state_dict())
 
 
-def fingerprint(policy: Sharded) -> str:
+def fingerprint(policy: Zero3Model) -> str:
     """A digest of weights, optimizer and random generators."""
     optimizer = policy.engine.optimizer
-    moments = {f"{i} {name}": value for i, state in enumerate(optimizer.optimizer.state.values()) for name, value in state.items()}
+    moments = {
+        f"{i} {name}": value
+        for i, state in enumerate(optimizer.optimizer.state.values())
+        for name, value in state.items()
+    }
     flat = {f"flat {i}": part for i, part in enumerate(optimizer.fp32_partitioned_groups_flat)}
     with policy.gathered() as whole:
         weights = dict(whole.model.state_dict())
-    return digest([random.getstate(), str(np.random.get_state()), policy.engine.skipped_steps], weights | flat | moments | {"rng": torch.get_rng_state()})
+    return digest(
+        [random.getstate(), str(np.random.get_state()), policy.engine.skipped_steps],
+        weights | flat | moments | {"rng": torch.get_rng_state()},
+    )
 
 
 def digest(plain: Any, tensors: dict[str, Any]) -> str:
@@ -239,7 +260,9 @@ def digest(plain: Any, tensors: dict[str, Any]) -> str:
     found = hashlib.sha256(repr(plain).encode())
     for name in sorted(tensors):
         value = torch.as_tensor(tensors[name]).detach().cpu().contiguous()
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.view(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:16]
 
 
@@ -249,7 +272,10 @@ def digest(plain: Any, tensors: dict[str, Any]) -> str:
 def faults_of(target: Target, trial: Trial, listing: Listing, folder: Path, whole: dict[str, str]) -> list[str]:
     """What goes wrong with one damage; ``whole`` has the results of the undamaged run."""
     copy, faults = damaged_copy(target, trial, listing, folder), []
-    for what, work in {"evaluate": evaluated, "resume": resumed}.items():  # in this order: --resume_from earlier renames
+    for what, work in {
+        "evaluate": evaluated,
+        "resume": resumed,
+    }.items():  # in this order: --resume_from earlier renames
         target.marker.unlink(missing_ok=True)
         try:
             found = work(copy)
@@ -279,22 +305,28 @@ def _wrong_with(what: str, found: str, copy: Target, listing: Listing, whole: di
             yield f"--resume_from earlier gives {earlier}"
 
 
-def attack(target: Target, chosen: list[tuple[Trial, Listing]], folder: Path) -> Iterator[tuple[Trial, Listing, list[str]]]:
+def attack(
+    target: Target, chosen: list[tuple[Trial, Listing]], folder: Path
+) -> Iterator[tuple[Trial, Listing, list[str]]]:
     """The faults of each trial."""
     whole = {"resume": resumed(target), "evaluate": evaluated(target)}
     with_one = replace(target, config=replace(target.config, output_dir=str(folder)))
     shutil.copytree(target.run, folder, copy_function=os.link)
     shutil.rmtree(with_one.newest)
     whole["earlier"] = resumed(with_one)
-    assert whole["resume"].startswith("step 2 ") and whole["earlier"].startswith("step 1 ") and not whole["evaluate"].startswith("sentence")
+    assert (
+        whole["resume"].startswith("step 2 ")
+        and whole["earlier"].startswith("step 1 ")
+        and not whole["evaluate"].startswith("sentence")
+    )
     for trial, listing in chosen:
         yield trial, listing, faults_of(target, trial, listing, folder, whole)
 
 
-def make_target(ranks: Ranks, config: TrainConfig, marker: Path) -> Target:
+def make_target(ranks: Distributed, config: TrainConfig, marker: Path) -> Target:
     """A run of two updates on made-up losses, with a checkpoint after each."""
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    policy = Sharded(VisionLanguageModel.load(config.model, torch.float32), ranks, config, learns=True)
+    policy = Zero3Model(VisionLanguageModel.load(config.model, torch.float32), ranks, config, learns=True)
     for step in (1, 2):
         torch.manual_seed(step), random.gauss(0, 1), np.random.randn(1)
         words = torch.arange(20, 30)[None] + step
@@ -315,13 +347,28 @@ def by_command(run: Path, trial: Trial, listing: Listing, folder: Path, target: 
     flags = ["--model", config.model, "--ds_config", config.ds_config, *SMALL, "--steps", "3"]
     commands = {
         "train.py": [*flags, "--output_dir", str(folder)],
-        "evaluate.py": ["--checkpoint", str(copy.newest), "--limit", "1", "--methods", "active", "--output_dir", str(folder / "eval"), *LOOKS],
+        "evaluate.py": [
+            "--checkpoint",
+            str(copy.newest),
+            "--limit",
+            "1",
+            "--methods",
+            "active",
+            "--output_dir",
+            str(folder / "eval"),
+            *LOOKS,
+        ],
     }
     for script, given in commands.items():
         target.marker.unlink(missing_ok=True)
         done = subprocess.run([sys.executable, script, *given], cwd=ROOT, capture_output=True, text=True, timeout=600)
         said = done.stderr.strip().splitlines()
-        if done.returncode not in (0, 1) or "Traceback" in done.stderr or done.returncode and not said[-1].startswith("activeo3: "):
+        if (
+            done.returncode not in (0, 1)
+            or "Traceback" in done.stderr
+            or done.returncode
+            and not said[-1].startswith("activeo3: ")
+        ):
             faults.append(f"{script}: exit code {done.returncode}, {' / '.join(said[-3:])}")
         if target.marker.exists():
             faults.append(f"{script}: code was run")
@@ -331,7 +378,21 @@ def by_command(run: Path, trial: Trial, listing: Listing, folder: Path, target: 
 
 
 LOOKS = ["--max_new_tokens", "8", "--task_max_new_tokens", "8"]
-SMALL = ["--prompts", "1", "--micro_prompts", "1", "--group", "2", "--save_every", "1", "--eval_examples", "0", "--samples_every", "0", *LOOKS]
+SMALL = [
+    "--prompts",
+    "1",
+    "--micro_prompts",
+    "1",
+    "--group",
+    "2",
+    "--save_every",
+    "1",
+    "--eval_examples",
+    "0",
+    "--samples_every",
+    "0",
+    *LOOKS,
+]
 
 
 def main() -> None:

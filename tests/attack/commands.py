@@ -89,7 +89,11 @@ class Command:
         for mine in range(self.world):
             children.append(os.fork())
             if not children[-1]:
-                self._become(folder, before if rank in (None, mine) else None, common | {"RANK": str(mine), "LOCAL_RANK": str(mine)})
+                self._become(
+                    folder,
+                    before if rank in (None, mine) else None,
+                    common | {"RANK": str(mine), "LOCAL_RANK": str(mine)},
+                )
         return Process(children, folder)
 
     def run(self, folder: Path, before: Before | None = None, rank: int | None = None) -> Ended:
@@ -185,7 +189,11 @@ class Process:
         if rank is None:
             doomed = [child for child in self.children if child not in self.codes]
         else:
-            doomed = [pid for pid in self.everyone() if f"--local_rank={rank}" in _words_of(pid) and "-m" not in _words_of(pid)]
+            doomed = [
+                pid
+                for pid in self.everyone()
+                if f"--local_rank={rank}" in _words_of(pid) and "-m" not in _words_of(pid)
+            ]
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -261,7 +269,9 @@ def _absolute(path: Any, descriptor: Any) -> Path:
     """The absolute path of what an operation is told: a name, bytes or an open file, in a folder that may be an open one."""
     if isinstance(path, int):
         return Path(os.readlink(f"/proc/self/fd/{path}"))
-    folder = os.readlink(f"/proc/self/fd/{descriptor}") if isinstance(descriptor, int) and descriptor >= 0 else os.getcwd()
+    folder = (
+        os.readlink(f"/proc/self/fd/{descriptor}") if isinstance(descriptor, int) and descriptor >= 0 else os.getcwd()
+    )
     return Path(os.path.normpath(os.path.join(folder, os.fsdecode(path))))
 
 

@@ -82,7 +82,10 @@ def _checked(result: int) -> None:
 
 def obey_permissions() -> None:
     """Take from this process what lets root write where nobody may (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH)."""
-    header, sets = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    header, sets = (
+        (ctypes.c_uint32 * 2)(_CAPABILITIES, 0),
+        (ctypes.c_uint32 * 6)(),
+    )  # effective, permitted, inheritable, twice
     _checked(_LIBC.capget(header, sets))
     sets[0], sets[1] = sets[0] & ~0b110, sets[1] & ~0b110
     _checked(_LIBC.capset(header, sets))
@@ -194,8 +197,12 @@ class Harm(NamedTuple):
         if ended.code not in (0, 1):
             found.append(f"it ended with {ended.code}: {last_words(ended)}")
         if "Traceback" in ended.said or ended.code == 1 and len(sentences) != 1:
-            found.append(f"it did not say one sentence but: {' / '.join(sentences if len(sentences) > 1 else lines[-8:])}")
-        elif ended.code == 1 and not (OUTPUT in sentences[0] and (self.kind not in ("full", "size") or " free" in sentences[0])):
+            found.append(
+                f"it did not say one sentence but: {' / '.join(sentences if len(sentences) > 1 else lines[-8:])}"
+            )
+        elif ended.code == 1 and not (
+            OUTPUT in sentences[0] and (self.kind not in ("full", "size") or " free" in sentences[0])
+        ):
             found.append(f"its sentence lacks the folder or the free space: {sentences[0]}")
         left = names_in(output) if output == Path(OUTPUT) and output.is_dir() and self.kind != "closed" else ()
         unfinished = [name for name in left if re.search(r"(^|/)building-|\.tmp$", name)]
@@ -217,14 +224,18 @@ def complete() -> list[str]:
 
 def sizes() -> list[Trial]:
     """Disks on which nothing fits, the metrics, almost a checkpoint, one but not two, two but not three."""
-    of_one = sum(path.stat().st_size for path in (undisturbed("keep two").folder / OUTPUT / "checkpoint-3").rglob("*")) / 1e6
+    of_one = (
+        sum(path.stat().st_size for path in (undisturbed("keep two").folder / OUTPUT / "checkpoint-3").rglob("*")) / 1e6
+    )
     fitting = [0.004, 0.1, 2, of_one - 1, of_one + 0.05, of_one + 3, 2 * of_one + 0.05, 2 * of_one + 3, 3 * of_one]
     return [Trial("keep two", (Harm.read(f"size {mb:.3f}"),)) for mb in fitting]
 
 
 def every(name: str, kind: str) -> list[Trial]:
     """A disk that fails in one way before every operation of a command."""
-    return [Trial(name, (Harm.read(f"{kind} {operation.number}"),)) for operation in operations(undisturbed(name).folder)]
+    return [
+        Trial(name, (Harm.read(f"{kind} {operation.number}"),)) for operation in operations(undisturbed(name).folder)
+    ]
 
 
 def trials_of(part: str, trials: int, draw: random.Random) -> list[Trial]:
@@ -248,6 +259,7 @@ def refusal() -> str:
 
 def faults_on_a_disk(trial: Trial, folder: Path) -> list[str]:
     """``Trial.faults`` on a disk of its own, or, where no disk is needed, in the folder."""
+
     def work() -> list[str]:
         if needs_a_disk(trial):
             own_disk(folder / DISK)
@@ -261,8 +273,12 @@ def faults_on_a_disk(trial: Trial, folder: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parts = ("sizes", *STRIKES)
-    parser = flags_of(__doc__, parts, "which failures", 1000, "at most so many of every part but sizes, drawn by --seed")
-    parser.add_argument("--only", nargs="+", type=lambda text: read_trial(text, Harm.read), metavar="TRIAL", help="these trials")
+    parser = flags_of(
+        __doc__, parts, "which failures", 1000, "at most so many of every part but sizes, drawn by --seed"
+    )
+    parser.add_argument(
+        "--only", nargs="+", type=lambda text: read_trial(text, Harm.read), metavar="TRIAL", help="these trials"
+    )
     options = parser.parse_args(argv)
     if refused := refusal():
         print(f"full disks are left out, since this machine lets this user have none: {refused}")

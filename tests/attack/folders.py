@@ -34,7 +34,13 @@ from .trials import COMMANDS, attack, flags_of, last_words, undisturbed
 
 GONE = 60.0
 """Seconds after the last signal in which all processes have to be gone: DeepSpeed's launcher waits for 30."""
-PAIRS = (("train", "train"), ("train", "evaluate"), ("evaluate", "train"), ("evaluate", "evaluate"), ("two ranks", "two ranks"))
+PAIRS = (
+    ("train", "train"),
+    ("train", "evaluate"),
+    ("evaluate", "train"),
+    ("evaluate", "evaluate"),
+    ("two ranks", "two ranks"),
+)
 DELAYS = 10
 VICTIMS = ("launcher", "launch", "worker-0", "worker-1")
 SIGNALS = ("TERM", "KILL", "INT")
@@ -106,7 +112,9 @@ def _badly_refused(end: Ended) -> list[str]:
     lines = end.said.strip().splitlines()
     said = [line for line in lines if " is in use by process " in line and line.startswith("activeo3: ")]
     found = [f"it was refused with {end.code}: {last_words(end)}"] * (end.code != 1)
-    return found + [f"it was not refused in one sentence, but: {last_words(end)}"] * (not said or "Traceback" in end.said)
+    return found + [f"it was not refused in one sentence, but: {last_words(end)}"] * (
+        not said or "Traceback" in end.said
+    )
 
 
 # ---------------------------------------------------------------------- one command that is asked to end
@@ -121,7 +129,11 @@ class Asked(NamedTuple):
     operation: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} {self.signal} {self.seconds:.2f}" if self.operation is None else f"{self.name} {self.signal} at {self.operation}"
+        return (
+            f"{self.name} {self.signal} {self.seconds:.2f}"
+            if self.operation is None
+            else f"{self.name} {self.signal} at {self.operation}"
+        )
 
     @classmethod
     def read(cls, text: str) -> "Asked":
@@ -131,7 +143,9 @@ class Asked(NamedTuple):
     def faults(self, folder: Path) -> list[str]:
         """What went wrong in a new ``folder``, a sentence each."""
         number = getattr(signal, f"SIG{self.signal}")
-        process = COMMANDS[self.name].start(folder, lambda operation: os.kill(os.getpid(), number) if operation.number == self.operation else None)
+        process = COMMANDS[self.name].start(
+            folder, lambda operation: os.kill(os.getpid(), number) if operation.number == self.operation else None
+        )
         if self.operation is None:
             time.sleep(self.seconds)
             for child in () if _ended(process) else process.children:
@@ -139,7 +153,9 @@ class Asked(NamedTuple):
         end = process.wait()
         sentences = re.findall(r"^activeo3: ended by .*", end.said, re.MULTILINE)
         found = [f"it ended with {end.code}: {last_words(end)}"] * (end.code not in (0, 128 + number, -number))
-        found += [f"it did not say what is kept in one sentence, but: {last_words(end)}"] * (end.code == 128 + number and len(sentences) != 1)
+        found += [f"it did not say what is kept in one sentence, but: {last_words(end)}"] * (
+            end.code == 128 + number and len(sentences) != 1
+        )
         found += ["there is a traceback"] * ("Traceback" in end.said)
         again = COMMANDS[self.name].run(folder)
         if again.code != 0:
@@ -198,7 +214,9 @@ class Blows(NamedTuple):
         said = (folder / SAID).read_text(errors="replace")
         sentences = re.findall(r"^activeo3: ended by .*", said, re.MULTILINE)
         found += [f"more than one sentence: {sentences}"] * (len(sentences) > 1)
-        found += [text for text in _TRACEBACK.findall(said) if "deepspeed/launcher/runner.py" not in text]  # that is DeepSpeed's own
+        found += [
+            text for text in _TRACEBACK.findall(said) if "deepspeed/launcher/runner.py" not in text
+        ]  # that is DeepSpeed's own
         again = COMMANDS["two ranks"].run(folder)
         if again.code != 0:
             return [*found, f"the command that goes on ended with {again.code}: {last_words(again)}"]
@@ -236,7 +254,10 @@ def asked(trials: int, draw: random.Random) -> list[Asked]:
     for name in ("train", "evaluate", "two ranks"):
         whole, steps = undisturbed(name).ended.seconds, len(operations(undisturbed(name).folder))
         for _ in range(-(-trials // 6)):
-            found += [Asked(name, draw.choice(ASKED), draw.uniform(0, whole)), Asked(name, draw.choice(ASKED), operation=draw.randrange(steps))]
+            found += [
+                Asked(name, draw.choice(ASKED), draw.uniform(0, whole)),
+                Asked(name, draw.choice(ASKED), operation=draw.randrange(steps)),
+            ]
     return found
 
 
@@ -249,7 +270,9 @@ def endings(trials: int, draw: random.Random) -> list[Blows]:
     for _ in range(trials):
         victims = draw.sample(VICTIMS, draw.randint(2, 4))
         moments = [draw.uniform(0, whole), *(draw.choice([0.0, 0.1, 1.0, 3.0]) for _ in victims[1:])]
-        several.append(Blows(tuple(Blow(after, draw.choice(SIGNALS), victim) for after, victim in zip(moments, victims))))
+        several.append(
+            Blows(tuple(Blow(after, draw.choice(SIGNALS), victim) for after, victim in zip(moments, victims)))
+        )
     return single + several
 
 
@@ -267,8 +290,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="TRIAL", help="these trials")
     options = parser.parse_args(argv)
     draw = random.Random(options.seed)
-    of_part = {"together": lambda: together(draw), "asked": lambda: asked(options.trials, draw), "endings": lambda: endings(options.trials, draw)}
-    trials = [read_trial(text) for text in options.only or ()] or [trial for part in options.parts for trial in of_part[part]()]
+    of_part = {
+        "together": lambda: together(draw),
+        "asked": lambda: asked(options.trials, draw),
+        "endings": lambda: endings(options.trials, draw),
+    }
+    trials = [read_trial(text) for text in options.only or ()] or [
+        trial for part in options.parts for trial in of_part[part]()
+    ]
     return attack("folders", trials, lambda trial, folder: trial.faults(folder))
 
 

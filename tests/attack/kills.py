@@ -39,7 +39,11 @@ class Kill(NamedTuple):
         """The kill that ``text`` is short for."""
         what, _, rank = text.partition("@")
         seconds = re.fullmatch(r"([\d.]+)s", what)
-        at = dict(seconds=float(seconds[1])) if seconds else dict(wanted=what.removeprefix("half "), half=what.startswith("half "))
+        at = (
+            dict(seconds=float(seconds[1]))
+            if seconds
+            else dict(wanted=what.removeprefix("half "), half=what.startswith("half "))
+        )
         return cls(text, rank=int(rank) if rank else None, **at)
 
     def befalls(self, command: Command, folder: Path) -> list[str]:
@@ -82,6 +86,7 @@ def every(name: str, ranks: Sequence[int] = (0,), but: str = "") -> list[Trial]:
 
 def at_moments(name: str, trials: int, draw: random.Random, ranks: Sequence[str] = ("",)) -> list[Trial]:
     """A kill at a random moment, one time in four followed by another one."""
+
     def kill() -> Kill:
         return Kill.read(f"{draw.uniform(0, undisturbed(name).ended.seconds):.2f}s{draw.choice(ranks)}")
 
@@ -106,18 +111,27 @@ def trials_of(part: str, trials: int, draw: random.Random) -> list[Trial]:
                 found += draw.sample(every(name, (0, 1)), share)
             case "twice":  # the command that goes on is killed, too
                 single = every(name)
-                found += [Trial(name, draw.choice(single).disturbances + draw.choice(single).disturbances) for _ in range(share)]
+                found += [
+                    Trial(name, draw.choice(single).disturbances + draw.choice(single).disturbances)
+                    for _ in range(share)
+                ]
             case _:
                 found += at_moments(name, share, draw, ("", "@0", "@1") if part == "deepspeed" else ("",))
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = flags_of(__doc__, PARTS, "which kills", 100, "of every part but operations, which has as many as there are")
-    parser.add_argument("--only", nargs="+", type=lambda text: read_trial(text, Kill.read), metavar="TRIAL", help="these trials")
+    parser = flags_of(
+        __doc__, PARTS, "which kills", 100, "of every part but operations, which has as many as there are"
+    )
+    parser.add_argument(
+        "--only", nargs="+", type=lambda text: read_trial(text, Kill.read), metavar="TRIAL", help="these trials"
+    )
     options = parser.parse_args(argv)
     draw = random.Random(options.seed)
-    return attack("kills", options.only or [trial for part in options.parts for trial in trials_of(part, options.trials, draw)])
+    return attack(
+        "kills", options.only or [trial for part in options.parts for trial in trials_of(part, options.trials, draw)]
+    )
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ from test_train import prepare, small_pictures
 import train
 from activeo3 import checkpoints, tiny
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.files import DataError
-from activeo3.models import ModelError, VisionLanguageModel
-from activeo3.schema import Example, Region, Sampling, Score
-from activeo3.taskmodels import GroundingDino, act
+from activeo3.data_io import DataError
+from activeo3.model import ModelError, VisionLanguageModel
+from activeo3.task_models import GroundingDino, act
 from activeo3.tasks import TASKS
+from activeo3.types import Example, Region, Reward, Sampling
 
 PLANTED = (math.nan, math.inf, -math.inf)
 SENTENCES = (ConfigError, DataError, ModelError)
@@ -67,7 +67,9 @@ def ended(work: Callable[[], Any]) -> tuple[str, str]:
         with contextlib.redirect_stdout(said):
             work()
     except SENTENCES as error:
-        return "sentence" if "\n" not in str(error) and str(error).endswith(".") else "no sentence", f"{said.getvalue()}\n{error}"
+        return "sentence" if "\n" not in str(error) and str(error).endswith(
+            "."
+        ) else "no sentence", f"{said.getvalue()}\n{error}"
     except Exception as error:
         return f"traceback: {type(error).__name__}: {error}", said.getvalue()
     return "done", said.getvalue()
@@ -102,7 +104,9 @@ def left_behind(folder: Path) -> str:
 def learning_rate(world: World, rng: random.Random, exponent: float | None = None) -> str:
     """A run with a learning rate of 10 to the power of -1 to 30."""
     lr = 10 ** (rng.uniform(-1, 30) if exponent is None else exponent)
-    config = replace(world.config, lr=lr, output_dir=str(world.new()), keep=rng.choice((0, 1, 2)), seed=rng.randrange(1000))
+    config = replace(
+        world.config, lr=lr, output_dir=str(world.new()), keep=rng.choice((0, 1, 2)), seed=rng.randrange(1000)
+    )
     how, said = ended(lambda: train.main(config))
     wrong = left_behind(Path(config.output_dir)) if how in ("done", "sentence") else how
     wanted = ("step ", "largest weight is", "with a lower --lr")
@@ -114,18 +118,23 @@ def learning_rate(world: World, rng: random.Random, exponent: float | None = Non
 def reward(world: World, rng: random.Random) -> str:
     """A run in which some answers earn NaN or an infinity in one of their terms, or a sum that overflows."""
     most, share = rng.randint(1, 5), rng.choice((0.1, 0.5, 1.0))
-    config = replace(world.config, output_dir=str(world.new()), max_skipped=most, advantage=rng.choice(("group", "batch", "rescaled")))
+    config = replace(
+        world.config,
+        output_dir=str(world.new()),
+        max_skipped=most,
+        advantage=rng.choice(("group", "batch", "rescaled")),
+    )
     planted: list[str] = []
     honest = TASKS["sense"].score
 
-    def score(answer: Any, outcome: Any, config: TrainConfig) -> Score:
+    def score(answer: Any, outcome: Any, config: TrainConfig) -> Reward:
         earned = honest(answer, outcome, config)
         if rng.random() > share:
             return earned
         planted.append(answer.example.id)
         name, value = rng.choice([*earned.terms, "total"]), rng.choice((*PLANTED, 1e300))
         terms = {**earned.terms, **({name: value} if name != "total" else {})}
-        return Score(terms, value if name == "total" else sum(terms.values()))
+        return Reward(terms, value if name == "total" else sum(terms.values()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
@@ -138,7 +147,9 @@ def reward(world: World, rng: random.Random) -> str:
         wrong = f"{len(planted)} planted, {counted} counted; said {said}"
     elif (how == "sentence") != (len(in_a_row) == most and all(in_a_row)):
         wrong = f"{in_a_row} and --max_skipped {most}: {how}"
-    elif any(row[name] is None for row in rows for name in ("reward", "reward/task", "loss") if row["rewards_left_out"] < 4):
+    elif any(
+        row[name] is None for row in rows for name in ("reward", "reward/task", "loss") if row["rewards_left_out"] < 4
+    ):
         wrong = "a mean is poisoned"
     return wrong and f"{most} most, share {share}, {config.advantage}: {wrong}"
 

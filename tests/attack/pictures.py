@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3.data_images import FORMATS, limit_pixels
-from activeo3.files import DataError, decode_picture
+from activeo3.data_io import DataError, decode_picture
 
 ROOT = Path(__file__).parents[2]
 PIXELS = 2**22
@@ -41,12 +41,20 @@ def whole_files() -> list[tuple[str, bytes]]:
     """(name, content) of small files in every format; the name begins with Pillow's name of the format."""
     Image.init()
     square = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    files = [(f"{kind} {mode}", content) for kind in sorted(Image.SAVE) for mode in MODES if (content := _saved(_of_mode(square, mode), kind))]
+    files = [
+        (f"{kind} {mode}", content)
+        for kind in sorted(Image.SAVE)
+        for mode in MODES
+        if (content := _saved(_of_mode(square, mode), kind))
+    ]
     for kind, options in VARIANTS:
         content = _saved(square.convert("RGBA" if kind == "DDS" else "RGB"), kind, **options)
         files += [(f"{kind} {options}", content)] if content else []
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
-    files += [(f"{kind} frames", _saved(square, kind, save_all=True, append_images=frames)) for kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "MPO")]
+    files += [
+        (f"{kind} frames", _saved(square, kind, save_all=True, append_images=frames))
+        for kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "MPO")
+    ]
     marks = [(kind, mark + square.tobytes()) for kind, mark in MARKS.items()]
     return files + [("SUN", sun(square)), ("PSD", psd(square)), *marks]
 
@@ -112,25 +120,46 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "PNG with international texts", small + png_chunk(b"iTXt", b"a\0\1\0\0\0" + zeros) * 100 + body
     yield "PNG with a profile", small + png_chunk(b"iCCP", b"a\0\0" + zeros) + body
     yield "ICO around it", b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(large), 22) + large
-    yield "ICNS around it", b"icns" + struct.pack(">I", len(large) + 16) + b"ic07" + struct.pack(">I", len(large) + 8) + large
+    yield (
+        "ICNS around it",
+        b"icns" + struct.pack(">I", len(large) + 16) + b"ic07" + struct.pack(">I", len(large) + 8) + large,
+    )
     yield "TIFF of one tile", tiff_of_one_tile(30000)
     yield "PPM", b"P6 40000 40000 255\n" + bytes(100)
     yield "QOI", b"qoif" + struct.pack(">IIBB", 40000, 40000, 3, 0) + b"\xfd" * 1000
-    yield "GIF", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\0;"
-    yield "GIF of a frame beyond its canvas", b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\0;"
+    yield (
+        "GIF",
+        b"GIF89a"
+        + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\2\0;",
+    )
+    yield (
+        "GIF of a frame beyond its canvas",
+        b"GIF89a"
+        + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\2\0;",
+    )
 
 
 def deflated(zeros: int) -> bytes:
     """So many zeros, compressed without having them all."""
     packer = zlib.compressobj(9)
-    return b"".join([*(packer.compress(bytes(min(2**20, zeros - start))) for start in range(0, zeros, 2**20)), packer.flush()])
+    return b"".join(
+        [*(packer.compress(bytes(min(2**20, zeros - start))) for start in range(0, zeros, 2**20)), packer.flush()]
+    )
 
 
 def tiff_of_one_tile(side: int) -> bytes:
     """A grey picture of 16 x 16 pixels in one compressed tile of ``side`` x ``side``."""
     tile = deflated(side * side)
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 200, 325: len(tile)}
-    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (256, 257) or tag > 300 else 3, 1, value) for tag, value in tags.items())
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (256, 257) or tag > 300 else 3, 1, value) for tag, value in tags.items()
+    )
     return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0" * 4).ljust(200, b"\0") + tile
 
 
@@ -183,7 +212,9 @@ def resized(rng: np.random.Generator, content: bytes) -> bytes:
 def spliced(rng: np.random.Generator, content: bytes, other: bytes = b"") -> bytes:
     """A part of another file stands inside."""
     place, start = _place(rng, content), _place(rng, other)
-    return content[:place] + other[start : start + int(rng.integers(1, 200))] + content[place + int(rng.integers(0, 50)) :]
+    return (
+        content[:place] + other[start : start + int(rng.integers(1, 200))] + content[place + int(rng.integers(0, 50)) :]
+    )
 
 
 def repeated(rng: np.random.Generator, content: bytes) -> bytes:
@@ -209,7 +240,9 @@ def fault(content: bytes, name: str = "a.jpg") -> str:
         image = decode_picture(content, name, "7")
         wrong = "" if image.mode == "RGB" else f"a picture of mode {image.mode}"
     except DataError as error:
-        named = error.example_id == "7" and str(error).startswith(f"{name}: the picture of example 7 cannot be read, replace it (")
+        named = error.example_id == "7" and str(error).startswith(
+            f"{name}: the picture of example 7 cannot be read, replace it ("
+        )
         wrong = "" if named and "\n" not in str(error) else f"the sentence {error}"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"
@@ -248,7 +281,9 @@ def attack(trials: int, seed: int, block: int = 2000) -> list[str]:
         last = min(trials, done + block)
         command = [sys.executable, "-m", "tests.attack.pictures", "--seed", str(seed), "--work", str(done), str(last)]
         try:
-            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 + block * 0.5, stdin=subprocess.DEVNULL)
+            ran = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=60 + block * 0.5, stdin=subprocess.DEVNULL
+            )
             printed, ended = ran.stdout, ran.returncode
         except subprocess.TimeoutExpired as error:
             printed, ended = (error.stdout or b"").decode(), "it does not end"
@@ -256,7 +291,9 @@ def attack(trials: int, seed: int, block: int = 2000) -> list[str]:
         faults += [line for line in lines if " " in line]
         done = last if ended == 0 else int((lines or [str(done)])[-1].split()[0]) + 1
         if ended != 0:
-            faults.append(f"{done - 1} the process ended with {ended}: {ran.stderr.strip().splitlines()[-1:] if ended != 'it does not end' else ''}")
+            faults.append(
+                f"{done - 1} the process ended with {ended}: {ran.stderr.strip().splitlines()[-1:] if ended != 'it does not end' else ''}"
+            )
         print(f"{done} of {trials}, {len(faults)} faults", file=sys.stderr, flush=True)
     return faults
 
@@ -277,7 +314,9 @@ def main() -> None:
     faults = attack(options.trials, options.seed)
     print(*faults, sep="\n")
     formats = {name.split()[0] for name, _ in whole_files()}
-    print(f"{len(formats)} formats, {len(formats & set(FORMATS))} of them read; reproduce a trial N: --write FILE --trials N --seed {options.seed}")
+    print(
+        f"{len(formats)} formats, {len(formats & set(FORMATS))} of them read; reproduce a trial N: --write FILE --trials N --seed {options.seed}"
+    )
     print(f"pictures {options.trials} {len(faults)}")
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.schema import Example, Rollout
 from activeo3.tasks import TASKS
+from activeo3.types import Example, Rollout
 
 T = TypeVar("T")
 SIDE = 1000  # sides of the coordinate system in which answers are written, whatever the picture's size
@@ -45,7 +45,7 @@ class Attack(Generic[T]):
         return min(self.honest.values())
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """The blind answer that earned most, what it earned, and how many answers were tried."""
 
     answer: Any
@@ -53,7 +53,7 @@ class Found(NamedTuple):
     trials: int
 
 
-def climb(attack: Attack[T], trials: int, seed: int) -> Found:
+def climb(attack: Attack[T], trials: int, seed: int) -> Detections:
     """The best of all starts and of ``trials`` seeded changes: uphill from the best start, then from the next one."""
     random = Random(seed)
     ranked = sorted(((attack.earned(start), start) for start in attack.starts), key=lambda pair: -pair[0])
@@ -68,10 +68,10 @@ def climb(attack: Attack[T], trials: int, seed: int) -> Found:
         if idle == PATIENCE:
             turn, idle = turn + 1, 0
             here = ranked[turn % len(ranked)] if turn % 2 else best
-    return Found(best[1], best[0], len(ranked) + trials)
+    return Detections(best[1], best[0], len(ranked) + trials)
 
 
-def fault(attack: Attack, found: Found) -> str | None:
+def fault(attack: Attack, found: Detections) -> str | None:
     """A sentence if the blind answer that was found is as good as an honest one, else None."""
     if found.reward < attack.bar - MARGIN:
         return None
@@ -88,7 +88,7 @@ class Judge:
     task: str
     examples: Sequence[Example]
     config: TrainConfig = field(default_factory=TrainConfig)
-    expert: Any = None
+    task_model: Any = None
 
     def rollout(self, example: Example, text: str) -> Rollout:
         """What a policy did that wrote ``text``, with coordinates in 0-SIDE."""
@@ -101,8 +101,10 @@ class Judge:
         """The reward (n,) of one text per example."""
         task = TASKS[self.task]
         rollouts = [self.rollout(example, text) for example, text in zip(self.examples, texts, strict=True)]
-        outcomes = task.act(self.expert, rollouts, self.config)
-        scores = [task.score(rollout, outcome, self.config) for rollout, outcome in zip(rollouts, outcomes, strict=True)]
+        outcomes = task.act(self.task_model, rollouts, self.config)
+        scores = [
+            task.score(rollout, outcome, self.config) for rollout, outcome in zip(rollouts, outcomes, strict=True)
+        ]
         return np.array([score.total for score in scores])
 
     def blind(self, text: str) -> float:
@@ -143,7 +145,9 @@ def grid(columns: int, rows: int, labels: Sequence[str] = ("",)) -> Items:
 def strips(count: int, thickness: int, labels: Sequence[str] = ("",)) -> Items:
     """Columns over the whole height, wider than they are apart, so that they overlap."""
     lefts = np.linspace(0, SIDE - thickness, count).astype(int).tolist()
-    return tuple(Item((left, 0, left + thickness, SIDE), labels[place % len(labels)]) for place, left in enumerate(lefts))
+    return tuple(
+        Item((left, 0, left + thickness, SIDE), labels[place % len(labels)]) for place, left in enumerate(lefts)
+    )
 
 
 def under_all(box: tuple[int, int, int, int], labels: Sequence[str]) -> Items:
@@ -156,7 +160,15 @@ def degenerate(labels: Sequence[str] = ("",)) -> list[Items]:
     middle = (350, 350, 650, 650)
     few = [grid(n, n, labels) for n in (2, 3, 5)] + [grid(1, 3, labels), strips(3, 400, labels), strips(2, 600, labels)]
     points = tuple(Item((x, 500, x, 500), labels[0]) for x in (350, 650))
-    return [(), (Item(WHOLE, labels[0]),), (Item(middle, labels[0]),), points, under_all(WHOLE, labels), under_all(middle, labels), *few]
+    return [
+        (),
+        (Item(WHOLE, labels[0]),),
+        (Item(middle, labels[0]),),
+        points,
+        under_all(WHOLE, labels),
+        under_all(middle, labels),
+        *few,
+    ]
 
 
 def change_items(labels: Sequence[str] = ("",), longest: int = LONGEST) -> Callable[[Items, Random], Items]:
@@ -195,7 +207,9 @@ def change_items(labels: Sequence[str] = ("",), longest: int = LONGEST) -> Calla
 def _anywhere(labels: Sequence[str], random: Random) -> Item:
     x, y = random.randint(0, SIDE), random.randint(0, SIDE)
     width, height = (random.choice((0, 50, 100, 200, 400)) for _ in range(2))
-    return Item((max(0, x - width), max(0, y - height), min(SIDE, x + width), min(SIDE, y + height)), random.choice(labels))
+    return Item(
+        (max(0, x - width), max(0, y - height), min(SIDE, x + width), min(SIDE, y + height)), random.choice(labels)
+    )
 
 
 def _moved(box: tuple[int, int, int, int], random: Random) -> tuple[int, int, int, int]:
@@ -228,5 +242,8 @@ def shifted(item: Item, iou: float = 0.7) -> Item:
     x1, y1, x2, y2 = item.box
     across = abs(x1 + x2 - SIDE) > abs(y1 + y2 - SIDE)
     step = (1 - iou) / (1 + iou) * (x2 - x1 if across else y2 - y1)
-    x, y = (step if across and x1 + x2 < SIDE else -step if across else 0), (0 if across else step if y1 + y2 < SIDE else -step)
+    x, y = (
+        (step if across and x1 + x2 < SIDE else -step if across else 0),
+        (0 if across else step if y1 + y2 < SIDE else -step),
+    )
     return item._replace(box=(round(x1 + x), round(y1 + y), round(x2 + x), round(y2 + y)))

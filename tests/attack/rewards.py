@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="changes tried per attack [2000]")
     parser.add_argument("--seed", type=int, default=0, help="of the search [0]")
-    parser.add_argument("--only", nargs="*", default=list(ATTACKS), choices=list(known), metavar="ATTACK", help="; ".join(known))
+    parser.add_argument(
+        "--only", nargs="*", default=list(ATTACKS), choices=list(known), metavar="ATTACK", help="; ".join(known)
+    )
     options = parser.parse_args(argv)
     trials, faults = 0, []
     for name in options.only:

@@ -11,12 +11,12 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import oneshot
-from activeo3.close_ups import close_up, plate
+from activeo3 import task_perception
 from activeo3.config import TrainConfig
-from activeo3.perception import labelled_answer
-from activeo3.scenes import KINDS
-from activeo3.schema import Example
+from activeo3.data_scene_crops import close_up, plate
+from activeo3.data_scenes import KINDS
+from activeo3.task_perception_words import labelled_answer
+from activeo3.types import Example
 
 from .reward_search import Attack, Item, Items, Judge, change_items, degenerate, shifted, true_items
 
@@ -33,7 +33,7 @@ def pictures(make: Callable[[str, int], Example]) -> tuple[Example, ...]:
 @cache
 def questions(task: str) -> tuple[Example, ...]:
     """Close-ups that are posed as questions of the task."""
-    return tuple(oneshot.posed(task, example) for example in pictures(plate if task == "ocr" else close_up))
+    return tuple(task_perception.posed(task, example) for example in pictures(plate if task == "ocr" else close_up))
 
 
 def judge(task: str, pointed: bool = False, **flags: object) -> Judge:
@@ -77,7 +77,11 @@ def most_found(example: Example) -> list[Item]:
 
 def one_misnamed(items: Sequence[Item]) -> list[Item]:
     """The items with a wrong name for the first, if there are several."""
-    first = items[:1] if len(items) < 2 else [items[0]._replace(label=next(name for name in KINDS if name != items[0].label))]
+    first = (
+        items[:1]
+        if len(items) < 2
+        else [items[0]._replace(label=next(name for name in KINDS if name != items[0].label))]
+    )
     return [*first, *items[1:]]
 
 
@@ -89,11 +93,17 @@ def misread(example: Example) -> str:
 # ---------------------------------------------------------------------- the attacks
 
 
-def of_lists(task: str, write: Callable[[Sequence[Item]], str], honest: str, labels: Names = ("",), **flags: bool | str) -> Attack[Items]:
+def of_lists(
+    task: str, write: Callable[[Sequence[Item]], str], honest: str, labels: Names = ("",), **flags: bool | str
+) -> Attack[Items]:
     """A blind list of boxes against one with most things found, which is described by ``honest``; for flags see ``judge``."""
     scored = judge(task, **flags)  # type: ignore[arg-type]
-    bar = scored.each(lambda example: write(one_misnamed(most_found(example)) if task == "detection" else most_found(example)))
-    return Attack(task, degenerate(labels), change_items(labels), lambda items: scored.blind(write(items)), {honest: bar})
+    bar = scored.each(
+        lambda example: write(one_misnamed(most_found(example)) if task == "detection" else most_found(example))
+    )
+    return Attack(
+        task, degenerate(labels), change_items(labels), lambda items: scored.blind(write(items)), {honest: bar}
+    )
 
 
 MOST = "IoU 0.7, one of several missing"
@@ -105,16 +115,26 @@ detection = partial(of_lists, "detection", listed, f"{MOST}, one of several misn
 def names_blind(**flags: object) -> Attack[Names]:
     """All boxes of a detection are right, and each stands under the same names."""
     scored = judge("detection", **flags)
-    write = lambda names: lambda example: listed([item._replace(label=name) for item in true_items(example) for name in names])  # noqa: E731
+    write = lambda names: (
+        lambda example: listed([item._replace(label=name) for item in true_items(example) for name in names])
+    )  # noqa: E731
     starts: list[Names] = [KINDS, KINDS[:1], KINDS[:6], KINDS[::6]]
-    return Attack("detection, names blind", starts, change_names, lambda names: scored.each(write(names)), detection(**flags).honest)
+    return Attack(
+        "detection, names blind",
+        starts,
+        change_names,
+        lambda names: scored.each(write(names)),
+        detection(**flags).honest,
+    )
 
 
 def change_names(names: Names, random: Random) -> Names:
     """One name more or less, another one, or all of them."""
     place = random.randrange(len(names))
     other = (*names[:place], *names[place + 1 :])
-    return random.choice([(*names, random.choice(KINDS)), (*other, random.choice(KINDS)), other or names, (*names, names[place]), KINDS])
+    return random.choice(
+        [(*names, random.choice(KINDS)), (*other, random.choice(KINDS)), other or names, (*names, names[place]), KINDS]
+    )
 
 
 def one_thing(**flags: object) -> Attack[Items]:
@@ -139,7 +159,14 @@ def ocr(**flags: object) -> Attack[str]:
 def change_text(text: str, random: Random) -> str:
     """One letter more, less or another, or all of it once more."""
     place, letter = random.randrange(len(text) + 1), random.choice("0123456789 a")
-    return random.choice([text[:place] + letter + text[place:], text[:place] + text[place + 1 :], text[:place] + letter + text[place + 1 :], text * 2])[:80]
+    return random.choice(
+        [
+            text[:place] + letter + text[place:],
+            text[:place] + text[place + 1 :],
+            text[:place] + letter + text[place + 1 :],
+            text * 2,
+        ]
+    )[:80]
 
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = {

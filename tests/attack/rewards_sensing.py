@@ -14,22 +14,34 @@ import numpy as np
 import torch
 from PIL import Image
 
-from activeo3 import episodes, floors
-from activeo3.close_ups import close_up
-from activeo3.config import TrainConfig, _Config
-from activeo3.drafts import Draft, error_regions
+from activeo3 import eval_baselines, task_zoom_qa
+from activeo3.config import Config, TrainConfig
+from activeo3.data_scene_crops import close_up
+from activeo3.data_scenes import example as scene
 from activeo3.geometry import as_boxes, iou, mask_to_rle, rle_to_mask
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.presets import PRESETS
 from activeo3.prompts import boxes_answer, sensing_answer
-from activeo3.sampler import Question
-from activeo3.scenes import example as scene
-from activeo3.schema import Example, Region, Rollout
-from activeo3.segment import Perfect, prepared
-from activeo3.taskmodels import Found, Look, TaskModel, ask
+from activeo3.rollout import PromptSpec
+from activeo3.task_model_sam import Perfect, prepared
+from activeo3.task_models import Crop, Detections, TaskModel, ask
+from activeo3.task_segmentation import Draft, error_regions
 from activeo3.tasks import TASKS
+from activeo3.types import Example, Region, Rollout
 
-from .reward_search import SIDE, Attack, Item, Items, Judge, change_items, degenerate, frame_of, shifted, strips, true_items
+from .reward_search import (
+    SIDE,
+    Attack,
+    Item,
+    Items,
+    Judge,
+    change_items,
+    degenerate,
+    frame_of,
+    shifted,
+    strips,
+    true_items,
+)
 from .rewards_one_shot import pictures as close_ups
 
 COUNT = 50  # examples
@@ -72,9 +84,9 @@ def of_regions(name: str, judge: Judge, honest: Callable[[Example], Sequence[Ite
 def sense(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions for an oracle that works on their crops."""
     config = replace(TrainConfig(task_model="oracle"), **flags)
-    expert = TASKS["sense"].load("oracle", config, torch.device("cpu"))
-    honest = partial(near, lambda example: floors.oracle_regions(example, REGIONS))
-    return of_regions("sense", Judge("sense", pictures(count), config, expert), honest)
+    task_model = TASKS["sense"].load("oracle", config, torch.device("cpu"))
+    honest = partial(near, lambda example: eval_baselines.oracle_regions(example, REGIONS))
+    return of_regions("sense", Judge("sense", pictures(count), config, task_model), honest)
 
 
 @dataclass
@@ -82,19 +94,23 @@ class Kept(TaskModel):
     """The shipped policy in its task role, which is asked about a window of a picture once."""
 
     model: VisionLanguageModel
-    found: dict[tuple[str, Region], Found] = field(default_factory=dict)
+    found: dict[tuple[str, Region], Detections] = field(default_factory=dict)
 
-    def find(self, looks: Sequence[Look], config: _Config) -> list[Found]:
+    def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
         new = [look for look in looks if (look.example.id, look.window) not in self.found]
-        self.found |= {(look.example.id, look.window): seen for look, seen in zip(new, ask(self.model, new, config), strict=True)}
+        self.found |= {
+            (look.example.id, look.window): seen for look, seen in zip(new, ask(self.model, new, config), strict=True)
+        }
         return [self.found[look.example.id, look.window] for look in looks]
 
 
 def sense_mllm(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions for the shipped policy, as in the default run; in steps of a twentieth of the picture."""
-    expert = Kept(VisionLanguageModel.load(str(ROOT / "data/tiny"), torch.float32))
-    judge = Judge("sense", pictures(count), replace(TrainConfig(), **flags), expert)
-    attack = of_regions("sense, mllm", judge, partial(near, lambda example: floors.oracle_regions(example, REGIONS)))
+    task_model = Kept(VisionLanguageModel.load(str(ROOT / "data/tiny"), torch.float32))
+    judge = Judge("sense", pictures(count), replace(TrainConfig(), **flags), task_model)
+    attack = of_regions(
+        "sense, mllm", judge, partial(near, lambda example: eval_baselines.oracle_regions(example, REGIONS))
+    )
     return replace(attack, change=lambda items, random: coarse(attack.change(items, random)))
 
 
@@ -110,7 +126,8 @@ def smaller(example: Example, times: int = 3) -> Example:
     """The example with its first mask at a size that is searched faster; the oracle's cells shrink with the regions."""
     size = tuple(side // times for side in example.size_px)
     true, mask = (
-        mask_to_rle(np.asarray(Image.fromarray(rle_to_mask(rle)).resize(size, Image.Resampling.NEAREST))) for rle in example.fields["draft"]
+        mask_to_rle(np.asarray(Image.fromarray(rle_to_mask(rle)).resize(size, Image.Resampling.NEAREST)))
+        for rle in example.fields["draft"]
     )
     return replace(example, image=example.image.resize(size), fields={"draft": (true, mask), "masks": lambda: [true]})
 
@@ -134,9 +151,11 @@ def three(items: Sequence[Item]) -> list[Item]:
 def segment(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions in which an oracle corrects a mask."""
     config = replace(TrainConfig(task="segment", task_model="oracle"), **flags)
-    expert = TASKS["segment"].load("oracle", config, torch.device("cpu"))
+    task_model = TASKS["segment"].load("oracle", config, torch.device("cpu"))
     best = lambda example: error_regions(Draft.of(example).error, REGIONS)  # noqa: E731
-    return of_regions("segment", Judge("segment", drafts(count), config, expert), lambda example: three(near(best, example)))
+    return of_regions(
+        "segment", Judge("segment", drafts(count), config, task_model), lambda example: three(near(best, example))
+    )
 
 
 # ---------------------------------------------------------------------- boxes in the whole picture
@@ -147,7 +166,13 @@ def direct(count: int = COUNT, **flags: Any) -> Attack[Items]:
     judge = Judge("direct", close_ups(close_up)[:count], replace(TrainConfig(task="direct"), **flags))
     write = lambda items: boxes_answer([item.box for item in items])  # noqa: E731
     most = lambda example: write([shifted(item) for item in true_items(example)][: max(1, len(example.boxes_px) - 1)])  # noqa: E731
-    return Attack("direct", degenerate(), change_items(), lambda items: judge.blind(write(items)), {"IoU 0.7, one of several missing": judge.each(most)})
+    return Attack(
+        "direct",
+        degenerate(),
+        change_items(),
+        lambda items: judge.blind(write(items)),
+        {"IoU 0.7, one of several missing": judge.each(most)},
+    )
 
 
 # ---------------------------------------------------------------------- episodes
@@ -170,13 +195,13 @@ def told(episode: Episode) -> str:
 
 @dataclass(frozen=True)
 class EpisodeJudge(Judge):
-    """A judge of episodes, whose text holds their turns; ``actor`` is the policy for which crops are cut."""
+    """A judge of episodes, whose text holds their turns; ``policy`` is the policy for which crops are cut."""
 
-    actor: Any = None
+    policy: Any = None
 
     def rollout(self, example: Example, text: str) -> Rollout:
-        question = Question(example.image, frame_of(example), "")
-        dialogue = TASKS[self.task].begin(self.actor, example, question, self.config)
+        question = PromptSpec(example.image, frame_of(example), "")
+        dialogue = TASKS[self.task].begin(self.policy, example, question, self.config)
         for turn in text.split(NEXT_TURN):
             if dialogue.hear(turn, True) is None:
                 break
@@ -195,20 +220,26 @@ def chosen(example: Example) -> Example:
 def zoom_qa(count: int = COUNT, choices: bool = False, **flags: Any) -> Attack[Episode]:
     """Zooms and an answer, the same for every plate. An honest policy zooms to the plate and misreads each fifth."""
     config = replace(TrainConfig(**PRESETS["zoom_qa"]), max_turns=4, max_zooms=3, **flags)
-    bare = [replace(example, image=example.image.convert("1")) for example in pictures(count)]  # nobody looks at the crops
-    asked = [episodes.posed(chosen(example) if choices else example) for example in bare]
-    actor = VisionLanguageModel.load(str(ROOT / "data/tiny-tasks"), torch.float32)
-    judge, fifth = EpisodeJudge("zoom_qa", asked, config, actor=actor), {example.id for example in asked[::5]}
+    bare = [
+        replace(example, image=example.image.convert("1")) for example in pictures(count)
+    ]  # nobody looks at the crops
+    asked = [task_zoom_qa.posed(chosen(example) if choices else example) for example in bare]
+    policy = VisionLanguageModel.load(str(ROOT / "data/tiny-tasks"), torch.float32)
+    judge, fifth = EpisodeJudge("zoom_qa", asked, config, policy=policy), {example.id for example in asked[::5]}
 
     def honest(example: Example) -> str:
-        region = near(lambda one: floors.oracle_regions(one, 1), example)
+        region = near(lambda one: eval_baselines.oracle_regions(one, 1), example)
         return told(Episode(tuple(region), "?" if example.id in fifth else example.fields["reading"]["answer"]))
 
     answers = list("ABCD") if choices else [str(number) for number in range(10, 100)]
-    starts = [Episode(zooms, answer) for zooms in ((), strips(1, 400), SQUARES, SQUARES[:1] * 3) for answer in answers[:4]]
+    starts = [
+        Episode(zooms, answer) for zooms in ((), strips(1, 400), SQUARES, SQUARES[:1] * 3) for answer in answers[:4]
+    ]
     name = "zoom_qa, choices" if choices else "zoom_qa"
     change = partial(change_episode, answers)
-    return Attack(name, starts, change, lambda one: judge.blind(told(one)), {"the plate, four of five right": judge.each(honest)})
+    return Attack(
+        name, starts, change, lambda one: judge.blind(told(one)), {"the plate, four of five right": judge.each(honest)}
+    )
 
 
 def change_episode(answers: Sequence[str], episode: Episode, random: Random) -> Episode:

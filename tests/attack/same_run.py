@@ -15,7 +15,11 @@ def differences(folder: Path, wanted: Path) -> list[str]:
     names, expected = names_in(folder), names_in(wanted)
     found = [f"{name} is left over" for name in sorted(names - expected)]
     found += [f"{name} is missing" for name in sorted(expected - names)]
-    return found + [f"{name} differs" for name in sorted(names & expected) if not _same(_content(folder / name), _content(wanted / name))]
+    return found + [
+        f"{name} differs"
+        for name in sorted(names & expected)
+        if not _same(_content(folder / name), _content(wanted / name))
+    ]
 
 
 def names_in(folder: Path) -> set[str]:
@@ -39,7 +43,11 @@ def _content(path: Path) -> Any:
             return _lasting(json.loads(content))
         case "digests.json":
             return {name: entry for name, entry in json.loads(content).items() if not name.endswith(".pt")}
-    if path.suffix in (".html", ".md", ".tex"):  # they show seconds among other numbers, which are all in the files above
+    if path.suffix in (
+        ".html",
+        ".md",
+        ".tex",
+    ):  # they show seconds among other numbers, which are all in the files above
         return re.sub(rb"<svg.*?</svg>|[-\d.]+|\s+", b" ", content, flags=re.DOTALL)
     return content
 

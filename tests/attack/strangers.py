@@ -30,10 +30,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from activeo3.config import ConfigError  # noqa: E402
+from activeo3.model import VisionLanguageModel  # noqa: E402
 from activeo3.model_files import ModelError  # noqa: E402
-from activeo3.models import VisionLanguageModel  # noqa: E402
-from activeo3.segment import Sam  # noqa: E402
-from activeo3.taskmodels import GroundingDino  # noqa: E402
+from activeo3.task_model_sam import Sam  # noqa: E402
+from activeo3.task_models import GroundingDino  # noqa: E402
 
 CPU = torch.device("cpu")
 SECONDS = 60.0
@@ -63,28 +63,44 @@ def config_of(folder: Path) -> dict[str, Any]:
 def module(mark: Path) -> str:
     """Source that leaves the mark when it is imported, and has whatever class is asked for."""
     classes = "".join(f"class {name}:\n    pass\n\n\n" for name in ("Own", "OwnFast"))
-    return f"open({str(mark)!r}, 'a').write('a module was imported\\n')\n\n\n{classes}def generate(*_, **__):\n    pass\n"
+    return (
+        f"open({str(mark)!r}, 'a').write('a module was imported\\n')\n\n\n{classes}def generate(*_, **__):\n    pass\n"
+    )
 
 
 def own_modules(folder: Path, mark: Path) -> None:
     """Every json file names classes of the folder's own."""
     (folder / "own.py").write_text(module(mark))
     for name in JSON:
-        if (folder / name).exists() or name in ("processor_config.json", "video_preprocessor_config.json") and (folder / "preprocessor_config.json").exists():
-            edit(folder / name, auto_map={kind: "own.Own" if kind != "AutoTokenizer" else ["own.Own", "own.OwnFast"] for kind in AUTO})
+        if (
+            (folder / name).exists()
+            or name in ("processor_config.json", "video_preprocessor_config.json")
+            and (folder / "preprocessor_config.json").exists()
+        ):
+            edit(
+                folder / name,
+                auto_map={kind: "own.Own" if kind != "AutoTokenizer" else ["own.Own", "own.OwnFast"] for kind in AUTO},
+            )
 
 
 def own_architecture(folder: Path, mark: Path) -> None:
     """An architecture that transformers does not know, with classes of its own: it would ask, then run them."""
     own_modules(folder, mark)
-    edit(folder / "config.json", model_type="own_vl", architectures=["Own"], auto_map={kind: "own.Own" for kind in AUTO})
+    edit(
+        folder / "config.json", model_type="own_vl", architectures=["Own"], auto_map={kind: "own.Own" for kind in AUTO}
+    )
 
 
 def own_classes(folder: Path, mark: Path) -> None:
     """Tokenizer and processors that transformers does not know."""
     own_modules(folder, mark)
     edit(folder / "tokenizer_config.json", tokenizer_class="Own")
-    edit(folder / "preprocessor_config.json", image_processor_type="Own", processor_class="Own", feature_extractor_type="Own")
+    edit(
+        folder / "preprocessor_config.json",
+        image_processor_type="Own",
+        processor_class="Own",
+        feature_extractor_type="Own",
+    )
     edit(folder / "processor_config.json", processor_class="Own", auto_map={"AutoProcessor": "own.Own"})
 
 
@@ -98,7 +114,12 @@ def own_image_processor(folder: Path, mark: Path) -> None:
     """An image processor that transformers does not know, nested as 5.x writes it."""
     (folder / "own.py").write_text(module(mark))
     nested = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
-    edit(folder / "processor_config.json", image_processor=nested, processor_class="Own", auto_map={"AutoProcessor": "own.Own", "AutoImageProcessor": "own.Own"})
+    edit(
+        folder / "processor_config.json",
+        image_processor=nested,
+        processor_class="Own",
+        auto_map={"AutoProcessor": "own.Own", "AutoImageProcessor": "own.Own"},
+    )
     edit(folder / "preprocessor_config.json", **nested)
 
 
@@ -137,7 +158,9 @@ def weights_are_a_pickle(folder: Path, mark: Path) -> None:
     """The old form of weights, as torch writes it, with a call inside."""
     adapter = (folder / "adapter_config.json").exists()
     without_weights(folder)
-    torch.save({"a": torch.zeros(2), "b": Poison(mark)}, folder / ("adapter_model.bin" if adapter else "pytorch_model.bin"))
+    torch.save(
+        {"a": torch.zeros(2), "b": Poison(mark)}, folder / ("adapter_model.bin" if adapter else "pytorch_model.bin")
+    )
 
 
 def weights_are_a_bare_pickle(folder: Path, mark: Path) -> None:
@@ -152,21 +175,38 @@ def a_part_of_the_weights_is_a_pickle(folder: Path, mark: Path) -> None:
     without_weights(folder)
     for path in (folder / "part.bin", folder.parent / "part.bin"):
         torch.save({"b": Poison(mark)}, path)
-    index = {"metadata": {"total_size": 1}, "weight_map": {"a": "part.bin", "b": "../part.bin", "c": str(folder.parent / "part.bin")}}
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {"a": "part.bin", "b": "../part.bin", "c": str(folder.parent / "part.bin")},
+    }
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         (folder / name).write_text(json.dumps(index))
 
 
 def pickles_beside(folder: Path, mark: Path) -> None:
     """Other files that programs load as pickles: states of optimizers and trainers."""
-    for name in ("optimizer.pt", "training_args.bin", "scheduler.pt", "rng_state.pth", "random-0.pt", "tokenizer.pkl", "model.ckpt", "pytorch_model.bin"):
+    for name in (
+        "optimizer.pt",
+        "training_args.bin",
+        "scheduler.pt",
+        "rng_state.pth",
+        "random-0.pt",
+        "tokenizer.pkl",
+        "model.ckpt",
+        "pytorch_model.bin",
+    ):
         torch.save(Poison(mark), folder / name)
 
 
 def kernels(folder: Path, mark: Path) -> None:
     """Attention from the hub, which is code, for every part of the model."""
     config = config_of(folder)
-    named = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel:attend", "experts_implementation": "evil/kernel", "use_kernels": True}
+    named = {
+        "attn_implementation": "evil/kernel",
+        "_attn_implementation": "evil/kernel:attend",
+        "experts_implementation": "evil/kernel",
+        "use_kernels": True,
+    }
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         part |= named
     edit(folder / "config.json", **config)
@@ -190,7 +230,17 @@ def template_that_escapes(folder: Path, mark: Path) -> None:
 
 def modules_beside(folder: Path, mark: Path) -> None:
     """Modules with the names of packages, which are imported from the folder that one stands in if it is on Python's path."""
-    for name in ("torch", "numpy", "kernels", "timm", "sitecustomize", "modeling_qwen3_vl", "__init__", "setup", "conftest"):
+    for name in (
+        "torch",
+        "numpy",
+        "kernels",
+        "timm",
+        "sitecustomize",
+        "modeling_qwen3_vl",
+        "__init__",
+        "setup",
+        "conftest",
+    ):
         (folder / f"{name}.py").write_text(module(mark))
 
 
@@ -228,7 +278,11 @@ def adapter_of_a_trap(folder: Path, mark: Path) -> None:
 def links(folder: Path, mark: Path) -> None:
     """Files that are links to what is not there, to a device and to a pipe."""
     os.mkfifo(folder / "pipe")
-    for name, target in (("added_tokens.json", "pipe"), ("special_tokens_map.json", "/dev/zero"), ("chat_template.json", "nowhere")):
+    for name, target in (
+        ("added_tokens.json", "pipe"),
+        ("special_tokens_map.json", "/dev/zero"),
+        ("chat_template.json", "nowhere"),
+    ):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
 
@@ -245,10 +299,9 @@ TRICKS: dict[str, Trick] = {trick.__name__: trick for trick in (
 
 def healthy(root: Path) -> dict[str, Path]:
     """A small folder of every kind that is loaded."""
-    from peft import LoraConfig, get_peft_model
-
     from conftest import save_detector
-    from test_segment import MEAN, STD, sam_1, sam_2
+    from peft import LoraConfig, get_peft_model
+    from test_task_model_sam import MEAN, STD, sam_1, sam_2
 
     folders = {kind: root / kind for kind in LOADERS}
     shutil.copytree(ROOT / "data/tiny", folders["policy"])

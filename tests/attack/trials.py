@@ -29,7 +29,14 @@ _EVALUATE = Command("evaluate.py", (
     "--checkpoint", str(ROOT / "data/tiny"), "--limit", "3", "--methods", "grid", "cot", "--regions", "1", "--max_new_tokens", "48",
     "--task_model", "oracle", "--resamples", "10",
 ))  # fmt: skip
-_DEEPSPEED = (sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port", PORT)
+_DEEPSPEED = (
+    sys.executable,
+    str(Path(sys.executable).with_name("deepspeed")),
+    "--num_accelerators",
+    "2",
+    "--master_port",
+    PORT,
+)
 COMMANDS = {
     "train": _TRAIN,
     "two steps": replace(_TRAIN, flags=(*_TRAIN.flags, *_TWO_STEPS)),
@@ -130,7 +137,10 @@ def attack(name: str, trials: Sequence[Trial], faults: Callable[[Trial, Path], l
         else:
             shutil.rmtree(place)
         if number % 20 == 0:
-            print(f"{number} of {len(trials)} trials, {faulty} faults, {(time.monotonic() - began) / 60:.0f} minutes", flush=True)
+            print(
+                f"{number} of {len(trials)} trials, {faulty} faults, {(time.monotonic() - began) / 60:.0f} minutes",
+                flush=True,
+            )
     if not faulty:
         shutil.rmtree(folder)
     print(f"{name} {len(trials)} {faulty}")

@@ -12,15 +12,15 @@ from setting import BETA, CLIP, QUESTION, Point, Scored, Setting, Stopwatch, pic
 from torch import Tensor
 
 from activeo3 import grpo
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Packed, Prompt
-from activeo3.schema import Sampling
+from activeo3.types import Sampling
 
 Answers = Sequence[Sequence[tuple[int, ...]]]
 
 
 class Ours:
-    """models.py and grpo.py: shared prefill, packed rows."""
+    """model.py and grpo.py: shared prefill, packed rows."""
 
     name = "ours"
 
@@ -71,7 +71,7 @@ class Ours:
         logps, total, responses = [], 0.0, self.point.prompts * self.point.group
         pieces = advantage.to(self.setting.policy.model.device).split(self.point.micro)
         for (packed, ref_logp), advantages in zip(batches, pieces):
-            weight = grpo.token_weights(packed.real, "response", responses, 0, self.point.tokens)
+            weight = grpo.token_weights(packed.completion_mask, "response", responses, 0, self.point.tokens)
             logp = self.logps(self.setting.policy, packed)
             loss, _ = grpo.policy_loss(logp, logp.detach(), ref_logp, advantages, weight, CLIP, CLIP, BETA)
             loss.backward()
@@ -105,7 +105,7 @@ class Naive:
             with torch.no_grad():
                 out = vlm.model.generate(
                     **self.inputs(rows), min_new_tokens=tokens, max_new_tokens=tokens, do_sample=True, top_k=0,
-                    eos_token_id=vlm.end_token, pad_token_id=vlm.end_token, suppress_tokens=list(vlm.forbidden),
+                    eos_token_id=vlm.end_token, pad_token_id=vlm.end_token, suppress_tokens=list(vlm.suppressed_ids),
                 )  # fmt: skip
             answers = out[:, -tokens:]  # (P*G, T)
         with clock("reward"):

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from step import environment, quiet, ratio, spread
 
-from activeo3 import scenes
+from activeo3 import data_scenes
+from activeo3.eval_baselines import random_regions
 from activeo3.eval_config import EvalConfig
-from activeo3.floors import random_regions
-from activeo3.models import VisionLanguageModel
-from activeo3.schema import Example, Outcome
-from activeo3.taskmodels import act
+from activeo3.model import VisionLanguageModel
+from activeo3.task_models import act
+from activeo3.types import Example, TaskResult
 
 
 def main(options: argparse.Namespace) -> None:
@@ -31,14 +31,14 @@ def main(options: argparse.Namespace) -> None:
     quiet()
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     config = EvalConfig(checkpoint=(options.model,))
-    expert = VisionLanguageModel.load(options.model, torch.float32)
-    expert.model.to(device).eval()
-    examples = [scenes.example(config.split, index) for index in range(options.pictures)]
+    task_model = VisionLanguageModel.load(options.model, torch.float32)
+    task_model.model.to(device).eval()
+    examples = [data_scenes.example(config.split, index) for index in range(options.pictures)]
     ways = {"together": config.task_batch, "one by one": 1}
     print(f"{options.model}, float32, {environment(device)}")
 
-    def work(together: int) -> list[Outcome]:
-        return look(expert, examples, replace(config, task_batch=together))
+    def work(together: int) -> list[TaskResult]:
+        return look(task_model, examples, replace(config, task_batch=together))
 
     found = {way: work(together) for way, together in ways.items()}  # also to warm up
     agree(examples, *found.values())
@@ -56,16 +56,18 @@ def main(options: argparse.Namespace) -> None:
     print("\n" + table(crops, seconds, cpu))
 
 
-def look(expert: VisionLanguageModel, examples: Sequence[Example], config: EvalConfig) -> list[Outcome]:
+def look(task_model: VisionLanguageModel, examples: Sequence[Example], config: EvalConfig) -> list[TaskResult]:
     """What the expert finds in the random regions of every example."""
-    return act(expert, examples, [random_regions(example, config.regions) for example in examples], config)
+    return act(task_model, examples, [random_regions(example, config.regions) for example in examples], config)
 
 
-def agree(examples: Sequence[Example], together: Sequence[Outcome], alone: Sequence[Outcome]) -> None:
+def agree(examples: Sequence[Example], together: Sequence[TaskResult], alone: Sequence[TaskResult]) -> None:
     """Stops with a sentence that names a picture, unless both found the same boxes in all of them."""
     for example, one, other in zip(examples, together, alone, strict=True):
         if not np.array_equal(one.boxes_px, other.boxes_px):
-            sys.exit(f"crops.py: together and one by one do not find the same boxes in {example.id}, and no times are taken.")
+            sys.exit(
+                f"crops.py: together and one by one do not find the same boxes in {example.id}, and no times are taken."
+            )
 
 
 def table(crops: int, seconds: dict[str, list[float]], cpu: dict[str, list[float]]) -> str:
@@ -82,7 +84,9 @@ def table(crops: int, seconds: dict[str, list[float]], cpu: dict[str, list[float
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags; exits with a sentence for one that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="data/tiny", help="the policy whose task role works on the crops [data/tiny]")
+    parser.add_argument(
+        "--model", default="data/tiny", help="the policy whose task role works on the crops [data/tiny]"
+    )
     parser.add_argument("--pictures", type=int, default=100, help="of the embedded world, three crops each [100]")
     parser.add_argument("--repeats", type=int, default=3, help="how often each way is timed [3]")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")

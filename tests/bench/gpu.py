@@ -64,7 +64,9 @@ def start_section(name: str, out: Path, tiny: bool, limit: float) -> None:
                 print(line, end="", flush=True)
         process.wait()
         killer.cancel()
-    ended = {"seconds": round(time.perf_counter() - began, 1)} | ({"failed": f"exit code {process.returncode}"} if process.returncode else {})
+    ended = {"seconds": round(time.perf_counter() - began, 1)} | (
+        {"failed": f"exit code {process.returncode}"} if process.returncode else {}
+    )
     with open(out / "results.jsonl", "a") as file:
         file.write(json.dumps({"section": name, "what": "section"} | ended) + "\n")
 
@@ -80,7 +82,9 @@ def table(rows: Sequence[dict]) -> str:
     lines = []
     for row in rows:
         values = ((name, value) for name, value in row.items() if name not in ("section", "what"))
-        said = "  ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values)
+        said = "  ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values
+        )
         lines.append(f"{row['section']:8} {row['what'][:78]:78} {said}")
     return "\n".join(lines)
 
@@ -88,10 +92,14 @@ def table(rows: Sequence[dict]) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     """The command line; exits with 1 if a section or a part of it failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="the folder of results.jsonl and logs [runs/gpu]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu"), help="the folder of results.jsonl and logs [runs/gpu]"
+    )
     parser.add_argument("--sections", nargs="+", choices=LIMITS, default=list(LIMITS))
     parser.add_argument("--tiny", action="store_true", help="toy sizes, for a CPU")
-    parser.add_argument("--seconds", type=float, default=540, help="no section begins when it could not end by then [540]")
+    parser.add_argument(
+        "--seconds", type=float, default=540, help="no section begins when it could not end by then [540]"
+    )
     parser.add_argument("--one", choices=LIMITS, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     out = given.out.resolve()

@@ -12,24 +12,38 @@ from probe import CUDA, DEVICE, Probe, backend, cudnn_attention, ms, once
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from activeo3.attention import mask_for
-from activeo3.packing import branching_mask, branching_rule
+from activeo3.packing import branching_mask, mask_mod
 
 
 def env(probe: Probe) -> None:
     """Card, versions, which SDPA backend torch tries first, matrix rate, copy bandwidth, cost of a launch."""
+
     def held(name: str) -> str:
         try:
             return version(name)
         except PackageNotFoundError:
             return "-"
 
-    names = ("torch", "transformers", "deepspeed", "triton", "peft", "accelerate", "flash-attn", "nvidia-cudnn-cu13", "numpy", "pydantic")
+    names = (
+        "torch",
+        "transformers",
+        "deepspeed",
+        "triton",
+        "peft",
+        "accelerate",
+        "flash-attn",
+        "nvidia-cudnn-cu13",
+        "numpy",
+        "pydantic",
+    )
     probe.note("versions", python=sys.version.split()[0], **{name: held(name) for name in names})
     probe.note("cpu", cores=os.cpu_count(), threads=torch.get_num_threads())
     if not CUDA:
         return probe.note("no GPU: toy sizes on a CPU")
     p = torch.cuda.get_device_properties(0)
-    probe.note("card", name=p.name, gb=p.total_memory / 1e9, sm=f"{p.major}.{p.minor}", cudnn=torch.backends.cudnn.version())
+    probe.note(
+        "card", name=p.name, gb=p.total_memory / 1e9, sm=f"{p.major}.{p.minor}", cudnn=torch.backends.cudnn.version()
+    )
     with probe.trying("SDPA order"):
         q = torch.randn(1, 4, 64, 64, device=DEVICE, dtype=torch.bfloat16)
         F.scaled_dot_product_attention(q, q, q)  # the default order is set at the first call
@@ -59,7 +73,7 @@ def sdpa(probe: Probe) -> None:
     def branch_mask(queries: int, keys: int):
         """The project's mask of the last columns: prefix and own branch, additive, rows padded to multiples of 8."""
         owner = torch.arange(W, device=DEVICE)[None] // T
-        rule = branching_rule(torch.ones(1, keys - W, dtype=torch.bool, device=DEVICE), owner)
+        rule = mask_mod(torch.ones(1, keys - W, dtype=torch.bool, device=DEVICE), owner)
         return mask_for("sdpa", branching_mask(rule, 1, keys, DEVICE, keys - queries), dtype)
 
     def masked(keys: int, grad: bool):
@@ -76,10 +90,14 @@ def sdpa(probe: Probe) -> None:
     # 1. kernels and times of the update's two calls, by backend
     ways = {"default": None}
     if CUDA:
-        ways |= {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+        ways |= {
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        }
     for name, make, size in (("masked, branches", masked, S + W), ("causal, prompt", causal, S)):
         for way, kernel in ways.items():
-            with probe.trying(f"{name}, {way}"), (sdpa_kernel(kernel) if kernel else contextlib.nullcontext()):
+            with probe.trying(f"{name}, {way}"), sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
                 work = make(size, True)
                 first = once(work)
                 probe.note(f"{name}, {way}", kernel=backend(work), first_ms=1e3 * first, forward_backward_ms=ms(work, 5),
@@ -93,7 +111,11 @@ def sdpa(probe: Probe) -> None:
                 base = (S + W if name == "masked" else S) + 1000 * (1 + off)
                 works = [make(base + 17 * i, True) for i in range(4)]
                 new, seen = [once(w) for w in works], [once(w) for w in works]
-                probe.note(f"new lengths, forward and backward, {name}, {tag}", new_ms=1e3 * sum(new) / 4, seen_ms=1e3 * sum(seen) / 4)
+                probe.note(
+                    f"new lengths, forward and backward, {name}, {tag}",
+                    new_ms=1e3 * sum(new) / 4,
+                    seen_ms=1e3 * sum(seen) / 4,
+                )
         for rows, with_mask in ((8, False), (16, True)):
             with probe.trying(f"decode {rows} rows, {tag}"):
                 room = torch.randn(2, rows, KV, S + 128, D, device=DEVICE, dtype=dtype)
@@ -105,7 +127,9 @@ def sdpa(probe: Probe) -> None:
                         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
                     mask = torch.ones(rows, 1, 1, columns, dtype=torch.bool, device=DEVICE)
                     mask[:, :, :, :3] = False
-                    return F.scaled_dot_product_attention(q.view(rows, KV, H // KV, D), k, v, mask)  # transformers' pack_gqa
+                    return F.scaled_dot_product_attention(
+                        q.view(rows, KV, H // KV, D), k, v, mask
+                    )  # transformers' pack_gqa
 
                 columns = [S + i + 40 * off for i in range(20)]
                 new, seen = [once(lambda c=c: step(c)) for c in columns], [once(lambda c=c: step(c)) for c in columns]
@@ -117,14 +141,20 @@ def sdpa(probe: Probe) -> None:
         for way in ("cuDNN on", "cuDNN off"):
             cudnn_attention(way == "cuDNN on")
             bad = {}
-            for name, queries, keys in (("square 704", 704, 704), ("ours 257 x 1856", 257, 1856), ("ours 257 x 1920", 257, 1920)):
+            for name, queries, keys in (
+                ("square 704", 704, 704),
+                ("ours 257 x 1856", 257, 1856),
+                ("ours 257 x 1920", 257, 1920),
+            ):
                 q, k = (torch.randn(1, 4, n, D, device=DEVICE, dtype=dtype) * 0.1 for n in (queries, keys))
                 v = torch.randn(1, 4, keys, D, device=DEVICE, dtype=dtype)
                 q[..., 0], k[..., 0] = 1.0, -120 * math.sqrt(D)
                 q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
                 mask = torch.zeros(1, 1, queries, keys, device=DEVICE, dtype=dtype)
                 with probe.trying(f"finite gradients, {name}"):
-                    F.scaled_dot_product_attention(q, k, v, mask).backward(torch.randn(1, 4, queries, D, device=DEVICE, dtype=dtype))
+                    F.scaled_dot_product_attention(q, k, v, mask).backward(
+                        torch.randn(1, 4, queries, D, device=DEVICE, dtype=dtype)
+                    )
                     bad[name] = int((~torch.isfinite(q.grad)).sum() + (~torch.isfinite(k.grad)).sum())
             probe.note(f"gradients that are not finite, logsumexp -120, {way}", **bad)
         cudnn_attention(False)
@@ -136,7 +166,7 @@ def sdpa(probe: Probe) -> None:
         out = F.scaled_dot_product_attention(*exact, mask.float())
         out.backward(up.float())
     for way, kernel in ways.items():
-        with probe.trying(f"errors, {way}"), (sdpa_kernel(kernel) if kernel else contextlib.nullcontext()):
+        with probe.trying(f"errors, {way}"), sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
             for x in (q, k, v):
                 x.grad = None
             found = F.scaled_dot_product_attention(q, k, v, mask)

@@ -17,16 +17,16 @@ from probe import CUDA, DEVICE, Probe, cudnn_attention, kernels, ms, once, peak,
 from setting import SIZES, random_model
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from activeo3 import engine, planner
+from activeo3 import engine, memory
 from activeo3.attention import FLEX, TOGETHER, TWO_CALLS, of_towers, see_together
 from activeo3.config import TrainConfig
-from activeo3.engine import Sharded
+from activeo3.engine import Zero3Model
 from activeo3.grpo import answer_logps
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.patches import multiply_patches
-from activeo3.schema import Example, Region, Sampling
-from activeo3.taskmodels import Look, ask, crop_view
+from activeo3.task_models import Crop, ask, crop_view
+from activeo3.types import Example, Region, Sampling
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -45,7 +45,7 @@ def build(size: str, dtype: torch.dtype, attention: str = "auto") -> VisionLangu
     multiply_patches(model)
     see_together(model, attention)
     vlm = VisionLanguageModel(model.eval(), tokenizer, processor)
-    vlm.forbidden = (*vlm.forbidden, *vlm.end_tokens)
+    vlm.suppressed_ids = (*vlm.suppressed_ids, *vlm.end_tokens)
     return vlm
 
 
@@ -69,8 +69,10 @@ def equal(probe: Probe) -> None:
 
     def packed_run(vlm: VisionLanguageModel, prompts: list[Prompt], answers: Answers) -> torch.Tensor:
         packed = vlm.pack(prompts, answers)
-        logps, _ = answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, (), packed.kept, packed.real)
-        return logps[packed.real]
+        logps, _ = answer_logps(
+            vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, (), packed.kept, packed.completion_mask
+        )
+        return logps[packed.completion_mask]
 
     def plain_run(vlm: VisionLanguageModel, prompts: list[Prompt], answers: Answers) -> torch.Tensor:
         found = []
@@ -91,7 +93,9 @@ def equal(probe: Probe) -> None:
         logps = way(vlm, prompts, answers)
         weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
         (weights * logps).sum().backward()
-        return logps.detach(), {name: p.grad.float().clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
+        return logps.detach(), {
+            name: p.grad.float().clone() for name, p in vlm.model.named_parameters() if p.grad is not None
+        }
 
     def apart(one, other):
         norms = {name: float(g.norm()) for name, g in other[1].items()}
@@ -101,7 +105,10 @@ def equal(probe: Probe) -> None:
                     gradient_worst=worst[0], where=worst[1][-40:])  # fmt: skip
 
     vlm = build(size, torch.float32)
-    prompts = vlm.encode(views(1, high, wide) + views(1, high - 3, wide), ["Where could a red star be?", "A longer question: where could it be?"])
+    prompts = vlm.encode(
+        views(1, high, wide) + views(1, high - 3, wide),
+        ["Where could a red star be?", "A longer question: where could it be?"],
+    )
     answers = answers_of(vlm, 2, 4, T)
     exact = None
     with probe.trying("packed is plain, float32"):
@@ -126,7 +133,11 @@ def equal(probe: Probe) -> None:
             half.model.set_attn_implementation({"text_config": FLEX})
             began = time.perf_counter()
             flex = run(half, packed_run)
-            probe.note("FlexAttention, bfloat16, against plain rows", seconds_first=time.perf_counter() - began, **apart(flex, plain))
+            probe.note(
+                "FlexAttention, bfloat16, against plain rows",
+                seconds_first=time.perf_counter() - began,
+                **apart(flex, plain),
+            )
 
 
 def decode(probe: Probe) -> None:
@@ -146,12 +157,19 @@ def decode(probe: Probe) -> None:
                 run = lambda n: once(lambda: vlm.generate(prompts, group, Sampling(1.0, n)))  # noqa: E731
                 run(8)  # warm
                 short, long = run(1), run(T + 1)
-                probe.note(f"vlm.generate, {name}, {'cuDNN off' if off else 'cuDNN on'}", ms_per_token=1e3 * (long - short) / T, prefill_and_one_ms=1e3 * short)
+                probe.note(
+                    f"vlm.generate, {name}, {'cuDNN off' if off else 'cuDNN on'}",
+                    ms_per_token=1e3 * (long - short) / T,
+                    prefill_and_one_ms=1e3 * short,
+                )
     cudnn_attention(False)
     with probe.trying("kernels a token"), torch.no_grad():
         rows = vlm._prefilled([one], 8)
         vlm._decode(rows, 4, Sampling(1.0, 99))
-        few, many = kernels(lambda: vlm._decode(rows, 2, Sampling(1.0, 99))), kernels(lambda: vlm._decode(rows, 10, Sampling(1.0, 99)))
+        few, many = (
+            kernels(lambda: vlm._decode(rows, 2, Sampling(1.0, 99))),
+            kernels(lambda: vlm._decode(rows, 10, Sampling(1.0, 99))),
+        )
         probe.note("of one token, 8 rows", kernels=(sum(c for _, c, _ in many) - sum(c for _, c, _ in few)) / 8,
              device_ms=(sum(t for *_, t in many) - sum(t for *_, t in few)) / 8e3)  # fmt: skip
     columns = -(-(len(one[0].ids) + T) // 256) * 256
@@ -161,42 +179,77 @@ def decode(probe: Probe) -> None:
             decoder = Graphed(vlm, vlm._prefilled([one], rows), columns, attend)
             captured, written = once(decoder.capture), []
             seconds = once(lambda: written.extend(decoder.run(T)))  # noqa: B023
-            same = sum(a == b for row, other in zip(written, greedy) for a, b in zip(row, other)) / sum(map(len, greedy))
+            same = sum(a == b for row, other in zip(written, greedy) for a, b in zip(row, other)) / sum(
+                map(len, greedy)
+            )
             probe.note(f"CUDA graph prototype, {rows} rows, {attend}", ms_per_token=1e3 * seconds / T, capture_ms=1e3 * captured,
                        tokens_as_generate=same)  # fmt: skip
     with probe.trying("sampler against scorer"), torch.no_grad():
-        branches = vlm.converse(one, 8, Sampling(1.0, T))
+        branches = vlm.generate_multi_turn(one, 8, Sampling(1.0, T))
         packed = vlm.pack(one, branches)
-        scored, entropy = answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept, packed.real)
-        gap = (sampler_logps(branches).to(DEVICE) - scored)[packed.real].abs()
+        scored, entropy = answer_logps(
+            vlm.forward_packed(packed),
+            packed.tokens,
+            packed.columns,
+            1.0,
+            vlm.suppressed_ids,
+            packed.kept,
+            packed.completion_mask,
+        )
+        gap = (sampler_logps(branches).to(DEVICE) - scored)[packed.completion_mask].abs()
         probe.note("sampler's log-probabilities less the scorer's", mean_abs=float(gap.mean()), max_abs=float(gap.max()),
-                   mean_ratio=float(gap.exp().mean()), entropy=float(entropy[packed.real].mean()))  # fmt: skip
+                   mean_ratio=float(gap.exp().mean()), entropy=float(entropy[packed.completion_mask].mean()))  # fmt: skip
 
 
 def default(probe: Probe) -> None:
     """The README's command on this machine, and whether a run goes on."""
-    few, small = ["--eval_examples", "0", "--samples_every", "0"], ["--prompts", "1", "--micro_prompts", "1", "--group", "2"]
+    few, small = (
+        ["--eval_examples", "0", "--samples_every", "0"],
+        ["--prompts", "1", "--micro_prompts", "1", "--group", "2"],
+    )
     runs = {
         "bfloat16": ["--steps", "4", "--save_every", "2", "--output_dir", f"{probe.out}/run"],
         "resumed": ["--steps", "6", "--save_every", "2", "--output_dir", f"{probe.out}/run"],
-        "recompute, two micro-batches": ["--steps", "2", "--output_dir", f"{probe.out}/run-re", "--recompute", "true", "--micro_prompts", "2"],
+        "recompute, two micro-batches": [
+            "--steps",
+            "2",
+            "--output_dir",
+            f"{probe.out}/run-re",
+            "--recompute",
+            "true",
+            "--micro_prompts",
+            "2",
+        ],
         "float32": ["--steps", "2", "--output_dir", f"{probe.out}/run-32", "--dtype", "float32"],
     }
     if probe.tiny:
         runs = {"tiny": ["--steps", "1", *small, "--output_dir", f"{probe.out}/run"]}
     for number, (name, flags) in enumerate(runs.items()):
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", str(29000 + (os.getpid() + number) % 900)]
+        launcher = [
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "--master_port",
+            str(29000 + (os.getpid() + number) % 900),
+        ]
         began, done = time.perf_counter(), None
         with probe.trying(f"deepspeed train.py, {name}"):
-            done = subprocess.run([*launcher, "train.py", *flags, *few], cwd=ROOT, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                [*launcher, "train.py", *flags, *few], cwd=ROOT, capture_output=True, text=True, timeout=300
+            )
         if done is None or done.returncode:
             probe.note(f"deepspeed train.py, {name}", failed=(done.stdout + done.stderr)[-600:] if done else "no time")
             continue
         lines = (Path(flags[flags.index("--output_dir") + 1]) / "metrics.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
         kept = ("reward", "kl", "ratio_max", "logp_difference/mean", "logp_difference/max", "entropy", "grad_norm", "skipped_steps", "memory_gb",
-                "time/look", "time/act", "time/learn", "time/step")  # fmt: skip
-        probe.note(f"deepspeed train.py, {name}", seconds=time.perf_counter() - began, steps=len(lines), **{k: last.get(k) for k in kept})
+                "time/rollout", "time/task_model", "time/update", "time/step")  # fmt: skip
+        probe.note(
+            f"deepspeed train.py, {name}",
+            seconds=time.perf_counter() - began,
+            steps=len(lines),
+            **{k: last.get(k) for k in kept},
+        )
 
 
 def zero3(probe: Probe) -> None:
@@ -209,13 +262,13 @@ def zero3(probe: Probe) -> None:
     config = TrainConfig(output_dir=str(run), prompts=P, micro_prompts=1, group=G, max_new_tokens=T, train_only="", recompute=True, lr=1e-6,
                          dtype="bfloat16", crop_side=840 if not probe.tiny else 112, task_max_new_tokens=32 if not probe.tiny else 4)  # fmt: skip
     began = time.perf_counter()
-    policy = Sharded(build(size, torch.bfloat16), ranks, config, learns=True)
+    policy = Zero3Model(build(size, torch.bfloat16), ranks, config, learns=True)
     sync()
     standing = torch.cuda.memory_allocated() / 1e9 if CUDA else 0.0
     n, vlm = policy.vlm.parameters, policy.vlm
     probe.note("policy under ZeRO-3", size=size, billion=n / 1e9, seconds=time.perf_counter() - began, gb_before_a_step=standing,
-         gb_planned_after_one=planner.standing(n, n) / 1e9, inv_freq=str(vlm.model.model.language_model.rotary_emb.inv_freq.dtype))  # fmt: skip
-    reference = Sharded(build(size, torch.bfloat16), ranks, replace(config, recompute=False), learns=False)
+         gb_planned_after_one=memory.standing(n, n) / 1e9, inv_freq=str(vlm.model.model.language_model.rotary_emb.inv_freq.dtype))  # fmt: skip
+    reference = Zero3Model(build(size, torch.bfloat16), ranks, replace(config, recompute=False), learns=False)
 
     def whole(model):
         with model.gathered():
@@ -223,7 +276,10 @@ def zero3(probe: Probe) -> None:
 
     probe.note("gathered() and back, one rank", ms=ms(lambda: whole(policy), 3, 1))
     prompts = vlm.encode(views(P, *shape), ["Where could a red star be?"] * P)
-    answers = [[SimpleNamespace(token_ids=ids, branch=Branch((ids,), (), (-1.0,) * T)) for ids in row] for row in answers_of(vlm, P, G, T, False)]
+    answers = [
+        [SimpleNamespace(token_ids=ids, branch=Branch((ids,), (), (-1.0,) * T)) for ids in row]
+        for row in answers_of(vlm, P, G, T, False)
+    ]
     advantage = torch.randn(P, G, device=DEVICE)
     packed = vlm.pack(prompts[:1], [[a.token_ids for a in answers[0]]])
     with torch.no_grad():
@@ -233,7 +289,12 @@ def zero3(probe: Probe) -> None:
             after = once(lambda: reference.logits(packed)) * 1e3
             with reference.gathered() as bare:
                 without = ms(lambda: bare.forward_packed(packed), 3, 1)
-            probe.note("reference on one packed row", hooks_ms=hooked, hooks_first_after_gathered_ms=after, without_hooks_ms=without)
+            probe.note(
+                "reference on one packed row",
+                hooks_ms=hooked,
+                hooks_first_after_gathered_ms=after,
+                without_hooks_ms=without,
+            )
 
     def learn():
         return train.learn(1, prompts, answers, advantage, policy, reference, config)
@@ -255,15 +316,17 @@ def zero3(probe: Probe) -> None:
         image = views(1, 30, 40)[0] if not probe.tiny else views(1, 6, 8)[0]
         example = Example("x", image, "red star", np.zeros((0, 4)))
         count = 24 if not probe.tiny else 3
-        looks = [Look(example, Region(3.0 + i, 5.0, 90.0 + 2 * i, 120.0)) for i in range(count)]
-        with reference.gathered() as expert:
-            ask(expert, looks, config)
+        looks = [Crop(example, Region(3.0 + i, 5.0, 90.0 + 2 * i, 120.0)) for i in range(count)]
+        with reference.gathered() as task_model:
+            ask(task_model, looks, config)
             for batch in (16, 32):
-                seconds = once(lambda: ask(expert, looks, replace(config, task_batch=batch)))
-                probe.note(f"act: {count} crops, {config.task_max_new_tokens} tokens each, task_batch {batch}", seconds=seconds)
-            cut = once(lambda: [crop_view(expert, image, look.window, config) for look in looks])
-            cropped = [crop_view(expert, image, look.window, config)[0] for look in looks]
-            patched = once(lambda: expert.encode(cropped, ["Find every red star."] * count))
+                seconds = once(lambda: ask(task_model, looks, replace(config, task_batch=batch)))
+                probe.note(
+                    f"act: {count} crops, {config.task_max_new_tokens} tokens each, task_batch {batch}", seconds=seconds
+                )
+            cut = once(lambda: [crop_view(task_model, image, look.window, config) for look in looks])
+            cropped = [crop_view(task_model, image, look.window, config)[0] for look in looks]
+            patched = once(lambda: task_model.encode(cropped, ["Find every red star."] * count))
             probe.note(f"of that on the CPU, {count} crops", crop_s=cut, patches_s=patched)
     engine.stop()
 
@@ -274,13 +337,15 @@ def update(probe: Probe) -> None:
     vlm = build(size, torch.bfloat16)
     rate = 790e12 if CUDA else 1e12
     V, hidden, mlp, layers, heads, kv, tied, depth, *_ = SIZES[size]
-    sizes = planner.KNOWN["3B"] if size == "3b" else planner.Sizes.of(vlm.model.config.to_dict())
+    sizes = memory.KNOWN["3B"] if size == "3b" else memory.Sizes.of(vlm.model.config.to_dict())
     for high, wide, tokens in ((*shape, T), (*shape, 3 * T), (shape[0], shape[1] + 5, T)):
         prompts = vlm.encode(views(1, high, wide), ["Where could a red star be?"])
         answers = answers_of(vlm, 1, G, tokens, False)
         patches, row = int(prompts[0].grids.prod()), len(prompts[0].ids) + G * tokens
-        flops = planner.text_flops(sizes, len(prompts[0].ids), 0, 1) + G * planner.text_flops(sizes, tokens, len(prompts[0].ids), tokens)
-        flops += planner.vision_flops(sizes, patches)
+        flops = memory.text_flops(sizes, len(prompts[0].ids), 0, 1) + G * memory.text_flops(
+            sizes, tokens, len(prompts[0].ids), tokens
+        )
+        flops += memory.vision_flops(sizes, patches)
         kinds = [(TWO_CALLS, False, True), (TWO_CALLS, True, True)]  # attention, recompute, without cuDNN's attention
         for attend, recompute, off in kinds + [(TWO_CALLS, False, False), (FLEX, False, True)] * CUDA:
             cudnn_attention(not off)
@@ -294,7 +359,15 @@ def update(probe: Probe) -> None:
 
                 def forward():
                     logits = vlm.forward_packed(packed)
-                    return answer_logps(logits, packed.tokens, packed.columns, 1.0, vlm.forbidden, packed.kept, packed.real)[0]
+                    return answer_logps(
+                        logits,
+                        packed.tokens,
+                        packed.columns,
+                        1.0,
+                        vlm.suppressed_ids,
+                        packed.kept,
+                        packed.completion_mask,
+                    )[0]
 
                 def step():
                     forward().sum().backward()
@@ -308,7 +381,7 @@ def update(probe: Probe) -> None:
                 took, looked = ms(step, 3, 1), ms(look, 3, 1)
                 # without the gradients, which stand in the planner's "policy"
                 saved, whole = peak(lambda: forward().sum()), peak(step)
-                planned = planner.activations(sizes, patches, row, recompute) / 1e9
+                planned = memory.activations(sizes, patches, row, recompute) / 1e9
                 probe.note(name, first_s=first, update_ms=took, reference_ms=looked, update_tflops=3 * flops / took / 1e9, mfu=3 * flops / (took / 1e3) / rate,
                      peak_gb_of_forward=saved, peak_gb_with_gradients=whole, planned_activations_gb=planned, planned_logits_gb=8 * G * tokens * sizes.vocabulary / 1e9)  # fmt: skip
             vlm.model.gradient_checkpointing_disable()
@@ -330,7 +403,12 @@ def vision(probe: Probe) -> None:
         prompts = vlm.encode(shown, ["?"] * len(shown))
         moved = once(lambda: vlm.eyes._pixels(prompts))
         pixels, grids = vlm.eyes._pixels(prompts), vlm.eyes._grids(prompts)
-        probe.note(f"{name}, before the tower", patches_on_cpu_s=patched, cat_and_copy_s=moved, mb=sum(p.pixels.nbytes for p in prompts) / 1e6)
+        probe.note(
+            f"{name}, before the tower",
+            patches_on_cpu_s=patched,
+            cat_and_copy_s=moved,
+            mb=sum(p.pixels.nbytes for p in prompts) / 1e6,
+        )
         for way in (TOGETHER, "sdpa", "flash_attention_2", "flash_attention_3"):
             for off in (False, True) if CUDA and way == TOGETHER else (True,):
                 cudnn_attention(not off)
@@ -345,5 +423,10 @@ def vision(probe: Probe) -> None:
                             return vlm.model.model.get_image_features(pixels, grids, return_dict=True)
 
                     first = once(see)
-                    probe.note(f"{name}, {way}{', cuDNN off' * (off and CUDA)}", first_ms=1e3 * first, ms=ms(see, 3, 1), peak_gb=peak(see))
+                    probe.note(
+                        f"{name}, {way}{', cuDNN off' * (off and CUDA)}",
+                        first_ms=1e3 * first,
+                        ms=ms(see, 3, 1),
+                        peak_gb=peak(see),
+                    )
     cudnn_attention(False)

@@ -10,8 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import sdpa_mask
 
-from activeo3.decoding import Rows
-from activeo3.models import VisionLanguageModel
+from activeo3.decoding import DecodeBatch
+from activeo3.model import VisionLanguageModel
 
 
 class Graphed:
@@ -21,7 +21,7 @@ class Graphed:
     rows and of columns, and to be captured anew after every ``gathered`` (the weights have moved).
     """
 
-    def __init__(self, vlm: VisionLanguageModel, rows: Rows, columns: int, attend: str) -> None:
+    def __init__(self, vlm: VisionLanguageModel, rows: DecodeBatch, columns: int, attend: str) -> None:
         AttentionInterface.register("matmul_decode", attend_by_products)
         AttentionMaskInterface.register("matmul_decode", sdpa_mask)
         self.vlm, self.attend = vlm, "sdpa" if attend == "sdpa" else "matmul_decode"
@@ -32,7 +32,7 @@ class Graphed:
         self.mask = torch.full((n, 1, 1, columns), -torch.inf, device=DEVICE, dtype=vlm.model.dtype)
         self.mask[:, 0, 0, :held].masked_fill_(rows.attended[:, :held].bool(), 0.0)
         self.out = torch.zeros(n, columns, dtype=torch.long, device=DEVICE)
-        self.banned = torch.tensor(vlm.forbidden, device=DEVICE)
+        self.banned = torch.tensor(vlm.suppressed_ids, device=DEVICE)
         self.cache = FixedCache(rows.cache, columns, self.slot)
         self.start, self.graph = held, None
         self.parts = [self.slot, self.ids, self.position, self.mask]
@@ -67,7 +67,7 @@ class Graphed:
         if not CUDA:
             return
         with self._attending():
-            side = torch.cuda.Stream()
+            side = torch.cuda.TrainingOrder()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self.token()

@@ -30,7 +30,9 @@ class Probe:
         rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in found.items()}
         with open(self.out / "results.jsonl", "a") as file:
             file.write(json.dumps({"section": self.section, "what": what} | rounded) + "\n")
-        print(f"[{self.section}] {what}: " + ", ".join(f"{name} {value}" for name, value in rounded.items()), flush=True)
+        print(
+            f"[{self.section}] {what}: " + ", ".join(f"{name} {value}" for name, value in rounded.items()), flush=True
+        )
 
     @contextlib.contextmanager
     def trying(self, what: str) -> Iterator[None]:
@@ -96,8 +98,14 @@ def kernels(work: Work) -> list[tuple[str, int, float]]:
 def backend(work: Work) -> str:
     """Which of SDPA's backends answered a call, and its first kernel."""
     names = [e.key for e in watched(work)]
-    ways = sorted({m[1] for n in names if (m := re.search(r"_scaled_dot_product_(\w+?)(?:_for_cpu)?(?:_backward)?$", n))})
-    held = [n[:60] for n in names if re.search(r"fmha|flash|sdpa|attention", n, re.I) and not n.startswith("aten::") and "autograd" not in n]
+    ways = sorted(
+        {m[1] for n in names if (m := re.search(r"_scaled_dot_product_(\w+?)(?:_for_cpu)?(?:_backward)?$", n))}
+    )
+    held = [
+        n[:60]
+        for n in names
+        if re.search(r"fmha|flash|sdpa|attention", n, re.I) and not n.startswith("aten::") and "autograd" not in n
+    ]
     return "+".join(ways) + (f" [{held[0]}]" if held else "")
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from activeo3 import tiny
-from activeo3.models import VisionLanguageModel
+from activeo3.model import VisionLanguageModel
 
 PATCH, MERGE = 14, 2
 QUESTION = "Where could a red star be?"
@@ -128,7 +128,12 @@ class Setting:
 
     @classmethod
     def make(
-        cls, size: str, folder: Path, dtype: torch.dtype, device: torch.device, checkpointing: bool,
+        cls,
+        size: str,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        checkpointing: bool,
         frozen_vision: bool = False,
     ) -> "Setting":
         """A policy of ``size`` near its reference, so that the KL penalty and its gradient are not 0."""
@@ -137,7 +142,7 @@ class Setting:
         for vlm in (policy, reference):
             vlm.model.to(device).eval()
         reference.model.requires_grad_(False)
-        policy.forbidden = (*policy.forbidden, *policy.end_tokens)  # no answer ends early
+        policy.suppressed_ids = (*policy.suppressed_ids, *policy.end_tokens)  # no answer ends early
         policy.model.model.visual.requires_grad_(not frozen_vision)
         torch.manual_seed(1)
         with torch.no_grad():
@@ -180,7 +185,9 @@ class Contender(Protocol):
         """What its update computes for P x G given answers with advantages (P, G); the weights stay."""
 
 
-def random_model(size: str, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil]:
+def random_model(
+    size: str, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil]:
     """A Qwen2.5-VL with random weights, made on the device, the tiny policy's tokenizer, and an image processor."""
     V, hidden, mlp, layers, heads, kv_heads, tied, depth, vision_hidden, vision_mlp, vision_heads = SIZES[size]
     tokenizer = tiny.build_tokenizer()
@@ -227,7 +234,11 @@ def random_model(size: str, dtype: torch.dtype, device: torch.device) -> tuple[P
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     limits = {"shortest_edge": 1, "longest_edge": 2**30}  # pictures come in the size at which they are seen
-    return model, tokenizer, Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=limits)
+    return (
+        model,
+        tokenizer,
+        Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=limits),
+    )
 
 
 def save_start(size: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:

@@ -210,9 +210,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[32], help="T, tokens of every answer [32]")
     parser.add_argument("--micro", type=int, default=0, help="prompts per forward of reference and update; 0: all [0]")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
-    parser.add_argument("--frozen_vision", action="store_true", help="the vision tower does not learn, as in train.py by default")
+    parser.add_argument(
+        "--frozen_vision", action="store_true", help="the vision tower does not learn, as in train.py by default"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each, after one to warm up [5]")
-    parser.add_argument("--peers", nargs="+", choices=("trl", "naive"), help="beside ours [naive, and trl if installed]")
+    parser.add_argument(
+        "--peers", nargs="+", choices=("trl", "naive"), help="beside ours [naive, and trl if installed]"
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
                         help="auto: bfloat16 on a GPU, float32 on a CPU [auto]")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")

@@ -86,7 +86,7 @@ class Trl:
             gradient_accumulation_steps=self.pieces,
             num_generations=point.group,
             max_completion_length=point.tokens,
-            generation_kwargs={"min_new_tokens": point.tokens, "suppress_tokens": list(vlm.forbidden)},
+            generation_kwargs={"min_new_tokens": point.tokens, "suppress_tokens": list(vlm.suppressed_ids)},
             temperature=1.0,
             loss_type="grpo",
             beta=BETA,

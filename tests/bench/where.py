@@ -86,7 +86,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--group", type=int, default=8, help="G, answers per prompt [8]")
     parser.add_argument("--tokens", type=int, default=64, help="T, tokens of every answer [64]")
     parser.add_argument("--micro", type=int, default=1, help="prompts per forward of reference and update [1]")
-    parser.add_argument("--frozen_vision", action="store_true", help="the vision tower does not learn, as in train.py by default")
+    parser.add_argument(
+        "--frozen_vision", action="store_true", help="the vision tower does not learn, as in train.py by default"
+    )
     options = parser.parse_args(words)
     if options.micro < 1 or options.prompts % options.micro:
         parser.error(f"--micro {options.micro} must divide --prompts {options.prompts}.")

@@ -1,0 +1,346 @@
+"""Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
+
+Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
+Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
+that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_ids.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple
+
+import numpy as np
+
+from activeo3.data_ids import Id, id_of, numbered, originals
+from activeo3.data_io import DataError, LeftOut, inside, is_number, needed, read_json, shortened
+from activeo3.geometry import area
+
+
+class Picture(NamedTuple):
+    """A picture of the annotations: its file and its size (width, height) in pixels.
+
+    Of LVIS: ``partly`` holds the categories of which not every instance was boxed, ``absent`` those that are known
+    not to be there; the picture was checked for these and for those with boxes, and no others. A tile of a larger
+    picture has its ``window`` in it, xyxy in whole pixels, and its ``source_id``.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    partly: frozenset[int] = frozenset()
+    absent: frozenset[int] = frozenset()
+    window: tuple[int, int, int, int] | None = None
+    source_id: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """All boxes of one category in one picture: ``boxes_px`` (N, 4), ``areas``, ``crowd`` (N,)."""
+
+    image_id: int
+    category_id: int
+    query: str
+    boxes_px: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+class Whole(NamedTuple):
+    """A question about a whole picture, of which each tile asks a part.
+
+    ``boxes_px`` (N, 4), ``areas`` and ``crowd`` (N,) are in the whole picture's frame; ``tiles`` says in how many tiles
+    the question is asked.
+    """
+
+    boxes_px: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    tiles: int
+
+
+class Index(NamedTuple):
+    """Checked annotations: pictures by id, questions in order, what was left out.
+
+    ``paths`` are the files of all pictures, also of those that nothing is asked about. ``frequency`` says of
+    LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent). ``names`` are the words for
+    every category of the file, by its id. Of pictures in tiles, ``wholes`` are the questions about the whole ones, by
+    (id of the whole picture, category id). Ids are numbers of ours;
+    ``image_ids`` and ``category_ids`` have the file's own id for those that are another one (data_ids.py).
+    """
+
+    pictures: Mapping[int, Picture]
+    questions: tuple[Question, ...]
+    dropped: tuple[str, ...]
+    paths: tuple[Path, ...]
+    frequency: Mapping[int, str] = {}
+    names: Mapping[int, str] = {}
+    wholes: Mapping[tuple[int, int], Whole] = {}
+    image_ids: Mapping[int, Id] = {}
+    category_ids: Mapping[int, Id] = {}
+
+    @property
+    def federated(self) -> bool:
+        """Whether the file names the categories that its pictures were checked for, as LVIS does."""
+        return any(picture.partly or picture.absent for picture in self.pictures.values())
+
+    def own_ids(self, image_id: int, category_id: int | None = None) -> dict[str, Id]:
+        """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers.
+
+        A tile is no picture of the file and has its number alone.
+        """
+        found = {}
+        if image_id in self.image_ids and not self.pictures[image_id].window:
+            found["file_image_id"] = self.image_ids[image_id]
+        if category_id in self.category_ids:
+            found["file_category_id"] = self.category_ids[category_id]
+        return found
+
+
+def read_coco(
+    path: Path, images: Path, names: Mapping[int, str] | None = None, url_parts: int = 0, crowds: bool = False
+) -> Index:
+    """Reads and checks a json file in COCO's format; the pictures lie in ``images``.
+
+    Boxes are clipped to the picture. ``_`` in a category name becomes a space, as LVIS writes
+    ``red_blood_cell``; ``names`` stand in for the file's categories. A picture's file is its
+    ``file_name``, or the last part of its ``coco_url``; with ``url_parts`` the last so many parts
+    of the url come first. ``crowds`` as in ``group_boxes``. Raises DataError if no box can be used, or if two
+    categories with boxes have the same name.
+    """
+    content = read_json(path)
+    for key in ("images", "annotations") if names else ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path}: a COCO file needs a list of objects under the key '{key}'")
+    left_out = LeftOut()
+    categories = {} if names else by_id(path, "category", content["categories"], left_out)
+    category_numbers = numbered(names or categories)
+    names = names or category_names(path, categories, category_numbers, left_out)
+    rows = by_id(path, "image", content["images"], left_out)
+    image_numbers = numbered(rows)
+    pictures: dict[int, Picture] = {}
+    for one, row in rows.items():
+        with left_out:
+            pictures[image_numbers[one]] = checked_picture(
+                path, f"image {one}", row, images, url_parts, category_numbers
+            )
+    boxes = named(path, content["annotations"], left_out)
+    questions = group_boxes(path, boxes, pictures, names, left_out, image_numbers, category_numbers, crowds)
+    if not questions:
+        raise left_out.nothing(f"{path}: the file holds no usable box, check its 'annotations'")
+    names = distinct(path, names, {question.category_id for question in questions})
+    frequency = {
+        category_numbers[one]: row["frequency"]
+        for one, row in categories.items()
+        if row.get("frequency") in ("r", "c", "f")
+    }
+    paths = tuple(picture.path for picture in pictures.values())
+    own = {"image_ids": originals(image_numbers), "category_ids": originals(category_numbers)}
+    return Index(pictures, questions, tuple(left_out), paths, frequency, names, **own)
+
+
+def by_id(path: Path, kind: str, rows: Iterable[Any], left_out: LeftOut) -> dict[Id, Mapping[str, Any]]:
+    """The rows by their id. Several rows with one id are left out, unless they say the same."""
+    found: dict[Id, Mapping[str, Any]] = {}
+    twice: dict[Id, None] = {}
+    for position, row in enumerate(rows):
+        with left_out:
+            one = id_of(path, f"{kind} number {position} of the list", row, "id")
+            if found.setdefault(one, row) != row:
+                twice[one] = None
+    for one in twice:
+        del found[one]
+        left_out.append(f"{path}: {kind} id {one} is used twice, for different entries: renumber them")
+    return found
+
+
+def named(path: Path, rows: Iterable[Any], left_out: LeftOut) -> Iterator[tuple[str, Any]]:
+    """Annotations with what they are called in a sentence. An id may be used twice, but the same entry counts once."""
+    seen: dict[Id, Any] = {}
+    for position, row in enumerate(rows):
+        own = row.get("id") if isinstance(row, dict) else None
+        if type(own) not in (int, str):
+            yield f"annotation number {position} of the list", row
+        elif seen.setdefault(own, row) is not row and seen[own] == row:
+            left_out.append(f"{path}: annotation {shortened(own)} is there twice, remove one")
+        else:
+            yield f"annotation {shortened(own)}", row
+
+
+def checked_picture(
+    path: Path, what: str, row: Mapping[str, Any], images: Path, url_parts: int = 0, categories: Mapping[Id, int] = {}
+) -> Picture:
+    """A checked entry of the list of images; ``categories`` has the number of every category id.
+
+    An entry of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in which picture, ``ori_id``.
+    """
+    size = (needed(path, what, row, "width"), needed(path, what, row, "height"))
+    if not all(is_number(side) and int(side) == side and 0 < side <= LARGEST_SIDE for side in size):
+        raise DataError(f"{path}: {what} has the size {shortened(size)}, give whole pixels")
+    url = PurePosixPath(str(row.get("coco_url", ""))).parts
+    stored = str(row.get("file_name") or "")
+    name = "/".join(url[-url_parts:]) if url_parts and url else stored or "".join(url[-1:])
+    if not name:
+        raise DataError(f"{path}: {what} has no 'file_name', add it or remove the entry")
+    keys = ("not_exhaustive_category_ids", "neg_category_ids")
+    federated = (category_set(path, what, row, key, categories) for key in keys)
+    picture = Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), *federated)
+    return picture._replace(**_tile_of(path, what, row, picture.size)) if "start_coord" in row else picture
+
+
+def _tile_of(path: Path, what: str, row: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Where a tile lies in the picture ``source_id``. Raises DataError."""
+    start, source_id = row["start_coord"], needed(path, what, row, "ori_id")
+    whole = (
+        isinstance(start, list)
+        and len(start) == 2
+        and all(type(side) is int and 0 <= side <= LARGEST_SIDE for side in start)
+    )
+    if not whole or type(source_id) is not int:
+        raise DataError(f"{path}: {what} begins at {shortened(start)} in {shortened(source_id)}, give whole numbers")
+    return {"window": (*start, start[0] + size[0], start[1] + size[1]), "source_id": source_id}
+
+
+def category_set(
+    path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]
+) -> frozenset[int]:
+    """The numbers of a list of category ids, which may be missing; categories that the file does not have are passed over."""
+    ids = row.get(key) or []
+    if not isinstance(ids, list):
+        raise DataError(f"{path}: {what} has {key} {shortened(ids)}, give a list of ids")
+    known = (id_of(path, what, {key: one}, key) for one in ids)
+    return frozenset(categories[one] for one in known if one in categories)
+
+
+def category_names(
+    path: Path, categories: Mapping[Id, Mapping[str, Any]], numbers: Mapping[Id, int], left_out: LeftOut
+) -> dict[int, str]:
+    """Category number -> the words asked for."""
+    names: dict[int, str] = {}
+    for one, row in categories.items():
+        with left_out:
+            words = " ".join(str(needed(path, f"category {one}", row, "name")).replace("_", " ").split())
+            if not words:
+                raise DataError(f"{path}: category {one} has an empty name, rename it")
+            names[numbers[one]] = words
+    return names
+
+
+def distinct(path: Path, names: Mapping[int, str], used: Collection[int]) -> dict[int, str]:
+    """The names without unused categories that repeat one. Raises DataError if two of the ``used`` ones have the same:
+    they would be one question with half of its answer."""
+    numbers = {}
+    for number in sorted(names, key=lambda number: number not in used):  # the used ones first
+        other = numbers.setdefault(names[number], number)
+        if other != number and number in used:
+            raise DataError(f"{path}: two categories with boxes have the name {shortened(names[number])}, rename one")
+    return {number: words for number, words in names.items() if numbers[words] == number}
+
+
+def group_boxes(
+    path: Path,
+    rows: Iterable[tuple[str, Any]],
+    pictures: Mapping[int, Picture],
+    names: Mapping[int, str],
+    left_out: LeftOut,
+    image_numbers: Mapping[Id, int],
+    category_numbers: Mapping[Id, int],
+    crowds: bool = False,
+) -> tuple[Question, ...]:
+    """Checks annotations, each with what it is called, and groups them by (image, category).
+
+    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. What cannot be
+    used is left out; so are boxes without any area inside their picture, of which published files have a few.
+    """
+    checked = []
+    for what, row in rows:
+        with left_out:
+            checked.append((what, *_checked(path, what, row, pictures, names, image_numbers, category_numbers)))
+    if not checked:
+        return ()
+    whats, keys, sides, sizes, marks = zip(*checked)
+    keys, sides, sizes, marks = map(np.array, (keys, sides, sizes, marks))
+    raw = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)  # (A, 4) xyxy
+    limits = np.array([pictures[image_id].size * 2 for image_id in keys[:, 0]])
+    boxes = np.clip(raw, 0, limits)  # one call for all pictures: files have a million boxes
+    inner = area(boxes)
+    sizes = np.where(np.isnan(sizes), inner, sizes)
+    for k in np.flatnonzero(inner <= 0):
+        why = "has no area" if area(raw[k : k + 1])[0] <= 0 else "lies outside of its picture"
+        left_out.append(f"{path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
+    kept = inner > 0
+    return grouped(keys[kept], boxes[kept], sizes[kept], marks[kept], names, crowds)
+
+
+def grouped(
+    keys: np.ndarray,
+    boxes: np.ndarray,
+    areas: np.ndarray,
+    crowd: np.ndarray,
+    names: Mapping[int, str],
+    crowds: bool = False,
+) -> tuple[Question, ...]:
+    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as in
+    ``group_boxes``."""
+    order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
+    starts = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
+    questions = []
+    for part in np.split(order, starts):
+        if len(part) and (crowds or not crowd[part].all()):
+            image_id, category_id = map(int, keys[part[0]])
+            questions.append(Question(image_id, category_id, names[category_id], boxes[part], areas[part], crowd[part]))
+    return tuple(questions)
+
+
+def _checked(
+    path: Path,
+    what: str,
+    row: Any,
+    pictures: Mapping[int, Picture],
+    names: Mapping[int, str],
+    image_numbers: Mapping[Id, int],
+    category_numbers: Mapping[Id, int],
+) -> tuple[tuple[int, int], tuple[float, ...], float, bool]:
+    """An annotation's (image, category) numbers, bbox x y w h, area (NaN: not given) and crowd mark."""
+    keys = []
+    for kind, numbers, usable in (("image", image_numbers, pictures), ("category", category_numbers, names)):
+        one = id_of(path, what, row, f"{kind}_id")
+        if one not in numbers:
+            raise DataError(f"{path}: {what} names the unknown {kind} id {shortened(one)}, correct it")
+        if numbers[one] not in usable:
+            raise DataError(f"{path}: {what} belongs to {kind} {shortened(one)}, which is left out")
+        keys.append(numbers[one])
+    bbox = checked_bbox(path, what, row)
+    size = row.get("area")
+    if size is not None and (not is_number(size) or size < 0):
+        raise DataError(f"{path}: {what} has the area {shortened(size)}, give it in square pixels")
+    crowd = _mark(path, what, row, "iscrowd") or _mark(path, what, row, "ignore")
+    return (keys[0], keys[1]), bbox, float("nan") if size is None else float(size), crowd
+
+
+LARGEST_SIDE = 10**9
+"""Pixels. No picture is larger, and sums and products of such numbers stay far from a float's end."""
+
+
+def checked_bbox(path: Path, what: str, row: Mapping[str, Any]) -> tuple[float, ...]:
+    """The ``bbox`` of an entry: x, y, width, height in pixels. Raises DataError."""
+    bbox = needed(path, what, row, "bbox")
+    if (
+        not isinstance(bbox, list)
+        or len(bbox) != 4
+        or not all(is_number(side) and abs(side) <= LARGEST_SIDE for side in bbox)
+    ):
+        raise DataError(f"{path}: {what} has the bbox {shortened(bbox)}, give finite numbers x, y, w, h in pixels")
+    return tuple(map(float, bbox))
+
+
+_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False, "": False}
+
+
+def _mark(path: Path, what: str, row: Mapping[str, Any], key: str) -> bool:
+    """A mark of 0 or 1, which some programs write as a text or leave empty."""
+    value = row.get(key, 0)
+    if value == 0 and type(value) is int:
+        return False
+    mark = _MARKS.get(str(value).lower())
+    if mark is None:
+        raise DataError(f"{path}: {what} has the {key} {shortened(value)}, give 0 or 1")
+    return mark

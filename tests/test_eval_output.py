@@ -1,0 +1,241 @@
+"""eval_output.py: other programs read the same numbers, people read the same cells in Markdown and LaTeX."""
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from activeo3 import eval_output, metrics, outputs
+from activeo3.data_annotations import Whole
+from activeo3.geometry import as_boxes
+from activeo3.headlines import headlines
+from activeo3.intervals import Metric
+from activeo3.metric_rules import LVIS, SODA_A
+from activeo3.types import Example, TaskResult
+
+NAN = float("nan")
+
+
+def row(method: str = "grid", task_model: str = "mllm", benchmark: str = "toys", **lost) -> dict:
+    values = {"AP": Metric(0.5, 0.4, 0.6), "AP_s": Metric(NAN, NAN, NAN), "swap_query": None, "regions": 3.0}
+    return {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": task_model, "budget": 3, "n": 7,
+            "metrics": values, "failures": {"recall": 0.25, "TP": 2} | lost}  # fmt: skip
+
+
+def scored_by_pycocotools(folder: Path, truth: str, predictions: str) -> np.ndarray:
+    """The twelve numbers of COCOeval from two files, and nothing of ours."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = COCO(str(folder / f"{truth}.json"))
+        found = data.loadRes(str(folder / f"{predictions}.json"))
+        run = COCOeval(data, found, "bbox")
+        run.evaluate(), run.accumulate(), run.summarize()
+    return run.stats
+
+
+STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_s": 3, "AP_m": 4, "AP_l": 5, "AR": 8, "AR_s": 9, "AR_m": 10, "AR_l": 11}
+
+
+def world(scores: str, seed: int) -> tuple[list[Example], list[TaskResult]]:
+    """Questions about pictures in no order of their ids, with crowds, mask areas and perturbed detections."""
+    rng = np.random.default_rng(seed)
+    examples, outcomes = [], []
+    for image_id in rng.permutation(12) + 1:
+        for category in rng.permutation(4)[: rng.integers(1, 4)] + 1:
+            low, side = rng.uniform(0, 400, (5, 2)), rng.uniform(6, 140, (5, 2))
+            boxes = np.concatenate([low, low + side], axis=1)
+            image = Image.new("RGB", (640, 560))
+            areas = side.prod(axis=1) * rng.uniform(0.3, 1, 5)
+            examples.append(
+                Example(
+                    f"{image_id}-{category}",
+                    image,
+                    f"thing {category}",
+                    boxes,
+                    int(image_id),
+                    int(category),
+                    rng.random(5) < 0.2,
+                    {"areas": areas},
+                )  # fmt: skip
+            )
+            around = np.concatenate([boxes, boxes[:3]]) + rng.normal(0, 5, (8, 4))
+            order = rng.permutation(8)
+            values = {"ties": np.ones(8), "few": rng.integers(1, 4, 8) / 4, "real": rng.random(8)}[scores]
+            outcomes.append(TaskResult(around[order], np.sort(values)[::-1].copy()))
+    return examples, outcomes
+
+
+@pytest.mark.parametrize("scores", ["ties", "few", "real"])
+@pytest.mark.parametrize("seed", range(3))
+def test_pycocotools_finds_our_numbers_in_our_files(tmp_path: Path, scores: str, seed: int) -> None:
+    examples, outcomes = world(scores, seed)
+    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
+    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
+    ours = metrics.detection_metrics(examples, outcomes)
+    assert 0.1 < ours["AP"] < 0.9
+    for name, place in STATS.items():
+        assert stats[place] == pytest.approx(ours[name], abs=1e-9), name
+
+
+def test_broken_ties_stay_where_they_were() -> None:
+    examples, outcomes = world("ties", 0)
+    written = eval_output.predictions(examples, outcomes)
+    values = [one["score"] for one in written]
+    assert (
+        all(later < earlier for earlier, later in zip(values, values[1:]))
+        and 1 - 1e-12 < min(values) <= max(values) == 1
+    )
+    flat = np.concatenate([outcome.boxes_px for outcome in outcomes])
+    assert [one["bbox"][:2] for one in written] == flat[:, :2].tolist()
+    real = eval_output.predictions(*world("real", 0))
+    assert [one["score"] for one in real] == sorted((s for o in world("real", 0)[1] for s in o.scores), reverse=True)
+
+
+def test_the_truth_is_the_questions() -> None:
+    image = Image.new("RGB", (64, 48))
+    examples = [
+        Example("a", image, "cup", as_boxes([[1, 2, 4, 8], [0, 0, 64, 48]]), 7, 3, np.array([False, True])),
+        Example("b", image, "dog", as_boxes([]), 7, 5),
+    ]
+    assert eval_output.truth(examples) == {
+        "images": [{"id": 7, "width": 64, "height": 48}],
+        "categories": [{"id": 3, "name": "cup"}, {"id": 5, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 6], "area": 18, "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 64, 48], "area": 64 * 48, "iscrowd": 1},
+        ],
+    }
+
+
+@pytest.mark.parametrize("size", [1.0, 0.05])
+def test_pycocotools_reads_predictions_without_any_detection(tmp_path: Path, size: float) -> None:
+    """And finds our numbers: zeros, or nothing where no true box of the size is."""
+    examples = [replace(e, boxes_px=e.boxes_px * size, fields={}) for e in world("real", 1)[0]]
+    outcomes = [TaskResult(np.zeros((0, 4)), np.zeros(0))] * len(examples)
+    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
+    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes)
+    assert ours["AP"] == 0 and np.isnan(ours["AP_l"]) == (size < 1)
+    for name, place in STATS.items():
+        assert stats[place] == (-1 if np.isnan(ours[name]) else ours[name]), name
+    assert eval_output.predictions([], []) == []
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) -> None:
+    eval_output.write_results(tmp_path, [row(**{eval_output.BLACK: Metric(0.1, 0.0, 0.2)})])
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "rows": [
+            {
+                "benchmark": "toys",
+                "method": "grid",
+                "checkpoint": "",
+                "task_model": "mllm",
+                "budget": 3,
+                "n": 7,
+                "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0},
+                "failures": {"recall": 0.25, "TP": 2, "AP50_black": 0.1},
+                "intervals": {"AP": [0.4, 0.6], "AP_s": [None, None], "AP50_black": [0.0, 0.2]},
+            }
+        ]
+    }
+
+
+def test_results_are_written_whole_and_again(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    for rows in ([row()], [row(), row("active")]):
+        eval_output.write_results(folder, rows)
+        assert len(json.loads((folder / "results.json").read_text())["rows"]) == len(rows)
+        for name in ("results.md", "results.tex"):
+            assert (folder / name).read_text().count("active") == 2 * (len(rows) - 1)  # in both tables
+    assert sorted(path.name for path in folder.iterdir()) == [outputs.LIST, "results.json", "results.md", "results.tex"]
+
+
+def test_the_task_model_is_named_where_there_are_several() -> None:
+    one, two = [row(), row("active")], [row(), row(task_model="oracle")]
+    assert [eval_output.label(each, one) for each in one] == ["grid", "active"]
+    assert [eval_output.label(each, two) for each in two] == ["grid-mllm", "grid-oracle"]
+    itself = row("answer", task_model=eval_output.ITSELF)
+    assert [eval_output.label(each, [*one, itself]) for each in (one[1], itself)] == ["active", "answer"]
+    named = [row("active") | {"checkpoint": name} for name in ("a", "b")]
+    assert [eval_output.label(each, named) for each in named] == ["active-a", "active-b"]
+    assert [cell["method"] for cell in eval_output.first_table(named)[0]] == ["active a", "active b"]
+    for table in (eval_output.first_table, eval_output.second_table):
+        assert table(one)[1][:2] != ["method", "task_model"] == table(two)[1][:2]
+    assert eval_output.BLACK not in eval_output.second_table(one)[1]
+    assert eval_output.second_table([*one, row(**{eval_output.BLACK: None})])[1][-1] == eval_output.BLACK
+
+
+def test_every_benchmark_has_its_two_tables(tmp_path: Path) -> None:
+    eval_output.write_results(tmp_path, [row(), row(benchmark="photos"), row("active")])
+    titles = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("###")]
+    assert titles == [
+        "### toys, 7 questions", "### toys, sensing apart from task",
+        "### photos, 7 questions", "### photos, sensing apart from task",
+    ]  # fmt: skip
+
+
+def test_latex_is_balanced_escaped_and_has_every_cell(tmp_path: Path) -> None:
+    eval_output.write_results(tmp_path, [row("a_b & 50%", benchmark="toys_#1"), row("cot")])
+    text = (tmp_path / "results.tex").read_text()
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
+    assert r"a\_b \& 50\% & 0.50 [0.40, 0.60]" in text and r"\caption{toys\_\#1, 7 questions}" in text
+    assert all(line.count("&") - line.count(r"\&") == 10 for line in text.splitlines() if "0.50 [" in line)
+    assert "–" not in text and " -- " in text
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert eval_output.escaped("a\\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
+
+
+PAPER = ("AP_s", "AR_s", "AP_m", "AR_m", "AP_l", "AR_l")
+
+
+def test_the_columns_of_the_paper_are_a_choice_in_text_markdown_and_latex(tmp_path: Path) -> None:
+    """The second opinion are COCOeval's twelve numbers, to the three decimals that are asked for."""
+    examples, outcomes = world("real", 4)
+    values = metrics.evaluate_detections(examples, outcomes, resamples=0)
+    mine = row("active") | {"metrics": values}
+    style = eval_output.TableStyle((*PAPER, "AP10_s"), digits=3)
+    eval_output.write_results(tmp_path, [mine], style=style)
+    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
+    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
+    numbers = [f"{stats[STATS[name]]:.3f}" for name in PAPER]
+    text, markdown, latex = (
+        (tmp_path / "results.md").read_text(),
+        eval_output.first_table([mine], style.columns),
+        (tmp_path / "results.tex").read_text(),
+    )
+    assert markdown[1] == ["method", *PAPER]  # what no row has is no column
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["method", *PAPER] in cells and ["active", *numbers] in cells
+    assert (
+        r"method & AP\_s & AR\_s & AP\_m & AR\_m & AP\_l & AR\_l \\" in latex
+        and " & ".join(["active", *numbers]) in latex
+    )
+    assert (
+        eval_output.first_table([row()], ("AR_rS",))[1] == eval_output.first_table([row()])[1]
+    )  # a benchmark without any: as usual
+
+
+def test_every_number_that_a_row_of_boxes_has_may_be_a_column() -> None:
+    """Of SODA's tiles, merged and not, and of LVIS: no name is missing in the list that --columns is checked by."""
+    window = (0, 0, 640, 560)
+    examples, outcomes = world("real", 0)
+    for rules in (SODA_A, LVIS):
+        whole = Whole(examples[0].boxes_px, examples[0].fields["areas"], examples[0].crowd, 1)
+        fields = {"rules": rules, "frequency": "r", "window_px": window, "whole": whole, "file_name": "a"}
+        tiles = [replace(e, fields=e.fields | fields | {"source_id": k}) for k, e in enumerate(examples)]
+        named = {**metrics.evaluate_detections(tiles, outcomes, resamples=0), **headlines(tiles, outcomes, 0)}
+        assert len(named) > 30 and set(named) <= eval_output.BOX_COLUMNS
