@@ -22,6 +22,10 @@ from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
+DEFAULT_WEIGHTS = {
+    "format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0, "answer": 1.0, "evidence": 0.35, "calls": 0.05,
+    "iou": 1.0, "match": 1.0, "count": 1.0, "text": 1.0, "location": 1.0, "class": 1.0, "number": 1.0, "missing": 1.0,
+}  # fmt: skip
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 
@@ -243,7 +247,11 @@ class Config:
         values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken}
         if cls is TrainConfig:
             values["output_dir"] = f"runs/{'-'.join(presets)}"
-        return cls(**values | {key: read_flag(key, types[key], value) for key, value in given.items()})
+        values |= {key: read_flag(key, types[key], value) for key, value in given.items()}
+        if cls is TrainConfig:  # weights of one term do not replace those of another
+            weights = [PRESETS[name].get("reward_weights", ()) for name in presets]
+            values["reward_weights"] = sum(weights, ()) + tuple(given.get("reward_weights", ()))
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -323,22 +331,9 @@ class TrainConfig(Config):
     divide_by_std: bool = True
     """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
 
-    w_format: float = 1.0
-    """weight of the format reward; a weight of 0 is an ablation (paper: all weights 1)"""
-    w_no_overlap: float = 1.0
-    """weight of the reward for regions that do not overlap"""
-    w_area: float = 1.0
-    """weight of the reward for regions of a sensible size"""
-    w_coverage: float = 1.0
-    """weight of the reward for regions that hold true boxes"""
-    w_task: float = 1.0
-    """weight of what the task model achieves on the crops, AP50 + AR50"""
-    w_answer: float = 1.0
-    """weight of a right answer in words"""
-    w_evidence: float = 0.35
-    """weight of having looked where the evidence is (Active-Perception-R1: 0.35)"""
-    w_calls: float = 0.05
-    """what each zoom costs"""
+    reward_weights: tuple[str, ...] = ()
+    """weights of terms of the task's reward that differ from its defaults, as NAME=NUMBER; 0 is an ablation: format=0 task=2.
+    The first lines of a run show all of them; a preset's weights stay unless they are named again"""
     evidence_gate: bool = True
     """evidence counts as far as the answer is right; false: also for a wrong answer"""
     evidence: Literal["union", "per_call"] = "union"
@@ -351,27 +346,11 @@ class TrainConfig(Config):
     IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a). Of a mask's errors:
     their share in the regions times the share of the picture that these leave out (ours), or without that (recall: 4.4)"""
 
-    w_iou: float = 1.0
-    """grounding: weight of the IoU of the box"""
     iou_power: Literal[1, 2] = 1
     """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
-    w_match: float = 1.0
-    """counting: weight of where the things are, under the matching"""
-    w_count: float = 1.0
-    """counting: weight of the right number"""
     places: Literal["near", "distance", "inside"] = "near"
     """counting: a place is worth 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the
     picture (Perception-R1; any two places are worth 0.6), or 1 if it lies inside the true box"""
-    w_text: float = 1.0
-    """ocr: weight of 1 - edit distance"""
-    w_location: float = 1.0
-    """detection: weight of the IoU of matched boxes"""
-    w_class: float = 1.0
-    """detection: weight of their right names"""
-    w_number: float = 1.0
-    """detection: weight of F1 of the hits"""
-    w_missing: float = 1.0
-    """detection: weight of the penalty for things that no box matches"""
     perception_reward: Literal["f1", "paper"] = "f1"
     """counting and detection: f1 (all that is said is paid for), or paper (Perception-R1's terms, of which a box under all
     names and a few fixed points earn more than honest answers: matching.py)"""
@@ -402,6 +381,11 @@ class TrainConfig(Config):
         super().__post_init__()
         self._needs_root()
         self._needs_detector(self.task_model)
+        for name, weight in self.given_weights.items():
+            if not abs(weight) <= LARGEST:
+                raise ConfigError(
+                    f"--reward_weights {name}={weight}: it must be a finite number of at most {LARGEST:g}."
+                )
         if self.group < 2:
             raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
         if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
@@ -432,7 +416,12 @@ class TrainConfig(Config):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of every reward term, by the term's name."""
-        return {name.removeprefix("w_"): getattr(self, name) for name in vars(self) if name.startswith("w_")}
+        return DEFAULT_WEIGHTS | self.given_weights
+
+    @property
+    def given_weights(self) -> dict[str, float]:
+        """What ``--reward_weights`` names; of a term that is named twice the last weight counts. Raises ConfigError."""
+        return dict(_weight(text) for text in self.reward_weights)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 1, 2, ...: linear warm-up, then constant."""
@@ -448,6 +437,17 @@ class TrainConfig(Config):
     def _same_place(self, name: str, other: Any) -> bool:
         """Does an earlier run of the same ``output_dir`` name the same place in another spelling?"""
         return isinstance(other, str) and paths.same(getattr(self, name), paths.beside(Path(self.output_dir), other))
+
+
+def _weight(text: str) -> tuple[str, float]:
+    """``("format", 0.5)`` of ``format=0.5``."""
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ConfigError(
+            f"--reward_weights {text!r}: give NAME=NUMBER, e.g. --reward_weights format=0 task=1."
+        ) from None
 
 
 def _expanded(name: str, value: Any) -> Any:

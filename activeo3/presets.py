@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # right answer, most at first, the cost is the only difference, and divided by its own spread it outweighs all else.
     "zoom_qa": {
         "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1, "least_zoom": 0.005,
-        "w_calls": 0.0, "steps": 80, "save_every": 80, "eval_examples": 200,
+        "reward_weights": ("calls=0",), "steps": 80, "save_every": 80, "eval_examples": 200,
     },
     # One-shot perception on a laptop, a task each: close-ups of the embedded world, and the same policy.
     "grounding": _CLOSE_UP | {"task": "grounding", "max_new_tokens": 40},
@@ -94,8 +94,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # With SODA there are more than 10,000 questions: LVIS's 10,000, and one for every category in 2,000 of SODA's tiles. The
     # paper names no number of steps; with the 1250 of ``paper`` a part of the mixture is not asked, another one with each seed.
     "paper_data": {"data": ("lvis_small", "lvis_dense", "soda_a", "soda_d")},
-    "task_only": {"w_format": 0.0, "w_no_overlap": 0.0, "w_area": 0.0, "w_coverage": 0.0},
-    "heuristic_only": {"w_task": 0.0},
+    "task_only": {"reward_weights": ("format=0", "no_overlap=0", "area=0", "coverage=0")},
+    "heuristic_only": {"reward_weights": ("task=0",)},
     "direct": {"task": "direct"},
     # Errors of masks, its section 5.4: corrected by an oracle; or on its data, by SAM 2.1 (it cites SAM 2).
     "segment": {"task": "segment", "task_model": "oracle"},

@@ -33,7 +33,7 @@ Deviations from the paper, and readings of what it leaves open:
      ``purity`` is the second, with ERROR_ENOUGH, because errors are thin.
   7. The first four terms pay in full for three strips that overlap a little, for every picture the same ones: they hold
      every box, and tau lets them pass. The task term tells them from good regions, because in crops so large a task model
-     finds little. A reward without it (``--w_task 0``, an ablation of the paper) can be earned blind.
+     finds little. A reward without it (``--reward_weights task=0``, an ablation of the paper) can be earned blind.
 """
 
 from typing import Mapping

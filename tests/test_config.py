@@ -180,7 +180,8 @@ REFUSED = [
     ("--lr nan", ("--lr", "nan")),
     ("--beta nan", ("--beta", "nan")),
     ("--beta -0.1", ("--beta", "-0.1")),
-    ("--w_task inf", ("--w_task", "inf")),
+    ("--reward_weights task=inf", ("--reward_weights", "task=inf")),
+    ("--reward_weights 'task'", ("--reward_weights", "task")),
     ("--temperature 0", ("--temperature", "0.01")),
     ("--temperature 1e-40", ("--temperature", "1e-40")),
     ("--grad_clip -1", ("--grad_clip",)),
@@ -270,7 +271,7 @@ def test_values_are_checked_wherever_they_come_from(values: dict) -> None:
 
 def test_the_edges_of_what_can_be_used() -> None:
     zero = dict.fromkeys(("beta", "warmup", "keep", "samples_every", "eval_examples", "limit", "weight_decay"), 0)
-    weights = dict.fromkeys((f"w_{name}" for name in TrainConfig().weights), 0.0)
+    weights = {"reward_weights": tuple(f"{name}=0" for name in TrainConfig().weights)}
     config = TrainConfig(group=2, prompts=1, micro_prompts=1, regions=10, steps=1, clip_high=5.0, **zero, **weights)
     assert set(config.weights.values()) == {0.0}
     assert EvalConfig(checkpoint=("x",), limit=0, resamples=0).limit == 0
@@ -304,7 +305,7 @@ def test_what_an_older_run_did_not_have_is_a_difference() -> None:
 
 
 def test_every_weight_is_a_term() -> None:
-    weights = TrainConfig(w_area=0.25).weights
+    weights = TrainConfig(reward_weights=("area=0.25",)).weights
     assert {name: weights[name] for name in SENSING_TERMS} == {
         "format": 1,
         "no_overlap": 1,
@@ -317,7 +318,9 @@ def test_every_weight_is_a_term() -> None:
         "evidence": 0.35,
         "calls": 0.05,
     }
-    assert not {"weight_decay", "warmup", "wording"} & {f"w_{name}" for name in TrainConfig().weights}
+    argv = ["--preset", "tiny", "task_only", "--reward_weights", "area=2", "task=3", "task=4"]
+    given = TrainConfig.from_args(argv).given_weights
+    assert given == {"format": 0, "no_overlap": 0, "area": 2, "coverage": 0, "task": 4}
 
 
 # ---------------------------------------------------------------------- DeepSpeed's file: each number one owner

@@ -191,7 +191,7 @@ def test_flags_reach_the_reward(tokenizer: Any) -> None:
         "counting", turned, turned.result, replace(CONFIG, matching="sequential", places="inside")
     ).terms
     assert inside["match"] == 0.0
-    doubled = replace(CONFIG, w_match=2.0, w_count=0.0)
+    doubled = replace(CONFIG, reward_weights=("match=2", "count=0"))
     assert task_perception.score("counting", turned, turned.result, doubled).total == pytest.approx(1 + 2 * by_match)
 
     thoughtful = replace(CONFIG, thinking=True)

@@ -204,7 +204,7 @@ def test_a_direct_answer_earns_what_the_benchmark_measures(tokenizer) -> None:
             1 + points
         )
         assert sum(ap_ar_50(example, outcome)) == score.terms["task"]
-        without = task.score(rollout, outcome, replace(CONFIG, w_task=0.0, w_coverage=7.0))
+        without = task.score(rollout, outcome, replace(CONFIG, reward_weights=("task=0", "coverage=7")))
         assert without.total == 1.0 and without.terms == score.terms
 
 

@@ -261,7 +261,7 @@ SLOW: Mapping[str, Callable[[], Attack]] = {"sense, mllm": sense_mllm}
 """Likewise; a model works on every crop."""
 HACKED: Mapping[str, Callable[[], Attack]] = {
     "sense, an oracle that sees everything": partial(sense, least_seen=0.0),
-    "sense, heuristic terms alone": partial(sense, w_task=0.0),
+    "sense, heuristic terms alone": partial(sense, reward_weights=("task=0",)),
     "segment, an oracle that sees everything": partial(segment, least_seen=0.0, coverage="recall"),
 }
 """On rewards that can be chosen, with which blind answers succeed."""
