@@ -326,8 +326,8 @@ class Model(Protocol):
     """What an introduction says of a policy: parameters, how many of them learn, is it bfloat16, how it works."""
 
     parameters: int
-    learning: int
-    half: bool
+    trainable_parameters: int
+    is_bf16: bool
     attention_summary: str
 
 

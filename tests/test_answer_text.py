@@ -34,7 +34,7 @@ from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
-    "answer_text", "answer_parsing", "answer_rules", "lenient_parsing", "perception", "zooms", "box_tokens", "evidence", "transcripts",
+    "answer_text", "answer_parsing", "answer_rules", "answer_lenient", "task_perception_words", "zoom_calls", "box_tokens", "evidence", "text_metrics",
 )  # fmt: skip
 """The rooms that read what a model wrote."""
 OUR_OWN_TEXTS = {"processes"}
@@ -105,7 +105,7 @@ def patterns() -> Iterator[tuple[str, Rules]]:
 
 def test_every_pattern_of_the_package_is_linear() -> None:
     found = dict(patterns())
-    assert len(found) > 40 and found["answer_text.LAYOUT"].anchored and not found["zooms._THINK"].anchored
+    assert len(found) > 40 and found["answer_text.LAYOUT"].anchored and not found["zoom_calls._THINK"].anchored
     assert {name: broken for name, rules in found.items() if (broken := rules.broken())} == {}
 
 

@@ -37,14 +37,14 @@ def with_gradients(
     vlm.model.set_attn_implementation({"text_config": attend})
     packed = vlm.pack(prompts, BRANCHES)
     logps, _ = answer_logps(
-        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.kept
+        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.logit_columns
     )
     weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
-    (weights * logps)[packed.real].sum().backward()
+    (weights * logps)[packed.completion_mask].sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in vlm.model.named_parameters()}
     vlm.model.zero_grad()
     vlm.model.set_attn_implementation({"text_config": "sdpa"})
-    return logps.detach()[packed.real], gradients, packed.inputs["attention_mask"]
+    return logps.detach()[packed.completion_mask], gradients, packed.inputs["attention_mask"]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -118,9 +118,9 @@ def logps_of(
 ) -> Tensor:
     packed = vlm.pack(prompts, branches)
     logps, _ = answer_logps(
-        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.kept
+        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.logit_columns
     )
-    return logps[packed.real]
+    return logps[packed.completion_mask]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

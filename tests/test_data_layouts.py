@@ -80,9 +80,9 @@ def cached(root: Path, repository: str, files: dict[str, bytes], snapshot: str =
 
 def test_the_cache_of_the_hub_is_a_data_root(tmp_path: Path) -> None:
     """What was downloaded without --local-dir lies in snapshots; the one that refs/main names is read."""
-    files = {"test_data_vqa.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
+    files = {"test_questions.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
     files |= {row["image"]: picture(90) for row in ROWS}
-    cached(tmp_path, "craigwu/vstar_bench", {"test_data_vqa.jsonl": b"{}"}, "older", main=False)
+    cached(tmp_path, "craigwu/vstar_bench", {"test_questions.jsonl": b"{}"}, "older", main=False)
     cached(tmp_path, "craigwu/vstar_bench", files)
     data = open_dataset("vstar", "test", str(tmp_path))
     assert len(data) == 3 and data[2].size_px == (40, 30) and "0f1e" in str(data.paths[0])
@@ -299,7 +299,7 @@ def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:  # n
 
 
 def row_of(name: str, content: dict[str, Any], number: int, right: int) -> dict[str, str]:
-    """A row of test_data_vqa.jsonl: short options in an order of their own, and the letter of the right one."""
+    """A row of test_questions.jsonl: short options in an order of their own, and the letter of the right one."""
     words = [option.rstrip(".").split()[-1] for option in content["options"]]
     words = words[1 : right + 1] + words[:1] + words[right + 1 :]
     lines = [content["question"], *(f"({letter}) {word}" for letter, word in zip("ABCD", words))]
@@ -323,7 +323,7 @@ def vstar_list(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
     vstar_set(root)
     for path in (root / "vstar_bench").glob("*/*.json"):
         path.unlink()
-    (root / "vstar_bench" / "test_data_vqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "vstar_bench" / "test_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
@@ -334,7 +334,7 @@ def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
 def vstar_converted(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
     """The hub's own conversion of the list: names of files in place of pictures."""
     vstar_list(root)
-    (root / "vstar_bench" / "test_data_vqa.jsonl").unlink()
+    (root / "vstar_bench" / "test_questions.jsonl").unlink()
     table(root / "vstar_bench" / "default" / "test" / "0000.parquet", rows)
 
 
@@ -374,7 +374,7 @@ def test_a_broken_row_of_vstar_is_left_out(tmp_path: Path, change: dict, sentenc
     vstar_list(tmp_path, [ROWS[0], broken, ROWS[2]])
     data = open_dataset("vstar", "test", str(tmp_path))
     assert len(data) == 2 and len(data.dropped) == 1 and sentence in data.dropped[0]
-    with (tmp_path / "vstar_bench" / "test_data_vqa.jsonl").open("a") as file:
+    with (tmp_path / "vstar_bench" / "test_questions.jsonl").open("a") as file:
         file.write("{no json\n")
     assert "row 3 is not valid json" in open_dataset("vstar", "test", str(tmp_path)).dropped[1]
 
@@ -415,7 +415,7 @@ def test_thin_objects_as_sam_hq_has_them(tmp_path: Path, home: str) -> None:
 def test_data_readme_shows_every_layout() -> None:
     """The page for people names what the readers look for, up to splits and numbers of parts."""
     text = (Path(data_layouts.__file__).parent.parent / "data" / "README.md").read_text()
-    folders = {"rec_jsons_processed", "jsons/grounding", "RefCOCO/data", "test_data_vqa.jsonl", "vstar-bench/data",
+    folders = {"rec_jsons_processed", "jsons/grounding", "RefCOCO/data", "test_questions.jsonl", "vstar-bench/data",
                "thin_object_detection/ThinObject5K", "lvis/annotations", "coco/images/train2017",
                "images/mscoco/images/train2014", "pixmo_images"}  # fmt: skip
     assert {folder for folder in folders if folder not in text} == set()
@@ -433,4 +433,4 @@ def test_data_readme_shows_every_layout() -> None:
         | {family.hub for family in data_refcoco.FAMILIES.values()}
         | {"vstar_bench"}
     )
-    assert {folder for folder in folders - {"test_data_vqa.jsonl"} if folder.split("/")[0] not in firsts} == set()
+    assert {folder for folder in folders - {"test_questions.jsonl"} if folder.split("/")[0] not in firsts} == set()

@@ -129,7 +129,7 @@ def test_vstar_folders_that_hold_nothing(tmp_path: Path) -> None:
     (tmp_path / "vstar_bench").mkdir()
     with pytest.raises(
         DataError,
-        match=r"neither \*.json in vstar_bench/direct_attributes or vstar_bench/relative_position nor vstar_bench/test_data_vqa.jsonl nor",
+        match=r"neither \*.json in vstar_bench/direct_attributes or vstar_bench/relative_position nor vstar_bench/test_questions.jsonl nor",
     ):
         open_dataset("vstar", "test", str(tmp_path))
     with pytest.raises(DataError, match="vstar: there is no split 'train', choose one of dev, test, val"):

@@ -36,7 +36,7 @@ def test_a_policy_learns_what_each_picture_wants(
         rewards = rewards_of(answers)
         packed = vlm.pack(prompts, answers)
         logp, _ = grpo.answer_logps(vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids)
-        weight = grpo.token_weights(packed.real, "response", P * G, 0, T)
+        weight = grpo.token_weights(packed.completion_mask, "response", P * G, 0, T)
         loss, _ = grpo.policy_loss(logp, logp.detach(), None, grpo.group_advantages(rewards), weight, beta=0.0)
         optimizer.zero_grad()
         loss.backward()

@@ -154,9 +154,9 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     assert err == ""
     assert out.splitlines() == [
         "hello",
-        "step 12/300  reward 13.00 (format 0.50)  kl –  2.0 s (look 1.0 learn 0.5)  ETA 9:36",
+        "step 12/300  reward 13.00 (format 0.50)  kl –  2.0 s (rollout 1.0 update 0.5)  ETA 9:36",
         "saved",
-        "step 13/300  reward 14.00 (format 0.50)  kl 0.010  4.0 s (look 1.0 learn 0.5)  ETA 14:21",
+        "step 13/300  reward 14.00 (format 0.50)  kl 0.010  4.0 s (rollout 1.0 update 0.5)  ETA 14:21",
     ]
 
 
@@ -408,7 +408,7 @@ def test_page_shows_curves_gallery_and_glossary(tmp_path: Path) -> None:
     assert captions == ["reward", "reward/format", "kl", "time"]
     dots = [figure.count("<circle") for figure in page.split("<figure")[1:]]
     assert dots == [9, 9, 8, 0]
-    assert "</i>look 1<" in page and "</i>learn 0.5<" in page and "</i>other 0.5<" in page
+    assert "</i>rollout 1<" in page and "</i>update 0.5<" in page and "</i>other 0.5<" in page
     assert all(f"<code>{name}</code>" in page for name in METRIC_GLOSSARY)
     assert "nan" not in page.split("</style>")[1].split("<article>")[0]
 

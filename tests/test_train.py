@@ -281,7 +281,7 @@ def learned(
     mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
     if looked:
         with policy.gathered() as actor:
-            actor.eyes.sample_rollouts(
+            actor.eyes.look(
                 [*prompts, *(seen for row in rollouts for one in row if one.branch for seen in one.branch.shown)]
             )
         assert len(policy.vlm.eyes._kept) == 3

@@ -75,13 +75,13 @@ def learned(
     """Log-probabilities of the branches, and the gradient of their weighted sum for every parameter that learns."""
     packed = vlm.pack(prompts, branches)
     logps, _ = answer_logps(
-        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.kept
+        vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, vlm.suppressed_ids, packed.logit_columns
     )
     weights = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
-    (weights * logps)[packed.real].sum().backward()
+    (weights * logps)[packed.completion_mask].sum().backward()
     gradients = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.requires_grad}
     vlm.model.zero_grad()
-    return logps.detach()[packed.real], gradients
+    return logps.detach()[packed.completion_mask], gradients
 
 
 @pytest.mark.parametrize("recompute", [False, True])

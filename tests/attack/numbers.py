@@ -139,7 +139,7 @@ def reward(world: World, rng: random.Random) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
         how, said = ended(lambda: train.main(config))
-    rows = train.report.read_rows(Path(config.output_dir) / "metrics.jsonl")
+    rows = train.log.read_rows(Path(config.output_dir) / "metrics.jsonl")
     wrong = left_behind(Path(config.output_dir)) if how in ("done", "sentence") else how
     counted = sum(row["rewards_left_out"] for row in rows)
     in_a_row = [bool(row["rewards_left_out"]) for row in rows[-most:]]
