@@ -21,12 +21,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Mapping, Sequence
 
-from activeo3 import processes
+from activeo3 import processes, terminal
+from activeo3.cli import ConfigError
+from activeo3.data import READERS
+from activeo3.data_io import DataError
+from activeo3.eval_config import EvalConfig
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are read before torch is imported, so a wrong one is answered at once
+    terminal.protect()
     processes.watch()
+    with processes.one_sentence(ConfigError, DataError):
+        CONFIG = EvalConfig.from_args(known={"data": READERS, "benchmark": READERS})
     if os.environ.get("RANK", "0") == "0":
-        print("activeo3: waking up (loading torch and transformers takes some seconds)", file=sys.stderr, flush=True)
+        print("activeo3: loading torch and transformers takes some seconds", file=sys.stderr, flush=True)
 
 from activeo3 import (
     contest,
@@ -48,14 +55,12 @@ from activeo3 import (
     outputs,
     paths,
     rivals,
-    terminal,
 )
 from activeo3.cli import writable_folder
-from activeo3.config import ConfigError, TrainConfig
-from activeo3.data_io import DataError, Dataset
+from activeo3.config import TrainConfig
+from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
 from activeo3.engine import Distributed
-from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Runner
 from activeo3.families import FAMILIES, check_notes
 from activeo3.html_report import write_page
@@ -310,6 +315,5 @@ def write(
 
 
 if __name__ == "__main__":
-    terminal.protect()
     with processes.one_sentence(ConfigError, DataError, ModelError):
-        main(EvalConfig.from_args())
+        main(CONFIG)

@@ -11,11 +11,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
 
-from activeo3 import processes  # before torch: how a process ends, and how torch's allocator is to work
+from activeo3 import processes, terminal
+from activeo3.cli import ConfigError
+from activeo3.config import TrainConfig
+from activeo3.data import READERS
+from activeo3.data_io import DataError
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are read before torch is imported, so a wrong one is answered at once
+    terminal.protect()
     processes.watch()
-    print("activeo3: waking up (loading torch, transformers and deepspeed takes some seconds)", flush=True)
+    with processes.one_sentence(ConfigError, DataError):
+        CONFIG = TrainConfig.from_args(known={"data": READERS})
+    print("activeo3: loading torch, transformers and deepspeed takes some seconds", flush=True)
 
 import torch
 
@@ -33,11 +40,8 @@ from activeo3 import (
     outputs,
     random_states,
     soundness,
-    terminal,
 )  # fmt: skip
-from activeo3.config import ConfigError, TrainConfig
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError
 from activeo3.data_loader import PrefetchLoader, TrainingOrder, left_out_file, name_left_out
 from activeo3.drawing import Sample, save_samples
 from activeo3.engine import Distributed, Zero3Model
@@ -255,6 +259,5 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    terminal.protect()
     with processes.one_sentence(ConfigError, DataError, ModelError):
-        main(TrainConfig.from_args())
+        main(CONFIG)

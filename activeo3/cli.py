@@ -1,13 +1,22 @@
-"""Between the command line and a config: flags read from text, the help that a dataclass's source holds, and
-what a flag names on disk."""
+"""Between the command line and a config: the dataclass is the command line, and its source holds the help.
 
+A field ``group`` is the flag ``--group``, the text under it is its help, the comment ``# ----`` above it names its group.
+Nothing here imports torch, so a wrong flag is answered within a second.
+"""
+
+import argparse
 import ast
+import dataclasses
+import difflib
 import inspect
+import shutil
+import sys
 import textwrap
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Collection, Iterable, Literal, NamedTuple, NoReturn, Sequence, get_args, get_origin
 
 from activeo3.data_io import read_json
 from activeo3.terminal import OneLine
@@ -20,42 +29,192 @@ class ConfigError(OneLine):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
 
 
+def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ConfigError, with the nearest known name, for names that are not known; ``name:split`` counts as ``name``."""
+    if strangers := [name for name in names if name.partition(":")[0] not in known]:
+        near = did_you_mean(strangers[0], known)
+        raise ConfigError(f"--{flag} {' '.join(strangers)} is not known{near}; there are: {', '.join(known)}.")
+
+
+def did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
+    """`` (did you mean NAME?)`` with the nearest known name, or nothing if none is near.
+
+    >>> did_you_mean("stepz", ["lr", "steps"], "--")
+    ' (did you mean --steps?)'
+    """
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {dashes}{near[0]}?)" if near else ""
+
+
+# ---------------------------------------------------------------------- a dataclass as a command line
+
+
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number, as ``Annotated[int, Range(1)]``; with ``open`` the lower one is excluded."""
+
+    low: float
+    high: float = LARGEST
+    open: bool = False
+
+    def check(self, flag: str, value: float) -> None:
+        """Raise ConfigError unless the value lies in the range."""
+        if (self.low < value if self.open else self.low <= value) and value <= self.high:
+            return
+        least = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        limits = least if self.high == LARGEST else f"{least} and at most {self.high:g}"
+        raise ConfigError(f"{flag} is {value}; it must be {limits}.")
+
+
+class Field(NamedTuple):
+    """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under it."""
+
+    name: str
+    kind: Any
+    many: bool
+    choices: tuple[Any, ...]
+    limits: tuple[Range, ...]
+    default: Any
+    doc: str
+    group: str
+
+
 @cache
-def field_docs(cls: type) -> dict[str, str]:
-    """The text under every field of a config dataclass, parents included."""
-    docs: dict[str, str] = {}
+def fields_of(cls: type) -> dict[str, Field]:
+    """The fields of a config dataclass, parents included, with the text under each and the heading above it (``# ---- heading``)."""
+    docs, groups = {}, {}
     for owner in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+        lines, first = inspect.getsourcelines(owner)
+        body = ast.parse(textwrap.dedent("".join(lines))).body[0].body  # type: ignore[attr-defined]
         for statement, text in zip(body, body[1:]):
             if isinstance(statement, ast.AnnAssign) and isinstance(text, ast.Expr):
-                docs[statement.target.id] = " ".join(text.value.value.split())  # type: ignore[attr-defined]
-    return docs
+                name = statement.target.id  # type: ignore[attr-defined]
+                docs[name] = " ".join(text.value.value.split())  # type: ignore[attr-defined]
+                above = [line for line in lines[: statement.lineno] if line.startswith("    # ---- ")]
+                groups[name] = above[-1][11:].strip() if above else groups.get(name, "")
+    return {field.name: _field(field, docs[field.name], groups[field.name]) for field in dataclasses.fields(cls)}
 
 
-def flag_help(doc: str, default: Any) -> str:
+def _field(field: dataclasses.Field, doc: str, group: str) -> Field:
+    many = get_origin(field.type) is tuple
+    kind = get_args(field.type)[0] if many else field.type
+    limits = getattr(kind, "__metadata__", ())
+    kind = kind.__origin__ if limits else kind
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return Field(field.name, kind, many, choices, limits, field.default, doc, group)
+
+
+def check_fields(config: Any) -> None:
+    """Raise ConfigError for a value of a config that is none of its choices, or outside its range."""
+    for field in fields_of(type(config)).values():
+        for value in getattr(config, field.name) if field.many else [getattr(config, field.name)]:
+            if field.choices and value not in field.choices:
+                known = list(map(str, field.choices))
+                near = did_you_mean(str(value), known)
+                raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {', '.join(known)}{near}.")
+            if isinstance(value, float) and not abs(value) <= LARGEST:
+                raise ConfigError(f"--{field.name} is {value}; it must be a finite number of at most {LARGEST:g}.")
+            for limit in field.limits:
+                limit.check(f"--{field.name}", value)
+
+
+def read_flags(cls: type, argv: Sequence[str] | None, everyday: Collection[str], epilog: str = "") -> dict[str, Any]:
+    """The flags of a command line as values of the fields of ``cls``; those that are not given are left out.
+
+    ``--help`` prints the ``everyday`` flags and ends the program, ``--help all`` prints all of them. Raises ConfigError for
+    a flag that is not known and for a value that cannot be read.
+    """
+    fields, words = fields_of(cls), list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h"} & set(words):
+        shown = fields if "all" in words else everyday
+        _parser(cls, shown).print_help()
+        print(f"\n{epilog}", *["--help all prints all flags."] * (shown is everyday), sep="\n")
+        raise SystemExit(0)
+    given, strangers = _parser(cls, fields).parse_known_args(words)
+    for word in strangers:
+        name = word.partition("=")[0]
+        near = did_you_mean(name.lstrip("-"), fields, "--") if name.startswith("-") else ""
+        raise ConfigError(f"{name} is no flag{near}; --help all lists them.")
+    return {
+        name: _read(fields[name], text) for name, text in vars(given).items() if name in fields and text is not None
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with a ConfigError in place of a page about the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; --help all lists all flags.")
+
+
+def _parser(cls: type, shown: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of all flags of ``cls``, whose help has those that are shown, in their groups."""
+    width = shutil.get_terminal_size().columns
+    parser = _Parser(
+        description=inspect.cleandoc(cls.__doc__ or ""),
+        allow_abbrev=False,
+        add_help=False,
+        usage="%(prog)s [--FLAG VALUE ...]",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
+    )
+    groups: dict[str, Any] = {}
+    for field in fields_of(cls).values():
+        group = groups.get(field.group) or groups.setdefault(field.group, parser.add_argument_group(field.group))
+        values = "{" + ",".join(map(str, field.choices)) + "}" if field.choices else "X"
+        many = {"nargs": "*"} if field.many else {"nargs": "?", "const": "true"} if field.kind is bool else {}
+        text = _help(field) if field.name in shown else argparse.SUPPRESS
+        group.add_argument(f"--{field.name}", metavar=values, help=text, **many)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
+    return parser
+
+
+def _help(field: Field) -> str:
     """A field's text and its default value; argparse reads % as a format, so it is doubled."""
-    plain = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{doc} [{plain}]".replace("%", "%%")
+    plain = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f"{field.doc} [{plain}]".replace("%", "%%")
 
 
-def read_flag(name: str, kind: Any, text: Any) -> Any:
-    """A flag's text as its field's type."""
-    if get_origin(kind) is tuple:
-        return tuple(read_flag(name, get_args(kind)[0], word) for word in text)
-    if get_origin(kind) is Literal:  # of words or of numbers; what is none of them is complained about by the config
-        return next((choice for choice in get_args(kind) if str(choice) == text), text)
-    if kind is bool:
+def _read(field: Field, text: Any) -> Any:
+    """A flag's text as a value of its field."""
+    return tuple(_read_one(field, word) for word in text) if field.many else _read_one(field, text)
+
+
+def _read_one(field: Field, text: str) -> Any:
+    """One word as a value. What is none of the choices is left to ``check_fields``."""
+    if field.choices:
+        return next((choice for choice in field.choices if str(choice) == text), text)
+    if field.kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"--{name} is {text!r}; it takes true or false.")
+            raise ConfigError(f"--{field.name} is {text!r}; it takes true or false.")
         return text.lower() == "true"
-    if kind in (int, float):
+    if field.kind in (int, float):
         try:
-            return kind(text)
+            return field.kind(text)
         except ValueError:
-            raise ConfigError(
-                f"--{name} is {text!r}; it takes {'a whole number' if kind is int else 'a number'}."
-            ) from None
+            number = "a whole number" if field.kind is int else "a number"
+            raise ConfigError(f"--{field.name} is {text!r}; it takes {number}.") from None
     return text
+
+
+def numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
+    """The numbers of ``NAME=NUMBER`` words by name; the last one counts. Raises ConfigError.
+
+    >>> numbers("--reward_weights", ["format=0", "task=2", "task=1"])
+    {'format': 0.0, 'task': 1.0}
+    """
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"{flag} {text!r}: give NAME=NUMBER, e.g. {flag} format=0 task=1.") from None
+        if not abs(found[name]) <= LARGEST:
+            raise ConfigError(f"{flag} {text}: it must be a finite number of at most {LARGEST:g}.")
+    return found
+
+
+# ---------------------------------------------------------------------- what flags name on disk
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

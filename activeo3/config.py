@@ -1,190 +1,174 @@
 """Every number of an experiment, each with one owner and its reason.
 
 ``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The command line is the
-dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its help. A preset is a set of values that belong
-together. Several are merged in their order, so a situation and a variant need no preset of their own (``--preset paper gspo``); flags win.
+dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its help. A preset is a set of values that
+belong together. Several are merged in their order, so a situation and a variant need no preset of their own
+(``--preset paper gspo``); flags win.
 """
 
-import argparse
 import dataclasses
-import inspect
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, Sequence, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
 from activeo3 import paths
-from activeo3.cli import LARGEST, ConfigError, field_docs, flag_help, read_flag
+from activeo3.cli import ConfigError, Range, check_fields, check_known, numbers, read_flags
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
 from activeo3.presets import PRESETS
 
 MOST_REGIONS = 10
+TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
+"""The names of tasks.TASKS, here so that a wrong one is answered before torch is imported."""
 DEFAULT_WEIGHTS = {
     "format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0, "answer": 1.0, "evidence": 0.35, "calls": 0.05,
     "iou": 1.0, "match": 1.0, "count": 1.0, "text": 1.0, "location": 1.0, "class": 1.0, "number": 1.0, "missing": 1.0,
 }  # fmt: skip
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
+Positive = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Regions = Annotated[int, Range(1, MOST_REGIONS)]
+
 
 @dataclass(frozen=True)
 class Config:
-    """What both scripts share: which models and how pictures are looked at."""
+    """The flags that training and evaluation share."""
 
+    EVERYDAY: ClassVar[tuple[str, ...]] = ()
+    """The flags that ``--help`` prints; ``--help all`` prints all."""
+
+    # ---- what is learned, on which data
     preset: tuple[str, ...] = ("tiny",)
-    """sets of values, merged in this order: a situation, tiny (laptop) or paper (Qwen2.5-VL-7B, ACTIVE-O3
-    section E.2), a one-shot task (Perception-R1) like refcoco, and variants of them: presets.py lists them"""
-
+    """sets of values, merged in this order: a situation (tiny: a laptop; paper: Qwen2.5-VL-7B as in ACTIVE-O3 E.2), a whole
+    task such as zoom_qa or refcoco, and variants such as gspo; presets.py lists them"""
     task: str = "sense"
-    """what the policy learns: sense (say where to look), direct (say what is there, no zoom: Direct RFT),
-    segment (say where a mask is wrong), zoom_qa (zoom, look again, answer a question in words), or at once, without
-    a zoom: grounding, counting, ocr, detection (Perception-R1)"""
+    """sense (propose regions to zoom into), direct (find things without a zoom: Direct RFT), segment (propose where a mask is
+    wrong), zoom_qa (answer a question after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
     data: tuple[str, ...] = ("scenes",)
-    """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO
-    format), or another that python -m activeo3.data lists"""
+    """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO's format), or another
+    that python -m activeo3.data lists"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     tile: int = 800
     """SODA's large pictures are cut into tiles of tile x tile pixels (its authors: 800); 0: left whole"""
-    tile_overlap: int = 150
+    tile_overlap: Natural = 150
     """neighbouring tiles share so many pixels (SODA's authors: 150)"""
-    selection_seed: int = 0
-    """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of
-    SODA are trained on, in which order V*Bench's options stand"""
-    absent: float = 0.0
-    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
-    invented costs (data_absent.py). None in training unless asked for; a fifth in evaluation"""
+    selection_seed: Natural = 0
+    """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of SODA are trained
+    on, in which order V*Bench's options stand"""
+    absent: Share = 0.0
+    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that invented boxes
+    cost (data_absent.py). None in training unless asked for; a fifth in evaluation"""
+    seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
+    """decides the order of the data and every sampled token"""
+
+    # ---- what the model sees
+    sensing_side: Positive = 96
+    """shorter side of the whole picture as the policy sees it, in pixels (paper: 1024)"""
+    max_view_pixels: int = 2**22
+    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's 1024;
+    without a limit, one of 200:1 would cost 50 times as much. 5,350 visual tokens for the 7B, a third of what its processor
+    allows, because a training step must fit"""
+    max_image_pixels: Annotated[int, Range(2**20)] = MOST_PIXELS  # pictures that are drawn here are below the limit
+    """a picture file of more pixels is left out, by the size that it states, before it is decoded, which takes up to 20 bytes
+    a pixel. 8K has 33 million, the largest pictures of MME-RealWorld 42 million"""
+    crop_side: Positive = 128
+    """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
+    crop_shape: Literal["square", "aspect"] = "square"
+    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept and its area is at least
+    crop_side squared (the authors' demo)"""
+
+    # ---- prompts and answers
+    wording: Literal["paper", "short", "zoom_roi"] = "short"
+    """which prompts to show: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with
+    Active-Perception-R1's own call in place of a box in json (of --task zoom_qa)"""
     thinking: bool = False
     """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
     parser: Literal["strict", "lenient"] = "strict"
     """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags); the
     format reward is strict in either case"""
-    wording: Literal["paper", "short", "zoom_roi"] = "short"
-    """which prompts to show: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with
-    Active-Perception-R1's own call in place of a box in json (of --task zoom_qa)"""
-    regions: int = 3
+    regions: Regions = 3
     """how many regions an answer may propose (paper: 3)"""
-    sensing_side: int = 96
-    """shorter side of the whole picture as the sensing model sees it, in pixels (paper: 1024)"""
-    max_view_pixels: int = 2**22
-    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the
-    paper's 1024; without a limit, one of 200:1 would cost 50 times as much. 5,350 visual tokens for the 7B,
-    a third of what its processor allows, because a training step must fit"""
-    max_image_pixels: int = MOST_PIXELS
-    """a picture file of more pixels is passed over by the size that it states, before it is decoded, which takes up to 20 bytes
-    a pixel. 8K has 33 million, the largest pictures of MME-RealWorld 42 million"""
-    crop_side: int = 128
-    """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
-    crop_shape: Literal["square", "aspect"] = "square"
-    """square: every crop is squeezed to crop_side x crop_side (paper); aspect: its shape is kept and its
-    area is at least crop_side squared (the authors' demo)"""
-    merge: Literal["nms", "concat"] = "nms"
-    """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
-    max_new_tokens: int = 96
-    """longest sensing answer, in tokens; in an episode, the longest turn"""
-    min_zooms: int = 0
-    """how many looks an episode must have had before its answer counts; an earlier answer ends it without one. As
-    many as --max_zooms: a fixed budget"""
-    max_zooms: int = 3
-    """how many times an episode may look closer; a refused zoom counts"""
-    looks_at_once: int = 1
-    """how many regions of a view one turn of an episode may ask for; they are shown together, and each is a zoom.
-    ACTIVE-O3's one step with 3 regions is --looks_at_once 3 --max_turns 2 --max_zooms 3"""
-    memory: Literal["views", "notes"] = "views"
-    """what an episode carries along: all views that it was shown, or the newest ones and, of those before, no more
-    than what was written about them"""
-    max_turns: int = 5
+    max_new_tokens: Positive = 96
+    """longest answer of the policy, in tokens; in an episode, the longest turn"""
+
+    # ---- episodes of several turns (zoom_qa)
+    max_turns: Positive = 5
     """how many turns of the policy an episode has at most; 1: it must answer at once"""
+    max_zooms: Natural = 3
+    """how many zooms an episode has at most; a rejected zoom counts"""
+    min_zooms: int = 0
+    """how many zooms an episode must have had before its answer counts; an earlier answer ends it without one. As many as
+    --max_zooms: a fixed budget"""
+    looks_at_once: Regions = 1
+    """how many regions of a view one turn may ask for; they are shown together, and each is a zoom. ACTIVE-O3's one step with
+    3 regions is --looks_at_once 3 --max_turns 2 --max_zooms 3"""
+    memory: Literal["views", "notes"] = "views"
+    """which images stay visible in an episode: all of them (views), or only the latest (notes); earlier ones are masked, their
+    text remains"""
     episode_tokens: int = 1024
-    """longest episode behind its prompt, in tokens, with all that is shown; before what does not fit, it ends"""
+    """longest episode behind its prompt, in tokens, with all that is shown; it ends before an observation that does not fit"""
     least_zoom: float = 0.02
     """smallest region that an episode is shown, as a share of the area of the view it is in"""
     most_zoom: float = 0.65
     """largest region that an episode is shown, likewise"""
-    task_max_new_tokens: int = 128
-    """longest task-model answer per crop, in tokens"""
-    task_batch: int = 128
-    """crops that the task model works on at once, or as many as a GPU's memory holds (a detector, whose views are large: at most 16)"""
+
+    # ---- the task model, which works on the crops
     task_checkpoint: Place = Place("")
-    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a SAM, SAM 2 or SAM 3.
-    With --task_model mllm alone: another language model, which acts, frozen, in the place of the start policy"""
-    box_threshold: float = 0.25
+    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a SAM, SAM 2 or
+    SAM 3. With --task_model mllm alone: another language model, frozen, in place of the start policy"""
+    task_max_new_tokens: Positive = 128
+    """longest answer of the task model per crop, in tokens"""
+    task_batch: Positive = 128
+    """crops in one batch of the task model, or as many as a GPU's memory holds (a detector, whose views are large: at most 16)"""
+    merge: Literal["nms", "concat"] = "nms"
+    """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
+    box_threshold: Share = 0.25
     """a detector's box counts from this score on"""
-    text_threshold: float = 0.25
+    text_threshold: Share = 0.25
     """a detector's box belongs to the query if a word of the query has this score in it"""
-    least_seen: float = 16.0
-    """--task_model oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for Qwen2.5-VL),
-    of which it draws masks in four cells. 0: things of any size, masks to the pixel"""
-    clicks: int = 3
+    least_seen: Annotated[float, Range(0)] = 16.0
+    """--task_model oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for
+    Qwen2.5-VL), of which it draws masks in four cells. 0: things of any size, masks to the pixel"""
+    clicks: Positive = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
     first_mask: Literal["coarse", "sam"] = "coarse"
-    """the mask to be corrected: coarse (the truth at low resolution, with holes and leaks, always the same for
-    the same picture) or sam (what --task_model sam makes of one click on the whole picture)"""
+    """the mask to be corrected: coarse (the truth at low resolution, with holes and leaks, always the same for the same
+    picture) or sam (what --task_model sam makes of one click on the whole picture)"""
 
+    # ---- how it is computed
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
     attention: Literal["auto", "flex", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
-    """of the vision tower; packed rows use sdpa, since flash-attention does not take the mask that they need. auto:
+    """kernels of the vision tower; packed rows use sdpa, since flash-attention does not take the mask that they need. auto:
     flash-attention if it works here, else sdpa for all pictures of one size together. flex: auto, and FlexAttention for
     packed rows, which needs a GPU and pays where the answers outweigh the prompt"""
-    seed: int = 0
-    """decides the order of the data and every sampled token"""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if get_origin(field.type) is Literal and value not in get_args(field.type):
-                known = ", ".join(map(str, get_args(field.type)))
-                raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {known}.")
-            if isinstance(value, float) and not abs(value) <= LARGEST:
-                raise ConfigError(f"--{field.name} is {value}; it must be a finite number of at most {LARGEST:g}.")
             if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
-                object.__setattr__(self, field.name, _expanded(field.name, value))
-        if not 1 <= self.regions <= MOST_REGIONS:
-            raise ConfigError(f"--regions is {self.regions}; a policy may propose 1 to {MOST_REGIONS} regions.")
-        for name in ("sensing_side", "crop_side", "max_new_tokens", "task_max_new_tokens", "task_batch", "clicks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.max_zooms < 0 or self.max_turns < 1:
-            raise ConfigError(f"--max_zooms is {self.max_zooms} and --max_turns {self.max_turns}; at least 0 and 1.")
-        if not 1 <= self.looks_at_once <= MOST_REGIONS:
-            raise ConfigError(
-                f"--looks_at_once is {self.looks_at_once}; a turn may ask for 1 to {MOST_REGIONS} regions."
-            )
+                object.__setattr__(self, field.name, _expanded(field.name, getattr(self, field.name)))
         if not 0 <= self.least_zoom < self.most_zoom <= 1:
-            raise ConfigError(
-                f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}, both in 0 to 1."
-            )
+            zooms = f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}"
+            raise ConfigError(f"{zooms}, both in 0 to 1.")
         if not 0 <= self.min_zooms <= min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once):
-            raise ConfigError(
-                f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
-                f"--max_turns {self.max_turns} to answer in."
-            )
+            limits = f"between 0 and --max_zooms {self.max_zooms}, and leave a turn of --max_turns {self.max_turns}"
+            raise ConfigError(f"--min_zooms is {self.min_zooms}; it must lie {limits} to answer in.")
         if self.max_view_pixels < self.sensing_side**2:
             square = f"even a square picture with --sensing_side {self.sensing_side} has {self.sensing_side**2}"
             raise ConfigError(f"--max_view_pixels is {self.max_view_pixels}; {square}.")
-        if self.max_image_pixels < 2**20:  # pictures that are drawn here are below the limit
-            raise ConfigError(
-                f"--max_image_pixels is {self.max_image_pixels}; it must be at least {2**20} (1024 x 1024)."
-            )
         if not self.data:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
-            raise ConfigError(
-                f"--tile_overlap is {self.tile_overlap}; it must be at least 0 and below --tile {self.tile}."
-            )
-        if not 0 <= self.absent < 1:
-            raise ConfigError(f"--absent is {self.absent}; it is a share of the questions, at least 0 and below 1.")
-        for name in ("selection_seed", "least_seen"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 0.")
-        for name in ("box_threshold", "text_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must lie between 0 and 1.")
-        if not 0 <= self.seed < 2**22:  # every rank's seed is made of it and must stay below 2**32
-            raise ConfigError(f"--seed is {self.seed}; it must lie between 0 and {2**22 - 1}.")
+            raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be below --tile {self.tile}.")
+        if self.absent == 1:
+            raise ConfigError("--absent is 1.0; some questions must have an answer: give a share below 1.")
 
     def decided(self, trained_here: bool) -> Self:
         """The config for the answers of one model, of which --parser auto asks whether it was trained here."""
@@ -194,24 +178,23 @@ class Config:
 
     @property
     def dataset_options(self) -> tuple[int, int, int, float]:
-        """What ``datasets.open_dataset`` is told about tiles, the draw of questions and absent ones, in its order."""
+        """What ``data.open_dataset`` is told about tiles, the draw of questions and absent ones, in its order."""
         return self.tile, self.tile_overlap, self.selection_seed, self.absent
 
     def _needs_root(self) -> None:
-        """Raise ConfigError if --data lies on disk and nobody said where."""
+        """Raise ConfigError if --data lies on disk and no folder is named."""
         if not set(self.data) <= DRAWN and not self.data_root:
             raise ConfigError(f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER.")
 
     def _needs_detector(self, *task_models: str) -> None:
-        """Raise ConfigError if a detector is wanted and nobody said which."""
-        if "grounding-dino" in task_models and not self.task_checkpoint:
-            raise ConfigError("--task_model grounding-dino needs a detector: name it with --task_checkpoint FOLDER.")
-        if "sam" in task_models and not self.task_checkpoint:
-            raise ConfigError("--task_model sam needs a Segment Anything model: name it with --task_checkpoint FOLDER.")
+        """Raise ConfigError if a detector or SAM is wanted and none is named."""
+        for name, kind in (("grounding-dino", "a detector"), ("sam", "a Segment Anything model")):
+            if name in task_models and not self.task_checkpoint:
+                raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")
 
     @property
     def other_mllm(self) -> str:
-        """The language model that acts in the place of the start policy: what --task_checkpoint names, unless a detector does."""
+        """The language model in place of the start policy: what --task_checkpoint names, unless a detector does."""
         named = getattr(self, "task_model", ())  # one in training, several in evaluation
         names = {named} if isinstance(named, str) else set(named)
         return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
@@ -224,33 +207,25 @@ class Config:
         return "-".join(["mllm", *parts[-2 if parts[-1].startswith("checkpoint-") else -1 :]])
 
     @classmethod
-    def from_args(cls, argv: Sequence[str] | None = None) -> Self:
-        """Read the command line; ``--help`` prints every field with its reason."""
-        parser = argparse.ArgumentParser(description=inspect.cleandoc(cls.__doc__ or ""), allow_abbrev=False)
-        docs = field_docs(cls)
-        for field in dataclasses.fields(cls):
-            many = {"nargs": "*"} if get_origin(field.type) is tuple else {}
-            parser.add_argument(
-                f"--{field.name}", default=None, metavar="X", help=flag_help(docs[field.name], field.default), **many
-            )
-        parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
-        given = {key: value for key, value in vars(parser.parse_args(argv)).items() if value is not None}
-        given.pop("local_rank", None)
+    def from_args(cls, argv: Sequence[str] | None = None, known: Mapping[str, Collection[str]] = {}) -> Self:
+        """Read the command line; ``--help`` prints the flags with their reasons.
+
+        ``known`` has the names that a flag may have, such as all data sets. Raises ConfigError.
+        """
+        given = read_flags(cls, argv, cls.EVERYDAY, f"presets: {', '.join(PRESETS)}")
         presets = given.get("preset", cls.preset)
-        unknown = " ".join(name for name in presets if name not in PRESETS)
-        if unknown or not presets:
-            what = f"{unknown} is not known" if unknown else "names none"
-            raise ConfigError(f"--preset {what}; there are: {', '.join(PRESETS)}.")
-        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not presets:
+            raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")
+        for flag, choices in {"preset": PRESETS, "task": TASKS, **known}.items():
+            named = given.get(flag, ())
+            check_known(flag, [named] if isinstance(named, str) else named, choices)
         # A preset describes a training run; an evaluation takes from it what both scripts share.
         taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else Config)}
-        values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken}
+        values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken} | given
         if cls is TrainConfig:
-            values["output_dir"] = f"runs/{'-'.join(presets)}"
-        values |= {key: read_flag(key, types[key], value) for key, value in given.items()}
-        if cls is TrainConfig:  # weights of one term do not replace those of another
-            weights = [PRESETS[name].get("reward_weights", ()) for name in presets]
-            values["reward_weights"] = sum(weights, ()) + tuple(given.get("reward_weights", ()))
+            values.setdefault("output_dir", f"runs/{'-'.join(presets)}")
+            weights = [PRESETS[name].get("reward_weights", ()) for name in presets]  # those of other terms stay
+            values["reward_weights"] = sum(weights, ()) + given.get("reward_weights", ())
         return cls(**values)
 
 
@@ -258,14 +233,16 @@ class Config:
 class TrainConfig(Config):
     """Train a vision-language model to propose regions worth zooming into (ACTIVE-O3, GRPO)."""
 
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "preset", "task", "data", "data_root", "model", "output_dir", "steps", "prompts", "group", "lr", "lora", "seed",
+    )  # fmt: skip
+
+    # ---- what is learned, on which data
     model: Place = Place("data/tiny")
     """the start policy, which is also the frozen reference and the task model mllm: a folder or a hub id"""
-    task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """who works on the crops: mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (corrects masks, for --task
-    segment), or oracle (the ground truth in the regions, as far as their views show it: a ceiling of task models)"""
     split: str = "train"
     """which part of the data set to train on"""
-    limit: int = 0
+    limit: Natural = 0
     """use only the first N examples of the split; 0: all"""
     curriculum: Place = Place("")
     """a ranking of these examples from easy to hard, made by python -m activeo3.curriculum"""
@@ -273,13 +250,16 @@ class TrainConfig(Config):
     """which part of the ranked examples to train on, from 1, the easiest, to --stages"""
     stages: int = 1
     """how many parts of equal size the ranking has; 1: no curriculum, all examples"""
-    output_dir: Place = Place("runs/tiny")
-    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued.
-    By default it is named after the presets"""
 
-    steps: int = 160
-    """steps: each samples P x G answers per rank, and updates the policy --epochs times. A larger number continues a
-    run that is over"""
+    # ---- the task model, which works on the crops
+    task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
+    """mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (corrects masks, for --task
+    segment), or oracle (the ground truth in the regions, as far as their views show it: a ceiling of task models)"""
+
+    # ---- steps
+    steps: Positive = 160
+    """steps: each samples P x G answers per rank, and updates the policy --epochs times. A larger number continues a run that
+    is over"""
     prompts: int = 4
     """P: prompts per rank and step"""
     group: int = 8
@@ -287,131 +267,125 @@ class TrainConfig(Config):
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
     scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
-    """how the answers of a group are scored, with the same result: packed (one row with their prompt), cached (a batch
-    behind the prompt's cache), rows (the prompt again for each, which costs most), or auto: packed, and cached for
-    models with a running state, like Qwen3.5, which packed rows would mix up"""
+    """how the answers of a group are scored, with the same result: packed (one row with their prompt), cached (a batch behind
+    the prompt's cache), rows (the prompt again for each, which costs most), or auto: packed, and cached for models with a
+    running state, like Qwen3.5, which packed rows would mix up"""
     recompute: bool = False
-    """keep only the inputs of layers for the backward pass and compute the rest again (activation
-    checkpointing): much less memory for a third more time in the update; the result is the same"""
-    epochs: int = 1
+    """keep only the inputs of layers for the backward pass and compute the rest again (activation checkpointing): much less
+    memory for a third more time in the update; the result is the same"""
+    epochs: Positive = 1
     """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0.01)] = (
+        1.0  # logits are divided by it, and tiny numbers would make them infinite
+    )
     """of the sampled answers; log-probabilities are taken at the same temperature"""
 
-    lr: float = 1.5e-4
+    # ---- the update
+    lr: Annotated[float, Range(0, open=True)] = 1.5e-4
     """learning rate (paper: 1e-6 for the 7B)"""
-    warmup: int = 10
+    warmup: Natural = 10
     """steps of linear warm-up of the learning rate"""
     train_only: str = "self_attn"
-    """train only the parameters whose name matches this regular expression; empty: all (paper). Attention
-    of the text tower is what decides where to look, and with few answers per step the other parameters of
-    the tiny policy follow the noise of the gradient: its answers lost their format"""
-    lora: int = 0
-    """rank of LoRA adapters, which then learn in place of the matrices of the text tower that --train_only
-    names; the reference is the same model without them, so one model is in memory; 0: no adapters (paper)"""
-    weight_decay: float = 0.01
+    """train only the parameters whose name matches this regular expression; empty: all (paper). Attention of the text tower is
+    what decides where to look, and with few answers per step the other parameters of the tiny policy follow the noise of the
+    gradient: its answers lost their format"""
+    lora: Natural = 0
+    """rank of LoRA adapters, which then learn in place of the matrices of the text tower that --train_only names; the
+    reference is the same model without them, so one model is in memory; 0: no adapters (paper)"""
+    weight_decay: Annotated[float, Range(0)] = 0.01
     """of AdamW (paper: 0.01)"""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, Range(0, open=True)] = 1.0
     """largest norm of a gradient"""
-    beta: float = 0.04
+    beta: Annotated[float, Range(0)] = 0.04
     """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
     clip_low: float = 0.2
     """the ratio is clipped from below at 1 - clip_low"""
-    clip_high: float = 0.2
+    clip_high: Annotated[float, Range(0, open=True)] = 0.2
     """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
-    """the policy ratio per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or no ratio
-    and no clip (REINFORCE, RLOO, GPG); with one update per rollout all have the same gradient"""
+    """the policy ratio per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or no ratio and no clip
+    (REINFORCE, RLOO, GPG); with one update per rollout all have the same gradient"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
-    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and
-    spread of all answers of the step (REINFORCE++), the group's mean and the step's spread (the same with
-    baseline), or the group's mean, scaled up for groups without spread (GPG)"""
+    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of all
+    answers of the step (REINFORCE++), the group's mean and the step's spread (the same with baseline), or the group's mean,
+    scaled up for groups without spread (GPG)"""
     divide_by_std: bool = True
     """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
 
+    # ---- the reward
     reward_weights: tuple[str, ...] = ()
     """weights of terms of the task's reward that differ from its defaults, as NAME=NUMBER; 0 is an ablation: format=0 task=2.
     The first lines of a run show all of them; a preset's weights stay unless they are named again"""
-    evidence_gate: bool = True
-    """evidence counts as far as the answer is right; false: also for a wrong answer"""
-    evidence: Literal["union", "per_call"] = "union"
-    """how evidence is counted: every place once, and less for large regions (ours); or per call, as
-    Active-Perception-R1 does, where repeated zooms earn again and calls cost nothing"""
-    mask_truncated: bool = False
-    """episodes that the length limit cut off teach nothing, instead of counting as wrong (Mini-o3)"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
-    """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with
-    IoU >= 0.5 to one (paper B.4 b), or share of regions that are at least 10 % object (paper B.4 a). Of a mask's errors:
-    their share in the regions times the share of the picture that these leave out (ours), or without that (recall: 4.4)"""
-
-    iou_power: Literal[1, 2] = 1
-    """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
-    places: Literal["near", "distance", "inside"] = "near"
-    """counting: a place is worth 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the
-    picture (Perception-R1; any two places are worth 0.6), or 1 if it lies inside the true box"""
+    """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 to one (paper
+    B.4 b), or share of regions that are at least 10 % object (paper B.4 a). Of a mask's errors: their share in the regions
+    times the share of the picture that these leave out (ours), or without that (recall: 4.4)"""
+    mask_truncated: bool = False
+    """truncated answers get reward NaN and are excluded from their group, instead of counting as wrong (Mini-o3)"""
+    evidence: Literal["union", "per_call"] = "union"
+    """zoom_qa: how evidence is counted: every place once, and less for large regions (ours); or per call, as
+    Active-Perception-R1 does, where repeated zooms earn again and calls cost nothing"""
+    evidence_gate: bool = True
+    """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
     perception_reward: Literal["f1", "paper"] = "f1"
-    """counting and detection: f1 (all that is said is paid for), or paper (Perception-R1's terms, of which a box under all
+    """counting and detection: f1 (every box of an answer counts), or paper (Perception-R1's terms, of which a box under all
     names and a few fixed points earn more than honest answers: matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"
     """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
+    iou_power: Literal[1, 2] = 1
+    """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
+    places: Literal["near", "distance", "inside"] = "near"
+    """counting: a point earns 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the picture
+    (Perception-R1; any two points earn 0.6), or 1 if it lies inside the true box"""
 
-    ds_config: Place = Place("ds_config.json")
-    """DeepSpeed's own settings"""
-    save_every: int = 40
+    # ---- what a run keeps
+    output_dir: Place = Place("runs/tiny")
+    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued. By default it is
+    named after the presets"""
+    resume_from: Literal["newest", "earlier"] = "newest"
+    """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged, the
+    newest earlier one that is whole (the damaged ones are renamed)"""
+    save_every: Positive = 40
     """steps between checkpoints"""
-    keep: int = 2
+    keep: Natural = 2
     """how many checkpoints to keep; 0: all"""
     save_on_exit: bool = False
     """when Ctrl-C or SIGTERM asks for the end: finish the step in hand and write a checkpoint first"""
-    samples_every: int = 20
+    samples_every: Natural = 20
     """steps between saved sample pictures; 0: none"""
-    eval_examples: int = 48
+    eval_examples: Natural = 48
     """held-out pictures for the table at the end; 0: no table"""
     eval_split: str = "val"
     """which part of the data set to hold out"""
-    max_skipped: int = 5
+    max_skipped: Positive = 5
     """stop after so many steps in a row that skipped an update, or left out a reward, because it was not finite"""
-    resume_from: Literal["newest", "earlier"] = "newest"
-    """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged,
-    the newest earlier one that is whole (the damaged ones are renamed)"""
+
+    # ---- how it is computed
+    ds_config: Place = Place("ds_config.json")
+    """DeepSpeed's own settings"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._needs_root()
         self._needs_detector(self.task_model)
-        for name, weight in self.given_weights.items():
-            if not abs(weight) <= LARGEST:
-                raise ConfigError(
-                    f"--reward_weights {name}={weight}: it must be a finite number of at most {LARGEST:g}."
-                )
+        self.given_weights  # noqa: B018  raises ConfigError
         if self.group < 2:
             raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
         if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
             raise ConfigError(f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}.")
         if not 1 <= self.stage <= self.stages:
             raise ConfigError(f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}.")
-        for name in ("steps", "epochs", "save_every", "max_skipped"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("limit", "lora", "warmup", "keep", "samples_every", "eval_examples", "beta", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
-        if self.temperature < 0.01:  # logits are divided by it, and the smallest numbers would make them infinite
-            raise ConfigError(f"--temperature is {self.temperature}; it must be at least 0.01.")
-        if not (self.lr > 0 and self.grad_clip > 0):
-            raise ConfigError("--lr and --grad_clip must be above 0.")
         try:
             re.compile(self.train_only)
         except re.error as error:
             raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
         if self.advantage != "group" and not self.divide_by_std:
-            raise ConfigError(
-                f"--divide_by_std false belongs to --advantage group, and --advantage is {self.advantage}."
-            )
-        if not (0 < self.clip_low < 1 and self.clip_high > 0):
-            raise ConfigError("--clip_low must lie between 0 and 1, --clip_high above 0.")
+            here = f"and --advantage is {self.advantage}"
+            raise ConfigError(f"--divide_by_std false belongs to --advantage group, {here}.")
+        if not 0 < self.clip_low < 1:
+            raise ConfigError("--clip_low must lie between 0 and 1.")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -421,7 +395,7 @@ class TrainConfig(Config):
     @property
     def given_weights(self) -> dict[str, float]:
         """What ``--reward_weights`` names; of a term that is named twice the last weight counts. Raises ConfigError."""
-        return dict(_weight(text) for text in self.reward_weights)
+        return numbers("--reward_weights", self.reward_weights)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 1, 2, ...: linear warm-up, then constant."""
@@ -439,43 +413,16 @@ class TrainConfig(Config):
         return isinstance(other, str) and paths.same(getattr(self, name), paths.beside(Path(self.output_dir), other))
 
 
-def _weight(text: str) -> tuple[str, float]:
-    """``("format", 0.5)`` of ``format=0.5``."""
-    name, _, number = text.partition("=")
-    try:
-        return name, float(number)
-    except ValueError:
-        raise ConfigError(
-            f"--reward_weights {text!r}: give NAME=NUMBER, e.g. --reward_weights format=0 task=1."
-        ) from None
-
-
 def _expanded(name: str, value: Any) -> Any:
     """The value of a field of places, each of them expanded."""
-    return (
-        tuple(paths.expanded(text, name) for text in value) if isinstance(value, tuple) else paths.expanded(value, name)
-    )
+    if isinstance(value, tuple):
+        return tuple(paths.expanded(text, name) for text in value)
+    return paths.expanded(value, name)
 
 
 _PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
-
-# What may change when a run is continued: where things lie and how much is kept or shown.
-_FREE = {
-    "preset",
-    "output_dir",
-    "data_root",
-    "save_every",
-    "keep",
-    "save_on_exit",
-    "samples_every",
-    "eval_examples",
-    "eval_split",
-    "ds_config",
-    "max_skipped",
-    "max_image_pixels",
-    "task_batch",
-    "steps",
-    "recompute",
-    "scoring",
-    "resume_from",
-}
+_FREE = set(
+    "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config max_skipped "
+    "max_image_pixels task_batch steps recompute scoring resume_from".split()
+)
+"""What may change when a run is continued: where things lie and how much is kept or shown."""

@@ -4,9 +4,10 @@ What a policy is shown and how it answers is shared with training and stands in 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Annotated, ClassVar, Literal, get_args, get_type_hints
 
-from activeo3.config import MOST_REGIONS, Config, ConfigError, TrainConfig
+from activeo3.cli import Range, check_known
+from activeo3.config import Config, ConfigError, Natural, Regions, Share, TrainConfig
 from activeo3.paths import Place
 
 METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
@@ -20,8 +21,14 @@ TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
 
 @dataclass(frozen=True)
 class EvalConfig(Config):
-    """Evaluate a checkpoint beside every floor and ceiling, in one table."""
+    """Evaluate checkpoints beside every baseline and ceiling, in one table."""
 
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "checkpoint", "benchmark", "preset", "data_root", "split", "limit", "methods", "task_model", "budgets", "image",
+        "find", "question", "output_dir",
+    )  # fmt: skip
+
+    # ---- what is compared, on which data
     checkpoint: tuple[Place, ...] = ()
     """the trained policy: a checkpoint folder of a run, or any model folder; several are rows of one table"""
     start: Place = Place("")
@@ -40,7 +47,7 @@ class EvalConfig(Config):
     """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags).
     auto: lenient for a model that was not trained here, whose folder has no activeo3.json. Tables with a lenient row show
     both readings"""
-    budgets: tuple[int, ...] = ()
+    budgets: tuple[Regions, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for --task
@@ -48,23 +55,25 @@ class EvalConfig(Config):
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
-    absent: float = ABSENT
+    absent: Share = ABSENT
     """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
     invented costs (data_absent.py)"""
     split: str = "test"
     """which part of the data set to evaluate on"""
-    limit: int = 200
+    limit: Natural = 200
     """examples per benchmark; 0: all"""
     output_dir: Place = Place("")
     """where results.json and pictures go; by default eval/ in the checkpoint, or here for a hub id or for
     several checkpoints"""
+    # ---- tables
     columns: tuple[str, ...] = ()
     """columns of the first table beside the method, e.g. AP_s AR_s AP_m AR_m AP_l AR_l (the paper's); by default a few
     that fit the data set. A benchmark shows those of them that it has; results.json has all"""
-    digits: int = 2
+    digits: Annotated[int, Range(0, 10)] = 2
     """decimals in the tables of boxes and one-shot tasks"""
-    resamples: int = 1000
+    resamples: Natural = 1000
     """bootstrap resamples of the 95 % intervals"""
+    # ---- a picture of your own
     image: Place = Place("")
     """a picture of your own: draw regions, and what comes of --find or --question, instead of a table"""
     find: str = ""
@@ -84,28 +93,17 @@ class EvalConfig(Config):
         self._check_picture()
         if self.image and len(self.checkpoint) > 1:
             raise ConfigError("--image shows what one policy does; name one --checkpoint.")
-        if not all(1 <= budget <= MOST_REGIONS for budget in self.budgets):
-            shown = " ".join(map(str, self.budgets))
-            raise ConfigError(f"--budgets {shown}: a policy may propose 1 to {MOST_REGIONS} regions.")
         if not self.image and not self.benchmark:
             self._needs_root()
         for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
             wanted = getattr(self, flag)
-            unknown = " ".join(name for name in wanted if name not in known)
-            if unknown:
-                raise ConfigError(f"--{flag} {unknown} not known; there are: {', '.join(known)}.")
+            check_known(flag, wanted, known)
             if not wanted and flag != "mode":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._needs_detector(*self.task_model)
         if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):
             what = "--image" if self.image else f"--task {self.task}"
             raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
-        if self.limit < 0:
-            raise ConfigError(f"--limit is {self.limit}; it cannot be negative (0: all).")
-        if not 0 <= self.digits <= 10:
-            raise ConfigError(f"--digits is {self.digits}; tables have 0 to 10 decimals.")
-        if self.resamples < 0:
-            raise ConfigError(f"--resamples is {self.resamples}; it cannot be negative (0: no intervals).")
 
     def _check_picture(self) -> None:
         """Raise ConfigError if the flags about a picture of the user's do not go together."""

@@ -36,6 +36,7 @@ from activeo3 import (
     task_zoom_qa,
 )
 from activeo3.answer_parsing import read_boxes
+from activeo3.cli import check_known
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_io import Dataset
 from activeo3.eval_config import EvalConfig
@@ -162,9 +163,8 @@ def posed(dataset: Dataset, task: Task) -> Dataset:
 def task_of(config: TrainConfig | EvalConfig) -> Task:
     """The task of a run or an evaluation. Raises ConfigError if there is none of that name, or if it has no
     use for a flag."""
-    task = TASKS.get(config.task)
-    if task is None:
-        raise ConfigError(f"--task {config.task} is not known; there are: {', '.join(TASKS)}.")
+    check_known("task", [config.task], TASKS)
+    task = TASKS[config.task]
     trains = isinstance(config, TrainConfig)
     task_models = (config.task_model,) if trains else config.task_model
     if trains and not task.zooms and config.task_model != "mllm":

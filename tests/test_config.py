@@ -1,15 +1,20 @@
 """config.py: every number has a doc and one owner, and what cannot be used is said in one sentence."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from activeo3 import engine
-from activeo3.cli import field_docs
-from activeo3.config import _FREE, PRESETS, ConfigError, TrainConfig
+from activeo3 import engine, tasks
+from activeo3.cli import fields_of
+from activeo3.config import _FREE, PRESETS, TASKS, ConfigError, TrainConfig
 from activeo3.engine import Distributed, ds_config
 from activeo3.eval_config import METHODS, EvalConfig
 from activeo3.rewards import SENSING_TERMS
@@ -37,24 +42,35 @@ def complaint(cls: type, argv: list[str]) -> str:
 
 @BOTH
 def test_every_field_says_what_it_is(cls: type) -> None:
-    docs = field_docs(cls)
-    assert list(docs) == names(cls)
-    assert all(len(text) > 10 and "\n" not in text for text in docs.values())
+    fields = fields_of(cls)
+    assert list(fields) == names(cls)
+    assert all(len(field.doc) > 10 and "\n" not in field.doc and field.group for field in fields.values())
+
+
+def help_of(cls: type, *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stdout(io.StringIO()) as shown:
+        cls.from_args([*argv])
+    assert caught.value.code == 0
+    return shown.getvalue()
 
 
 @BOTH
-def test_help_shows_every_field_with_its_text_and_default(cls: type, capsys, monkeypatch) -> None:
+def test_help_all_shows_every_field_with_its_choices_text_and_default(cls: type, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100000")  # no line breaks inside a text
-    with pytest.raises(SystemExit) as caught:
-        cls.from_args(["--help"])
-    shown = capsys.readouterr().out
-    assert caught.value.code == 0
-    for field in dataclasses.fields(cls):
+    shown = help_of(cls, "--help", "all")
+    for field in fields_of(cls).values():
         default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        assert f"--{field.name} " in shown
-        assert f"{field_docs(cls)[field.name]} [{default}]" in shown
-    assert "local_rank" not in shown
+        assert f"--{field.name} " in shown and f"{field.doc} [{default}]" in shown and f"{field.group}:" in shown
+        assert "{" + ",".join(map(str, field.choices)) + "}" in shown or not field.choices
+    assert "local_rank" not in shown and "presets: tiny, paper" in shown
     assert "90 %" in shown or "95 %" in shown  # a percent sign is a character here, no format
+
+
+@BOTH
+def test_help_shows_the_flags_of_every_day(cls: type) -> None:
+    shown = help_of(cls, "--help")
+    assert {flag for flag in names(cls) if f"\n  --{flag} " in shown} == set(cls.EVERYDAY)
+    assert 10 <= len(cls.EVERYDAY) <= 13 and "--help all prints all flags." in shown
 
 
 # ---------------------------------------------------------------------- reading flags
@@ -101,11 +117,54 @@ def test_the_launcher_may_add_its_own_flag() -> None:
     assert TrainConfig.from_args(["--local_rank=3"]) == TrainConfig()
 
 
-@pytest.mark.parametrize("argv", [["--gruop", "4"], ["--out", "x"], ["stray"], ["--group"]])
-def test_an_unknown_flag_is_named(argv: list[str], capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        TrainConfig.from_args(argv)
-    assert caught.value.code == 2 and argv[0] in capsys.readouterr().err
+def test_a_bare_boolean_means_true() -> None:
+    config = TrainConfig.from_args(["--recompute", "--save_on_exit", "--steps", "3"])
+    assert config.recompute and config.save_on_exit and config.steps == 3
+    assert not TrainConfig.from_args(["--recompute", "false"]).recompute
+
+
+STRANGE = [
+    # command line, its sentence's beginning, the nearest known name
+    ("--stepz 3", "--stepz is no flag", "--steps"),
+    ("--gruop 4", "--gruop is no flag", "--group"),
+    ("--out x", "--out is no flag", ""),
+    ("--stepz=3", "--stepz is no flag", "--steps"),
+    ("stray", "stray is no flag", ""),
+    ("--group", "--group: expected one argument", ""),
+    ("--preset papr", "--preset papr is not known", "paper"),
+    ("--task zoomqa", "--task zoomqa is not known", "zoom_qa"),
+    ("--crop_shape aspct", "--crop_shape is 'aspct'", "aspect"),
+]
+
+
+@pytest.mark.parametrize("argv, begins, near", STRANGE, ids=[argv for argv, *_ in STRANGE])
+def test_an_unknown_name_gets_the_nearest_known_one(argv: str, begins: str, near: str) -> None:
+    sentence = complaint(TrainConfig, argv.split())
+    assert sentence.startswith(begins)
+    assert f"did you mean {near}?" in sentence if near else "did you mean" not in sentence
+
+
+def test_task_names_are_those_of_the_tasks() -> None:
+    assert set(TASKS) == set(tasks.TASKS)
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize("argv, near", [("--stepz 3", "--steps?"), ("--data coco_dat", "coco_det?")])
+def test_a_wrong_flag_is_answered_before_torch_is_imported(script: str, argv: str, near: str) -> None:
+    words = [*argv.split(), *(CHECKPOINT if script == "evaluate.py" else [])]
+    near = near if script == "train.py" or "data" in argv else ""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", script, *words, "--data_root", "d"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = [line for line in run.stderr.splitlines() if not line.startswith("import time:")]
+    assert run.returncode == 1 and len(lines) == 1 and lines[0].startswith("activeo3: --") and near in lines[0]
+    assert "| torch\n" not in run.stderr.replace(" ", "").replace("|", "| ") and run.stdout == ""
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 # ---------------------------------------------------------------------- presets
