@@ -5,7 +5,7 @@ Everything that can be wrong with the file is found here, with file and id, befo
 that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_ids.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from activeo3.data_ids import Id, id_of, numbered, originals
 from activeo3.data_io import DataError, LeftOut, inside, is_number, needed, read_json, shortened
 from activeo3.geometry import area
+from activeo3.types import SourceImage, WholeImage
 
 
 class Picture(NamedTuple):
@@ -44,19 +45,6 @@ class Question:
     crowd: np.ndarray
 
 
-class Whole(NamedTuple):
-    """A question about a whole picture, of which each tile asks a part.
-
-    ``boxes_px`` (N, 4), ``areas`` and ``crowd`` (N,) are in the whole picture's frame; ``tiles`` says in how many tiles
-    the question is asked.
-    """
-
-    boxes_px: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    tiles: int
-
-
 class Index(NamedTuple):
     """Checked annotations: pictures by id, questions in order, what was left out.
 
@@ -73,7 +61,7 @@ class Index(NamedTuple):
     paths: tuple[Path, ...]
     frequency: Mapping[int, str] = {}
     names: Mapping[int, str] = {}
-    wholes: Mapping[tuple[int, int], Whole] = {}
+    wholes: Mapping[tuple[int, int], WholeImage] = {}
     image_ids: Mapping[int, Id] = {}
     category_ids: Mapping[int, Id] = {}
 
@@ -82,17 +70,18 @@ class Index(NamedTuple):
         """Whether the file names the categories that its pictures were checked for, as LVIS does."""
         return any(picture.partly or picture.absent for picture in self.pictures.values())
 
-    def own_ids(self, image_id: int, category_id: int | None = None) -> dict[str, Id]:
-        """The file's ids of a picture and a category, as fields of an example: those that differ from the numbers.
+    def source(self, image_id: int, category_id: int | None = None) -> SourceImage:
+        """Where a picture is from, with the file's ids of it and of a category where they differ from the numbers.
 
-        A tile is no picture of the file and has its number alone.
+        A tile is no picture of the file: it has its number alone.
         """
-        found = {}
-        if image_id in self.image_ids and not self.pictures[image_id].window:
-            found["file_image_id"] = self.image_ids[image_id]
-        if category_id in self.category_ids:
-            found["file_category_id"] = self.category_ids[category_id]
-        return found
+        picture = self.pictures[image_id]
+        own = SourceImage(picture.path.name, category_id=self.category_ids.get(category_id))
+        if not picture.window:
+            return replace(own, image_id=self.image_ids.get(image_id))
+        whole_id = self.image_ids.get(picture.source_id, picture.source_id)
+        whole = self.wholes.get((picture.source_id, category_id))
+        return replace(own, window_px=picture.window, whole_id=whole_id, whole=whole)
 
 
 def read_coco(

@@ -14,7 +14,7 @@ from activeo3.data_annotations import Index, Question, read_coco
 from activeo3.data_io import Source, read_picture, within
 from activeo3.data_layouts import PICTURES, files_of, folder_of
 from activeo3.metric_rules import COCO, LVIS, MetricRules
-from activeo3.types import Example
+from activeo3.types import Count, Example, Objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,8 @@ class BoxDataset(_Indexed):
     """Questions that are answered with boxes, ordered by (image id, category id).
 
     An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
-    ``category_id``, or the fields ``file_image_id`` and ``file_category_id`` where the file's ids are no numbers of 64 bits.
-    Its other fields: ``file_name``; ``areas`` (N,) in square pixels; ``exhaustive``, False if more instances may be in the
-    picture than have boxes, and the category's ``frequency`` (both LVIS); ``count`` 0 where there is nothing (data_absent.py);
-    for a tile ``window_px``, ``source_id``, the picture it is from, and ``whole``, the question about all of it, if that is
-    known (eval_tiles.py); and how the set is scored, ``rules``.
+    ``category_id``, or those of its ``source`` where the file's ids are no numbers of 64 bits. ``count`` is 0 where there
+    is nothing (data_absent.py).
     """
 
     def __len__(self) -> int:
@@ -54,26 +51,13 @@ class BoxDataset(_Indexed):
         """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
         question = self.index.questions[within(index, len(self))]
         picture = self.index.pictures[question.image_id]
-        own = self.index.own_ids(question.image_id, question.category_id)
-        example_id = f"{own.get('file_image_id', question.image_id)}:{question.query}"
+        source = self.index.source(question.image_id, question.category_id)
+        example_id = f"{question.image_id if source.image_id is None else source.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
-        fields = own | {"file_name": picture.path.name, "areas": question.areas, "rules": self.rules}
-        fields |= {"exhaustive": question.category_id not in picture.partly}
-        if not len(question.boxes_px):
-            fields["count"] = 0
-        if question.category_id in self.index.frequency:
-            fields["frequency"] = self.index.frequency[question.category_id]
         if picture.window:
             left, top, right, bottom = picture.window
-            if picture.size != (
-                right - left,
-                bottom - top,
-            ):  # the file of a tile that was cut beforehand is as large as its window
+            if picture.size != (right - left, bottom - top):  # a tile that was cut beforehand is as large as its window
                 image = image.crop(picture.window)
-            source_id = self.index.image_ids.get(picture.source_id, picture.source_id)
-            fields |= {"window_px": picture.window, "source_id": source_id}
-            whole = self.index.wholes.get((picture.source_id, question.category_id))
-            fields |= {"whole": whole} if whole else {}
         return Example(
             id=example_id,
             image=image,
@@ -82,7 +66,12 @@ class BoxDataset(_Indexed):
             image_id=question.image_id,
             category_id=question.category_id,
             crowd=question.crowd,
-            fields=fields,
+            areas=question.areas,
+            rules=self.rules,
+            exhaustive=question.category_id not in picture.partly,
+            frequency=self.index.frequency.get(question.category_id, ""),
+            count=None if len(question.boxes_px) else Count(0),
+            source=source,
         )
 
 
@@ -90,10 +79,7 @@ class BoxDataset(_Indexed):
 class PictureDataset(_Indexed):
     """Every picture as one question: where is everything, and what is it?
 
-    A picture without boxes is a question as well, whose answer is an empty list. The example's fields:
-    ``labels``, the name of every box; ``categories``, all names of the file; ``areas`` (N,) in square pixels;
-    ``rules``. Of a federated file also the names of ``checked`` categories, the only ones that can be missed or
-    invented, and of those with boxes for a part of their instances, ``partly``.
+    A picture without boxes is a question as well, whose answer is an empty list. The example's ``objects`` are its boxes.
     """
 
     def _names(self, categories: Collection[int]) -> frozenset[str]:
@@ -119,25 +105,29 @@ class PictureDataset(_Indexed):
         """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
         number = self.numbers[within(index, len(self))]
         picture, parts = self.index.pictures[number], self.boxes.get(number, ())
-        own = self.index.own_ids(number)
-        example_id = str(own.get("file_image_id", number))
-        fields = own | {
-            "labels": tuple(part.query for part in parts for _ in part.boxes_px),
-            "categories": tuple(self.index.names.values()),
-            "areas": np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
-            "rules": self.rules,
-        }
-        if self.rules.federated:
-            there = {part.category_id for part in parts}
-            fields |= {"checked": self._names(there | picture.absent), "partly": self._names(picture.partly)}
+        source = self.index.source(number)
+        example_id = str(number if source.image_id is None else source.image_id)
+        there = {part.category_id for part in parts} | picture.absent
+        objects = Objects(
+            np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
+            tuple(part.query for part in parts for _ in part.boxes_px),
+            tuple(self.index.names.values()),
+            np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
+            np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
+            self._names(there) if self.rules.federated else None,
+            self._names(picture.partly),
+        )
         return Example(
             id=example_id,
             image=read_picture(picture.path, picture.size, example_id),
             query="everything",
-            boxes_px=np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
+            boxes_px=objects.boxes_px,
             image_id=number,
-            crowd=np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
-            fields=fields,
+            crowd=objects.crowd,
+            areas=objects.areas,
+            rules=self.rules,
+            objects=objects,
+            source=source,
         )
 
 

@@ -4,11 +4,8 @@ Where an answer stands is not annotated. The words of the page are, by Microsoft
 task: the evidence is the words that spell an answer. Two layouts are read, the first that is there, json files
 with pictures and OCR beside them, or the hub's parquet with the pictures inside. The OCR folder counts for both.
 
-An example's fields are those of data_vqa.py and
-
-    aliases           tuple of the other right answers
-    kind              "anls": how right an answer is goes by its likeness (evidence.py)
-    target_boxes_px   (E, 4), and ``boxes_px`` as well: the evidence; none where no word spells an answer
+An answer is scored by its likeness (kind "anls", evidence.py). An example's ``boxes_px`` are the evidence; there are none
+where no word spells an answer.
 
 Readings of what the task leaves open:
   1. An answer is looked for exactly, up to case, white space and the punctuation around it, over neighbouring
@@ -20,7 +17,7 @@ Readings of what the task leaves open:
 """
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -32,7 +29,7 @@ from activeo3.data_layouts import files_of, folder_of
 from activeo3.data_tables import ParquetTable, Place, parquet_rows, picture_at
 from activeo3.geometry import as_boxes, clipped
 from activeo3.text_metrics import edit_distance
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 
 SPLITS = {"train": "train", "val": "val", "test": "val", "dev": "val"}
 ALIKE = 0.75
@@ -67,13 +64,13 @@ class PageWords(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A question: its id and fields, the picture, and the page's OCR, a file or the words themselves."""
+    """A question: its id, the picture, and the page's OCR, a file or the words themselves."""
 
     id: str
     picture: Place
     image_id: int
     ocr: Path | PageWords
-    fields: dict[str, Any]
+    vqa: VQA
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +90,10 @@ class DocvqaDataset:
         """Raises DataError if the picture or the OCR of its page cannot be used."""
         asked = self.questions[within(index, len(self))]
         image = picture_at(asked.picture, asked.id)
-        boxes = as_boxes([])
         words = _words(asked, image.size)
-        if words:
-            boxes = padded(spelled(words, (asked.fields["answer"], *asked.fields["aliases"])), image.size)
-        fields = asked.fields | {"target_boxes_px": boxes}
-        return Example(asked.id, image, fields["question"], boxes, image_id=asked.image_id, fields=fields)
+        boxes = padded(spelled(words, asked.vqa.answers), image.size) if words else as_boxes([])
+        vqa = replace(asked.vqa, evidence_px=boxes)
+        return Example(asked.id, image, vqa.question, boxes, image_id=asked.image_id, vqa=vqa)
 
 
 def open_docvqa(source: Source) -> DocvqaDataset:
@@ -137,10 +132,10 @@ def _from_json(path: Path, pictures: Path, ocr: Path) -> tuple[tuple[Asked, ...]
         with left_out:
             what = f"question {row.get('questionId', number) if isinstance(row, dict) else number}"
             name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
-            fields = _fields(path, what, row)
+            vqa = _question(path, what, row)
             page = numbers.setdefault(name, len(numbers) + 1)
             example_id = f"docvqa:{row.get('questionId', number)}"
-            found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", fields))
+            found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", vqa))
     if not found:
         raise left_out.nothing(f"{path}: the file has no question")
     return tuple(found), tuple(left_out)
@@ -158,17 +153,15 @@ def _from_parquet(paths: Sequence[Path], ocr: Path) -> tuple[tuple[Asked, ...], 
             with left_out:
                 what = f"question {row['questionId']}"
                 page = inside(path, what, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}")
-                fields = _fields(path, what, row)
+                vqa = _question(path, what, row)
                 image_id = numbers.setdefault(page, len(numbers) + 1)
-                found.append(
-                    Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", fields)
-                )
+                found.append(Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", vqa))
     if not found:
         raise left_out.nothing(f"{paths[0].parent}: the files have no question")
     return tuple(found), tuple(left_out)
 
 
-def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _question(path: Path, what: str, row: Mapping[str, Any]) -> VQA:
     question, answers = needed(path, what, row, "question"), needed(path, what, row, "answers")
     answers = (
         [str(answer) for answer in answers or [] if str(answer).strip()] if isinstance(answers, list | None) else []
@@ -176,8 +169,8 @@ def _fields(path: Path, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
     if not answers:
         raise DataError(f"{path}: {what} has no answer, and nothing to compare with; use the split val or train")
     kinds = row.get("question_types")
-    return {"question": str(question), "options": (), "answer": answers[0], "aliases": tuple(answers[1:]), "kind": "anls",
-            "category": ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""}  # fmt: skip
+    category = ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""
+    return VQA(str(question), tuple(answers), "anls", category=category)
 
 
 def _words(asked: Asked, size: tuple[int, int]) -> list[Word]:

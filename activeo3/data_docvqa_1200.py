@@ -26,6 +26,7 @@ from activeo3.data_docvqa import Asked, DocvqaDataset, PageWords, Word
 from activeo3.data_io import DataError, LeftOut, Source, is_number, needed
 from activeo3.data_layouts import files_of
 from activeo3.data_tables import ParquetTable, parquet_rows
+from activeo3.types import VQA
 
 NAME = "docvqa_1200"
 SPLITS = {"train": "train", "test": "test", "val": "test", "dev": "test"}
@@ -69,17 +70,9 @@ def _asked(table: ParquetTable, number: int, row: Mapping[str, Any], image_id: i
     answers = list(dict.fromkeys(str(answer).strip() for answer in answers if answer and str(answer).strip()))
     if not question or not answers:
         raise DataError(f"{table.path}: {what} has no question in English or no answer, download the file again")
-    fields = {
-        "question": question,
-        "options": (),
-        "answer": answers[0],
-        "aliases": tuple(answers[1:]),
-        "kind": "exact",
-        "category": "",
-    }
     words, boxes = (row[name] if isinstance(row[name], list) else [] for name in ("words", "bounding_boxes"))
     page = _page(table.path, what, words, boxes)
-    return Asked(f"{NAME}:{row['id']}", (table, number), image_id, page, fields)
+    return Asked(f"{NAME}:{row['id']}", (table, number), image_id, page, VQA(question, tuple(answers)))
 
 
 def _page(path: Path, what: str, words: Sequence[Any], boxes: Sequence[Any]) -> PageWords:

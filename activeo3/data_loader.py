@@ -27,7 +27,7 @@ class TrainingOrder:
     every epoch is a new permutation of the data set; rank r has the r-th part of them. Two ranks
     with P prompts each therefore see what one rank with 2P sees.
 
-    >>> stream = Stream("abcdef", prompts=2, seed=0, rank=0, world=1)
+    >>> stream = TrainingOrder("abcdef", prompts=2, seed=0, rank=0, world=1)
     >>> sorted(stream.at(0) + stream.at(1) + stream.at(2))
     ['a', 'b', 'c', 'd', 'e', 'f']
     """
@@ -88,7 +88,7 @@ class PrefetchLoader:
     It gives what the stream gives, since that depends on the step alone. An error in reading is raised when its own
     step is asked for, and nothing is read from step ``end`` on.
 
-    >>> ahead = Ahead(Stream("abcdef", prompts=2, seed=0, rank=0, world=1), end=2)
+    >>> ahead = PrefetchLoader(TrainingOrder("abcdef", prompts=2, seed=0, rank=0, world=1), end=2)
     >>> [ahead.at(step) == ahead.stream.at(step) for step in range(3)]
     [True, True, True]
     """
@@ -187,11 +187,11 @@ class Light(Derived):
     def __getitem__(self, index: int) -> Example:
         index = within(index, len(self))
         example = self.dataset[index]
-        return replace(example, image=_NO_PICTURE, fields=example.fields | {"place": index})
+        return replace(example, image=_NO_PICTURE, place=index)
 
     def whole(self, example: Example) -> Example:
         """The example with its picture."""
-        return self.dataset[example.fields["place"]]
+        return self.dataset[example.place]
 
 
 @lru_cache(maxsize=4)  # replacements look ahead, so two epochs are in use at a border

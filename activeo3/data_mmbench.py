@@ -11,12 +11,8 @@ million, two millions, and so on. Copies share a picture: VLMEvalKit's files hav
 rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any order, and copies may be missing. Here the
 rows of a question follow each other, so that ``--limit`` takes whole questions.
 
-An example's fields are those of data_vqa.py and
-
-    l2_category  the ability that the category belongs to, one of six
-    rotations    how many rows the file has of this question; 0 if the one without rotation is not among them
-    columns      test files: all columns of the row but the picture, for the file that is submitted (eval_submission.py);
-                 such an example has no ``answer``
+A question of a test file has no answer but all ``columns`` of its row but the picture, for the file that is submitted
+(eval_submission.py).
 
 Deviation from VLMEvalKit, which reads the files with pandas: an option "None" or "NA" is an option here, and an empty
 cell there.
@@ -26,10 +22,11 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from activeo3.data_io import Source, missing, shortened
 from activeo3.data_vqa import ONE_SPLIT, Asked, TableDataset, lettered, open_files
+from activeo3.types import VQA
 
 COPY = 1_000_000
 """What separates the index of a question and of its copies."""
@@ -75,14 +72,13 @@ def opener(name: str) -> Callable[[Source], TableDataset]:
 
 def _open(name: str, source: Source) -> TableDataset:
     source.one_of(name, ONE_SPLIT)
-    dataset = open_files(name, _files(name, source.folder(name, ".")), _fields)
-    known = [asked for asked in dataset.questions if "answer" in asked.fields]
-    unknown = [asked for asked in dataset.questions if "answer" not in asked.fields]
+    dataset = open_files(name, _files(name, source.folder(name, ".")), _question)
+    known = [asked for asked in dataset.questions if asked.vqa.answers]
+    unknown = [asked for asked in dataset.questions if not asked.vqa.answers]
     if known and unknown:  # a row of a dev file without its answer; a test file has none at all
         sentences = [f"{asked.table.path}: row {asked.row} has no answer, download the file again" for asked in unknown]
         dataset = replace(dataset, questions=tuple(known), dropped=(*dataset.dropped, *sentences))
-    _count_rotations(dataset)
-    return replace(dataset, questions=_side_by_side(dataset.questions))
+    return replace(dataset, questions=_side_by_side(_with_rotations(dataset.questions)))
 
 
 def _files(name: str, root: Path) -> list[Path]:
@@ -102,36 +98,35 @@ def _files(name: str, root: Path) -> list[Path]:
     return paths
 
 
-def _fields(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a row. Raises ValueError or KeyError if it is no question with lettered options."""
+def _question(row: Mapping[str, str]) -> VQA:
+    """The question of a row. Raises ValueError or KeyError if it is no question with lettered options."""
     # The hub's tables were written by pandas: what is empty is the text "nan".
     row = {column: "" if text == "nan" else text for column, text in row.items()}
     if not row["index"].isdigit():
         raise ValueError(f"has the index {shortened(row['index'])}, no whole number")
     group = row.get("g_index") or str(int(row["index"]) % COPY)
     ability = row.get("l2-category") or row.get("L2-category", "")
-    fields = lettered(row) | {"hint": row.get("hint", ""), "group": group, "l2_category": ability}
-    return fields if "answer" in fields else fields | {"columns": row}
+    vqa = replace(lettered(row), hint=row.get("hint", ""), group=group, ability=ability)
+    return vqa if vqa.answers else replace(vqa, columns=row)
 
 
 def _side_by_side(questions: Sequence[Asked]) -> tuple[Asked, ...]:
     """Rows with those of one question together, the first one first; questions as they come in the file."""
     places: dict[str, int] = {}
     for asked in questions:
-        places.setdefault(asked.fields["group"], len(places))
+        places.setdefault(asked.vqa.group, len(places))
     return tuple(
-        sorted(questions, key=lambda asked: (places[asked.fields["group"]], int(asked.table.rows[asked.row]["index"])))
+        sorted(questions, key=lambda asked: (places[asked.vqa.group], int(asked.table.rows[asked.row]["index"])))
     )
 
 
-def _count_rotations(dataset: TableDataset) -> None:
-    """Gives every question the field ``rotations``."""
-    of_group = Counter(asked.fields["group"] for asked in dataset.questions)
-    unturned = {
-        asked.fields["group"]
-        for asked in dataset.questions
-        if asked.fields["group"] == asked.table.rows[asked.row]["index"]
-    }
-    for asked in dataset.questions:
-        group = asked.fields["group"]
-        asked.fields["rotations"] = of_group[group] if group in unturned else 0
+def _with_rotations(questions: Sequence[Asked]) -> list[Asked]:
+    """The questions with ``rotations``."""
+    of_group = Counter(asked.vqa.group for asked in questions)
+    unturned = {asked.vqa.group for asked in questions if asked.vqa.group == asked.table.rows[asked.row]["index"]}
+    return [
+        asked._replace(
+            vqa=replace(asked.vqa, rotations=of_group[asked.vqa.group] if asked.vqa.group in unturned else 0)
+        )
+        for asked in questions
+    ]

@@ -4,18 +4,16 @@ The authors' archive has a folder per category, either with pictures and texts s
 ``questions_answers_YN/``. The text of ``0001.jpg`` is ``0001.txt``: a question, a tab and the answer in each line. The
 hub's table and VLMEvalKit's file hold the same in one table, with the pictures inside.
 
-An example's fields are those of data_vqa.py; ``group`` is the category and the name of the picture.
+The ``group`` of a question is the category and the name of the picture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
-
-import numpy as np
+from typing import Mapping, NamedTuple
 
 from activeo3.data_io import DataError, Dataset, LeftOut, Source, missing, read_picture, read_text, within
 from activeo3.data_vqa import ONE_SPLIT, in_words, open_files
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -29,11 +27,11 @@ ARCHIVES = (
 
 
 class Asked(NamedTuple):
-    """A line of a text file: the picture it is about, which number that has, the example's fields."""
+    """A line of a text file: the picture it is about, which number that has, the question."""
 
     picture: Path
     image_id: int
-    fields: dict[str, Any]
+    vqa: VQA
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +53,10 @@ class MmeFolders:
     def __getitem__(self, index: int) -> Example:
         """Raises DataError if the picture is missing or cannot be read."""
         index = within(index, len(self))
-        picture, image_id, fields = self.questions[index]
+        picture, image_id, vqa = self.questions[index]
         example_id = f"mme:{index}"
         image = read_picture(picture, None, example_id)
-        return Example(example_id, image, fields["question"], np.zeros((0, 4)), image_id=image_id, fields=fields)
+        return Example(example_id, image, vqa.question, image_id=image_id, vqa=vqa)
 
 
 def open_mme(source: Source) -> Dataset:
@@ -77,12 +75,12 @@ def open_mme(source: Source) -> Dataset:
     raise missing(root, [*TABLES, *(f"{archive}/{PERCEPTION[0]}" for archive in ARCHIVES)])
 
 
-def _of_a_table(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a row of the hub's table, or of VLMEvalKit's file, which calls the picture's name ``image_path``."""
+def _of_a_table(row: Mapping[str, str]) -> VQA:
+    """The question in a row of the hub's table, or of VLMEvalKit's file, which calls the picture's name ``image_path``."""
     name = row["question_id"] if "question_id" in row or "image_path" not in row else row["image_path"]
-    fields = in_words(row)
-    category = f"{fields['category']}/"
-    return fields | {"group": name if name.startswith(category) else category + name}
+    vqa = in_words(row)
+    category = f"{vqa.category}/"
+    return replace(vqa, group=name if name.startswith(category) else category + name)
 
 
 def _open_folders(folders: list[Path]) -> MmeFolders:
@@ -99,9 +97,9 @@ def _open_folders(folders: list[Path]) -> MmeFolders:
                 (one for one in sorted(pictures.glob(f"{path.stem}.*")) if one.suffix != ".txt"),
                 pictures / f"{path.stem}.jpg",
             )
-            about = {"options": (), "category": folder.name, "group": f"{folder.name}/{picture.name}"}
-            asked = [about | {"question": question, "answer": answer} for question, answer in _lines(path, left_out)]
-            found += [Asked(picture, number, fields) for fields in asked]
+            about = {"category": folder.name, "group": f"{folder.name}/{picture.name}"}
+            asked = [VQA(question, (answer,), **about) for question, answer in _lines(path, left_out)]
+            found += [Asked(picture, number, vqa) for vqa in asked]
     if not found:
         raise left_out.nothing(f"{folders[0]}: there is no text file with questions")
     return MmeFolders(tuple(found), tuple(left_out))

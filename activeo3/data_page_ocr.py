@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
-import numpy as np
-
 from activeo3.data_io import DataError, LeftOut, Source, inside, needed, read_json, read_picture, shortened, within
 from activeo3.data_layouts import files_of, folder_of
 from activeo3.data_vqa import ONE_SPLIT
@@ -50,7 +48,7 @@ class PageDataset:
         page = self.pages[index]
         example_id = f"{self.name}:{page.picture.stem}"
         image = read_picture(page.picture, None, example_id)
-        return Example(example_id, image, "page", np.zeros((0, 4)), image_id=index + 1, fields={"text": page.text})
+        return Example(example_id, image, "page", image_id=index + 1, text=page.text)
 
 
 def open_pageocr(source: Source) -> PageDataset:

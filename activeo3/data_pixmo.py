@@ -36,7 +36,7 @@ from activeo3.data_io import (
 )  # fmt: skip
 from activeo3.data_layouts import files_of
 from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
-from activeo3.types import Example
+from activeo3.types import Count, Example
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 COLUMNS = ("image_sha256", "count", "points", "label")
@@ -74,8 +74,8 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PixmoDataset:
-    """Rows in the order of the files. ``query`` is the label; the fields are ``count`` and, for the training
-    split, ``points_px`` (N, 2). The sets to evaluate on have no points."""
+    """Rows in the order of the files. ``query`` is the label. The points of the training split are the places of the
+    ``count``; the sets to evaluate on have none."""
 
     split: str
     root: Path
@@ -128,16 +128,14 @@ class PixmoDataset:
         index = within(index, len(self))
         asked = self.questions[index]
         example_id = f"{self.name}:{self.split}:{index}"
-        fields: dict[str, Any] = {"count": asked.count}
-        if asked.points_px:
-            fields["points_px"] = np.array(asked.points_px)
+        places = np.tile(np.array(asked.points_px, dtype=np.float64), 2) if asked.points_px else None
         if asked.stored is None:
             image = _checked_picture(self._files[asked.sha256], asked, example_id)
         else:
             image = picture_at(asked.stored, example_id)
             _refuse_outside(asked, image.size, example_id)
         return Example(
-            example_id, image, asked.label, np.zeros((0, 4)), image_id=self._numbers[asked.sha256], fields=fields
+            example_id, image, asked.label, image_id=self._numbers[asked.sha256], count=Count(asked.count, places)
         )
 
 

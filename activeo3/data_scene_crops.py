@@ -6,9 +6,9 @@ plate, are as large as in a crop. There are two data sets of these: ``close_ups`
 window of the world's picture i, in its own pixels, and follows from both numbers alone.
 
 >>> example = close_up("test", 3)
->>> example.query, example.fields["count"], example.fields["referred"]["text"], example.image.size
+>>> example.query, example.count.number, example.phrase.text, example.image.size
 ('purple square', 2, 'purple ring', (332, 332))
->>> plate("test", 3).fields["text"]
+>>> plate("test", 3).text
 '59'
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import data_scenes, geometry
-from activeo3.types import Example
+from activeo3.types import VQA, Count, Example, Objects
 
 THING_SIDES = (200, 400)  # px at a shorter side of 896: of a window with a handful of things
 PLATE_SIDES = (110, 230)  # and of one whose plate can be read in a view of 128
@@ -69,7 +69,7 @@ def within(scene: data_scenes.Scene, window: Window) -> data_scenes.Scene:
 
 
 def close_up(split: str, index: int) -> Example:
-    """A question about the things of a close-up: ``fields`` has ``count``, ``referred`` and ``things`` of scenes.example.
+    """A question about the things of a close-up, with count, phrase and objects.
 
     Boxes of things that the border cuts end there.
     """
@@ -77,17 +77,8 @@ def close_up(split: str, index: int) -> Example:
     window = things_window(whole, whole.targets, rng)
     picture = within(whole, window)
     boxes = lambda things: geometry.clipped(geometry.as_boxes([t.box_px for t in things]), picture.size)  # noqa: E731
-    referred = data_scenes.referred(picture, rng)
-    fields = {
-        "count": len(picture.targets),
-        "referred": referred
-        | {"box_px": tuple(geometry.clipped(geometry.as_boxes([referred["box_px"]]), picture.size)[0])},
-        "things": {
-            "labels": tuple(thing.name for thing in picture.things),
-            "boxes_px": boxes(picture.things),
-            "categories": data_scenes.KINDS,
-        },
-    }
+    phrase = data_scenes.referred(picture, rng)
+    phrase = phrase._replace(box_px=tuple(geometry.clipped(geometry.as_boxes([phrase.box_px]), picture.size)[0]))
     query = f"{picture.colour} {picture.shape}"
     return Example(
         id=f"close_ups-{split}-{index:06d}",
@@ -96,24 +87,26 @@ def close_up(split: str, index: int) -> Example:
         boxes_px=boxes(picture.targets),
         image_id=index + 1,
         category_id=1 + data_scenes.KINDS.index(query),
-        fields=fields,
+        objects=Objects(boxes(picture.things), tuple(thing.name for thing in picture.things), data_scenes.KINDS),
+        phrase=phrase,
+        count=Count(len(picture.targets)),
     )
 
 
 def plate(split: str, index: int) -> Example:
-    """A close-up of a plate: ``fields`` has ``reading`` and ``text`` of scenes.example."""
+    """A close-up of a plate, with its question in words and its text."""
     whole = data_scenes.scene(split, index)
     window = plate_window(whole, _draws(split, index, 3))
-    box_px = tuple(float(v) for v in within(whole, window).plate_px)
-    reading = {"question": data_scenes.QUESTION, "answer": whole.number, "box_px": box_px}
+    boxes_px = geometry.as_boxes([within(whole, window).plate_px])
     return Example(
         id=f"plates-{split}-{index:06d}",
         image=_cut(whole, window),
         query="text",
-        boxes_px=geometry.as_boxes([box_px]),
+        boxes_px=boxes_px,
         image_id=index + 1,
         category_id=1,
-        fields={"reading": reading, "text": whole.number},
+        vqa=VQA(data_scenes.QUESTION, (whole.number,), evidence_px=boxes_px),
+        text=whole.number,
     )
 
 

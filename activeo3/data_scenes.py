@@ -16,7 +16,7 @@ A picture follows from (split, index) alone, in numpy arithmetic that is the sam
 >>> question = example("test", 3)
 >>> question.query, len(question.boxes_px), question.boxes_px[0].tolist()
 ('purple square', 5, [673.0, 618.0, 722.0, 667.0])
->>> question.fields["count"], question.fields["reading"]["answer"]
+>>> question.count.number, question.vqa.answer
 (5, '59')
 
 Ceiling and floors are known by construction: regions cut around the true clusters (``oracle-regions``)
@@ -25,13 +25,12 @@ are the ceiling of any policy; the whole picture, random regions and a uniform g
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from activeo3.geometry import mask_to_rle
-from activeo3.types import Example
+from activeo3.geometry import as_boxes, mask_to_rle
+from activeo3.types import VQA, Count, Example, Objects, Phrase
 
 SIZES: dict[str, int] = {"train": 100_000, "val": 1_000, "test": 1_000}
 """How many pictures each split has; splits never share one."""
@@ -190,35 +189,12 @@ def scene(split: str, index: int) -> Scene:
 def example(split: str, index: int) -> Example:
     """One question about one picture, with everything a later task may ask of it.
 
-    ``fields``: ``count`` of the targets; ``reading`` with ``question``, ``answer`` and evidence
-    ``box_px`` of the numbered plate; ``phrase`` that refers to one target with its ``box_px``;
-    ``caption``; ``masks``, a function that returns one RLE per true box. For the one-shot tasks
-    ``referred``, the ``text`` and ``box_px`` of the only thing of some kind (its field's own draw, which
-    leaves the picture as it is); ``things``, the ``labels`` and ``boxes_px`` of everything in the
-    picture and all ``categories`` there are; ``text``, all that can be read.
+    The question in words is about the numbered plate. The phrase refers to the only thing of some kind (its own draw,
+    which leaves the picture as it is).
     """
     picture = scene(split, index)
     query = f"{picture.colour} {picture.shape}"
     targets = picture.targets
-    largest = max(targets, key=lambda thing: thing.diameter)
-    fields: dict[str, Any] = {
-        "count": len(targets),
-        "reading": {
-            "question": QUESTION,
-            "answer": picture.number,
-            "box_px": tuple(float(v) for v in picture.plate_px),
-        },
-        "phrase": {"text": f"the largest {query}", "box_px": largest.box_px},
-        "caption": f"{len(targets)} {query}{'s' * (len(targets) > 1)} among {len(picture.things)} small things",
-        "masks": lambda: [mask_to_rle(thing.mask(picture.size)) for thing in targets],
-        "referred": referred(picture, np.random.default_rng([WORLD, list(SIZES).index(split), index, 1])),
-        "things": {
-            "labels": tuple(thing.name for thing in picture.things),
-            "boxes_px": np.array([thing.box_px for thing in picture.things]),
-            "categories": KINDS,
-        },
-        "text": picture.number,
-    }
     return Example(
         id=f"scenes-{split}-{index:06d}",
         image=picture.render(),
@@ -226,11 +202,18 @@ def example(split: str, index: int) -> Example:
         boxes_px=np.array([thing.box_px for thing in targets]),
         image_id=index + 1,
         category_id=1 + KINDS.index(query),
-        fields=fields,
+        masks=lambda: [mask_to_rle(thing.mask(picture.size)) for thing in targets],
+        objects=Objects(
+            np.array([thing.box_px for thing in picture.things]), tuple(thing.name for thing in picture.things), KINDS
+        ),
+        vqa=VQA(QUESTION, (picture.number,), evidence_px=as_boxes([picture.plate_px])),
+        phrase=referred(picture, np.random.default_rng([WORLD, list(SIZES).index(split), index, 1])),
+        count=Count(len(targets)),
+        text=picture.number,
     )
 
 
-def referred(picture: Scene, rng: np.random.Generator) -> dict[str, Any]:
+def referred(picture: Scene, rng: np.random.Generator) -> Phrase:
     """A phrase that is true of exactly one thing: the kind of a thing that has no second of its kind.
 
     In a picture without any such thing the target furthest left is referred to.
@@ -239,9 +222,9 @@ def referred(picture: Scene, rng: np.random.Generator) -> dict[str, Any]:
     alone = [thing for thing in picture.things if names.count(thing.name) == 1]
     if alone:
         only = alone[rng.integers(len(alone))]
-        return {"text": only.name, "box_px": only.box_px}
+        return Phrase(only.name, only.box_px)
     first = min(picture.targets, key=lambda thing: thing.box_px[0])
-    return {"text": f"leftmost {first.name}", "box_px": first.box_px}
+    return Phrase(f"leftmost {first.name}", first.box_px)
 
 
 def _wanted_kinds(rng: np.random.Generator, colour: str, shape: str, with_targets: bool) -> list[tuple[str, str]]:

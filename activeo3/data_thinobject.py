@@ -58,7 +58,8 @@ class MaskDataset:
             query=QUERY,
             boxes_px=np.array([box], dtype=np.float64),
             image_id=index + 1,
-            fields={"masks": lambda: [mask_to_rle(mask)], "areas": np.array([float(mask.sum())])},
+            areas=np.array([float(mask.sum())]),
+            masks=lambda: [mask_to_rle(mask)],
         )
 
 

@@ -9,9 +9,10 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from activeo3.data_annotations import Index, Picture, Question, Whole
+from activeo3.data_annotations import Index, Picture, Question
 from activeo3.data_cache import counted
 from activeo3.geometry import as_boxes, containment
+from activeo3.types import WholeImage
 
 TILES = 10_000
 """A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
@@ -47,7 +48,7 @@ def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
     """
     pictures: dict[int, Picture] = {}
     questions: list[Question] = []
-    wholes: dict[tuple[int, int], Whole] = {}
+    wholes: dict[tuple[int, int], WholeImage] = {}
     for image_id, of_picture in counted(
         list(by_picture(index.questions).items()), "cutting pictures into tiles", "picture"
     ):
@@ -60,7 +61,9 @@ def cut(index: Index, tile: int, overlap: int, enough: float) -> Index:
                 pictures[image_id * TILES + number] = whole._replace(window=window, source_id=image_id)
                 questions += inside
         for question, own in zip(of_picture, parts):
-            wholes[image_id, question.category_id] = Whole(question.boxes_px, question.areas, question.crowd, len(own))
+            wholes[image_id, question.category_id] = WholeImage(
+                question.boxes_px, question.areas, question.crowd, len(own)
+            )
     return index._replace(pictures=pictures, questions=tuple(questions), wholes=wholes)
 
 

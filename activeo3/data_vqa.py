@@ -1,35 +1,23 @@
 """Questions about pictures that are answered in words: HR-Bench and RealWorldQA.
 
-V*Bench (data_vstar.py), MME (data_mme.py) and MMBench (data_mmbench.py) have rooms of their own, and the same fields.
+V*Bench (data_vstar.py), MME (data_mme.py) and MMBench (data_mmbench.py) have rooms of their own.
 
 V*Bench asks about small things in large pictures ("V*: Guided Visual Search as a Core Mechanism in
 Multimodal LLMs", arXiv 2312.14135), and so does HR-Bench, in pictures of 4K and 8K (arXiv 2408.15556). The
 others say whether general ability has survived a training.
 
-An example's ``query`` is the question. Its fields, all text unless said otherwise:
-
-    question   as in the file
-    options    tuple of the answers to choose from; empty if the answer is free or part of the question
-    answer     the right answer: with options the letter of the right one (A is the first)
-    category   what kind of question it is
-    hint       MMBench: what should be known beforehand, often empty
-    group      questions that count only together have the same text here: MME's two about a picture,
-               the copies of a question with rotated options in MMBench and HR-Bench. They have one ``image_id``
-    targets    V*Bench: tuple of the things the question is about; their boxes are ``target_boxes_px``
-               (N, 4), and ``boxes_px`` as well, so that regions can be judged
+An example's ``query`` is the question, ``vqa`` what it is answered with; questions of one group have one ``image_id``.
 """
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
-
-import numpy as np
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from activeo3.data_io import DataError, LeftOut, Source, shortened, within
 from activeo3.data_layouts import files_of
 from activeo3.data_tables import Table, open_table, picture_of
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 
 ONE_SPLIT = ("test", "val", "dev")
 """These sets have one public part to evaluate on, whichever of these names it is asked for by."""
@@ -42,12 +30,12 @@ HRBENCH_KINDS = ("single", "cross")  # about one thing in the picture, or about 
 
 
 class Asked(NamedTuple):
-    """A row of a table: where its picture is, which number the picture has, the example's fields."""
+    """A row of a table: where its picture is, which number the picture has, the question."""
 
     table: Table
     row: int
     image_id: int
-    fields: dict[str, Any]
+    vqa: VQA
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +54,10 @@ class TableDataset:
     def __getitem__(self, index: int) -> Example:
         """Raises DataError if the picture in the table cannot be used."""
         index = within(index, len(self))
-        table, row, image_id, fields = self.questions[index]
+        table, row, image_id, vqa = self.questions[index]
         example_id = f"{self.name}:{index}"
         image = picture_of(table, row, example_id)
-        return Example(example_id, image, fields["question"], np.zeros((0, 4)), image_id=image_id, fields=fields)
+        return Example(example_id, image, vqa.question, image_id=image_id, vqa=vqa)
 
 
 def open_realworldqa(source: Source) -> TableDataset:
@@ -99,19 +87,21 @@ def _open_hrbench(name: str, source: Source, stem: str) -> TableDataset:
     return _open_first(name, source, "HR-Bench", (f"{stem}.tsv", f"{stem}*.parquet"), _rotated)
 
 
-FieldsOf = Callable[[Mapping[str, str]], dict[str, Any]]
-"""An example's fields from a row's columns. Raises ValueError if it is no question, KeyError for a missing column."""
+QuestionOf = Callable[[Mapping[str, str]], VQA]
+"""The question in a row's columns. Raises ValueError if it is no question, KeyError for a missing column."""
 
 
-def _open_first(name: str, source: Source, below: str, patterns: Sequence[str], fields_of: FieldsOf) -> TableDataset:
+def _open_first(
+    name: str, source: Source, below: str, patterns: Sequence[str], question_of: QuestionOf
+) -> TableDataset:
     """The rows of the files of the first pattern that fits any."""
     source.one_of(name, ONE_SPLIT)
     folder = source.folder(name, below)
     paths = files_of(folder, patterns).paths
-    return open_files(name, paths, fields_of)
+    return open_files(name, paths, question_of)
 
 
-def open_files(name: str, paths: Sequence[Path], fields_of: FieldsOf) -> TableDataset:
+def open_files(name: str, paths: Sequence[Path], question_of: QuestionOf) -> TableDataset:
     """All rows of tables, every one of them checked; those that are wrong are left out.
 
     Raises DataError if none is left.
@@ -124,26 +114,26 @@ def open_files(name: str, paths: Sequence[Path], fields_of: FieldsOf) -> TableDa
         left_out += table.dropped
         for row, content in enumerate(table.rows):
             with left_out:
-                fields = _fields(path, row, content, fields_of)
-                picture = pictures.setdefault(fields.get("group", f"{path} {row}"), len(pictures) + 1)
-                questions.append(Asked(table, row, picture, fields))
+                vqa = _question(path, row, content, question_of)
+                picture = pictures.setdefault(vqa.group or f"{path} {row}", len(pictures) + 1)
+                questions.append(Asked(table, row, picture, vqa))
     if not questions:
         raise left_out.nothing(f"{paths[0]}: there is no question in the file, download it again")
     return TableDataset(name, tuple(questions), dropped=tuple(left_out))
 
 
-def _fields(path: Path, row: int, content: Mapping[str, str], fields_of: FieldsOf) -> dict[str, Any]:
-    """An example's fields from a row. Raises DataError."""
+def _question(path: Path, row: int, content: Mapping[str, str], question_of: QuestionOf) -> VQA:
+    """The question of a row. Raises DataError."""
     try:
-        return fields_of(content)
+        return question_of(content)
     except KeyError as column:
         raise DataError(f"{path}: there is no column {column}, download the file again") from None
     except ValueError as error:
         raise DataError(f"{path}: row {row} {error}, download the file again") from None
 
 
-def in_words(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a question whose answer is a word, or a letter if it has columns of options.
+def in_words(row: Mapping[str, str]) -> VQA:
+    """A question whose answer is a word, or a letter if it has columns of options.
 
     Raises ValueError if it has no answer.
     """
@@ -151,25 +141,20 @@ def in_words(row: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError("has no answer")
     if row.get("A", "").strip():
         return lettered(row)
-    return {
-        "question": row["question"],
-        "options": (),
-        "answer": row["answer"].strip(),
-        "category": row.get("category", ""),
-    }
+    return VQA(row["question"], (row["answer"].strip(),), category=row.get("category", ""))
 
 
-def _rotated(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of one of HR-Bench's questions."""
-    fields = lettered(row)
-    if "answer" not in fields:
+def _rotated(row: Mapping[str, str]) -> VQA:
+    """One of HR-Bench's questions."""
+    vqa = lettered(row)
+    if vqa.answer is None:
         raise ValueError("has no answer")
-    right = fields["options"][LETTERS.index(fields["answer"])]
-    return fields | {"group": repr((fields["question"], sorted(fields["options"]), right))}
+    right = vqa.options[LETTERS.index(vqa.answer)]
+    return replace(vqa, group=repr((vqa.question, sorted(vqa.options), right)))
 
 
-def lettered(row: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a question with a column per option, of which the last may be empty; no ``answer`` if there is none.
+def lettered(row: Mapping[str, str]) -> VQA:
+    """A question with a column per option, of which the last may be empty; ``answers`` is empty if there is none.
 
     Raises ValueError if the options or the answer cannot be.
     """
@@ -177,8 +162,7 @@ def lettered(row: Mapping[str, str]) -> dict[str, Any]:
     options = [cell for cell in cells if cell.strip()]
     if not options or options != cells[: len(options)]:
         raise ValueError(f"has a gap in its options {shortened(cells)}")
-    fields = {"question": row["question"], "options": tuple(options), "category": row.get("category", "")}
     answer = row.get("answer", "").strip()
     if answer and answer not in list(LETTERS[: len(options)]):
         raise ValueError(f"has the answer {shortened(answer)} and {len(options)} options")
-    return fields | {"answer": answer} if answer else fields
+    return VQA(row["question"], (answer,) if answer else (), options=tuple(options), category=row.get("category", ""))

@@ -6,7 +6,7 @@
     vstar_bench/default/test/*.parquet                  the same list, as the hub turns it into parquet; the pictures beside it
 
 The first one that is there is read. In the first the right option is always the first one, so the order is drawn from
-the seed; the others have an order of their own. Fields of an example are those of data_vqa.py.
+the seed; the others have an order of their own.
 """
 
 import re
@@ -33,7 +33,7 @@ from activeo3.data_layouts import files_of
 from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
 from activeo3.data_vqa import LETTERS, ONE_SPLIT
 from activeo3.geometry import area, as_boxes, clipped
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 
 VSTAR_KINDS = ("direct_attributes", "relative_position")
 LINES = "vstar_bench/test_questions.jsonl"
@@ -84,9 +84,8 @@ class VstarDataset:
         if (area(boxes) <= 0).any():
             outside = asked.targets[int(np.flatnonzero(area(boxes) <= 0)[0])]
             raise DataError(f"{asked.picture}: target '{outside}' of example {asked.id} lies outside", asked.id)
-        fields = {"question": asked.question, "options": asked.options, "answer": asked.answer,
-                  "category": asked.category, "targets": asked.targets, "target_boxes_px": boxes}  # fmt: skip
-        return Example(asked.id, image, asked.question, boxes, image_id=index + 1, fields=fields)
+        vqa = VQA(asked.question, (asked.answer,), options=asked.options, evidence_px=boxes, category=asked.category)
+        return Example(asked.id, image, asked.question, boxes, image_id=index + 1, vqa=vqa)
 
 
 def open_vstar(source: Source) -> VstarDataset:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
-import numpy as np
 from PIL import Image
 
 from activeo3 import data_io, drawing, outputs, prompts
@@ -35,7 +34,7 @@ from activeo3.proposals import greedy_rollouts
 from activeo3.task_models import act, is_valid_region
 from activeo3.tasks import task_of
 from activeo3.terminal import one_line
-from activeo3.types import Example, Region, Sampling, TaskResult
+from activeo3.types import VQA, Example, Region, Sampling, TaskResult
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
 WITHOUT_ZOOM = "whole picture, no zoom"
@@ -71,10 +70,8 @@ def names(config: EvalConfig) -> tuple[str, str]:
 def own_picture(config: EvalConfig) -> Example:
     """The user's picture as an example without ground truth. Raises DataError if it cannot be read."""
     path = Path(config.image)
-    asked = {"question": config.question, "answer": "", "options": config.options} if config.question else {}
-    return Example(
-        path.stem, data_io.read_picture(path), config.question or config.find, np.zeros((0, 4)), fields=asked
-    )
+    vqa = VQA(config.question, ("",), options=config.options) if config.question else None
+    return Example(path.stem, data_io.read_picture(path), config.question or config.find, vqa=vqa)
 
 
 def show(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig, folder: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from activeo3 import failures, geometry, log, outputs
 from activeo3.eval_tiles import SUFFIX
 from activeo3.intervals import Metric
-from activeo3.metric_rules import SIZES, SODA_SIZES, is_exhaustive, rules_of
-from activeo3.metrics import xywh
+from activeo3.metric_rules import SIZES, SODA_SIZES
+from activeo3.metrics import rules_of, xywh
 from activeo3.terminal import one_line
 from activeo3.types import Example, TaskResult
 
@@ -275,7 +275,7 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
     annotations = []
     for example in examples:
         boxes = geometry.as_boxes(example.boxes_px)
-        areas = example.fields.get("areas", geometry.area(boxes))
+        areas = geometry.area(boxes) if example.areas is None else example.areas
         for box, area, asked in zip(xywh(boxes), np.asarray(areas).tolist(), example.asked_for.tolist(), strict=True):
             annotations.append(
                 {"id": len(annotations) + 1} | _ids(example) | {"bbox": box, "area": area, "iscrowd": int(not asked)}
@@ -292,23 +292,23 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
 def _category(example: Example) -> dict[str, Any]:
     """An entry of the list of categories; LVIS's say how often they occur."""
     row = {"id": _ids(example)["category_id"], "name": example.query}
-    return row | ({"frequency": example.fields["frequency"]} if "frequency" in example.fields else {})
+    return row | ({"frequency": example.frequency} if example.frequency else {})
 
 
 def _checked_for(examples: Sequence[Example]) -> dict[str, list[int | str]]:
     """LVIS's two lists of a picture, of the categories that it was asked for: those that are known to be absent, and
     those of which not every instance has a box."""
     absent = (_ids(example)["category_id"] for example in examples if not len(example.boxes_px))
-    partly = (_ids(example)["category_id"] for example in examples if not is_exhaustive(example))
+    partly = (_ids(example)["category_id"] for example in examples if not example.exhaustive)
     return {"neg_category_ids": sorted(absent), "not_exhaustive_category_ids": sorted(partly)}
 
 
 def _ids(example: Example) -> dict[str, int | str]:
     """The ids that the picture and the category have in the user's own file (data_ids.py)."""
-    fields = example.fields
+    source = example.source
     return {
-        "image_id": fields.get("file_image_id", example.image_id),
-        "category_id": fields.get("file_category_id", example.category_id),
+        "image_id": example.image_id if source.image_id is None else source.image_id,
+        "category_id": example.category_id if source.category_id is None else source.category_id,
     }
 
 
@@ -316,10 +316,10 @@ def _picture(example: Example) -> dict[str, Any]:
     """An entry of the list of images."""
     width, height = example.size_px
     row: dict[str, Any] = {"id": _ids(example)["image_id"], "width": width, "height": height}
-    if "file_name" in example.fields:
-        row["file_name"] = example.fields["file_name"]
-    if "window_px" in example.fields:
-        row |= {"source_id": example.fields["source_id"], "window": list(example.fields["window_px"])}
+    if example.source.file_name:
+        row["file_name"] = example.source.file_name
+    if example.source.window_px:
+        row |= {"source_id": example.source.whole_id, "window": list(example.source.window_px)}
     return row
 
 

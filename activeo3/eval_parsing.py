@@ -53,7 +53,9 @@ def strictly_read(rollout: Rollout) -> Rollout:
 def strictly_found(rollouts: Sequence[Rollout], outcomes: Sequence[TaskResult], merge: str) -> list[TaskResult]:
     """What the task model would have found, had only the strict reader been there, for policy and task model."""
     pairs = zip(rollouts, outcomes, strict=True)
-    return [merge_crops([], merge) if rollout.action.strict else outcome.strict or outcome for rollout, outcome in pairs]
+    return [
+        merge_crops([], merge) if rollout.action.strict else outcome.strict or outcome for rollout, outcome in pairs
+    ]
 
 
 def strict_columns(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from activeo3.eval_rollouts import answers
 from activeo3.geometry import as_boxes, iou
 from activeo3.intervals import Metric
 from activeo3.matching import plain
-from activeo3.metric_rules import rules_of
 from activeo3.model import VisionLanguageModel
 from activeo3.rollout import Role
 from activeo3.tasks import posed, task_of
@@ -83,7 +82,7 @@ def _located(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[st
 
 def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
     """Per example: whether the number is right, and how far off it is; a number that cannot be read is as far off as none."""
-    pairs = [(answer.action.count, example.fields["count"]) for example, answer in zip(examples, answers, strict=True)]  # type: ignore[attr-defined]
+    pairs = [(answer.action.count, example.count.number) for example, answer in zip(examples, answers, strict=True)]  # type: ignore[attr-defined]
     return {
         "exact": [float(said == true) for said, true in pairs],
         "MAE": [float(abs(max(0, said) - true)) for said, true in pairs],
@@ -93,7 +92,7 @@ def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[st
 def _transcribed(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
     """Per page: transcripts.COLUMNS."""
     pairs = zip(examples, answers, strict=True)
-    rows = [text_metrics.page_metrics(answer.action.text, example.fields["text"]) for example, answer in pairs]  # type: ignore[attr-defined]
+    rows = [text_metrics.page_metrics(answer.action.text, example.text) for example, answer in pairs]  # type: ignore[attr-defined]
     return {name: [row[name] for row in rows] for name in text_metrics.COLUMNS}
 
 
@@ -112,20 +111,27 @@ def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tup
     questions: list[Example] = []
     outcomes: list[TaskResult] = []
     for example, answer in zip(examples, answers, strict=True):
-        true = np.array([plain(name) for name in example.fields["labels"]], dtype=object)
-        counted = rules_of([example]).of_picture  # without scores the first ones of an answer are the best
+        true = np.array([plain(name) for name in example.objects.labels], dtype=object)
+        counted = example.rules.of_picture  # without scores the first ones of an answer are the best
         said = np.array([plain(name) for name in answer.action.labels], dtype=object)[:counted]
         boxes = answer.result.boxes_px[:counted] if answer.result else as_boxes([])
-        checked, partly = ({plain(name) for name in example.fields.get(key, ())} for key in ("checked", "partly"))
-        areas = example.fields.get("areas")
+        checked, partly = (
+            {plain(name) for name in names or ()} for names in (example.objects.checked, example.objects.partly)
+        )
+        areas = example.areas
         crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else example.crowd
-        names = {*true, *said} & checked if "checked" in example.fields else {*true, *said}
-        for name in sorted(names) or [plain(example.fields["categories"][0])]:
+        names = {*true, *said} & checked if example.objects.checked is not None else {*true, *said}
+        for name in sorted(names) or [plain(example.objects.categories[0])]:
             own, found = true == name, said == name
-            fields = {"rules": rules_of([example]), "exhaustive": name not in partly and bool(names)}
-            fields |= {} if areas is None else {"areas": np.asarray(areas)[own]}
             questions.append(
-                replace(example, query=name, boxes_px=example.boxes_px[own], crowd=crowd[own], fields=fields)
+                replace(
+                    example,
+                    query=name,
+                    boxes_px=example.boxes_px[own],
+                    crowd=crowd[own],
+                    areas=None if areas is None else np.asarray(areas)[own],
+                    exhaustive=name not in partly and bool(names),
+                )
             )
             outcomes.append(TaskResult(boxes[found], np.ones(int(found.sum()))))
     return questions, outcomes

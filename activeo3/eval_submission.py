@@ -18,13 +18,13 @@ from activeo3.types import Example
 
 def asks_for_one(examples: Sequence[Example]) -> bool:
     """Whether these are questions of a test file."""
-    return all("answer" not in example.fields and "columns" in example.fields for example in examples)
+    return all(example.vqa.answer is None and example.vqa.columns for example in examples)
 
 
 def write_submission(path: Path, examples: Sequence[Example], answers: Sequence[Mapping[str, Any]]) -> None:
     """Writes the table, a row per example; ``answers`` have the ``text`` that was written, in the same order."""
     columns = list(
-        dict.fromkeys(column for example in examples for column in example.fields["columns"] if column != "answer")
+        dict.fromkeys(column for example in examples for column in example.vqa.columns if column != "answer")
     )
     file = io.StringIO(newline="")
     writer = csv.DictWriter(
@@ -37,5 +37,5 @@ def write_submission(path: Path, examples: Sequence[Example], answers: Sequence[
     )
     writer.writeheader()
     for example, answer in zip(examples, answers, strict=True):
-        writer.writerow(example.fields["columns"] | {"prediction": said(answer["text"])})
+        writer.writerow(example.vqa.columns | {"prediction": said(answer["text"])})
     outputs.leave(path, file.getvalue().encode())

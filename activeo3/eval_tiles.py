@@ -27,11 +27,10 @@ from typing import Sequence
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.data_annotations import Whole
 from activeo3.intervals import Metric
-from activeo3.metric_rules import LOW_OVERLAP, rules_of
-from activeo3.metrics import evaluate_detections
-from activeo3.types import Example, TaskResult
+from activeo3.metric_rules import LOW_OVERLAP
+from activeo3.metrics import evaluate_detections, rules_of
+from activeo3.types import Example, SourceImage, TaskResult
 
 SUFFIX = "_whole"
 OVERLAP = 0.5
@@ -40,7 +39,7 @@ OVERLAP = 0.5
 
 def on_whole_pictures(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """AP and AR of whole pictures, all size classes; nothing if not all examples are tiles of a set that wants them."""
-    if not all("whole" in example.fields for example in examples):
+    if not all(example.source.whole for example in examples):
         return {}
     wholes, merged = merged_tiles(examples, outcomes)
     if not wholes:
@@ -59,14 +58,13 @@ def merged_tiles(examples: Sequence[Example], outcomes: Sequence[TaskResult]) ->
     """
     groups: dict[tuple[str, int], list[int]] = {}
     for position, example in enumerate(examples):
-        groups.setdefault((str(example.fields["source_id"]), example.category_id), []).append(position)
+        groups.setdefault((str(example.source.whole_id), example.category_id), []).append(position)
     numbers = {source: number for number, source in enumerate(dict.fromkeys(source for source, _ in groups), start=1)}
     wholes, merged = [], []
     for (source, _), members in groups.items():
         tiles = [examples[position] for position in members]
-        whole: Whole = tiles[0].fields["whole"]
+        whole = tiles[0].source.whole
         if len(tiles) == whole.tiles:
-            fields = {"areas": whole.areas, "rules": rules_of(tiles), "file_name": tiles[0].fields["file_name"]}
             name = f"{source}:{tiles[0].query}"
             wholes.append(
                 replace(
@@ -75,7 +73,10 @@ def merged_tiles(examples: Sequence[Example], outcomes: Sequence[TaskResult]) ->
                     boxes_px=whole.boxes_px,
                     image_id=numbers[source],
                     crowd=whole.crowd,
-                    fields=fields,
+                    areas=whole.areas,
+                    rules=rules_of(tiles),
+                    exhaustive=True,
+                    source=SourceImage(tiles[0].source.file_name),
                 )
             )
             merged.append(_merged(tiles, [outcomes[position] for position in members]))
@@ -84,7 +85,7 @@ def merged_tiles(examples: Sequence[Example], outcomes: Sequence[TaskResult]) ->
 
 def _merged(tiles: Sequence[Example], outcomes: Sequence[TaskResult]) -> TaskResult:
     """All detections of one category in one picture, in its frame, without those that two tiles have found."""
-    corners = [np.tile(tile.fields["window_px"][:2], 2) for tile in tiles]
+    corners = [np.tile(tile.source.window_px[:2], 2) for tile in tiles]
     moved = [geometry.as_boxes(outcome.boxes_px) + corner for outcome, corner in zip(outcomes, corners, strict=True)]
     boxes, scores = (
         np.concatenate(moved),

@@ -65,7 +65,7 @@ KINDS: dict[str, tuple[str, ...]] = {"vstar": VSTAR_KINDS, "hrbench": HRBENCH_KI
 """Categories that have a column of their own."""
 GROUPS: dict[str, tuple[str, Callable[[Example], int]]] = {
     "mme": ("accuracy_plus", lambda example: 2),
-    **{name: ("circular", lambda example: example.fields["rotations"]) for name in data_mmbench.NAMES},
+    **{name: ("circular", lambda example: example.vqa.rotations) for name in data_mmbench.NAMES},
 }
 """Where questions count together: the column, and how many belong to the group of an example."""
 PUBLISHED = ("mme", "realworldqa")
@@ -163,7 +163,7 @@ def run(
                 }
                 | (
                     {"l2_categories": abilities}
-                    if (abilities := by_category(benchmark, examples, right, "l2_category"))
+                    if (abilities := by_category(benchmark, examples, right, "ability"))
                     else {}
                 )
             )
@@ -239,7 +239,7 @@ def ask(
     def work(part: Sequence[tuple[Example, Sequence[Region]]]) -> list[Answer]:
         shown = [views(model, example, of_one, config, native, black) for example, of_one in part]
         asked = [
-            prompts.question_prompt(e.query, e.fields["options"], e.fields.get("hint", ""), len(of_one) - 1)
+            prompts.question_prompt(e.query, e.vqa.options, e.vqa.hint, len(of_one) - 1)
             for (e, _), of_one in zip(part, shown)
         ]
         answers = model.generate(model.encode(shown, asked), 1, sampling)
@@ -269,7 +269,7 @@ def views(
 
 def read(benchmark: str, example: Example, text: str, finished: bool) -> Answer:
     """What an answer says, by the rules of its benchmark, and whether that is right."""
-    options, right = example.fields["options"], example.fields.get("answer")
+    options, right = example.vqa.options, example.vqa.answer
     published = benchmark == "mme" or benchmark == "realworldqa" and not options
     if benchmark == "mme":
         reading, kind = mme_script(text, finished), read_yes_or_no(text, finished)
@@ -299,7 +299,7 @@ def whole_groups(benchmark: str, examples: Sequence[Example]) -> list[list[int]]
     """The indices of each group of which every question is there, in order of appearance."""
     members: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
-        members.setdefault(example.fields["group"], []).append(index)
+        members.setdefault(example.vqa.group, []).append(index)
     _, wanted = GROUPS[benchmark]
     return [of_group for of_group in members.values() if 0 < wanted(examples[of_group[0]]) <= len(of_group)]
 
@@ -313,7 +313,7 @@ def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resam
         return {}
     found: dict[str, Any] = {"accuracy": intervals.bootstrap_interval(right, ids(examples), resamples)}
     for kind in KINDS.get(benchmark, ()):
-        own = [index for index, example in enumerate(examples) if example.fields["category"] == kind]
+        own = [index for index, example in enumerate(examples) if example.vqa.category == kind]
         found[kind] = intervals.bootstrap_interval(right[own], [examples[k].image_id for k in own], resamples)
     if benchmark in GROUPS:
         groups = whole_groups(benchmark, examples)
@@ -323,7 +323,7 @@ def scores(benchmark: str, examples: Sequence[Example], right: np.ndarray, resam
     if benchmark == "mme":
         for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", PERCEPTION + COGNITION)):
             found[name] = mme_points(
-                examples, right, [g for g in groups if examples[g[0]].fields["category"] in kinds], resamples
+                examples, right, [g for g in groups if examples[g[0]].vqa.category in kinds], resamples
             )
     return found
 
@@ -334,7 +334,7 @@ def mme_points(
     """The sum over categories of 100 x (accuracy + accuracy_plus), at most 200 each."""
     points = [100 * (right[of_group].mean() + right[of_group].all()) for of_group in groups]
     firsts = [examples[of_group[0]] for of_group in groups]
-    return intervals.bootstrap_total(points, ids(firsts), [first.fields["category"] for first in firsts], resamples)
+    return intervals.bootstrap_total(points, ids(firsts), [first.vqa.category for first in firsts], resamples)
 
 
 def by_category(
@@ -342,7 +342,7 @@ def by_category(
 ) -> dict[str, dict[str, float]]:
     """``scores`` of each category alone, without intervals, and how many questions it has; none without the field."""
     found = {}
-    kinds = [example.fields.get(field, "") for example in examples]
+    kinds = [getattr(example.vqa, field) for example in examples]
     for name in sorted(set(kinds)) if field == "category" or any(kinds) else ():
         own = [index for index, kind in enumerate(kinds) if kind == name]
         values = scores(benchmark, [examples[k] for k in own], right[own], resamples=0)
@@ -359,7 +359,7 @@ def columns(benchmark: str, examples: Sequence[Example], black: bool) -> list[st
     judged = ["accuracy", *([LENIENT] if benchmark in PUBLISHED else [])]
     judged += ["accuracy_plus", "perception", "cognition", "total"] if benchmark == "mme" else KINDS.get(benchmark, ())
     judged += ["circular"] if benchmark in data_mmbench.NAMES else []
-    known = any("answer" in example.fields for example in examples)
+    known = any(example.vqa.answer is not None for example in examples)
     boxed = ["region_recall"] if any(len(example.boxes_px) for example in examples) else []
     blind = [SAME_WITH_BLACK_CROPS] if black and known else []
     return [*(judged if known else []), *boxed, *blind, "unread", "regions", "seconds"]
@@ -370,8 +370,8 @@ def records(
 ) -> list[dict[str, Any]]:
     """Every question with its answer, for programs and doubters."""
     return [
-        {"id": example.id, "category": example.fields["category"], "question": example.query,
-         "options": list(example.fields["options"]), "answer": example.fields.get("answer"), "text": answer.text,
+        {"id": example.id, "category": example.vqa.category, "question": example.query,
+         "options": list(example.vqa.options), "answer": example.vqa.answer, "text": answer.text,
          "read": answer.reading.value, "error": answer.reading.error, "right": answer.right,
          "regions": [list(region) for region in of_one]}
         for example, of_one, answer in zip(examples, regions, given, strict=True)

@@ -126,7 +126,7 @@ def _row(
     row = {"policy": title, "mode": way.title, "n": len(examples)} | {name: mean.value for name, mean in means.items()}
     row |= {"intervals": {name: [mean.low, mean.high] for name, mean in means.items()}}
     row |= {"statuses": {name: turns[name] for name in STATUSES}, "episodes": list(records)}
-    kinds = [example.fields.get("category", "") for example in examples]
+    kinds = [example.vqa.category if example.vqa else "" for example in examples]
     if any(kinds):
         of_kinds = {kind: [r["right"] for r, own in zip(records, kinds) if own == kind] for kind in sorted(set(kinds))}
         row["categories"] = {

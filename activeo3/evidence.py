@@ -25,8 +25,7 @@ longer one as it was written. Here that is the length without it, too: spaces ar
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -35,68 +34,39 @@ from activeo3.answer_parsing import read_letter
 from activeo3.answer_text import normalised
 from activeo3.data_io import DataError
 from activeo3.text_metrics import edit_distance
-from activeo3.types import Example, Zoom
+from activeo3.types import VQA, Example, Zoom
 
 KINDS = ("exact", "number", "anls", "choice")
 ANLS_LEAST = 0.5  # tau of DocVQA (arXiv 2007.00398): an answer less alike than this is wrong
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A question about a picture, with all that its answer is judged by.
-
-    ``answers`` are the right answer and its aliases (of a ``choice``: the letter); ``evidence_px`` (E, 4)
-    are the places that show it, maybe none. ``tolerance`` is a number's, relative to the right one; ``hint`` is what
-    should be known beforehand, often nothing.
-    """
-
-    question: str
-    answers: tuple[str, ...]
-    kind: str = "exact"
-    options: tuple[str, ...] = ()
-    tolerance: float = 0.0
-    evidence_px: np.ndarray = field(default_factory=lambda: geometry.as_boxes([]))
-    hint: str = ""
-
-
-def asked_of(example: Example) -> Asked:
-    """The question that an example asks: its reading task if it has one, else the question it is made of.
-
-    Raises DataError for an example without a question and an answer.
-    """
-    fields: dict[str, Any] = dict(example.fields.get("reading") or example.fields)
-    if "question" in fields and "answer" not in fields:
+def asked_of(example: Example) -> VQA:
+    """The example's question in words. Raises DataError without a question or a public answer."""
+    if example.vqa is None:
+        raise DataError(f"example {example.id} asks nothing that is answered in words.", example.id)
+    if not example.vqa.answers:
         raise DataError(
             f"example {example.id} has no public answer: its data set can only be asked and submitted.", example.id
         )
-    if "question" not in fields:
-        raise DataError(f"example {example.id} asks nothing that is answered in words.", example.id)
-    options = tuple(fields.get("options", ()))
-    evidence = [fields["box_px"]] if "box_px" in fields else fields.get("target_boxes_px", [])
-    answers = (str(fields["answer"]), *map(str, fields.get("aliases", ())))
-    kind = fields.get("kind", "choice" if options else "exact")
-    if kind not in KINDS:
+    if (kind := example.vqa.scored_by) not in KINDS:
         raise DataError(
             f"example {example.id} has an answer of kind {kind!r}; known are {', '.join(KINDS)}.", example.id
         )
-    tolerance = float(fields.get("tolerance", 0.0))
-    return Asked(
-        fields["question"], answers, kind, options, tolerance, geometry.as_boxes(evidence), fields.get("hint", "")
-    )
+    return example.vqa
 
 
 # ---------------------------------------------------------------------- is the answer right?
 
 
-def rightness(said: str | None, asked: Asked) -> float:
+def rightness(said: str | None, asked: VQA) -> float:
     """How right an answer is, 0 to 1; none at all is 0.
 
-    >>> rightness('"Forty-two". ', Asked("?", ("42", "forty-two")))
+    >>> rightness('"Forty-two". ', VQA("?", ("42", "forty-two")))
     1.0
     """
     if said is None:
         return 0.0
-    match asked.kind:
+    match asked.scored_by:
         case "exact":
             return float(normal(said) in map(normal, asked.answers))
         case "number":
@@ -105,7 +75,7 @@ def rightness(said: str | None, asked: Asked) -> float:
             return max(likeness(said, right) for right in asked.answers)
         case "choice":
             return float(read_letter(said, asked.options).value in asked.answers)
-    raise ValueError(f"unknown kind of answer {asked.kind!r}")
+    raise ValueError(f"unknown kind of answer {asked.scored_by!r}")
 
 
 def normal(text: str) -> str:
@@ -158,7 +128,7 @@ TERMS = ("answer", "evidence", "calls")
 def terms(
     said: str | None,
     zooms: Sequence[Zoom],
-    asked: Asked,
+    asked: VQA,
     size: tuple[int, int],
     gated: bool = True,
     per_call: bool = False,

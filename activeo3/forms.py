@@ -225,11 +225,11 @@ def naming_scores(vlm: VisionLanguageModel, pictures: int) -> float:
     for example, (ids,) in zip(examples, answers):
         answer, things = (
             task_perception_words.read_answer("detection", vlm.decode(ids), vlm.is_finished(ids)),
-            example.fields["things"],
+            example.objects,
         )
         boxes_px = Frame(all_of(example.image), (1000, 1000)).to_px(geometry.as_boxes(answer.boxes_text))
         terms = matching.detection_terms(
-            boxes_px, answer.labels, things["boxes_px"], things["labels"], reward="paper"
+            boxes_px, answer.labels, things.boxes_px, things.labels, reward="paper"
         )  # of the pairs
         right.append(terms["class"])
     return float(np.mean(right))

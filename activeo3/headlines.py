@@ -17,8 +17,8 @@ import numpy as np
 
 from activeo3.eval_tiles import on_whole_pictures
 from activeo3.intervals import Metric
-from activeo3.metric_rules import LOW_OVERLAP, rules_of
-from activeo3.metrics import best_of_pictures, evaluate_detections
+from activeo3.metric_rules import LOW_OVERLAP
+from activeo3.metrics import best_of_pictures, evaluate_detections, rules_of
 from activeo3.types import Example, TaskResult
 
 FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}
@@ -37,7 +37,7 @@ def headlines(examples: Sequence[Example], outcomes: Sequence[TaskResult], resam
 
 def by_frequency(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
     """AP of the questions about rare, common and frequent categories; NaN for a group without a question."""
-    marks = [example.fields.get("frequency") for example in examples]
+    marks = [example.frequency for example in examples]
     if not any(marks):
         return {}
     found = dict.fromkeys(FREQUENCIES.values(), Metric(np.nan, np.nan, np.nan))

@@ -1,6 +1,6 @@
 """How a data set is scored: which detections count, in which size classes, and what is not punished.
 
-A data set owns its rules and hands them to each of its examples (``fields["rules"]``); metrics.py follows them.
+A data set owns its rules and hands them to each of its examples (``Example.rules``); metrics.py follows them.
 
               detections that count for AP | for AR               size classes beside COCO's
     COCO      100 of a question            | 100                  none
@@ -11,15 +11,13 @@ A data set owns its rules and hands them to each of its examples (``fields["rule
 Sources: pycocotools' COCOeval; lvis' LVISEval; the evaluation code of "Towards Large-Scale Small Object Detection"
 (arXiv 2207.14096, repositories SODA-mmrotate and SODA-mmdetection). LVIS is federated: of some categories not
 every instance is boxed in a picture, and a detection there that matches nothing is not counted as false.
-An example says so itself (``fields["exhaustive"]``), because that holds for a pair of picture and category.
+An example says so itself (``Example.exhaustive``), because that holds for a pair of picture and category.
 
 The reward follows no limit (``UNLIMITED``): what a task model finds in three crops is not a ranking to be cut.
 """
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
-
-from activeo3.types import Example
+from typing import Mapping
 
 Range = tuple[float, float]
 """Smallest and largest area of a size class in square pixels of the original picture, both included."""
@@ -72,14 +70,3 @@ SODA_A = MetricRules("SODA-A", 20_000, 20_000, own_sizes=SODA_SIZES, lowest_iou=
 SODA_D = MetricRules("SODA-D", 100, 1_000, own_sizes=SODA_SIZES, lowest_iou=LOW_OVERLAP)
 UNLIMITED = MetricRules("unlimited", NO_LIMIT, NO_LIMIT)
 """Every detection counts: for the reward, and for counts of detections."""
-
-
-def rules_of(examples: Sequence[Example]) -> MetricRules:
-    """The rules that all examples share; COCO's for a mixture of sets, and for examples that name none."""
-    found = {example.fields.get("rules", COCO) for example in examples}
-    return found.pop() if len(found) == 1 else COCO
-
-
-def is_exhaustive(example: Example) -> bool:
-    """Whether every instance of the query in the picture has a box, so that any other detection is false."""
-    return bool(example.fields.get("exhaustive", True))

@@ -21,7 +21,7 @@ import numpy as np
 from activeo3.box_matching import Boxes, Matches, match_boxes
 from activeo3.geometry import CONTAINED, area, as_boxes, held
 from activeo3.intervals import Metric, interval, ratio, resampled
-from activeo3.metric_rules import SIZES, UNLIMITED, MetricRules, Range, is_exhaustive, rules_of
+from activeo3.metric_rules import COCO, SIZES, UNLIMITED, MetricRules, Range
 from activeo3.types import Example, TaskResult
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -82,6 +82,12 @@ class Curve:
         return np.where(total > 0, total, np.nan)
 
 
+def rules_of(examples: Sequence[Example]) -> MetricRules:
+    """The rules that all examples share; COCO's for a mixture of sets."""
+    found = {example.rules for example in examples}
+    return found.pop() if len(found) == 1 else COCO
+
+
 def detection_metrics(
     examples: Sequence[Example],
     outcomes: Sequence[TaskResult],
@@ -94,8 +100,8 @@ def detection_metrics(
 
     Keys: AP, AP_s, AP_m, AP_l, AR, AR_s, AR_m, AR_l, the same for further size classes of the rules, and
     AP50, AR50, AP75 where 0.5 and 0.75 are among the thresholds. Values are in [0, 1], or NaN where no true box of that size exists. The
-    size of a true box is its area in original pixels, or ``fields["areas"]`` (N,) if the example
-    has it, because COCO measures masks.
+    size of a true box is its area in original pixels, or ``example.areas`` (N,) if the example
+    has them, because COCO measures masks.
 
     Raises ValueError if examples and outcomes do not pair up, and, naming the example, if there
     are not as many scores as boxes or a number is not finite.
@@ -192,7 +198,7 @@ def match(
     asked: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         asked.setdefault(example.query, []).append(index)
-    forgiven = np.array([not is_exhaustive(example) for example in examples])
+    forgiven = np.array([not example.exhaustive for example in examples])
     return {
         size: [_curves([of_one[k] for of_one in found], indices, forgiven) for indices in asked.values()]
         for k, size in enumerate(sizes)
@@ -244,7 +250,7 @@ def _boxes(example: Example, outcome: TaskResult) -> tuple[Boxes, Boxes]:
         _finite_boxes(example.boxes_px, example, "true boxes"),
         _finite_boxes(outcome.boxes_px, example, "detections"),
     )
-    areas = np.asarray(example.fields.get("areas", area(true)), dtype=np.float64)
+    areas = np.asarray(area(true) if example.areas is None else example.areas, dtype=np.float64)
     crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else np.asarray(example.crowd, dtype=bool)
     if not len(true) == len(areas) == len(crowd):
         raise ValueError(f"example {example.id}: boxes, areas and crowd flags differ in number")

@@ -125,7 +125,7 @@ def sensible_area(regions_px: np.ndarray, size: tuple[int, int]) -> float:
 def covered(rollout: Rollout, mode: str) -> float:
     """R_coverage in [0, 1] of the rollout's regions, read as ``mode`` says (B.4, deviation 2).
 
-    ``purity`` needs ``fields["masks"]`` of the example and raises DataError without it.
+    ``purity`` needs the masks of the example and raises DataError without it.
     """
     boxes_px, regions = metrics.asked_boxes(rollout.example), geometry.as_boxes(rollout.regions)
     if not len(regions) or not len(boxes_px):
@@ -156,11 +156,11 @@ def covered_mask(rollout: Rollout, error: np.ndarray, mode: str) -> float:
 
 def _purity(rollout: Rollout) -> list[float]:
     """Share of each region's pixels that belong to a true object."""
-    if "masks" not in rollout.example.fields:
+    if rollout.example.masks is None:
         raise DataError(
             f"--coverage purity needs masks, and example {rollout.example.id} has none; choose contain or iou."
         )
-    masks = [geometry.rle_to_mask(rle) for rle in rollout.example.fields["masks"]()]
+    masks = [geometry.rle_to_mask(rle) for rle in rollout.example.masks()]
     union = np.any(masks, axis=0)  # (H, W)
     shares = []
     for x1, y1, x2, y2 in rollout.regions:

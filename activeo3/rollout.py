@@ -106,7 +106,7 @@ class SingleTurn:
 def ask_where(policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
     """The whole picture, and: where should one look for the query, or for the answer if it is a question in words?"""
     view, frame = sensing_view(policy, example.image, config.sensing_side, config.max_view_pixels)
-    words = prompts.looking_prompt if "question" in example.fields else prompts.sensing_prompt
+    words = prompts.looking_prompt if example.asks_in_words else prompts.sensing_prompt
     return PromptSpec(view, frame, words(example.query, config.wording, config.regions, policy.boxes))
 
 

@@ -90,7 +90,7 @@ def prepared(task_model: Corrector, examples: Sequence[Example], config: Config)
 
     Raises DataError for an example without a true mask.
     """
-    return [example if "draft" in example.fields else _prepared(task_model, example, config) for example in examples]
+    return [example if example.draft else _prepared(task_model, example, config) for example in examples]
 
 
 def _prepared(task_model: Corrector, example: Example, config: Config) -> Example:

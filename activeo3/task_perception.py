@@ -1,13 +1,12 @@
 """The four one-shot tasks on the interface of tasks.py: what is asked, how it is read, what it is worth.
 
-An example of any data set is first *posed* as a question of the task, so that ``boxes_px`` and the fields are the
+An example of any data set is first *posed* as a question of the task, so that its boxes and fields are the
 truth of that task, for the reward, the table and the pictures alike:
 
     grounding   query the phrase, boxes_px (1, 4)
-    counting    query the name, fields count and places_px (N, 4), None where nobody pointed; a point is a box
-                without sides
-    ocr         field text
-    detection   boxes_px (N, 4) of everything, crowds marked, fields labels (N) and categories
+    counting    query the name, count, with places_px (N, 4), None where they are not known
+    ocr         text
+    detection   boxes_px (N, 4) of everything, crowds marked, objects with labels (N) and categories
 
 The policy sees the whole picture once, at --sensing_side. (Perception-R1, arXiv 2504.07954, section 4.)
 """
@@ -27,7 +26,7 @@ from activeo3.rewards import weighted
 from activeo3.rollout import PromptSpec, sensing_view
 from activeo3.task_perception_words import Answer, perception_prompt, read_answer
 from activeo3.text_metrics import text_similarity
-from activeo3.types import Example, Parsed, ParsedAnswer, Reward, Rollout, TaskResult
+from activeo3.types import Count, Example, Parsed, ParsedAnswer, Reward, Rollout, TaskResult
 
 # ---------------------------------------------------------------------- posing
 
@@ -38,8 +37,8 @@ def posed(task: str, example: Example) -> Example:
 
 
 def _grounding(example: Example) -> Example:
-    if "referred" in example.fields:
-        query, boxes = example.fields["referred"]["text"], as_boxes([example.fields["referred"]["box_px"]])
+    if example.phrase:
+        query, boxes = example.phrase.text, as_boxes([example.phrase.box_px])
     else:
         query, boxes = example.query, asked_boxes(example)
     if len(boxes) != 1:
@@ -48,35 +47,28 @@ def _grounding(example: Example) -> Example:
 
 
 def _counting(example: Example) -> Example:
-    fields = dict(example.fields)
     boxes = asked_boxes(example)
-    if not fields.get("exhaustive", True) or not (len(boxes) or "count" in fields):
+    count = example.count or (Count(len(boxes)) if len(boxes) else None)
+    if not example.exhaustive or count is None:
         raise _unfit(example, f"does not say how many '{example.query}' there are", "counting", "pixmo_count")
-    if "points_px" in fields:
-        points = np.asarray(fields["points_px"], dtype=np.float64).reshape(-1, 2)
-        places = np.concatenate([points, points], axis=1)
-    else:
-        places = boxes if len(boxes) or not fields["count"] else None
-    fields |= {"count": int(fields.get("count", len(boxes))), "places_px": places}
-    return replace(example, fields=fields)
+    if count.places_px is None and (len(boxes) or not count.number):
+        count = Count(count.number, boxes)
+    return replace(example, count=count)
 
 
 def _ocr(example: Example) -> Example:
-    text = example.fields.get("text") or example.fields.get("reading", {}).get("answer")
-    if not text:
+    if not example.text:
         raise _unfit(example, "has no text", "ocr", "pageocr")
-    boxes = as_boxes([example.fields["reading"]["box_px"]]) if "reading" in example.fields else np.zeros((0, 4))
-    return replace(example, query="text", boxes_px=boxes, crowd=None, fields={**example.fields, "text": text})
+    boxes = example.vqa.evidence_px if example.vqa else as_boxes([])
+    return replace(example, query="text", boxes_px=boxes, crowd=None)
 
 
 def _detection(example: Example) -> Example:
-    if "things" in example.fields:  # of the embedded world
-        things = example.fields["things"]
-        fields = {key: things[key] for key in ("labels", "categories")}
-        return replace(example, query="everything", boxes_px=as_boxes(things["boxes_px"]), crowd=None, fields=fields)
-    if not {"labels", "categories"} <= set(example.fields):
+    there = example.objects
+    if there is None:
         raise _unfit(example, "has no boxes of all categories", "detection", "coco_det")
-    return example
+    boxes = as_boxes(there.boxes_px)
+    return replace(example, query="everything", boxes_px=boxes, crowd=there.crowd, areas=there.areas)
 
 
 def _unfit(example: Example, why: str, task: str, data: str) -> DataError:
@@ -104,7 +96,7 @@ class Posed(Derived):
 def ask(task: str, policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
     """The whole picture, and the task's question about it."""
     view, frame = sensing_view(policy, example.image, config.sensing_side, config.max_view_pixels)
-    asked = example.fields["categories"] if task == "detection" else example.query
+    asked = example.objects.categories if task == "detection" else example.query
     return PromptSpec(view, frame, perception_prompt(task, asked, config.wording, config.thinking, policy.boxes))
 
 
@@ -140,15 +132,15 @@ def score(task: str, rollout: Rollout, outcome: TaskResult, config: TrainConfig)
         case "grounding":
             terms["iou"] = matching.box_iou(outcome.boxes_px, example.boxes_px, config.iou_power)
         case "counting":
-            right = answer.count == example.fields["count"]
+            right = answer.count == example.count.number
             found = matching.counting_terms(_places_found(example, outcome, config), right, matched, by)
             terms |= (
                 found if answer.readable else found | {"match": 0.0, "count": float(right) if by == "paper" else 0.0}
             )
         case "ocr":
-            terms["text"] = text_similarity(answer.text, example.fields["text"])
+            terms["text"] = text_similarity(answer.text, example.text)
         case "detection":
-            labels = example.fields["labels"]
+            labels = example.objects.labels
             found = matching.detection_terms(
                 outcome.boxes_px,
                 answer.labels,
@@ -169,15 +161,15 @@ def forgiven(example: Example, labels: Sequence[str]) -> np.ndarray:
     In a federated set (LVIS) those of a category that the picture was not checked for, or of which a part of the
     instances is boxed.
     """
-    if "checked" not in example.fields:
+    if example.objects.checked is None:
         return np.zeros(len(labels), dtype=bool)
-    certain = {matching.plain(name) for name in example.fields["checked"] - example.fields["partly"]}
+    certain = {matching.plain(name) for name in example.objects.checked - example.objects.partly}
     return np.array([matching.plain(name) not in certain for name in labels], dtype=bool)
 
 
 def _places_found(example: Example, outcome: TaskResult, config: TrainConfig) -> np.ndarray:
     """How well the places said fit the true ones (A, B); where nobody pointed every one fits, and only their numbers differ."""
-    places = example.fields["places_px"]
+    places = example.count.places_px
     if places is None:
-        return np.ones((len(outcome.boxes_px), example.fields["count"]))
+        return np.ones((len(outcome.boxes_px), example.count.number))
     return matching.place_affinity(outcome.boxes_px, places, example.size_px, config.places)

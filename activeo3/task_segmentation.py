@@ -43,7 +43,7 @@ class Draft:
     @classmethod
     def of(cls, example: Example) -> Self:
         """What ``with_mask`` packed."""
-        return cls(example.image, *map(rle_to_mask, example.fields["draft"]))
+        return cls(example.image, *map(rle_to_mask, example.draft))
 
     @property
     def error(self) -> np.ndarray:
@@ -53,13 +53,13 @@ class Draft:
 
 def true_mask(example: Example) -> np.ndarray:
     """Everything that was asked for as one mask (H, W), crowds apart. Raises DataError if there are no masks."""
-    if "masks" not in example.fields:
+    if example.masks is None:
         raise DataError(
             f"--task segment needs masks, and example {example.id} has none: choose thinobject5k or scenes", example.id
         )
     width, height = example.size_px
     union = np.zeros((height, width), dtype=bool)
-    for rle, asked in zip(example.fields["masks"](), example.asked_for, strict=True):
+    for rle, asked in zip(example.masks(), example.asked_for, strict=True):
         union |= rle_to_mask(rle) & asked
     return union
 
@@ -69,7 +69,7 @@ def with_mask(example: Example, true: np.ndarray, mask: np.ndarray) -> Example:
 
     They are packed as run lengths: a benchmark keeps them all.
     """
-    return replace(example, fields={**example.fields, "draft": (mask_to_rle(true), mask_to_rle(mask))})
+    return replace(example, draft=(mask_to_rle(true), mask_to_rle(mask)))
 
 
 def coarse_mask(true: np.ndarray, name: str) -> np.ndarray:

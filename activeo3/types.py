@@ -13,10 +13,12 @@ picture, ``_view`` pixels of the resized picture that a model saw, ``_text`` the
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from activeo3.metric_rules import COCO, MetricRules
 
 LARGEST_REWARD = 1e30
 """Beyond it, rewards overflow in single precision when they are compared."""
@@ -31,28 +33,146 @@ class Region(NamedTuple):
     y2: float
 
 
+def no_boxes() -> np.ndarray:
+    """An empty array (0, 4) of boxes."""
+    return np.zeros((0, 4))
+
+
+@dataclass(frozen=True, eq=False)
+class VQA:
+    """A question that is answered in words, with what its answer is scored by.
+
+    ``answers`` are the right answer and its aliases, with ``options`` the letter of the right one (A is the first);
+    there are none if they are not public. ``kind`` is one of evidence.KINDS; empty, it is "choice" with options, else
+    "exact". ``tolerance`` is a number's, relative to the right one. ``hint`` should be known beforehand. ``evidence_px``
+    (E, 4) are the places that show the answer. ``category`` is the kind of question and ``ability`` what it is a part of
+    (MMBench's l2_category). Questions of one ``group`` count together (MME's two about a picture, a question with rotated
+    options); ``rotations`` is how many the file has of this one, 0 if it lacks the one without rotation. ``columns``
+    is the published row of a question without a public answer, to be submitted.
+    """
+
+    question: str
+    answers: tuple[str, ...] = ()
+    kind: str = ""
+    options: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    hint: str = ""
+    evidence_px: np.ndarray = field(default_factory=no_boxes)
+    category: str = ""
+    ability: str = ""
+    group: str = ""
+    rotations: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scored_by(self) -> str:
+        """The kind, with its default filled in."""
+        return self.kind or ("choice" if self.options else "exact")
+
+    @property
+    def answer(self) -> str | None:
+        """The right answer, None if it is not public."""
+        return self.answers[0] if self.answers else None
+
+
+class Phrase(NamedTuple):
+    """A phrase that refers to one thing, and the box xyxy of that thing in pixels."""
+
+    text: str
+    box_px: tuple[float, float, float, float]
+
+
+class Count(NamedTuple):
+    """How many there are, and where: ``places_px`` (N, 4), a point being a box without sides; None if not known."""
+
+    number: int
+    places_px: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """All objects of an image: ``boxes_px`` (N, 4), ``labels`` (N), ``crowd`` and ``areas`` (N,) as in ``Example``.
+
+    ``categories`` are all names of the data set. In a federated one (LVIS), only the ``checked`` names can be missed or
+    invented, and of the names in ``partly`` not every instance has a box; elsewhere ``checked`` is None.
+    """
+
+    boxes_px: np.ndarray
+    labels: tuple[str, ...]
+    categories: tuple[str, ...]
+    crowd: np.ndarray | None = None
+    areas: np.ndarray | None = None
+    checked: frozenset[str] | None = None
+    partly: frozenset[str] = frozenset()
+
+
+class WholeImage(NamedTuple):
+    """The question that a tile's question is a part of: all boxes (N, 4) of a category in the whole image, with
+    ``areas`` and ``crowd`` (N,), and in how many ``tiles`` it is asked."""
+
+    boxes_px: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    tiles: int
+
+
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """Where an image is from: its ``file_name`` and the file's own ids where these are no numbers of 64 bits.
+
+    A tile has its ``window_px`` (x1, y1, x2, y2) in the image ``whole_id``, and the question about the ``whole`` if that
+    is known.
+    """
+
+    file_name: str = ""
+    image_id: int | str | None = None
+    category_id: int | str | None = None
+    window_px: tuple[int, int, int, int] | None = None
+    whole_id: int | str | None = None
+    whole: WholeImage | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One question about one picture: where is every ``query``?
+    """One question about one image: where is every ``query``? Data sets of other kinds fill in what they know beside it.
 
-    ``boxes_px`` (N, 4) holds the true boxes and may be empty. ``crowd`` (N,) is True for a box that
-    is neither asked for nor punished (COCO's ``iscrowd``). ``fields`` carries whatever a later task
-    needs: a count, a word to read, a referring phrase, masks as RLE.
+    ``boxes_px`` (N, 4) holds the true boxes and may be empty. ``crowd`` (N,) is True for a box that is neither asked for
+    nor punished (COCO's ``iscrowd``). ``areas`` (N,) in square pixels are those of the boxes if None; ``masks()`` returns
+    one RLE per box. ``rules`` say how the set is scored; ``exhaustive`` is False if not every instance has a box;
+    ``frequency`` is LVIS's r, c or f. ``text`` is all that can be read. ``draft`` holds the true mask and the one to
+    correct as RLE (task_segmentation). ``place`` is the index in a data set whose images are put aside (data_loader).
     """
 
     id: str
     image: Image.Image
     query: str
-    boxes_px: np.ndarray
+    boxes_px: np.ndarray = field(default_factory=no_boxes)
     image_id: int = 1
     category_id: int = 1
     crowd: np.ndarray | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    areas: np.ndarray | None = None
+    masks: Callable[[], list[dict[str, Any]]] | None = None
+    rules: MetricRules = COCO
+    exhaustive: bool = True
+    frequency: str = ""
+    objects: Objects | None = None
+    vqa: VQA | None = None
+    phrase: Phrase | None = None
+    count: Count | None = None
+    text: str = ""
+    source: SourceImage = SourceImage()
+    draft: tuple[dict[str, Any], dict[str, Any]] | None = None
+    place: int | None = None
 
     @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) of the original picture."""
         return self.image.size
+
+    @property
+    def asks_in_words(self) -> bool:
+        """Whether the query is the question to answer, and not the name of something to find."""
+        return self.vqa is not None and self.vqa.question == self.query
 
     @property
     def asked_for(self) -> np.ndarray:
@@ -175,7 +295,7 @@ class Reward:
     def faults(self) -> tuple[str, ...]:
         """Which terms, or else ``total``, are no finite numbers of single precision; none in a reward that can be compared.
 
-        >>> Score({"format": 1.0, "task": float("nan")}, float("nan")).faults, Score({"task": 2.0}, 2.0).faults
+        >>> Reward({"format": 1.0, "task": float("nan")}, float("nan")).faults, Reward({"task": 2.0}, 2.0).faults
         (('task',), ())
         """
         wrong = tuple(name for name, term in self.terms.items() if not abs(term) <= LARGEST_REWARD)

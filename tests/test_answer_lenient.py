@@ -25,7 +25,7 @@ from activeo3.rollout import sample_rollouts
 from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import read_answer
 from activeo3.tasks import TASKS
-from activeo3.types import Example, ParsedAnswer, Rollout, Sampling
+from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout, Sampling
 from activeo3.zoom_calls import Call, Said, read_turn
 
 BOX, CUP = '{"bbox_2d": [1, 2, 30, 40]}', '{"bbox_2d": [5, 6, 70, 80], "label": "cup"}'
@@ -419,7 +419,7 @@ THINGS = [("red", (40, 60, 120, 140)), ("red", (300, 200, 360, 260))]
 
 def question(**fields: Any) -> Example:
     boxes = np.array([box for _, box in THINGS], dtype=float)
-    return Example("a", painted((480, 320), THINGS), "red", boxes, fields=fields)
+    return Example("a", painted((480, 320), THINGS), "red", boxes, **fields)
 
 
 def in_own_words(model: Scripted, view: Any, asked: str) -> str:
@@ -500,11 +500,8 @@ def answered(name: str, says: Any, tokenizer: Any, config: Any, example: Example
 ])  # fmt: skip
 def test_the_format_reward_stays_strict(name: str, said: str, tokenizer: Any) -> None:
     """In training, --parser lenient pays for what was found, and not for the form."""
-    fields = {
-        "labels": ("red", "red"),
-        "categories": ("red",),
-        "referred": {"text": "the first", "box_px": THINGS[0][1]},
-    }
+    boxes = np.array([box for _, box in THINGS], dtype=float)
+    fields = {"objects": Objects(boxes, ("red", "red"), ("red",)), "phrase": Phrase("the first", THINGS[0][1])}
     earned = {}
     for parser in ("strict", "lenient"):
         config = TrainConfig(parser=parser, crop_side=256, sensing_side=256)  # type: ignore[arg-type]
@@ -525,7 +522,7 @@ def test_the_tables_of_one_shot_tasks_have_both_readings(tokenizer: Any) -> None
 
 
 def test_an_episode_that_only_the_lenient_reader_could_read_says_so(tokenizer: Any) -> None:
-    example = question(reading={"question": "What colour is it?", "answer": "red", "box_px": THINGS[0][1]})
+    example = question(vqa=VQA("What colour is it?", ("red",), evidence_px=np.array([THINGS[0][1]])))
     turns = {"strict": ("missing_zoom",), "lenient": ("zoom_executed", "answered")}
     for parser, statuses in turns.items():
         left = ["I zoom into {'bbox': [50, 100, 400, 600]}" + END, "Answer: red" + END]

@@ -19,7 +19,7 @@ from activeo3.config import TrainConfig
 from activeo3.rollout import sample_rollouts
 from activeo3.task_models import Crop, ask
 from activeo3.tasks import TASKS
-from activeo3.types import Example, Region, Rollout, Sampling
+from activeo3.types import VQA, Example, Objects, Region, Rollout, Sampling
 
 CONFIG = TrainConfig(sensing_side=448, crop_side=448, wording="paper")
 IMAGE = Image.new("RGB", (1344, 896))
@@ -80,7 +80,7 @@ def test_nobody_asks_for_json(wording: str) -> None:
 def rollout(
     task: str, answer: str, tokenizer: PreTrainedTokenizerFast, family: str = "qwen2_vl", **fields: Any
 ) -> tuple[Rollout, Scripted]:
-    example = Example("one", IMAGE, "cup", np.array([REGION]), fields=fields)
+    example = Example("one", IMAGE, "cup", np.array([REGION]), **fields)
     policy = Scripted(family, tokenizer, lambda *_: answer + END)
     _, (((found,)),) = sample_rollouts(policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task=task), TASKS[task])
     return found, policy
@@ -102,7 +102,7 @@ def test_a_policy_with_box_tokens_looks_where_it_says(tokenizer: PreTrainedToken
     "task, answer, count", [("grounding", marked([BOX], ["cup"]), 1), ("detection", marked([BOX] * 2, ["cup", "plate"]), 2), ("counting", marked([BOX] * 3, ["cup"] * 3) + " 3", 3)]
 )  # fmt: skip
 def test_one_shot_answers_are_read(task: str, answer: str, count: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    found, _ = rollout(task, answer, tokenizer, categories=("cup", "plate"), labels=("cup",))
+    found, _ = rollout(task, answer, tokenizer, objects=Objects(np.array([REGION]), ("cup",), ("cup", "plate")))
     assert found.action.error is None and len(found.action.boxes_text) == count
     np.testing.assert_allclose(found.result.boxes_px, [REGION] * count)
 
@@ -117,8 +117,8 @@ def test_the_task_role_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_an_episode_zooms_by_box_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     said = iter([f"<think>closer</think>{marked([BOX], ['sign'])}", "<answer>7</answer>"])
-    reading = {"question": "Which number?", "answer": "7", "box_px": REGION}
-    example = Example("one", IMAGE, "cup", np.array([REGION]), fields={"reading": reading})
+    vqa = VQA("Which number?", ("7",), evidence_px=np.array([REGION]))
+    example = Example("one", IMAGE, "cup", np.array([REGION]), vqa=vqa)
     policy = Scripted("qwen2_vl", tokenizer, lambda *_: next(said) + END)
     _, ((found,),) = sample_rollouts(
         policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task="zoom_qa"), TASKS["zoom_qa"]

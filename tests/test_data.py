@@ -72,10 +72,10 @@ def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) 
     assert pairs == [(3, 2), (7, 1), (7, 2)]
     cell, cats = examples[1:]
     assert cell.boxes_px.tolist() == [[30, 20, 40, 30]]  # clipped
-    assert cell.fields["areas"].tolist() == [100.0]
+    assert cell.areas.tolist() == [100.0]
     assert cats.boxes_px.tolist() == [[1, 2, 11, 7], [0, 0, 5, 5]]
     assert cats.crowd.tolist() == [False, True]
-    assert cats.fields["areas"].tolist() == [33.5, 25.0]
+    assert cats.areas.tolist() == [33.5, 25.0]
     assert cats.image.mode == "RGB" and cats.size_px == (40, 30)
     assert len(data.dropped) == 2
     assert "annotation 5 has no area (bbox [0.0, 0.0, 0.0, 4.0]), correct or remove it" in data.dropped[0]
@@ -269,7 +269,7 @@ def test_a_repeated_name_matters_only_where_both_categories_have_boxes(tmp_path:
     content["categories"].insert(0, {"id": 14, "name": "red blood_cell"})
     root = folder(tmp_path, content)
     assert [example.id for example in open_dataset("coco", "train", root)] == ["3:cat", "7:red blood cell", "7:cat"]
-    assert open_dataset("coco_det", "train", root)[0].fields["categories"] == ("cat", "red blood cell", "x", "tree")
+    assert open_dataset("coco_det", "train", root)[0].objects.categories == ("cat", "red blood cell", "x", "tree")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_text_that_spells_a_number_is_that_id(tmp_path: Path) -> None:
         ("7:red blood cell", 7, 1),
         ("7:cat", 7, 2),
     ]
-    assert not any("file_image_id" in e.fields for e in data)
+    assert all(e.source.image_id is None for e in data)
 
 
 def test_texts_as_programs_write_them(tmp_path: Path) -> None:

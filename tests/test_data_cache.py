@@ -114,7 +114,7 @@ def test_soda_a_is_the_same_from_its_files_and_kept(tmp_path: Path, monkeypatch:
             other.category_id,
         )
         assert np.array_equal(one.boxes_px, other.boxes_px) and np.array_equal(one.crowd, other.crowd)
-        assert np.array_equal(one.fields["areas"], other.fields["areas"])
+        assert np.array_equal(one.areas, other.areas)
     monkeypatch.undo()
     content = json.loads((tmp_path / "SODA-A" / "Annotations" / "val" / "b.json").read_text())
     content["annotations"][0]["category_id"] = 0

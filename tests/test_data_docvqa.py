@@ -112,14 +112,12 @@ def check(data: Any, with_ocr: bool) -> None:
     assert [example.image.getpixel((0, 0))[0] for example in data] == [90, 90, 91]
     asked = evidence.asked_of(first)
     assert (asked.question, asked.answers, asked.kind) == ("What is the total?", ("$1,284.50", "1,284.50"), "anls")
-    assert (
-        second.query == "Which city?" and second.fields["category"] == "form, layout" and second.fields["options"] == ()
-    )
+    assert second.query == "Which city?" and second.vqa.category == "form, layout" and second.vqa.options == ()
     assert third.boxes_px.shape == (0, 4) == evidence.asked_of(third).evidence_px.shape
     wanted = [padded(as_boxes(box_of("$", "1,284.50")), PAGE), padded(as_boxes(box_of("New", "York,")), PAGE)]
     for example, boxes in zip((first, second), wanted):
         assert np.allclose(example.boxes_px, boxes if with_ocr else np.zeros((0, 4)))
-        assert np.array_equal(example.boxes_px, example.fields["target_boxes_px"])
+        assert np.array_equal(example.boxes_px, example.vqa.evidence_px)
     assert evidence.rightness("$1,284.5", asked) == pytest.approx(8 / 9)
 
 

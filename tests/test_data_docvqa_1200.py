@@ -63,7 +63,7 @@ def test_a_question_with_its_answers_and_where_they_stand(tmp_path: Path, unit: 
     (example,) = open_dataset("docvqa_1200", "test", written(tmp_path, [row(unit=unit)]))
     assert (example.id, example.query, example.size_px) == ("docvqa_1200:test_0", "What is the total?", PAGE)
     asked = asked_of(example)
-    assert asked.answers == ("1,284.50", "$1,284.50") and asked.kind == "exact"
+    assert asked.answers == ("1,284.50", "$1,284.50") and asked.scored_by == "exact"
     wanted = padded(as_boxes(box_of("1,284.50", "$")), PAGE)  # "$ 1,284.50" spells one of them, too
     assert np.allclose(np.sort(example.boxes_px, axis=0), np.sort(wanted, axis=0), atol=1e-3)
     # As that system's reward counts: exactly, up to case, quotation marks, white space and a full stop.

@@ -10,10 +10,10 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
-from test_data_thinobject import mask_of
-from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  # noqa: F401
-from test_data_vqa import GLOVE, SIDES, picture, vstar_set
 from test_data_lvis import lvis_set, lvis_v1
+from test_data_thinobject import mask_of
+from test_data_vqa import GLOVE, SIDES, picture, vstar_set
+from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  # noqa: F401
 
 from activeo3 import (
     data_coco,
@@ -89,7 +89,7 @@ def test_the_cache_of_the_hub_is_a_data_root(tmp_path: Path) -> None:
     lines = ["index\tquestion\tanswer\tcategory\tA\tB\tC\tD\tcycle_category\timage",
              f"0\tWhich?\tB\tsingle\tred\tblue\tgreen\tpink\t0\t{base64.b64encode(picture(9)).decode()}"]  # fmt: skip
     cached(tmp_path, "DreamMr/HR-Bench", {"hr_bench_4k.tsv": "\n".join(lines).encode()})
-    assert open_dataset("hrbench", "test", str(tmp_path))[0].fields["answer"] == "B"
+    assert open_dataset("hrbench", "test", str(tmp_path))[0].vqa.answer == "B"
     as_lmms_lab(tmp_path / "there")
     tables = {f"data/{path.name}": path.read_bytes() for path in (tmp_path / "there" / "RefCOCO" / "data").iterdir()}
     cached(tmp_path, "lmms-lab/RefCOCO", tables, main=False)  # its only snapshot
@@ -342,11 +342,11 @@ def vstar_converted(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
 def test_vstar_by_its_list(tmp_path: Path, write: Callable) -> None:
     write(tmp_path)
     data = open_dataset("vstar", "test", str(tmp_path))
-    assert [e.fields["options"] for e in data][0] == ("cotton", "kevlar", "rubber", "leather")
-    assert [e.fields["answer"] for e in data] == ["C", "A", "B"]
+    assert [e.vqa.options for e in data][0] == ("cotton", "kevlar", "rubber", "leather")
+    assert [e.vqa.answer for e in data] == ["C", "A", "B"]
     assert [e.query for e in data] == [GLOVE["question"]] * 2 + [SIDES["question"]]
-    assert [e.fields["category"] for e in data] == ["direct_attributes"] * 2 + ["relative_position"]
-    assert all(e.size_px == (40, 30) and e.boxes_px.shape == (0, 4) and e.fields["targets"] == () for e in data)
+    assert [e.vqa.category for e in data] == ["direct_attributes"] * 2 + ["relative_position"]
+    assert all(e.size_px == (40, 30) and e.boxes_px.shape == (0, 4) for e in data)
     inside = write is vstar_lmms_lab
     assert data[0].id == ("direct_attributes/0" if inside else "direct_attributes/sa_17")
     assert len(data.paths) == (0 if inside else 3) and len({e.image_id for e in data}) == 3
@@ -404,7 +404,7 @@ def test_thin_objects_as_sam_hq_has_them(tmp_path: Path, home: str) -> None:
         e.id for e in open_dataset("thinobject5k", "test", str(tmp_path))
     ] == ["ant"]
     for example, seed in zip(data, (1, 0)):
-        assert np.array_equal(rle_to_mask(example.fields["masks"]()[0]), mask_of(seed) > 127)
+        assert np.array_equal(rle_to_mask(example.masks()[0]), mask_of(seed) > 127)
     said = complaint(lambda: open_dataset("thinobject5k", "val", str(tmp_path)))
     assert (
         "neither val.txt in ThinObject5K/list or thin_object_detection/ThinObject5K/list nor *.jpg in thin_object"

@@ -79,12 +79,12 @@ def test_small_and_dense_questions(tmp_path: Path, pictures: str) -> None:
     assert [(e.id, e.category_id) for e in dense] == [("12:dog", 5), ("12:pin", 7)]
     pin = small[0]
     assert pin.boxes_px.tolist() == [[0, 0, 9.9, 9.9], [40, 0, 55, 15]]  # all instances, the larger one too
-    assert pin.fields["areas"] == pytest.approx([98.01, 225])
+    assert pin.areas == pytest.approx([98.01, 225])
     assert pin.image.getpixel((0, 0))[0] == pytest.approx(11, abs=2)
     assert dense[0].image.getpixel((0, 0))[0] == pytest.approx(12, abs=2)
-    assert pin.fields["exhaustive"] is False and dense[0].fields["exhaustive"] is True
-    assert [example.fields["frequency"] for example in (pin, *dense)] == ["r", "f", "r"]
-    assert pin.fields["rules"] is LVIS
+    assert pin.exhaustive is False and dense[0].exhaustive is True
+    assert [example.frequency for example in (pin, *dense)] == ["r", "f", "r"]
+    assert pin.rules is LVIS
     assert len(small.paths) == 3 and all(path.is_file() for path in small.paths)
 
 

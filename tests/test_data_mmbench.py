@@ -9,8 +9,8 @@ from typing import Any, Sequence
 
 import numpy as np
 import pytest
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_data_vqa import picture
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data, data_mmbench, eval_vqa
 from activeo3.answer_parsing import said
@@ -95,15 +95,15 @@ def facts(data: Any) -> list[tuple]:
     """What must be the same from every file, by index."""
     found = []
     for example in data:
-        fields = example.fields
-        right = fields["options"]["ABCD".index(fields["answer"])]
+        vqa = example.vqa
+        right = vqa.options["ABCD".index(vqa.answer)]
         found.append(
             (
-                fields["group"],
-                fields["options"],
+                vqa.group,
+                vqa.options,
                 right,
-                fields["rotations"],
-                fields["hint"],
+                vqa.rotations,
+                vqa.hint,
                 example.image.getpixel((0, 0))[0],
                 example.image_id,
             )
@@ -167,8 +167,8 @@ def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None
     legacy = published(references=False)
     write_tsv(path, [row for row in legacy if row["index"] not in ("2000241", "252")])
     data = open_dataset("mmbench", "dev", str(tmp_path))
-    assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 3, "252": 0, "3": 3}
-    right = np.array([float(example.fields["group"] != "3") for example in data])
+    assert {example.vqa.group: example.vqa.rotations for example in data} == {"241": 3, "252": 0, "3": 3}
+    right = np.array([float(example.vqa.group != "3") for example in data])
     assert eval_vqa.scores("mmbench", list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
 
 
@@ -178,7 +178,7 @@ def test_a_dev_row_without_an_answer_is_left_out_and_a_file_that_is_not_there_na
     write_tsv(tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv", rows)
     data = open_dataset("mmbench", "dev", str(tmp_path))
     assert len(data) == 8 and len(data.dropped) == 1 and "row 4 has no answer" in data.dropped[0]
-    assert {example.fields["group"]: example.fields["rotations"] for example in data} == {"241": 4, "252": 0, "3": 3}
+    assert {example.vqa.group: example.vqa.rotations for example in data} == {"241": 4, "252": 0, "3": 3}
     sentence = (
         "there is neither MMBench/MMBench_DEV_EN.tsv nor MMBench/MMBench_DEV_EN_legacy.tsv nor MMBench/mmbench_dev_20"
     )

@@ -59,13 +59,10 @@ def archive(root: Path) -> None:
 
 
 def facts(data: Any) -> list[tuple]:
-    found = [
-        (e.fields["group"], e.query, e.fields["answer"], e.fields["category"], e.image.getpixel((0, 0))[0] // 5 * 5)
-        for e in data
-    ]
+    found = [(e.vqa.group, e.query, e.vqa.answer, e.vqa.category, e.image.getpixel((0, 0))[0] // 5 * 5) for e in data]
     pictures: dict[int, set[str]] = {}
     for example in data:
-        pictures.setdefault(example.image_id, set()).add(example.fields["group"])
+        pictures.setdefault(example.image_id, set()).add(example.vqa.group)
     assert sorted(pictures) == list(range(1, len(ITEMS) + 1)) and all(len(groups) == 1 for groups in pictures.values())
     return sorted(found)
 
@@ -85,7 +82,7 @@ def test_the_authors_archive(tmp_path: Path, below: str) -> None:
     archive(tmp_path / below)
     data = open_dataset("mme", "test", str(tmp_path))
     assert facts(data) == WANTED and (data.name, len(data), len(data.paths), data.dropped) == ("mme", 8, 4, ())
-    assert data[0].fields["options"] == () and all(path.is_file() for path in data.paths)
+    assert data[0].vqa.options == () and all(path.is_file() for path in data.paths)
 
 
 def test_the_hubs_table_and_vlmevalkits_file(tmp_path: Path) -> None:

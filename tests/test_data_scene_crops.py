@@ -45,12 +45,12 @@ def test_questions_have_one_true_answer_and_most_things_are_whole() -> None:
     whole = cut = 0
     for index in SOME:
         example = data_scene_crops.close_up("test", index)
-        names, boxes = example.fields["things"]["labels"], example.fields["things"]["boxes_px"]
+        names, boxes = example.objects.labels, example.objects.boxes_px
         own = [box.tolist() for box, name in zip(boxes, names) if name == example.query]
-        assert own == example.boxes_px.tolist() and example.fields["count"] == len(own) >= 1
-        referred = example.fields["referred"]
-        fits = [box.tolist() for box, name in zip(boxes, names) if name == referred["text"].removeprefix("leftmost ")]
-        assert list(referred["box_px"]) in fits and (len(fits) == 1 or referred["text"].startswith("leftmost "))
+        assert own == example.boxes_px.tolist() and example.count.number == len(own) >= 1
+        referred = example.phrase
+        fits = [box.tolist() for box, name in zip(boxes, names) if name == referred.text.removeprefix("leftmost ")]
+        assert list(referred.box_px) in fits and (len(fits) == 1 or referred.text.startswith("leftmost "))
         at_border = [min(box) == 0 or max(box) == example.image.width for box in boxes]
         whole, cut = whole + len(boxes) - sum(at_border), cut + sum(at_border)
     assert whole > 10 * cut
@@ -59,10 +59,10 @@ def test_questions_have_one_true_answer_and_most_things_are_whole() -> None:
 def test_a_plate_shows_its_number_dot_by_dot() -> None:
     for index in SOME:
         example = data_scene_crops.plate("test", index)
-        reading, picture = example.fields["reading"], np.asarray(example.image)
-        assert example.fields["text"] == reading["answer"] == data_scenes.scene("test", index).number
+        reading, picture = example.vqa, np.asarray(example.image)
+        assert example.text == reading.answer == data_scenes.scene("test", index).number
         for figure, (x1, y1, x2, y2) in zip(
-            reading["answer"], data_scenes.figure_boxes(tuple(map(int, reading["box_px"])), reading["answer"])
+            reading.answer, data_scenes.figure_boxes(tuple(map(int, reading.evidence_px[0])), reading.answer)
         ):
             dots = picture[y1:y2, x1:x2, 0].reshape(5, (y2 - y1) // 5, 3, (x2 - x1) // 3).mean(axis=(1, 3)) < 128
             assert int("".join("01"[int(dot)] for dot in dots.ravel()), 2) == data_scenes._DIGITS[int(figure)]

@@ -235,21 +235,17 @@ def test_an_example_says_what_its_scene_shows(split: str, index: int) -> None:
     assert question.image.tobytes() == picture.render().tobytes()
     assert question.image.mode == "RGB" and question.size_px == picture.size
     assert question.boxes_px.tolist() == [list(thing.box_px) for thing in targets]
-    assert question.fields["count"] == len(targets) == len(question.boxes_px)
+    assert question.count.number == len(targets) == len(question.boxes_px)
     assert question.id == f"scenes-{split}-{index:06d}" and question.image_id == index + 1
 
-    masks = [rle_to_mask(rle) for rle in question.fields["masks"]()]
+    masks = [rle_to_mask(rle) for rle in question.masks()]
     assert len(masks) == len(targets)
     for mask, thing in zip(masks, targets):
         assert np.array_equal(mask, thing.mask(picture.size))
 
-    largest = max(range(len(targets)), key=lambda i: targets[i].diameter)
-    assert question.fields["phrase"]["box_px"] == tuple(question.boxes_px[largest])
-    assert question.query in question.fields["phrase"]["text"]
-    assert question.fields["caption"].startswith(f"{len(targets)} {question.query}")
-    reading = question.fields["reading"]
-    assert reading["answer"] == picture.number and 10 <= int(reading["answer"]) <= 99
-    assert reading["box_px"] == picture.plate_px
+    reading = question.vqa
+    assert reading.answer == picture.number and 10 <= int(reading.answer) <= 99
+    assert reading.evidence_px.tolist() == [list(picture.plate_px)]
 
 
 def test_category_ids_name_kinds_from_1_on() -> None:

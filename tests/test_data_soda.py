@@ -91,10 +91,10 @@ def test_polygons_become_boxes(tmp_path: Path, images: str) -> None:
     assert [(e.id, e.query) for e in data] == [
         ("1:windmill", "windmill"), ("2:airplane", "airplane"), ("2:small vehicle", "small vehicle")
     ]  # fmt: skip
-    assert data[1].boxes_px.tolist() == [[10, 10, 40, 40]] * 2 and data[1].fields["areas"].tolist() == [50, 50]
+    assert data[1].boxes_px.tolist() == [[10, 10, 40, 40]] * 2 and data[1].areas.tolist() == [50, 50]
     assert data[2].boxes_px.tolist() == [[100, 40, 120, 60]] and data[2].category_id == 2
     assert [path.name for path in data.paths] == ["00002.jpg", "00007.jpg"]
-    assert data.dropped == () and data[0].fields["rules"] is SODA_A
+    assert data.dropped == () and data[0].rules is SODA_A
 
 
 def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_ignored_areas_are_crowds_of_every_question(tmp_path: Path) -> None:
         assert example.boxes_px[1:].tolist() == [[0, 100, 300, 150], [200, 0, 220, 20]]
         assert example.crowd.tolist() == [False, True, True] and example.asked_for.sum() == 1
     assert data[0].boxes_px[0].tolist() == [10, 10, 15, 19]
-    assert {example.fields["rules"] for example in data} == {SODA_D} and "frequency" not in data[0].fields
+    assert {example.rules for example in data} == {SODA_D} and not data[0].frequency
 
 
 def test_ignored_areas_of_one_picture_stay_there(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_tiles_of_pictures_with_ids_of_any_kind(tmp_path: Path) -> None:
         json.dumps(content | {"annotations": [row | {"image_id": "3fa8-41"} for row in content["annotations"]]})
     )
     data = open_dataset("soda_d", "val", root, tile=200, tile_overlap=20)
-    assert [(e.image_id, e.fields["source_id"]) for e in data] == [(10000, "3fa8-41"), (10001, "3fa8-41")]
+    assert [(e.image_id, e.source.whole_id) for e in data] == [(10000, "3fa8-41"), (10001, "3fa8-41")]
     assert [row["id"] for row in eval_output.truth(list(data))["images"]] == [10000, 10001]
     assert eval_output.truth(list(open_dataset("soda_d", "val", root, tile=0)))["images"][0]["id"] == "3fa8-41"
 
@@ -292,7 +292,7 @@ def test_forty_percent_are_not_enough_in_soda_d(tmp_path: Path, inside: int, cou
     boxes = [{"category_id": 1, "bbox": [100 - inside, 10, 10, 10]}, {"category_id": 1, "bbox": [20, 20, 5, 5]}]
     data = open_dataset("soda_d", "val", driving_set(tmp_path, "val", boxes, (150, 100)), tile=100, tile_overlap=0)
     first = data[0]
-    assert first.fields["window_px"] == (0, 0, 100, 100)
+    assert first.source.window_px == (0, 0, 100, 100)
     assert first.boxes_px.tolist() == [[100 - inside, 10, 100, 20], [20, 20, 25, 25]]
     assert first.crowd.tolist() == [not counts, False]
 
@@ -304,7 +304,7 @@ def test_seventy_percent_are_enough_in_soda_a(tmp_path: Path, inside: int, count
     root = aerial_set(tmp_path, "val", {"a": aerial(polys, (150, 100))})
     first = open_dataset("soda_a", "val", root, tile=100, tile_overlap=0)[0]
     assert first.crowd.tolist() == [not counts, False]
-    assert first.fields["areas"] == pytest.approx([50.0 * inside / 10, 50.0])  # a polygon's share is its box's
+    assert first.areas == pytest.approx([50.0 * inside / 10, 50.0])  # a polygon's share is its box's
 
 
 def test_a_tile_shows_its_part_of_the_picture(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ def test_a_tile_shows_its_part_of_the_picture(tmp_path: Path) -> None:
     whole = np.asarray(Image.open(tmp_path / "SODA-D" / "Images" / "00041.jpg"))
     assert len(data) > 1  # neighbours share it
     for example in data:
-        x1, y1, x2, y2 = example.fields["window_px"]
+        x1, y1, x2, y2 = example.source.window_px
         assert np.array_equal(np.asarray(example.image), whole[y1:y2, x1:x2])
-        assert example.size_px == (100, 100) and example.fields["source_id"] == 41
+        assert example.size_px == (100, 100) and example.source.whole_id == 41
         assert example.image_id // data_tiles.TILES == 41
         assert (example.boxes_px[0] + [x1, y1, x1, y1]).tolist() == [150, 120, 170, 140]
     assert len({example.image_id for example in data}) == len(data)
@@ -412,7 +412,7 @@ def test_pictures_have_the_ids_of_their_files(tmp_path: Path, ids: tuple, wanted
     assert {path.stem: number for number, path in zip(data.index.pictures, data.paths)} == dict(zip("ab", wanted))
     assert [e.image_id for e in data] == sorted(wanted)
     if ids == ("x", "y"):
-        assert [e.fields["file_image_id"] for e in data] == ["x", "y"]
+        assert [e.source.image_id for e in data] == ["x", "y"]
 
 
 def aerial_tiles(home: Path, split: str = "val") -> None:
@@ -447,13 +447,13 @@ def driving_tiles(home: Path, images: str, split: str = "val") -> None:
 def test_tiles_that_the_authors_have_cut(tmp_path: Path) -> None:
     aerial_tiles(tmp_path / "SODA-A")
     data = open_dataset("soda_a", "val", str(tmp_path))
-    assert [(e.query, e.image_id, e.size_px, e.fields["window_px"], e.fields["source_id"]) for e in data] == [
+    assert [(e.query, e.image_id, e.size_px, e.source.window_px, e.source.whole_id) for e in data] == [
         ("ship", 1, (800, 800), (0, 650, 800, 1450), 1), ("ship", 2, (800, 800), (0, 0, 800, 800), 2), ("ship", 3, (800, 800), (650, 0, 1450, 800), 2)
     ]  # fmt: skip
     assert (
         data[1].boxes_px.tolist() == [[10, 10, 30, 50]]
-        and data[1].fields["areas"].tolist() == [800]
-        and "whole" not in data[1].fields
+        and data[1].areas.tolist() == [800]
+        and data[1].source.whole is None
     )
     assert data[2].image.getpixel((40, 7)) == pytest.approx((40, 7, 47), abs=3)  # not cut once more
     raw_aerial(tmp_path / "SODA-A")  # whole pictures count more
@@ -464,11 +464,11 @@ def test_tiles_that_the_authors_have_cut(tmp_path: Path) -> None:
 def test_tiles_of_soda_d(tmp_path: Path, images: str) -> None:
     driving_tiles(tmp_path / "SODA-D", images)
     data = open_dataset("soda_d", "val", str(tmp_path))
-    assert [(e.image_id, e.fields["source_id"], e.fields["window_px"]) for e in data] == [
+    assert [(e.image_id, e.source.whole_id, e.source.window_px) for e in data] == [
         (0, 41, (0, 0, 800, 800)),
         (1, 41, (650, 0, 1450, 800)),
     ]
-    assert data[1].crowd.tolist() == [False, True] and data[1].size_px == (800, 800) and "whole" not in data[1].fields
+    assert data[1].crowd.tolist() == [False, True] and data[1].size_px == (800, 800) and data[1].source.whole is None
     with pytest.raises(
         DataError,
         match="soda_d is there in tiles of 800 that share 150 pixels: give --tile 800 --tile_overlap 150, or add",

@@ -40,8 +40,8 @@ def test_every_picture_has_its_mask_and_the_box_around_it(tmp_path: Path) -> Non
     assert (data.name, data.split, [example.id for example in data]) == ("thinobject5k", "val", ["bee", "web.v2"])
     for seed, example in enumerate(data):
         wanted = mask_of(seed) >= 128
-        assert np.array_equal(rle_to_mask(example.fields["masks"]()[0]), wanted)
-        assert example.fields["areas"].tolist() == [wanted.sum()] == [20]
+        assert np.array_equal(rle_to_mask(example.masks()[0]), wanted)
+        assert example.areas.tolist() == [wanted.sum()] == [20]
         # Rows 5 to 14, columns from 5 + seed + 2 to 14 + seed + 3, both ends included.
         assert example.boxes_px.tolist() == [[7 + seed, 5, 18 + seed, 15]]
         assert example.size_px == (30, 20) and abs(example.image.getpixel((0, 0))[0] - 200) < 4

@@ -66,13 +66,12 @@ def test_vstar_questions(tmp_path: Path) -> None:
     assert (data.name, len(data)) == ("vstar", 3)
     assert [e.id for e in data] == ["direct_attributes/sa_17", "direct_attributes/sa_4690", "relative_position/sa_5"]
     for example, stored in zip(data, (GLOVE, GLOVE, SIDES)):
-        fields = example.fields
-        assert example.query == fields["question"] == stored["question"]
-        assert Counter(fields["options"]) == Counter(stored["options"])
-        assert fields["options"][LETTERS.index(fields["answer"])] == stored["options"][0]
-        assert fields["targets"] == tuple(stored["target_object"])
-        assert fields["category"] == example.id.split("/")[0]
-        assert example.size_px == (40, 30) and np.array_equal(example.boxes_px, fields["target_boxes_px"])
+        vqa = example.vqa
+        assert example.query == vqa.question == stored["question"]
+        assert Counter(vqa.options) == Counter(stored["options"])
+        assert vqa.options[LETTERS.index(vqa.answer)] == stored["options"][0]
+        assert vqa.category == example.id.split("/")[0]
+        assert example.size_px == (40, 30) and np.array_equal(example.boxes_px, vqa.evidence_px)
     assert data[0].boxes_px.tolist() == [[10, 5, 18, 11]]
     assert data[2].boxes_px.tolist() == [[0, 0, 4, 4], [30, 20, 40, 25]]  # clipped
     assert len({example.image_id for example in data}) == 3 and all(path.is_file() for path in data.paths)
@@ -111,7 +110,7 @@ def test_a_broken_vstar_file_is_left_out(tmp_path: Path, change: dict, sentence:
     (said,) = data.dropped
     assert sentence in said and "sa_2.json" in said and "\n" not in said
     whole = open_dataset("vstar", "test", vstar_set(tmp_path / "whole", {f"sa_{k}": GLOVE for k in (1, 2, 3)}))
-    assert data[1].fields["options"] == whole[2].fields["options"]  # the others are asked as they were
+    assert data[1].vqa.options == whole[2].vqa.options  # the others are asked as they were
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "null", "[" * 20_000], ids=["empty", "list", "null", "deep"])
@@ -184,14 +183,14 @@ def test_mmbench_questions(tmp_path: Path) -> None:
     data = open_dataset("mmbench", "dev", mmbench_set(tmp_path, rows))
     assert [e.image.getpixel((0, 0))[0] for e in data] == [10, 10, 20, 30]
     assert [data[k].image.getpixel((0, 0))[0] for k in (3, 0, 2, 1)] == [30, 10, 20, 10]  # in any order
-    assert [e.fields["options"] for e in data] == [
+    assert [e.vqa.options for e in data] == [
         ("cat", "dog", "hen"), ("cat", "dog", "hen"), ("cat", "dog", "hen", "owl"), ("cat", "dog")
     ]  # fmt: skip
-    assert [e.fields["answer"] for e in data] == ["B", "A", "D", "A"]
-    assert data[0].fields["hint"] == hint and data[0].query == "Which, 7?"
-    assert [e.fields["group"] for e in data] == ["7", "7", "9", "8"]
+    assert [e.vqa.answer for e in data] == ["B", "A", "D", "A"]
+    assert data[0].vqa.hint == hint and data[0].query == "Which, 7?"
+    assert [e.vqa.group for e in data] == ["7", "7", "9", "8"]
     assert [e.image_id for e in data] == [1, 1, 2, 3]
-    assert data[0].boxes_px.shape == (0, 4) and data[0].fields["category"] == "identity"
+    assert data[0].boxes_px.shape == (0, 4) and data[0].vqa.category == "identity"
     assert len(open_dataset("mmbench", "test", str(tmp_path))) == 4  # the one public part by any name
 
 
@@ -220,7 +219,7 @@ def test_a_broken_row_is_left_out(tmp_path: Path, row: dict[str, str], sentence:
         tmp_path, [mmbench_row(1, picture(1)), row, mmbench_row(3, picture(30)), mmbench_row(1_000_001, "1", "A")]
     )
     data = open_dataset("mmbench", "dev", root)
-    assert [(example.fields["group"], example.image.getpixel((0, 0))[0]) for example in data] == [
+    assert [(example.vqa.group, example.image.getpixel((0, 0))[0]) for example in data] == [
         ("1", 1),
         ("1", 1),
         ("3", 30),
@@ -314,9 +313,9 @@ def test_mme_questions(tmp_path: Path) -> None:
     data = open_dataset("mme", "test", parquet_set(tmp_path, "MME", [rows[:3], rows[3:]]))
     assert [e.image.getpixel((0, 0))[0] for e in data] == [0, 10, 20, 30, 40]
     assert [data[k].image.getpixel((0, 0))[0] for k in (4, 0, 2, 3, 1)] == [40, 0, 20, 30, 10]
-    assert [e.fields["group"] for e in data] == names and [e.image_id for e in data] == [1, 1, 2, 2, 3]
-    assert [e.fields["answer"] for e in data] == ["No", "Yes", "No", "Yes", "No"]
-    assert data[0].query.startswith("Is this red 0?") and data[0].fields["options"] == ()
+    assert [e.vqa.group for e in data] == names and [e.image_id for e in data] == [1, 1, 2, 2, 3]
+    assert [e.vqa.answer for e in data] == ["No", "Yes", "No", "Yes", "No"]
+    assert data[0].query.startswith("Is this red 0?") and data[0].vqa.options == ()
 
 
 def hrbench_rows(image: Any, number: int = 0, kind: str = "single") -> list[dict[str, Any]]:
@@ -345,12 +344,10 @@ def hrbench_set(root: Path, name: str = "hr_bench_4k") -> str:
 def check_hrbench(data: Any) -> None:
     assert len(data) == 8 and [e.image_id for e in data] == [1] * 4 + [2] * 4
     assert [e.image.getpixel((0, 0))[0] for e in data] == [10] * 4 + [20] * 4
-    assert {e.fields["options"][LETTERS.index(e.fields["answer"])] for e in data} == {"27B"}  # however the options turn
-    assert len({e.fields["options"] for e in data}) == 4 and [e.fields["answer"] for e in data] == list("ADCB") * 2
-    assert [e.fields["category"] for e in data] == ["single"] * 4 + ["cross"] * 4 and len(
-        {e.fields["group"] for e in data}
-    ) == 2
-    assert "index" not in data[0].fields and data[0].boxes_px.shape == (0, 4)
+    assert {e.vqa.options[LETTERS.index(e.vqa.answer)] for e in data} == {"27B"}  # however the options turn
+    assert len({e.vqa.options for e in data}) == 4 and [e.vqa.answer for e in data] == list("ADCB") * 2
+    assert [e.vqa.category for e in data] == ["single"] * 4 + ["cross"] * 4 and len({e.vqa.group for e in data}) == 2
+    assert data[0].boxes_px.shape == (0, 4)
 
 
 def test_hrbench_questions(tmp_path: Path) -> None:
@@ -429,8 +426,8 @@ def test_realworldqa_questions(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": picture(k, kind="WEBP", lossless=True), "path": f"{k}.webp"}, "image_path": f"{k}.webp",
              "question": f"How many? {k}", "answer": str(k)} for k in range(3)]  # fmt: skip
     data = open_dataset("realworldqa", "test", parquet_set(tmp_path, "RealworldQA", [rows]))
-    assert [(e.fields["answer"], e.image.getpixel((0, 0))[0]) for e in data] == [("0", 0), ("1", 1), ("2", 2)]
-    assert len({e.image_id for e in data}) == 3 and "group" not in data[0].fields
+    assert [(e.vqa.answer, e.image.getpixel((0, 0))[0]) for e in data] == [("0", 0), ("1", 1), ("2", 2)]
+    assert len({e.image_id for e in data}) == 3 and not data[0].vqa.group
 
 
 def test_realworldqa_with_options_in_columns(tmp_path: Path) -> None:
@@ -444,7 +441,7 @@ def test_realworldqa_with_options_in_columns(tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     data = open_dataset("realworldqa", "test", str(tmp_path))
-    assert [(e.fields["options"], e.fields["answer"]) for e in data] == [(("left", "right"), "B"), ((), "2")]
+    assert [(e.vqa.options, e.vqa.answer) for e in data] == [(("left", "right"), "B"), ((), "2")]
     assert data[1].image.getpixel((0, 0)) == (7, 0, 0)
 
 

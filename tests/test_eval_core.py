@@ -18,7 +18,7 @@ from activeo3.progress import Progress
 from activeo3.task_model_sam import Perfect
 from activeo3.task_models import GroundingDino, Oracle
 from activeo3.task_perception_words import Answer
-from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
+from activeo3.types import VQA, Example, Objects, ParsedAnswer, Region, Rollout, TaskResult
 
 CONFIG = EvalConfig(checkpoint=("x",))
 
@@ -105,7 +105,7 @@ CHANGES = {
     "id": lambda: example(id="f"),
     "box": lambda: example(boxes_px=as_boxes([[1, 1, 3, 3.0000001]])),
     "crowd": lambda: example(crowd=np.array([True])),
-    "field": lambda: example(fields={"options": ("a", "b")}),
+    "field": lambda: example(vqa=VQA("?", options=("a", "b"))),
 }
 
 
@@ -149,15 +149,16 @@ def test_regions_and_their_order_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"options": ("a", "b")}, {"options": ("b", "a")}, {"options": ("a", "b"), "hint": "Read."}, {"options": ("a", "b"), "answer": "B"},
-        {"checked": frozenset({"cup", "hat"})}, {"areas": np.array([3.0])}, {"areas": np.array([3.5])}, {"draft": ({"counts": "1", "size": [1, 1]},)},
+        {"vqa": VQA("?", options=("a", "b"))}, {"vqa": VQA("?", options=("b", "a"))}, {"vqa": VQA("?", hint="Read.", options=("a", "b"))},
+        {"vqa": VQA("?", ("B",), options=("a", "b"))}, {"objects": Objects(as_boxes([]), (), (), checked=frozenset({"cup", "hat"}))},
+        {"areas": np.array([3.0])}, {"areas": np.array([3.5])}, {"draft": ({"counts": "1", "size": [1, 1]},)},
     ],
 )  # fmt: skip
 def test_every_field_of_an_example_counts_and_the_same_fields_count_the_same(fields: dict, tmp_path: Path) -> None:
     runner = runner_in(tmp_path)
-    own, again = (runner._digest(example(fields=dict(fields))) for _ in range(2))
+    own, again = (runner._digest(example(**fields)) for _ in range(2))
     assert own == again
-    assert runner._digest(example()) != own != runner._digest(example(fields=fields | {"more": 1}))
+    assert runner._digest(example()) != own != runner._digest(example(**fields | {"text": "more"}))
 
 
 def test_rollouts_and_outcomes_come_back_as_they_were() -> None:

@@ -13,12 +13,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from activeo3 import eval_output, metrics, outputs
-from activeo3.data_annotations import Whole
 from activeo3.geometry import as_boxes
 from activeo3.headlines import headlines
 from activeo3.intervals import Metric
 from activeo3.metric_rules import LVIS, SODA_A
-from activeo3.types import Example, TaskResult
+from activeo3.types import Example, SourceImage, TaskResult, WholeImage
 
 NAN = float("nan")
 
@@ -61,7 +60,7 @@ def world(scores: str, seed: int) -> tuple[list[Example], list[TaskResult]]:
                     int(image_id),
                     int(category),
                     rng.random(5) < 0.2,
-                    {"areas": areas},
+                    areas,
                 )  # fmt: skip
             )
             around = np.concatenate([boxes, boxes[:3]]) + rng.normal(0, 5, (8, 4))
@@ -117,7 +116,7 @@ def test_the_truth_is_the_questions() -> None:
 @pytest.mark.parametrize("size", [1.0, 0.05])
 def test_pycocotools_reads_predictions_without_any_detection(tmp_path: Path, size: float) -> None:
     """And finds our numbers: zeros, or nothing where no true box of the size is."""
-    examples = [replace(e, boxes_px=e.boxes_px * size, fields={}) for e in world("real", 1)[0]]
+    examples = [replace(e, boxes_px=e.boxes_px * size, areas=None) for e in world("real", 1)[0]]
     outcomes = [TaskResult(np.zeros((0, 4)), np.zeros(0))] * len(examples)
     eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
     eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
@@ -234,8 +233,10 @@ def test_every_number_that_a_row_of_boxes_has_may_be_a_column() -> None:
     window = (0, 0, 640, 560)
     examples, outcomes = world("real", 0)
     for rules in (SODA_A, LVIS):
-        whole = Whole(examples[0].boxes_px, examples[0].fields["areas"], examples[0].crowd, 1)
-        fields = {"rules": rules, "frequency": "r", "window_px": window, "whole": whole, "file_name": "a"}
-        tiles = [replace(e, fields=e.fields | fields | {"source_id": k}) for k, e in enumerate(examples)]
+        whole = WholeImage(examples[0].boxes_px, examples[0].areas, examples[0].crowd, 1)
+        source = SourceImage("a", window_px=window, whole=whole)
+        tiles = [
+            replace(e, rules=rules, frequency="r", source=replace(source, whole_id=k)) for k, e in enumerate(examples)
+        ]
         named = {**metrics.evaluate_detections(tiles, outcomes, resamples=0), **headlines(tiles, outcomes, 0)}
         assert len(named) > 30 and set(named) <= eval_output.BOX_COLUMNS

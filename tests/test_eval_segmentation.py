@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scripted import COLOURS, END, Backwards, Scripted, backwards, painted, written
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_data_thinobject import thin_set
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_task_model_sam import MEAN, STD, sam_1
 
 from activeo3 import correction, eval_segmentation, log, task_model_sam
@@ -40,8 +40,9 @@ def question(name: str = "a", number: int = 1) -> Example:
     for x1, y1, x2, y2 in THINGS:
         true[y1:y2, x1:x2] = True
     mask[60:140, 40:120] = mask[200:260, 300:330] = mask[20:40, 200:260] = True
-    fields = {"masks": lambda: [mask_to_rle(true)]}
-    example = Example(name, image, "red", np.array([[0.0, 0.0, 480.0, 320.0]]), image_id=number, fields=fields)
+    example = Example(
+        name, image, "red", np.array([[0.0, 0.0, 480.0, 320.0]]), image_id=number, masks=lambda: [mask_to_rle(true)]
+    )
     return with_mask(example, true, mask)
 
 
@@ -233,8 +234,8 @@ def test_every_row_is_what_a_loop_over_pictures_and_zooms_finds(policies: tuple)
     assert table["cot"]["mIoU@3"] == table["cot"]["mIoU@0"] and table["cot"]["regions"] == 0.0
     assert table["oracle-regions"]["covered"].value == table["active"]["covered"].value == 1.0
     assert table["oracle-regions"]["mIoU@1"].value > table["random"]["mIoU@1"].value
-    with_mask = [one.fields["draft"] for one in several()]
-    assert all(one.rollout.example.fields["draft"] == mask for one, mask in zip(shown["grid"], with_mask))
+    with_mask = [one.draft for one in several()]
+    assert all(one.rollout.example.draft == mask for one, mask in zip(shown["grid"], with_mask))
 
 
 def test_regions_in_another_form_are_read_of_a_policy_that_was_not_trained_here(tokenizer) -> None:
@@ -258,7 +259,7 @@ def test_regions_in_another_form_are_read_of_a_policy_that_was_not_trained_here(
 
 
 def test_shared_work_and_unprepared_examples_make_the_same_table(policies: tuple) -> None:
-    bare = [replace(example, fields={"masks": example.fields["masks"]}) for example in several()]
+    bare = [replace(example, draft=None) for example in several()]
     rows, _ = run(bare, *policies, methods=("random", "oracle-regions"))
     coarse = [with_mask(one, true_mask(one), coarse_mask(true_mask(one), one.id)) for one in bare]
     again, _ = run(coarse, *policies, methods=("random", "oracle-regions"), runner=backwards())

@@ -65,7 +65,7 @@ def test_whole_pictures_by_cocoeval_with_the_authors_classes(tmp_path: Path, see
         boxes, scores = [], []
         for example, outcome in zip(examples, outcomes):
             if example.category_id == category:
-                x, y = example.fields["window_px"][:2]
+                x, y = example.source.window_px[:2]
                 boxes += [[x1 + x, y1 + y, x2 + x, y2 + y] for x1, y1, x2, y2 in outcome.boxes_px.tolist()]
                 scores += outcome.scores.tolist()
         for k in naive_merge(boxes, scores):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripted import END, Scripted, backwards, blobs, looks, painted, written
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from test_data_vqa import questions_on_disk, vstar_set
+from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data, data_mmbench, eval_core, eval_detection, eval_vqa, proposals
 from activeo3.answer_parsing import WORD_ERRORS
@@ -23,7 +23,7 @@ from activeo3.data_loader import Light, readable
 from activeo3.data_vstar import open_vstar
 from activeo3.eval_config import EvalConfig
 from activeo3.prompts import sensing_answer
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 
 CONFIG = EvalConfig(
     checkpoint=("x",), crop_side=64, sensing_side=128, max_new_tokens=40, task_max_new_tokens=8, task_batch=8
@@ -41,11 +41,9 @@ def question(
     **fields: Any,
 ) -> Example:
     image = painted(SIZE, [("red", box) for box in np.asarray(boxes, dtype=int).reshape(-1, 4)])
-    fields |= {"question": f"Which, {number}?", "options": tuple(options), "answer": answer, "category": category}
-    fields |= {"group": group} if group else {}
-    return Example(
-        f"q{number}", image, fields["question"], np.asarray(boxes, float).reshape(-1, 4), image_id=number, fields=fields
-    )
+    answers = () if answer is None else (answer,)
+    vqa = VQA(f"Which, {number}?", answers, options=tuple(options), category=category, group=group, **fields)
+    return Example(f"q{number}", image, vqa.question, np.asarray(boxes, float).reshape(-1, 4), image_id=number, vqa=vqa)
 
 
 def saying(tokenizer, answer: Callable[[list[Image.Image], str], str]) -> Scripted:
@@ -249,7 +247,7 @@ def test_mme_is_counted_as_by_hand() -> None:
     points: dict[str, list[float]] = {}
     both = []
     for kind, group in pairs:
-        own = [r for example, r in zip(examples, right) if example.fields["group"] == group]
+        own = [r for example, r in zip(examples, right) if example.vqa.group == group]
         assert len(own) == 2
         both.append(own == [1.0, 1.0])
         points.setdefault(kind, []).append(100 * sum(own) / 2 + (100 if own == [1.0, 1.0] else 0))
@@ -271,7 +269,7 @@ def test_mme_is_counted_as_by_hand() -> None:
     cut = eval_vqa.scores(
         "mme", examples[:-1], right[:-1], resamples=0
     )  # one question of a pair is missing: the pair is out
-    gone = next(place for place, (_, group) in enumerate(pairs) if group == examples[-1].fields["group"])
+    gone = next(place for place, (_, group) in enumerate(pairs) if group == examples[-1].vqa.group)
     left = [b for place, b in enumerate(both) if place != gone]
     assert cut["accuracy_plus"].value == pytest.approx(sum(left) / len(left))
 
@@ -328,7 +326,7 @@ def test_realworldqa_is_right_by_the_published_rule_and_kindly_in_a_column_of_it
         "A": (0, 0),
     }
     examples = [question(k, "B") for k in range(len(texts))]
-    examples = [replace(example, query=asked, fields=example.fields | {"question": asked}) for example in examples]
+    examples = [replace(example, query=asked, vqa=replace(example.vqa, question=asked)) for example in examples]
     answers = iter(texts)
     model = saying(tokenizer, lambda views, text: next(answers))
     (row,), records = eval_vqa.run("realworldqa", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
@@ -372,15 +370,15 @@ def test_mmbench_is_right_under_every_rotation_as_vlmevalkit_counts() -> None:
         vlmevalkits_circular(even)
     )
     able = [
-        replace(e, fields=e.fields | {"l2_category": "odd" if k % 2 else "even"})
+        replace(e, vqa=replace(e.vqa, ability="odd" if k % 2 else "even"))
         for e, k in zip(examples, (index % 1_000_000 for index, _ in rows))
     ]
-    abilities = eval_vqa.by_category("mmbench", able, right, "l2_category")
+    abilities = eval_vqa.by_category("mmbench", able, right, "ability")
     assert abilities["even"]["circular"] == pytest.approx(vlmevalkits_circular(even)) and set(abilities) == {
         "even",
         "odd",
     }
-    assert eval_vqa.by_category("mmbench", examples, right, "l2_category") == {}
+    assert eval_vqa.by_category("mmbench", examples, right, "ability") == {}
     cut = [k for k, (index, _) in enumerate(rows) if index < 1_000_000]  # --limit has cut them: no question is whole
     assert np.isnan(eval_vqa.scores("mmbench", [examples[k] for k in cut], right[cut], resamples=0)["circular"].value)
 
@@ -499,10 +497,6 @@ def test_the_selection_seed_reaches_both_scripts(tmp_path: Path) -> None:
         held_out = eval_detection.held_out(
             TrainConfig(data=("vstar",), data_root=root, eval_split="test", selection_seed=seed)
         )
-        assert (
-            [asked.options for asked in opened.questions]
-            == wanted
-            == [example.fields["options"] for example in held_out]
-        )
+        assert [asked.options for asked in opened.questions] == wanted == [example.vqa.options for example in held_out]
         orders.append(tuple(wanted))
     assert len(set(orders)) > 1

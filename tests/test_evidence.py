@@ -13,16 +13,16 @@ from activeo3 import evidence as room
 from activeo3 import geometry
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
-from activeo3.data_scenes import example
-from activeo3.evidence import Asked, asked_of, evidence, likeness, quantity, rightness, terms
+from activeo3.data_scenes import example, scene
+from activeo3.evidence import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.geometry import Frame, as_boxes
-from activeo3.types import Region, Zoom
+from activeo3.types import VQA, Region, Zoom
 from activeo3.zoom_calls import Limits, judged, read_turn
 
 SIZE = (1000, 1000)
 FRAME = Frame((0, 0, 1000, 1000), (1000, 1000))
 EVIDENCE = as_boxes([[700, 80, 940, 280]])  # the region on which the reference system was measured
-QUESTION = Asked("What number?", ("42",), evidence_px=EVIDENCE)
+QUESTION = VQA("What number?", ("42",), evidence_px=EVIDENCE)
 WEIGHTS = {"answer": 1.0, "evidence": 0.35, "calls": 0.05}
 
 
@@ -40,8 +40,8 @@ EXACT = {
 
 @pytest.mark.parametrize("said", EXACT)
 def test_exact_answers_and_their_aliases(said: str) -> None:
-    assert rightness(said, Asked("?", ("42", "forty two"))) == EXACT[said]
-    assert rightness(None, Asked("?", ("42",))) == 0.0
+    assert rightness(said, VQA("?", ("42", "forty two"))) == EXACT[said]
+    assert rightness(None, VQA("?", ("42",))) == 0.0
 
 
 NUMBERS = {
@@ -56,7 +56,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("said, right, tolerance", NUMBERS)
 def test_numbers(said: str, right: str, tolerance: float) -> None:
-    asked = Asked("?", (right,), "number", tolerance=tolerance)
+    asked = VQA("?", (right,), "number", tolerance=tolerance)
     assert rightness(said, asked) == float(NUMBERS[said, right, tolerance])
 
 
@@ -103,20 +103,18 @@ def test_anls_is_that_of_docvqas_script() -> None:
             " ".join(said.split()),
             [" ".join(answer.split()) for answer in answers],
         )  # else see the deviation
-        assert rightness(said, Asked("?", tuple(answers), "anls")) == pytest.approx(anls_of_the_script(said, answers))
+        assert rightness(said, VQA("?", tuple(answers), "anls")) == pytest.approx(anls_of_the_script(said, answers))
 
 
 def test_anls_as_docvqa_defines_it() -> None:
     assert likeness("ITC  Limited", "itc limited") == 1.0
     assert likeness("abcd", "abxy") == 0.5 and likeness("abcd", "axyz") == 0.0  # tau itself counts
     assert likeness("", "") == 1.0 and likeness("", "a") == 0.0
-    assert rightness("abcde", Asked("?", ("x", "abcdx", "abcd"), "anls")) == pytest.approx(
-        0.8
-    )  # the best of the aliases
+    assert rightness("abcde", VQA("?", ("x", "abcdx", "abcd"), "anls")) == pytest.approx(0.8)  # the best of the aliases
 
 
 def test_a_choice_is_read_as_the_benchmarks_read_it() -> None:
-    asked = Asked("?", ("B",), "choice", ("The dog is red.", "blue", "green", "dark blue"))
+    asked = VQA("?", ("B",), "choice", ("The dog is red.", "blue", "green", "dark blue"))
     assert [rightness(text, asked) for text in ("b", "(B)", "B) blue", "B - blue", "BLUE", "The answer is B.")] == [
         1.0
     ] * 6
@@ -125,13 +123,13 @@ def test_a_choice_is_read_as_the_benchmarks_read_it() -> None:
 
 @given(st.text(max_size=30), st.sampled_from(room.KINDS))
 def test_no_answer_is_an_exception(said: str, kind: str) -> None:
-    assert 0.0 <= rightness(said, Asked("?", ("42",), kind, ("red", "blue"))) <= 1.0
+    assert 0.0 <= rightness(said, VQA("?", ("42",), kind, ("red", "blue"))) <= 1.0
 
 
 def test_examples_ask_their_reading_question() -> None:
     asked = asked_of(picture := example("test", 3))
-    assert (asked.question, asked.answers, asked.kind) == ("What number is on the plate?", ("59",), "exact")
-    assert asked.evidence_px.tolist() == [list(picture.fields["reading"]["box_px"])]
+    assert (asked.question, asked.answers, asked.scored_by) == ("What number is on the plate?", ("59",), "exact")
+    assert asked.evidence_px.tolist() == picture.vqa.evidence_px.tolist() == [list(scene("test", 3).plate_px)]
 
 
 def test_an_example_that_asks_nothing_is_one_sentence() -> None:
@@ -139,9 +137,7 @@ def test_an_example_that_asks_nothing_is_one_sentence() -> None:
     mute = type(picture)("a", picture.image, "red star", picture.boxes_px)
     with pytest.raises(DataError, match="^example a asks nothing that is answered in words"):
         asked_of(mute)
-    odd = type(picture)(
-        "a", picture.image, "?", picture.boxes_px, fields={"question": "?", "answer": "1", "kind": "poem"}
-    )
+    odd = type(picture)("a", picture.image, "?", vqa=VQA("?", ("1",), "poem"))
     with pytest.raises(DataError, match="example a has an answer of kind 'poem'; known are exact, number"):
         asked_of(odd)
 

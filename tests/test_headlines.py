@@ -38,7 +38,7 @@ MARKS = {1: "r", 2: "f", 3: "f", 4: "c"}
 @pytest.mark.parametrize("seed", range(3))
 def test_every_frequency_is_the_mean_over_its_own_categories(seed: int) -> None:
     examples, outcomes = world("real", seed)
-    examples = [replace(e, fields=e.fields | {"frequency": MARKS[e.category_id]}) for e in examples]
+    examples = [replace(e, frequency=MARKS[e.category_id]) for e in examples]
     found = headlines(examples, outcomes, resamples=5)
     assert set(found) == {"AP_r", "AP_c", "AP_f"}
     for mark, name in (("r", "AP_r"), ("c", "AP_c"), ("f", "AP_f")):
@@ -49,7 +49,7 @@ def test_every_frequency_is_the_mean_over_its_own_categories(seed: int) -> None:
 
 def test_a_frequency_that_nothing_is_asked_about_is_no_number() -> None:
     examples, outcomes = world("real", 0)
-    examples = [replace(e, fields=e.fields | {"frequency": "c"}) for e in examples]
+    examples = [replace(e, frequency="c") for e in examples]
     found = headlines(examples, outcomes, resamples=0)
     assert np.isnan(found["AP_r"].value) and found["AP_c"].value > 0
 
@@ -58,7 +58,7 @@ def test_a_frequency_that_nothing_is_asked_about_is_no_number() -> None:
 def test_low_overlaps_are_those_of_pycocotools(seed: int) -> None:
     examples, outcomes = world("real", seed)
     assert headlines(examples, outcomes, 0) == {}
-    low = [replace(e, fields=e.fields | {"rules": MetricRules("low", lowest_iou=LOW_OVERLAP)}) for e in examples]
+    low = [replace(e, rules=MetricRules("low", lowest_iou=LOW_OVERLAP)) for e in examples]
     found = headlines(low, outcomes, resamples=0)
     for suffix, thresholds in (("10", [0.1]), ("10_95", LOW_RANGE)):
         wanted = scored(examples, outcomes, thresholds)

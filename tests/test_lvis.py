@@ -28,7 +28,7 @@ from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.headlines import headlines
 from activeo3.metric_rules import COCO, LVIS
 from activeo3.task_perception_words import Answer
-from activeo3.types import Example, Rollout, TaskResult
+from activeo3.types import Example, Objects, Rollout, TaskResult
 
 FREQUENCIES = {"AP_r": "APr", "AP_c": "APc", "AP_f": "APf"}
 NAMES = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_s": "APs", "AP_m": "APm", "AP_l": "APl",
@@ -62,7 +62,7 @@ def asked(path: Path) -> list[Example]:
     def question(image_id: int, kind: int, boxes: np.ndarray, **fields: Any) -> Example:
         picture, name = index.pictures[image_id], index.names[kind]
         fields |= {"rules": LVIS, "frequency": index.frequency[kind], "exhaustive": kind not in picture.partly}
-        return Example(f"{image_id}:{name}", blank[picture.size], name, boxes, image_id, kind, fields=fields)
+        return Example(f"{image_id}:{name}", blank[picture.size], name, boxes, image_id, kind, **fields)
 
     found = [question(q.image_id, q.category_id, q.boxes_px, areas=q.areas) for q in index.questions]
     absent = [(row["id"], kind) for row in json.loads(path.read_text())["images"] for kind in row["neg_category_ids"]]
@@ -185,7 +185,7 @@ def test_a_share_of_the_questions_is_about_what_is_known_to_be_absent(tmp_path: 
         absent = [e for e in found if not len(e.boxes_px)]
         asked_too[share] = {(e.image_id, e.category_id) for e in absent}
         assert asked_too[share] == set(keys) - there
-        assert {e.fields["exhaustive"] for e in absent} == {True} and {e.fields["count"] for e in absent} == {0}
+        assert {e.exhaustive for e in absent} == {True} and {e.count.number for e in absent} == {0}
     assert len(asked_too[0.1]) == round(len(there) / 9) and len(asked_too[0.3]) == round(len(there) * 3 / 7)
     assert asked_too[0.1] < asked_too[0.3] < asked_too[0.999] == known
     others = {(e.image_id, e.category_id) for e in open_dataset("coco", "val", root, absent=0.1, seed=1)} - there
@@ -195,7 +195,7 @@ def test_a_share_of_the_questions_is_about_what_is_known_to_be_absent(tmp_path: 
             del row[key]
     (tmp_path / "instances_val.json").write_text(json.dumps(content))
     plain = open_dataset("coco", "val", root, absent=0.5)
-    assert len(plain) == len(there) and plain[0].fields["rules"] is COCO
+    assert len(plain) == len(there) and plain[0].rules is COCO
 
 
 def test_what_is_invented_costs(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_detection_ignores_what_no_picture_was_checked_for(monkeypatch: pytest.M
     posed = [task_perception.posed("detection", example) for example in open_dataset("coco_det", "val", root)]
     rng, answers, said = np.random.default_rng(0), [], []
     for example in posed:
-        names = [*example.fields["labels"], *example.fields["categories"]]
-        low = rng.uniform(0, 200, (len(example.fields["categories"]), 2))
+        names = [*example.objects.labels, *example.objects.categories]
+        low = rng.uniform(0, 200, (len(example.objects.categories), 2))
         boxes = np.concatenate(
             [example.boxes_px + rng.normal(0, 2, example.boxes_px.shape), np.concatenate([low, low + 50], axis=1)]
         )
@@ -251,20 +251,21 @@ def test_the_reward_of_detection_forgives_as_the_table_does(tmp_path: Path) -> N
         wanted = [number not in certain for number in names] + [True]
         assert task_perception.forgiven(example, [*names.values(), "a zebra"]).tolist() == wanted
     assert any(row["not_exhaustive_category_ids"] for row in content["images"])
-    assert not task_perception.forgiven(Example("a", Image.new("L", (9, 9)), "b", np.zeros((0, 4))), ["x", "y"]).any()
+    unfederated = Example("a", Image.new("L", (9, 9)), "b", objects=Objects(np.zeros((0, 4)), (), ("x",)))
+    assert not task_perception.forgiven(unfederated, ["x", "y"]).any()
 
 
 def test_counting_knows_what_is_absent(tmp_path: Path) -> None:
     """None of it is a right answer, and a category that was boxed in part is no question."""
     examples = list(open_dataset("coco", "val", lvis_folder(tmp_path, 1), absent=0.4))
     for example in examples:
-        if example.fields["exhaustive"]:
-            assert task_perception.posed("counting", example).fields["count"] == len(example.boxes_px)
-            assert len(task_perception.posed("counting", example).fields["places_px"]) == len(example.boxes_px)
+        if example.exhaustive:
+            assert task_perception.posed("counting", example).count.number == len(example.boxes_px)
+            assert len(task_perception.posed("counting", example).count.places_px) == len(example.boxes_px)
         else:
             with pytest.raises(DataError, match="does not say how many"):
                 task_perception.posed("counting", example)
-    assert {len(e.boxes_px) == 0 for e in examples} == {e.fields["exhaustive"] for e in examples} == {True, False}
+    assert {len(e.boxes_px) == 0 for e in examples} == {e.exhaustive for e in examples} == {True, False}
 
 
 def test_absent_categories_and_unchecked_ones_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -341,13 +342,13 @@ def test_the_real_annotations_give_the_numbers_of_lvis(monkeypatch: pytest.Monke
 
 def as_if_exhaustive(examples: list[Example], outcomes: list[TaskResult]) -> float:
     """AP50 if every detection without a match were false."""
-    strict = [replace(example, fields=example.fields | {"exhaustive": True}) for example in examples]
+    strict = [replace(example, exhaustive=True) for example in examples]
     return metrics.detection_metrics(strict, outcomes, (0.5,))["AP50"]
 
 
 def with_two_more(example: Example, outcome: TaskResult) -> TaskResult:
     """Where not every instance is boxed, two boxes before all others that match nothing."""
-    if example.fields.get("exhaustive", True):
+    if example.exhaustive:
         return outcome
     boxes = np.concatenate([[[0.0, 0.0, 3.0, 3.0], [0.0, 4.0, 3.0, 7.0]], outcome.boxes_px])
     return TaskResult(boxes, np.concatenate([[2.0, 2.0], outcome.scores]))
@@ -356,7 +357,7 @@ def with_two_more(example: Example, outcome: TaskResult) -> TaskResult:
 def test_pycocotools_finds_the_same_in_the_same_predictions_of_real_annotations(tmp_path: Path) -> None:
     """As far as it can: it knows no pair that was not boxed exhaustively."""
     found = asked(real_file("lvis/lvis_val_100.json"))
-    examples = [example for example in found if len(example.boxes_px) and example.fields["exhaustive"]]
+    examples = [example for example in found if len(example.boxes_px) and example.exhaustive]
     outcomes = perturbed(examples, 2)
     eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
     eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))

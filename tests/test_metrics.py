@@ -45,8 +45,8 @@ def random_pairs(seed: int, count: int = 40, queries: int = 4, ties: bool = Fals
     examples, outcomes = [], []
     for k in range(count):
         true = random_boxes(rng, int(rng.integers(0, 9)))
-        fields = {"areas": metrics.area(true) * rng.uniform(0.5, 1, len(true))} if k % 3 else {}
-        more = {"query": f"q{k % queries}", "image_id": k // 2, "fields": fields}
+        areas = metrics.area(true) * rng.uniform(0.5, 1, len(true)) if k % 3 else None
+        more = {"query": f"q{k % queries}", "image_id": k // 2, "areas": areas}
         examples.append(question(true, f"e{k}", crowd=rng.random(len(true)) < 0.15, **more))
         near = true[rng.random(len(true)) < 0.7]
         near = near + rng.normal(0, 1, near.shape)  # stays upright: sides are at least 9
@@ -73,7 +73,7 @@ def official(examples: list[Example], outcomes: list[TaskResult]) -> dict[str, f
     truth, found = [], []
     for k, (example, outcome) in enumerate(zip(examples, outcomes)):
         base = {"image_id": k + 1, "category_id": names.index(example.query) + 1}
-        areas = example.fields.get("areas", metrics.area(example.boxes_px))
+        areas = metrics.area(example.boxes_px) if example.areas is None else example.areas
         crowd = np.zeros(len(areas)) if example.crowd is None else example.crowd
         for (x1, y1, x2, y2), size, is_crowd in zip(example.boxes_px, areas, crowd):
             box = [x1, y1, x2 - x1, y2 - y1]
@@ -136,7 +136,7 @@ def test_a_size_without_true_boxes_is_nan_and_not_zero() -> None:
 
 
 def test_mask_areas_decide_the_size_class() -> None:
-    thin = question([[0, 0, 100, 100]], fields={"areas": np.array([50.0])})
+    thin = question([[0, 0, 100, 100]], areas=np.array([50.0]))
     row = detection_metrics([thin], [answer([[0, 0, 100, 100]])])
     assert row["AP_s"] == 1.0 and math.isnan(row["AP_l"])
 
@@ -212,7 +212,7 @@ def crowded(seed: int) -> Pairs:
         low = rng.uniform(0, 2000, (130, 2))
         true = np.concatenate([low, low + rng.uniform(5, 50, (130, 2))], axis=1)
         found = np.concatenate([true + rng.normal(0, 1, true.shape), random_boxes(rng, 20)])
-        examples.append(question(true, f"e{k}", query=f"q{k % 2}", image_id=k, fields={"rules": metric_rules.SODA_D}))
+        examples.append(question(true, f"e{k}", query=f"q{k % 2}", image_id=k, rules=metric_rules.SODA_D))
         outcomes.append(answer(found[rng.permutation(150)], rng.random(150)))
     return examples, outcomes
 
@@ -246,7 +246,7 @@ def test_sodas_size_classes_and_limits_are_cocoeval_with_its_parameters() -> Non
 def test_a_mixture_of_sets_is_scored_as_coco() -> None:
     examples, outcomes = crowded(1)
     mixed = [examples[0], question(examples[1].boxes_px, query="q1", image_id=9), examples[2]]
-    assert metric_rules.rules_of(examples) is metric_rules.SODA_D and metric_rules.rules_of(mixed) is metric_rules.COCO
+    assert metrics.rules_of(examples) is metric_rules.SODA_D and metrics.rules_of(mixed) is metric_rules.COCO
     assert "AP_eS" not in detection_metrics(mixed, outcomes, (0.5,)) and "AP_eS" in detection_metrics(
         examples, outcomes, (0.5,)
     )
@@ -269,11 +269,11 @@ def test_the_best_of_a_picture_are_a_naive_ranking() -> None:
 
 def test_where_not_every_instance_is_boxed_a_detection_without_a_match_is_not_false() -> None:
     boxes, wrong = [[0, 0, 10, 10], [20, 0, 30, 10]], [50, 50, 60, 60]
-    partly = question(boxes, fields={"exhaustive": False})
+    partly = question(boxes, exhaustive=False)
     assert ap_ar_50(partly, answer([wrong, boxes[0]])) == pytest.approx((51 / 101, 0.5))
     assert ap_ar_50(question(boxes), answer([wrong, boxes[0]])) == pytest.approx((51 / 101 / 2, 0.5))
     assert ap_ar_50(partly, answer([boxes[0]] * 2 + [boxes[1]])) == (1.0, 1.0)  # found twice is no match either
-    assert ap_ar_50(question([], fields={"exhaustive": False}), answer([wrong])) == (1.0, 1.0)
+    assert ap_ar_50(question([], exhaustive=False), answer([wrong])) == (1.0, 1.0)
 
 
 def test_bad_program_state_names_the_example() -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scripted import END, Scripted, backwards, painted
 from test_data_docvqa import docvqa_json
-from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
-from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
 from test_data_vqa import vstar_set
+from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
+from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
 
 from activeo3 import eval_baselines, eval_zoom_qa, evidence, modes, prompts
 from activeo3.config import ConfigError, TrainConfig
@@ -23,7 +23,7 @@ from activeo3.eval_config import MODES, EvalConfig
 from activeo3.eval_core import BATCH, Runner
 from activeo3.geometry import as_boxes
 from activeo3.tasks import TASKS
-from activeo3.types import Example
+from activeo3.types import VQA, Example
 from activeo3.zoom_calls import STATUSES
 
 CLOSER = prompts.shown("zoom_executed", "short")
@@ -107,7 +107,7 @@ def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
 def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
     """MMBench's questions may come with what should be known beforehand; without it some cannot be answered."""
     plain = question()
-    hinted = replace(plain, fields={**plain.fields, "reading": {**plain.fields["reading"], "hint": "Plates are red."}})
+    hinted = replace(plain, vqa=replace(plain.vqa, hint="Plates are red."))
     for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
         eval_zoom_qa.sit(model, way, [plain, hinted], Runner(), TrainConfig())
@@ -116,8 +116,8 @@ def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
 
 
 def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
-    fields = {"question": "?", "answer": "7", "target_boxes_px": [[100, 100, 140, 120], [400, 300, 460, 380]]}
-    example = Example("a", painted(SIZE, []), "?", as_boxes([]), fields=fields)
+    vqa = VQA("?", ("7",), evidence_px=as_boxes([[100, 100, 140, 120], [400, 300, 460, 380]]))
+    example = Example("a", painted(SIZE, []), "?", vqa=vqa)
     region = modes.evidence_region(example)
     assert evidence.covered(as_boxes([region]), evidence.asked_of(example).evidence_px) == 1.0
     assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
@@ -210,7 +210,7 @@ def test_grounded_and_right_are_crossed_and_counted_by_hand(tokenizer) -> None:
 
 def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
     near = question()
-    near.fields["reading"].update(kind="anls", answer="4200")
+    near = replace(near, vqa=replace(near.vqa, kind="anls", answers=("4200",)))
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [near]).values()
     assert row["answer"] == 0.5 and row["grounded_right"] == 1
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [question(box=(640.0, 200.0, 704.0, 244.0))]).values()
@@ -222,8 +222,8 @@ def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
 
 
 def test_questions_without_evidence_are_neither_grounded_nor_told(tokenizer) -> None:
-    fields = {"question": "Which?", "options": ("no", "42"), "answer": "B", "category": "single"}
-    bare = [Example(f"b{k}", painted(SIZE, []), "?", as_boxes([]), image_id=k + 2, fields=fields) for k in range(2)]
+    vqa = VQA("Which?", ("B",), options=("no", "42"), category="single")
+    bare = [Example(f"b{k}", painted(SIZE, []), "?", image_id=k + 2, vqa=vqa) for k in range(2)]
     rows = rows_of(after_a_look(IN), tokenizer, MODES, [*bare, question()])
     assert [row["n"] for row in rows.values()] == [3, 3, 3, 1, 1]
     assert rows["default"]["answer"] == 1 and rows["default"]["grounded_right"] == 1  # of the one that can be

@@ -272,21 +272,21 @@ def test_pixmo_questions(tmp_path: Path) -> None:
         hashlib.sha256(two).hexdigest(): two,
     }  # with any ending, or none
     data = open_dataset("pixmo_count", "train", pixmo_set(tmp_path, rows, pictures=names))
-    assert [(e.query, e.fields["count"], e.fields["points_px"].tolist()) for e in data] == [
+    assert [(e.query, e.count.number, e.count.places_px[:, :2].tolist()) for e in data] == [
         ("cup", 2, [[1.5, 2.0], [30.0, 20.0]]), ("traffic light", 1, [[3.0, 4.0]]), ("dog", 1, [[5.0, 5.0]])
     ]  # fmt: skip
     assert [e.image_id for e in data] == [1, 2, 1] and [e.image.getpixel((0, 0))[0] for e in data] == [10, 20, 10]
     assert len(data.paths) == 2 and all(path.is_file() for path in data.paths)
     pixmo_set(tmp_path, [pixmo_row(one, points=None)], "validation")
     (example,) = open_dataset("pixmo_count", "val", str(tmp_path))
-    assert example.fields == {"count": 2}  # nobody pointed in the sets to evaluate on
+    assert example.count == (2, None)  # nobody pointed in the sets to evaluate on
 
 
 def test_points_as_a_list_of_objects(tmp_path: Path) -> None:
     content = picture(1)
     row = pixmo_row(content) | {"points": [{"x": 1.0, "y": 2.0}, {"x": 3.0, "y": 4.0}]}
     data = open_dataset("pixmo_count", "train", pixmo_set(tmp_path, [row], pictures={row["image_sha256"]: content}))
-    assert data[0].fields["points_px"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert data[0].count.places_px.tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
 
 
 def test_a_picture_that_is_not_there_or_another(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> N
     data = open_dataset("pixmo_count", "train", str(tmp_path))
     assert (len(data), data.paths, data.wanted) == (3, (), [])
     assert [data[k].image.getpixel((0, 0))[0] for k in (0, 1)] == [10, 20]  # written anew, so no SHA-256 fits
-    assert [data[k].image_id for k in (0, 1)] == [1, 2] and data[0].fields["points_px"].shape == (2, 2)
+    assert [data[k].image_id for k in (0, 1)] == [1, 2] and data[0].count.places_px.shape == (2, 4)
     assert "points lie outside of its picture of 40x30, it was resized" in complaint(lambda: data[2])
 
 
@@ -361,7 +361,7 @@ def test_counting_as_perception_r1_has_it(tmp_path: Path, below: str) -> None:
     for number, name in enumerate("ab"):
         (tmp_path / below / "images" / "pixmo-count" / f"{name}.jpg").write_bytes(picture(number))
     data = open_dataset("pixmo_count", "val", str(tmp_path))
-    assert [(e.query, e.fields["count"], e.image.getpixel((0, 0))[0], e.image_id) for e in data] == [
+    assert [(e.query, e.count.number, e.image.getpixel((0, 0))[0], e.image_id) for e in data] == [
         ("red cups", 3, 0, 1),
         ("dogs", 2, 1, 2),
     ]
@@ -424,7 +424,7 @@ def told(text: str) -> list[dict[str, str]]:
 def test_pages_in_both_forms(tmp_path: Path) -> None:
     rows = [{"image": "1.png", "len": 2, "conversations": told("Two\nlines")}, {"image": "1.png", "text": "Größe"}]
     data = open_dataset("pageocr", "train", page_set(tmp_path, rows))
-    assert [e.fields["text"] for e in data] == ["Two\nlines", "Größe"] and data[0].size_px == (40, 60)
+    assert [e.text for e in data] == ["Two\nlines", "Größe"] and data[0].size_px == (40, 60)
     (tmp_path / "focus_benchmark_test" / "en_pdf_png").mkdir(parents=True)
     (tmp_path / "focus_benchmark_test" / "en_page_ocr.json").write_text(
         json.dumps([{"image": "en_1.png", "conversations": told("Act")}])
@@ -437,7 +437,7 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
     assert [path.parent for path in open_dataset("fox_en", "test", str(moved)).paths] == [
         moved / "images/ocr/en_pdf_png"
     ]
-    assert (page.id, page.fields["text"]) == ("fox_en:en_1", "Act")
+    assert (page.id, page.text) == ("fox_en:en_1", "Act")
     assert "no cn_page_ocr.json in focus_benchmark_test or jsons/ocr or eval/jsons/ocr" in complaint(
         lambda: open_dataset("fox_cn", "test", str(tmp_path))
     )
@@ -463,7 +463,7 @@ def test_a_broken_page_is_refused(tmp_path: Path, rows: Any, sentence: str) -> N
     assert sentence in said and "train.json" in said
     if rows:
         data = open_dataset("pageocr", "train", page_set(tmp_path, [*rows, {"image": "1.png", "text": "good"}]))
-        assert [example.fields["text"] for example in data] == ["good"] and sentence in data.dropped[0]
+        assert [example.text for example in data] == ["good"] and sentence in data.dropped[0]
 
 
 # ---------------------------------------------------------------------- COCO, all categories
@@ -493,11 +493,11 @@ def test_every_picture_is_one_question(tmp_path: Path, own: bool) -> None:
     data = open_dataset("coco_det", "val", str(tmp_path))
     assert [e.image_id for e in data] == [3, 5, 7]  # the picture without anything is a question too
     first, empty, last = data
-    assert empty.boxes_px.shape == (0, 4) and empty.fields["labels"] == () and empty.crowd.shape == (0,)
-    assert last.fields["labels"] == ("traffic light", "cat", "x") and last.crowd.tolist() == [False, False, True]
+    assert empty.boxes_px.shape == (0, 4) and empty.objects.labels == () and empty.crowd.shape == (0,)
+    assert last.objects.labels == ("traffic light", "cat", "x") and last.crowd.tolist() == [False, False, True]
     assert last.boxes_px.tolist() == [[30, 20, 40, 30], [1, 2, 11, 7], [0, 0, 5, 5]]
-    assert last.fields["areas"].tolist() == [100.0, 33.5, 25.0]
-    assert all(e.fields["categories"] == ("cat", "traffic light", "x") for e in data)
+    assert last.areas.tolist() == [100.0, 33.5, 25.0]
+    assert all(e.objects.categories == ("cat", "traffic light", "x") for e in data)
     assert first.boxes_px.tolist() == [[0.5, 0.5, 4.5, 4.5]]
 
 

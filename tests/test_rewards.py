@@ -1,6 +1,7 @@
 """rewards.py: a golden table worked out by hand, and what must not change a reward."""
 
 import doctest
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -119,8 +120,8 @@ def test_crowds_count_for_nothing() -> None:
 # ---------------------------------------------------------------------- the three readings of coverage
 
 
-def with_mask(*boxes: tuple[int, int, int, int]) -> dict:
-    """``fields`` with one mask per box, as the embedded world gives them: made when asked for."""
+def with_mask(*boxes: tuple[int, int, int, int]) -> Callable[[], list]:
+    """One mask per box, as the embedded world gives them: made when asked for."""
 
     def masks() -> list:
         full = np.zeros((len(boxes), SIZE[1], SIZE[0]), dtype=bool)
@@ -128,7 +129,7 @@ def with_mask(*boxes: tuple[int, int, int, int]) -> dict:
             mask[y1:y2, x1:x2] = True
         return [mask_to_rle(mask) for mask in full]
 
-    return {"masks": masks}
+    return masks
 
 
 COVERAGE = {
@@ -152,7 +153,7 @@ COVERAGE = {
 
 @pytest.mark.parametrize("regions, true, wanted", COVERAGE.values(), ids=COVERAGE.keys())
 def test_coverage_has_three_readings(regions: list, true: list, wanted: tuple) -> None:
-    rollout = proposed(regions, true, fields=with_mask(*true))
+    rollout = proposed(regions, true, masks=with_mask(*true))
     assert [covered(rollout, mode) for mode in ("contain", "iou", "purity")] == pytest.approx(list(wanted))
     for mode, share in zip(("contain", "iou", "purity"), wanted):
         assert score(rollout, detected([]), EQUAL, mode).terms["coverage"] == pytest.approx(share)

@@ -434,8 +434,9 @@ def test_good_regions_mend_and_tiles_do_harm() -> None:
 
 
 def asked(picture, truth: np.ndarray, name: str = "e") -> Example:
-    fields = {"masks": lambda: [mask_to_rle(truth)]}
-    return Example(name, picture(300, 200, seed=2), "disc", np.array([[0.0, 0.0, 1.0, 1.0]]), fields=fields)
+    return Example(
+        name, picture(300, 200, seed=2), "disc", np.array([[0.0, 0.0, 1.0, 1.0]]), masks=lambda: [mask_to_rle(truth)]
+    )
 
 
 def test_a_first_mask_is_made_once_and_by_either_maker(task_model: Sam, folder: Path, picture) -> None:
@@ -448,7 +449,7 @@ def test_a_first_mask_is_made_once_and_by_either_maker(task_model: Sam, folder: 
     together = prepared(task_model, examples, config)
     for one, example in zip(together, examples):
         (alone,) = prepared(corrector("sam", config, CPU), [example], config)
-        assert one.fields["draft"] == alone.fields["draft"]
+        assert one.draft == alone.draft
         empty = Draft(example.image, true_mask(example), np.zeros((200, 300), dtype=bool))
         by_click = whole(empty)
         task_model.correct([by_click], clicks=1)

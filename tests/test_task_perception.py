@@ -27,7 +27,7 @@ from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import Answer
 from activeo3.tasks import TASKS, posed, task_of
 from activeo3.text_metrics import page_metrics, text_similarity
-from activeo3.types import Example, Rollout, Sampling, TaskResult
+from activeo3.types import Count, Example, Objects, Rollout, Sampling, TaskResult
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py and evaluate.py are scripts beside the package
@@ -41,7 +41,7 @@ RED, OTHER = (40, 60, 120, 140), (300, 200, 360, 260)
 
 def picture(things: list = [("red", RED), ("red", OTHER)], **fields: Any) -> Example:
     boxes = np.array([box for _, box in things], dtype=float).reshape(-1, 4)
-    return Example("a", painted((480, 320), things), "red", boxes, fields=fields)
+    return Example("a", painted((480, 320), things), "red", boxes, **fields)
 
 
 # ---------------------------------------------------------------------- posing
@@ -55,13 +55,13 @@ def test_the_embedded_world_has_a_question_for_every_task() -> None:
         alone = [thing for thing in world.things if thing.name == phrase.query]
         assert len(alone) == 1 and phrase.boxes_px.tolist() == [list(alone[0].box_px)]  # true of exactly one thing
         count = task_perception.posed("counting", example)
-        assert count.fields["count"] == names.count(count.query) == len(count.fields["places_px"])
+        assert count.count.number == names.count(count.query) == len(count.count.places_px)
         page = task_perception.posed("ocr", example)
-        assert page.fields["text"] == world.number and page.boxes_px.tolist() == [list(world.plate_px)]
+        assert page.text == world.number and page.boxes_px.tolist() == [list(world.plate_px)]
         everything = task_perception.posed("detection", example)
-        assert list(everything.fields["labels"]) == names
+        assert list(everything.objects.labels) == names
         assert everything.boxes_px.tolist() == [list(thing.box_px) for thing in world.things]
-        assert len(everything.fields["categories"]) == 36 and set(names) <= set(everything.fields["categories"])
+        assert len(everything.objects.categories) == 36 and set(names) <= set(everything.objects.categories)
         assert all(one.image is example.image for one in (phrase, count, page, everything))
 
 
@@ -69,8 +69,8 @@ def test_a_picture_without_a_single_kind_refers_to_the_leftmost_target() -> None
     world = data_scenes.scene("val", 0)
     doubled = replace(world, things=world.things * 2)
     referred = data_scenes.referred(doubled, np.random.default_rng(0))
-    assert referred["text"] == f"leftmost {world.colour} {world.shape}"
-    assert referred["box_px"] == min(thing.box_px for thing in world.targets)
+    assert referred.text == f"leftmost {world.colour} {world.shape}"
+    assert referred.box_px == min(thing.box_px for thing in world.targets)
 
 
 def test_examples_of_other_data_sets() -> None:
@@ -78,16 +78,18 @@ def test_examples_of_other_data_sets() -> None:
     assert task_perception.posed("grounding", one).boxes_px.tolist() == [list(RED)]
     with_crowd = replace(picture(), crowd=np.array([False, True]))
     assert task_perception.posed("grounding", with_crowd).boxes_px.tolist() == [list(RED)]
-    assert task_perception.posed("counting", with_crowd).fields["count"] == 1
-    pointed = task_perception.posed("counting", picture([], count=2, points_px=np.array([[1.0, 2.0], [3.0, 4.0]])))
-    assert pointed.fields["places_px"].tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
+    assert task_perception.posed("counting", with_crowd).count.number == 1
+    pointed = task_perception.posed("counting", picture([], count=Count(2, np.array([[1.0, 2, 1, 2], [3, 4, 3, 4]]))))
+    assert pointed.count.places_px.tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
     assert (
-        task_perception.posed("counting", picture([], count=2)).fields["places_px"] is None
+        task_perception.posed("counting", picture([], count=Count(2))).count.places_px is None
     )  # PixMo's sets to evaluate on
-    assert task_perception.posed("counting", picture([], count=0)).fields["places_px"].shape == (0, 4)
-    coco = picture(labels=("cup", "cup"), categories=("cup",))
-    assert task_perception.posed("detection", coco) is coco
-    assert task_perception.posed("ocr", picture([], text="a page")).fields["text"] == "a page"
+    assert task_perception.posed("counting", picture([], count=Count(0))).count.places_px.shape == (0, 4)
+    objects = Objects(np.array([RED, OTHER]), ("cup", "cup"), ("cup",), np.array([True, False]), np.ones(2))
+    coco = task_perception.posed("detection", picture([], objects=objects))
+    assert coco.boxes_px.tolist() == [list(RED), list(OTHER)] and coco.query == "everything"
+    assert coco.crowd is objects.crowd and coco.areas is objects.areas
+    assert task_perception.posed("ocr", picture([], text="a page")).text == "a page"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ RIGHT = {
     "grounding": picture([("red", RED)]),
     "counting": picture(),
     "ocr": picture(text="No. 7"),
-    "detection": picture(labels=("red", "red"), categories=("red", "green")),
+    "detection": picture(objects=Objects(np.array([RED, OTHER], dtype=float), ("red", "red"), ("red", "green"))),
 }
 
 
@@ -230,7 +232,7 @@ def test_a_thinking_question_asks_for_a_thought(tokenizer: Any) -> None:
 def test_the_number_alone_can_be_compared_where_nobody_pointed(tokenizer: Any) -> None:
     rollout = answers("counting", sees("counting"), tokenizer=tokenizer)
     for count, worth, paper in ((2, 1.0, 1.0), (4, 2 / 3, 0.5), (1, 2 / 3, 0.5)):
-        unpointed = replace(rollout, example=task_perception.posed("counting", picture([], count=count)))
+        unpointed = replace(rollout, example=task_perception.posed("counting", picture([], count=Count(count))))
         for reward, match in (("f1", worth), ("paper", paper)):
             terms = task_perception.score(
                 "counting", unpointed, rollout.result, replace(CONFIG, perception_reward=reward)
@@ -267,7 +269,7 @@ def test_accuracies_of_grounding() -> None:
 
 
 def test_counting_and_reading() -> None:
-    example = task_perception.posed("counting", picture([], count=3))
+    example = task_perception.posed("counting", picture([], count=Count(3)))
     assert values("counting", [example] * 4, [said(example, count=k) for k in (3, 3, 1, 7)]) == {
         "exact": 0.5,
         "MAE": 1.5,
@@ -289,10 +291,11 @@ def random_pictures(seed: int, pictures: int = 14) -> tuple[list[Example], list[
         count = 0 if number in (3, pictures) else int(rng.integers(1, 7))
         corner, side = rng.uniform(0, 300, (count, 2)), rng.uniform(10, 150, (count, 2))
         boxes, labels = np.concatenate([corner, corner + side], axis=1), rng.choice(names, count)
-        fields = {"labels": tuple(labels), "categories": names, "areas": side.prod(axis=1) * rng.uniform(0.5, 1, count)}
+        areas = side.prod(axis=1) * rng.uniform(0.5, 1, count)
+        more = {"areas": areas, "objects": Objects(boxes, tuple(labels), tuple(names))}
         blank = Image.new("RGB", (480, 480))
         example = Example(
-            str(number), blank, "everything", boxes, image_id=number, crowd=rng.random(count) < 0.15, fields=fields
+            str(number), blank, "everything", boxes, image_id=number, crowd=rng.random(count) < 0.15, **more
         )
         kept = rng.random(count) < 0.8
         near, as_named = boxes[kept] + rng.normal(0, 6, (kept.sum(), 4)), labels[kept]
@@ -311,11 +314,11 @@ def coco_stats(examples: list[Example], given: list[Rollout]) -> dict[str, float
     """pycocotools on the pictures as a COCO data set, without any of our code between."""
     from pycocotools.cocoeval import COCOeval
 
-    names = list(examples[0].fields["categories"])
+    names = list(examples[0].objects.categories)
     truth = [
         {"image_id": e.image_id, "category_id": names.index(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": int(crowd)}
         for e in examples
-        for (x1, y1, x2, y2), label, area, crowd in zip(e.boxes_px.tolist(), e.fields["labels"], e.fields["areas"].tolist(), e.crowd)
+        for (x1, y1, x2, y2), label, area, crowd in zip(e.boxes_px.tolist(), e.objects.labels, e.areas.tolist(), e.crowd)
     ]  # fmt: skip
     found = [
         {"image_id": e.image_id, "category_id": names.index(label.lower()) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 1.0,
@@ -363,7 +366,7 @@ def test_policies_beside_each_other(tokenizer: Any) -> None:
     rows, kept = compare("counting", TASKS["counting"], {"start": mute, "trained": three}, "scenes", examples, CONFIG,
                          Runner(), resamples=5, say=told.append)  # fmt: skip
     assert [row["method"] for row in rows] == ["start", "trained"] and len(told) == 2
-    right = [example.fields["count"] == 3 for example in examples]
+    right = [example.count.number == 3 for example in examples]
     assert (
         rows[1]["metrics"]["exact"].value == pytest.approx(np.mean(right)) and rows[0]["metrics"]["form"].value == 0.0
     )
@@ -486,4 +489,4 @@ def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pyte
 
 def test_a_posed_data_set_is_one() -> None:
     data = Posed([RIGHT["counting"]], TASKS["counting"].pose)  # type: ignore[arg-type]
-    assert len(data) == 1 and "places_px" in data[0].fields
+    assert len(data) == 1 and data[0].count.places_px is not None

@@ -34,7 +34,7 @@ def example(masks: list[np.ndarray], crowd: list[bool] | None = None) -> Example
     height, width = masks[0].shape
     boxes = np.zeros((len(masks), 4))
     return Example("e", Image.new("RGB", (width, height)), "star", boxes, crowd=None if crowd is None else np.array(crowd),
-                   fields={"masks": lambda: [mask_to_rle(mask) for mask in masks]})  # fmt: skip
+                   masks=lambda: [mask_to_rle(mask) for mask in masks])  # fmt: skip
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

@@ -21,7 +21,7 @@ from activeo3.eval_zoom_qa import exam
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.rollout import sample_rollouts
 from activeo3.tasks import TASKS
-from activeo3.types import Example, Rollout, Sampling
+from activeo3.types import VQA, Example, Rollout, Sampling
 from activeo3.zoom_calls import STATUSES
 
 CONFIG = TrainConfig(task="zoom_qa", crop_side=256, episode_tokens=4000)
@@ -39,8 +39,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def question(answer: str = "42", box: Sequence[float] = PLATE, size: tuple[int, int] = SIZE) -> Example:
     image = painted(size, [("red", (700, 200, 760, 244))])
-    reading = {"question": "What number is on the plate?", "answer": answer, "box_px": box}
-    return Example("a", image, "red star", np.array([box]), fields={"reading": reading})
+    vqa = VQA("What number is on the plate?", (answer,), evidence_px=np.array([box]))
+    return Example("a", image, "red star", np.array([box]), vqa=vqa)
 
 
 def script(turns: Sequence[str]) -> Callable[..., str]:

@@ -18,7 +18,7 @@ from activeo3.metrics import ap_ar_50
 from activeo3.rollout import sample_rollouts
 from activeo3.task_models import Oracle
 from activeo3.tasks import TASKS, Task, task_of
-from activeo3.types import Example, Rollout, Sampling
+from activeo3.types import VQA, Count, Example, Objects, Phrase, Rollout, Sampling
 
 CONFIG = TrainConfig(crop_side=256)
 THINGS = [("red", (40, 60, 120, 140)), ("red", (300, 200, 360, 260))]
@@ -31,14 +31,17 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def question(size: tuple[int, int] = (480, 320)) -> Example:
     """Two things, with all that any task may ask of an example."""
-    fields = {
-        "referred": {"text": "the first", "box_px": THINGS[0][1]},
-        "text": "7",
-        "labels": ("red", "red"),
-        "categories": ("red",),
-    }
-    fields |= {"reading": {"question": "What colour is it?", "answer": "red", "box_px": THINGS[0][1]}}
-    return Example("a", painted(size, THINGS), "red", np.array([box for _, box in THINGS], dtype=float), fields=fields)
+    boxes = as_boxes([box for _, box in THINGS])
+    return Example(
+        "a",
+        painted(size, THINGS),
+        "red",
+        boxes,
+        objects=Objects(boxes, ("red", "red"), ("red",)),
+        vqa=VQA("What colour is it?", ("red",), evidence_px=boxes[:1]),
+        phrase=Phrase("the first", THINGS[0][1]),
+        text="7",
+    )
 
 
 def answers(
@@ -60,7 +63,7 @@ def test_a_task_goes_from_question_to_reward(name: str, family: str, tokenizer) 
         task_model = task.load("oracle", CONFIG, torch.device("cpu"))
         true = np.zeros((320, 480), dtype=bool)
         true[60:140, 40:120] = True
-        example = replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda: [mask_to_rle(true)]})
+        example = replace(example, boxes_px=example.boxes_px[:1], masks=lambda: [mask_to_rle(true)])
     (example,) = task.prepare(task_model, [example], CONFIG)
     for said in ("[]" + END, "nonsense", '<think>a</think><answer>[{"bbox_2d":[1,2,90,80]}]</answer>' + END):
         rollouts = answers(task, Scripted(family, tokenizer, lambda *_: said), example, group=2)
@@ -85,12 +88,12 @@ def situation(name: str, empty: bool) -> tuple[Any, Example]:
     """Who works on crops in a task, and a question of it about a picture with two things or without any."""
     task, example, task_model = TASKS[name], question(), Oracle()
     if empty:
-        fields = {**example.fields, "labels": (), "count": 0}
-        example = replace(example, boxes_px=np.zeros((0, 4)), fields=fields)
+        nothing = Objects(as_boxes([]), (), ("red",))
+        example = replace(example, boxes_px=as_boxes([]), count=Count(0), objects=nothing)
     if name == "segment":
         task_model, true = task.load("oracle", CONFIG, torch.device("cpu")), np.zeros((320, 480), dtype=bool)
         true[60:140, 40:120] = True
-        example = replace(example, boxes_px=as_boxes([THINGS[0][1]]), fields={"masks": lambda: [mask_to_rle(true)]})
+        example = replace(example, boxes_px=as_boxes([THINGS[0][1]]), masks=lambda: [mask_to_rle(true)])
     (example,) = task.prepare(task_model, [task.pose(example) if task.pose else example], CONFIG)
     return task_model, example
 

@@ -54,7 +54,7 @@ from activeo3.packing import Branch, Prompt  # noqa: E402
 from activeo3.rollout import Role, sample_rollouts  # noqa: E402
 from activeo3.task_models import act  # noqa: E402
 from activeo3.tasks import TASKS  # noqa: E402
-from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult  # noqa: E402
+from activeo3.types import VQA, Example, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult  # noqa: E402
 from activeo3.zoom_calls import Call, Said  # noqa: E402
 
 Make = Callable[..., VisionLanguageModel]
@@ -670,7 +670,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
             for x1, y1, x2, y2 in example.boxes_px.astype(int):
                 true[y1:y2, x1:x2] = True
             examples.append(
-                replace(example, boxes_px=example.boxes_px[:1], fields={"masks": lambda true=true: [mask_to_rle(true)]})
+                replace(example, boxes_px=example.boxes_px[:1], masks=lambda true=true: [mask_to_rle(true)])
             )
         return World(examples)
 
@@ -867,7 +867,7 @@ def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
     looks = Said((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else Said(answer="7")
     picture = small_pictures()[ranks.rank]
-    example = replace(picture, fields={"reading": {"question": "What is it?", "answer": "7", "box_px": (8, 8, 24, 24)}})
+    example = replace(picture, vqa=VQA("What is it?", ("7",), evidence_px=np.array([[8.0, 8, 24, 24]])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_zoom_qa, "read_turn", lambda *_: looks)  # weights at random say nothing that could be read
         patch.setattr(policy.vlm.model.lm_head, "forward", biased_head(policy.vlm, 8.0))

@@ -31,7 +31,7 @@ from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rollout import PromptSpec
 from activeo3.task_model_sam import prepared
 from activeo3.tasks import TASKS
-from activeo3.types import Example, Rollout
+from activeo3.types import VQA, Example, Objects, Rollout
 
 OPTIONS = ("The cat", "dark red", "red", "vitamin C")
 ASKED = "Which one?\nA. left\nB. right\nAnswer with the letter."
@@ -75,12 +75,17 @@ def picture() -> Example:
     """A picture with two things, a mask, a count, a text and a question: an example of every task."""
     masks = np.zeros((2, 48, 64), dtype=bool)
     masks[0, 10:30, 8:40] = masks[1, 2:12, 50:60] = True
-    fields = {
-        "masks": lambda: list(map(mask_to_rle, masks)), "text": "No. 7\nSmith", "labels": ("cup", "dog"), "categories": ("cup", "dog"),
-        "question": "What is it?", "answer": "42", "options": (), "category": "", "hint": "",
-    }  # fmt: skip
     boxes = as_boxes([[8, 10, 40, 30], [50, 2, 60, 12]])
-    return Example("picture", Image.new("RGB", (64, 48)), "cup", boxes, fields=fields)
+    return Example(
+        "picture",
+        Image.new("RGB", (64, 48)),
+        "cup",
+        boxes,
+        masks=lambda: list(map(mask_to_rle, masks)),
+        objects=Objects(boxes, ("cup", "dog"), ("cup", "dog")),
+        vqa=VQA("What is it?", ("42",)),
+        text="No. 7\nSmith",
+    )
 
 
 @cache
@@ -123,14 +128,8 @@ def reward_of_one_turn(task: str, parser: str, text: str) -> dict[str, float]:
 def reward_of_episode(kind: str, formula: str, parser: str, text: str) -> dict[str, float]:
     """The terms and the total of an episode whose turns all are this text."""
     settings, options = config("zoom_qa", parser, evidence=formula), OPTIONS if kind == "choice" else ()
-    fields = {
-        **picture().fields,
-        "kind": kind,
-        "options": options,
-        "answer": "B" if options else "42",
-        "target_boxes_px": picture().boxes_px,
-    }
-    example = replace(posed("zoom_qa"), fields=fields)
+    vqa = VQA("What is it?", ("B" if options else "42",), kind, options, evidence_px=picture().boxes_px)
+    example = replace(posed("zoom_qa"), vqa=vqa)
     dialogue = task_zoom_qa.ZoomDialogue(ACTOR, example, PromptSpec(example.image, FRAME, ""), settings)
     for _ in range(settings.max_turns):
         if dialogue.hear(text, True) is None:
@@ -146,7 +145,7 @@ def marks(benchmark: str, options: Sequence[str], right: str, text: str) -> dict
     example = replace(
         picture(),
         query=ASKED if options else "How many?",
-        fields={**picture().fields, "options": options, "answer": right},
+        vqa=VQA("What is it?", (right,), options=options),
     )
     answer = eval_vqa.read(benchmark, example, text, True)
     return {"right": float(bool(answer.right)), "lenient": float(bool(answer.lenient))}

@@ -16,7 +16,7 @@ from activeo3.config import TrainConfig
 from activeo3.data_scene_crops import close_up, plate
 from activeo3.data_scenes import KINDS
 from activeo3.task_perception_words import labelled_answer
-from activeo3.types import Example
+from activeo3.types import Count, Example
 
 from .reward_search import Attack, Item, Items, Judge, change_items, degenerate, shifted, true_items
 
@@ -45,7 +45,7 @@ def judge(task: str, pointed: bool = False, **flags: object) -> Judge:
 def points_alone(example: Example) -> Example:
     """The question of counting with the centres of the things in the place of their boxes."""
     middle = (example.boxes_px[:, :2] + example.boxes_px[:, 2:]) / 2
-    return replace(example, fields={**example.fields, "places_px": np.concatenate([middle, middle], axis=1)})
+    return replace(example, count=Count(example.count.number, np.tile(middle, 2)))
 
 
 # ---------------------------------------------------------------------- how answers are written
@@ -71,7 +71,9 @@ def located(items: Sequence[Item]) -> str:
 
 def most_found(example: Example) -> list[Item]:
     """All things but the last, if there are several, with an IoU of 0.7 and true names."""
-    items = [shifted(item) for item in true_items(example, example.fields.get("labels"))]
+    items = [
+        shifted(item) for item in true_items(example, example.objects.labels if example.query == "everything" else None)
+    ]
     return items[:-1] if len(items) > 1 else items
 
 
@@ -87,7 +89,7 @@ def one_misnamed(items: Sequence[Item]) -> list[Item]:
 
 def misread(example: Example) -> str:
     """The number on the plate with a letter in the place of its last figure."""
-    return example.fields["text"][:-1] + "x"
+    return example.text[:-1] + "x"
 
 
 # ---------------------------------------------------------------------- the attacks
@@ -141,7 +143,7 @@ def one_thing(**flags: object) -> Attack[Items]:
     """One thing of a detection is right, and a blind list stands beside it; of pictures with three things or more."""
     whole = judge("detection", **flags)
     scored = replace(whole, examples=[example for example in whole.examples if len(example.boxes_px) > 2])
-    first = lambda example: true_items(example, example.fields["labels"])[:1]  # noqa: E731
+    first = lambda example: true_items(example, example.objects.labels)[:1]  # noqa: E731
     honest = scored.each(lambda example: listed(one_misnamed(most_found(example))))
     return Attack(
         "detection, one thing", degenerate(KINDS), change_items(KINDS), lambda items: scored.each(lambda one: listed([*first(one), *items])),

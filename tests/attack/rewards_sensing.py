@@ -127,9 +127,9 @@ def smaller(example: Example, times: int = 3) -> Example:
     size = tuple(side // times for side in example.size_px)
     true, mask = (
         mask_to_rle(np.asarray(Image.fromarray(rle_to_mask(rle)).resize(size, Image.Resampling.NEAREST)))
-        for rle in example.fields["draft"]
+        for rle in example.draft
     )
-    return replace(example, image=example.image.resize(size), fields={"draft": (true, mask), "masks": lambda: [true]})
+    return replace(example, image=example.image.resize(size), draft=(true, mask), masks=lambda: [true])
 
 
 @cache
@@ -210,11 +210,11 @@ class EpisodeJudge(Judge):
 
 def chosen(example: Example) -> Example:
     """The question with four numbers to choose from."""
-    reading, random = example.fields["reading"], Random(example.id)
-    others = [number for number in map(str, range(10, 100)) if number != reading["answer"]]
-    options = random.sample([reading["answer"], *random.sample(others, 3)], 4)
-    letter = "ABCD"[options.index(reading["answer"])]
-    return replace(example, fields={"reading": reading | {"answer": letter, "options": tuple(options)}})
+    reading, random = example.vqa, Random(example.id)
+    others = [number for number in map(str, range(10, 100)) if number != reading.answer]
+    options = random.sample([reading.answer, *random.sample(others, 3)], 4)
+    letter = "ABCD"[options.index(reading.answer)]
+    return replace(example, vqa=replace(reading, answers=(letter,), options=tuple(options)))
 
 
 def zoom_qa(count: int = COUNT, choices: bool = False, **flags: Any) -> Attack[Episode]:
@@ -229,7 +229,7 @@ def zoom_qa(count: int = COUNT, choices: bool = False, **flags: Any) -> Attack[E
 
     def honest(example: Example) -> str:
         region = near(lambda one: eval_baselines.oracle_regions(one, 1), example)
-        return told(Episode(tuple(region), "?" if example.id in fifth else example.fields["reading"]["answer"]))
+        return told(Episode(tuple(region), "?" if example.id in fifth else example.vqa.answer))
 
     answers = list("ABCD") if choices else [str(number) for number in range(10, 100)]
     starts = [
