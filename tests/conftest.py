@@ -4,6 +4,7 @@ The weights are drawn wide enough that positions, pictures and siblings visibly 
 test that compares two ways of computing something would notice if one of them were wrong.
 """
 
+import sys
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,9 +37,13 @@ from transformers import (
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import attention, processes, tiny
+from activeo3 import attention, processes
 from activeo3.families import FAMILIES
 from activeo3.model import VisionLanguageModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "data" / "tiny"))  # scripts that make the tiny policies
+
+from tiny_model import build_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)  # these models are too small to share out, and a busy machine makes threads wait
 
@@ -130,7 +135,7 @@ def signals() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tiny policy's own tokenizer: 512 tokens, Qwen's chat format."""
-    return tiny.build_tokenizer()
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="session")

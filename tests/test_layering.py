@@ -31,14 +31,13 @@ MAY_IMPORT = {
     "data": {"files", "data"},
     "task": {"files", "core", "task"},
     "eval": {"files", "core", "task", "data", "eval"},
-    "maker": {"files", "core", "task", "data", "eval", "maker"},
 }
 DATA_NEEDS = "types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
 """Rooms of the core that data sets and files may import."""
 
 NOT_NAMED_YET = dict.fromkeys(
     "contest curriculum failures fixed headlines modes plots proposals rivals soundness swaps".split(), "eval"
-) | dict.fromkeys("tiny lessons warmstart drills forms".split(), "maker") | {"correction": "task"}  # fmt: skip
+) | {"correction": "task"}  # fmt: skip
 """Rooms whose names do not show their part."""
 MASKS = {"drawing", "log", "rewards", "task_model_sam"}
 """Rooms of the core that import ``task_segmentation`` for its mask type, and ``tasks`` imports an evaluation's settings."""
@@ -60,8 +59,7 @@ APART = {
 OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
-    "transformers": "model model_* attention caches decoding generate task_models task_model_sam tiny",
-    "tokenizers": "tiny",
+    "transformers": "model model_* attention caches decoding generate task_models task_model_sam",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
     "pyarrow": "data_io data_tables",
@@ -78,7 +76,7 @@ OWNERS = {
 """An outside package, and the rooms that may import it."""
 
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
-PACKAGES |= {"tokenizers", "packaging"}  # come with transformers
+PACKAGES |= {"packaging"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
 PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
 PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras

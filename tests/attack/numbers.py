@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests, whose small 
 from conftest import random_vlm, save_detector
 from test_engine import finely_sharded, rank_environment
 from test_train import prepare, small_pictures
+from tiny_model import build_tokenizer  # conftest knows where
 
 import train
-from activeo3 import checkpoints, tiny
+from activeo3 import checkpoints
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.model import ModelError, VisionLanguageModel
@@ -46,7 +47,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        random_vlm(tiny.build_tokenizer(), "qwen3_vl").save(folder / "policy")
+        random_vlm(build_tokenizer(), "qwen3_vl").save(folder / "policy")
         self.detector = str(folder / "detector")
         save_detector("grounding-dino", folder / "detector")
         self.config = TrainConfig(

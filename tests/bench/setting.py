@@ -5,6 +5,7 @@ own means. All contenders share its parameters, one frozen reference and one Ada
 training the same policy, and a large one fits its memory once.
 """
 
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import tiny
 from activeo3.model import VisionLanguageModel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "data" / "tiny"))  # scripts that make the tiny policies
+
+from tiny_model import SPECIAL_TOKENS, build_tokenizer  # noqa: E402
 
 PATCH, MERGE = 14, 2
 QUESTION = "Where could a red star be?"
@@ -190,8 +194,8 @@ def random_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Qwen2VLImageProcessorPil]:
     """A Qwen2.5-VL with random weights, made on the device, the tiny policy's tokenizer, and an image processor."""
     V, hidden, mlp, layers, heads, kv_heads, tied, depth, vision_hidden, vision_mlp, vision_heads = SIZES[size]
-    tokenizer = tiny.build_tokenizer()
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tiny.SPECIAL_TOKENS}
+    tokenizer = build_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     half = hidden // heads // 2  # a head's rotary pairs, shared out to time, height and width
     spread = hidden**-0.5  # weights wide enough that every token and picture changes the logits
     config = Qwen2_5_VLConfig(

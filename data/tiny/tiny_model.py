@@ -1,25 +1,16 @@
-"""The tiny policy that ships with the project, made from nothing.
+"""The tiny policy from nothing: a real transformers Qwen3-VL of five million parameters with a 512-token tokenizer.
 
-    python -m activeo3.tiny                 # into data/tiny; goes on where it was interrupted
-
-A real transformers Qwen3-VL of five million parameters with a 512-token byte-level BPE tokenizer, loaded by
-the same code as an 8B: chat format, image processor and coordinates in thousandths are the real one's.
-The warm start (warmstart.py) teaches the task role and the *form* of the sensing role from lessons.py.
-Nothing tells the policy which regions are good for a query: that is GRPO's to find.
+The same code loads it as an 8B: chat format, image processor and coordinates in thousandths are the real one's.
 """
-
-import argparse
-import sys
-from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from views import MERGE, PATCH
 
-from activeo3 import data_scenes, processes, prompts, terminal
-from activeo3.lessons import MERGE, PATCH
-from activeo3.model import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
+from activeo3 import data_scenes, prompts
+from activeo3.model import VisionLanguageModel
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -41,9 +32,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-# ---------------------------------------------------------------------- the model, from nothing
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -122,43 +110,3 @@ def build(seed: int = 0) -> VisionLanguageModel:
         patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return VisionLanguageModel(model, tokenizer, processor)
-
-
-def main() -> None:
-    """Make the policy, measure its task role, and write the folder that train.py starts from."""
-    from activeo3.warmstart import WarmStart, task_scores, warm_start
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/tiny"), help="the finished policy [data/tiny]")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/warm-start"), help="where an unfinished one waits [runs/warm-start]"
-    )
-    parser.add_argument("--pictures", type=int, default=100, help="validation pictures to measure on [100]")
-    parser.add_argument("--start", default="", help="go on from the policy in this folder instead of from nothing")
-    for name in ("seed", "see_steps", "speak_steps", "settle_steps"):
-        default = getattr(WarmStart, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"see warmstart.WarmStart [{default}]")
-    options = parser.parse_args()
-    keep_freed_memory()
-    config = WarmStart(options.seed, options.see_steps, options.speak_steps, options.settle_steps)
-    try:
-        vlm = VisionLanguageModel.load(options.start, torch.float32) if options.start else build(config.seed)
-        warm_start(vlm, config, options.work)
-    except (ModelError, ValueError) as error:
-        sys.exit(f"activeo3: {error}")
-    vlm.model.to("cpu", torch.bfloat16)  # half the size on disk; train.py computes in float32 again
-    options.out.mkdir(parents=True, exist_ok=True)
-    vlm.save(options.out)
-    mark_as_ours(options.out)
-    scores = task_scores(VisionLanguageModel.load(str(options.out), torch.float32), options.pictures)
-    print(f"{options.out}: task role in unseen crops " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-
-
-if __name__ == "__main__":
-    terminal.protect()
-    processes.watch()
-    processes.tell(
-        kept=lambda: "its last saved step waits in the folder of --work, and the same command goes on from it"
-    )
-    with processes.one_sentence():
-        main()
