@@ -250,7 +250,7 @@ def test_no_file_is_read_that_could_run_code() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in safe
     ]
-    assert len(found) >= 3
+    assert len(found) >= 2
     for name, node in found:
         assert safe[ast.unparse(node.func)] in map(ast.unparse, node.keywords), f"{name}:{node.lineno}"
 
