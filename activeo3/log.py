@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from activeo3.config import TrainConfig
-from activeo3.memory import standing
 from activeo3.metrics import mask_iou
 from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written here is read there
 from activeo3.outputs import enough_room, make_folder
@@ -323,11 +322,10 @@ class Timer:
 
 
 class Model(Protocol):
-    """What an introduction says of a policy: parameters, how many of them learn, is it bfloat16, how it works."""
+    """What an introduction says of a policy: parameters, how many of them are trained, how it works."""
 
     parameters: int
     trainable_parameters: int
-    is_bf16: bool
     attention_summary: str
 
 
@@ -339,8 +337,6 @@ def introduction(
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     often = config.steps * pictures / examples
-    need = standing(policy.parameters, policy.trainable_parameters, policy.is_bf16)
-    need += 0 if config.lora else standing(policy.parameters, 0, policy.is_bf16)  # the reference
     weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
     return "\n".join(
         [
@@ -352,8 +348,6 @@ def introduction(
             f"then an update at learning rate {config.lr:g}",
             f"  model   {policy.attention_summary}",
             f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}",
-            f"  memory  weights, gradients, optimizer and reference: about {need / 1e9:.2f} GB over all "
-            f"processes, activations come on top",
         ]
     )
 
