@@ -132,8 +132,8 @@ def test_every_program_is_protected_before_it_does_anything() -> None:
         waking_up = (
             "import ",
             "processes.watch()",
-            "print('activeo3: waking up",
-            "if os.environ.get('RANK', '0') == '0':\n    print('activeo3: waking up",
+            "print('activeo3: loading",
+            "if os.environ.get('RANK', '0') == '0':\n    print('activeo3: loading",
         )
         assert all(statement.startswith(waking_up) for statement in before), name
 

@@ -42,7 +42,7 @@ STRUCK, THERE = "struck", "checkpoints.txt"
 LARGE = 400.0
 """MB of the disk unless it is said otherwise; the largest command needs 150."""
 _CLONE_NEWNS, _CLONE_NEWUSER, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 0x20000, 0x10000000, 32, 16384, 1 << 18
-_SENTENCE = re.compile(r"activeo3: (?!waking up|training |continuing |all \d+ steps |going on |memory per )")
+_SENTENCE = re.compile(r"activeo3: (?!loading |training |continuing |all \d+ steps |going on |memory per )")
 _CAPABILITIES = 0x20080522  # the version of capset's arguments
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
