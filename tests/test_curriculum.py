@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import commands
 from test_engine import rank_environment
-from test_readme import commands
 
 from activeo3 import curriculum, engine
 from activeo3.config import ConfigError, TrainConfig

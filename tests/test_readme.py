@@ -1,4 +1,4 @@
-"""The README says nothing that is not so: its files, flags and tables exist, and its commands run.
+"""The README and the pages it links to are true: their files, flags and tables exist, and their commands run.
 
 Commands are the lines of code blocks that start a program, however long they take as printed: here every
 one runs on a few small pictures, the first through the real launcher, the rest in this process.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
+from pages import PAGES, README, ROOT, code_lines, commands, inline_code
 from PIL import Image
 from test_data_docvqa import docvqa_json
 from test_data_thinobject import thin_set
@@ -32,46 +33,16 @@ from activeo3.eval_config import EvalConfig
 from activeo3.presets import PRESETS
 from activeo3.tasks import task_of
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT))  # train.py and evaluate.py are scripts beside the package
 
 import evaluate  # noqa: E402
 import train  # noqa: E402
 
-pytestmark = [
-    pytest.mark.skipif(not README.exists(), reason="there is no README yet"),
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),  # DeepSpeed's
-]
-TEXT = README.read_text() if README.exists() else ""
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+TEXT = README.read_text()
+EVERYWHERE = [words for text in PAGES.values() for words in commands(text)]
+INLINE = [code for text in PAGES.values() for code in inline_code(text)]
 SCRIPTS = {"train.py": TrainConfig, "evaluate.py": EvalConfig}
-
-
-def code_lines(text: str) -> list[str]:
-    """The lines of code blocks, fenced or indented, without their indentation of four."""
-    fenced, lines = False, []
-    for line in text.splitlines():
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            lines.append(line if fenced else line[4:])
-    return lines
-
-
-def commands(text: str) -> list[list[str]]:
-    """Every command of the code blocks, in words; comments and ``&&`` are taken apart."""
-    found = []
-    for line in code_lines(text):
-        for part in re.split(r"&&|;", re.sub(r"\s#.*", "", line)):
-            if re.match(r"\s*(pip|deepspeed|python3?|pytest)\b", part):
-                found.append(shlex.split(part))
-    return found
-
-
-def inline_code(text: str) -> list[str]:
-    """What stands between backticks in prose, also across a line break."""
-    prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
-    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
 
 
 def script_of(words: list[str]) -> str | None:
@@ -79,23 +50,28 @@ def script_of(words: list[str]) -> str | None:
 
 
 def flags_of_module(path: Path) -> set[str]:
-    """The flags that a module's argparse parser knows, read from its source."""
+    """The flags that a module's argparse parser knows, read from its source; ``--*_steps`` for an f-string."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     adders = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
-    return {argument.value for call in adders for argument in call.args if isinstance(argument, ast.Constant)}
+    given = [argument for call in adders for argument in call.args]
+    return {part.value for part in given if isinstance(part, ast.Constant)} | {
+        "".join(piece.value if isinstance(piece, ast.Constant) else "*" for piece in part.values)
+        for part in given
+        if isinstance(part, ast.JoinedStr)
+    }
 
 
 def known_flags(words: list[str]) -> set[str]:
-    """The flags that a command may use, by the program it starts."""
+    """The flags that a command may use, by the program of ours that it starts; of another program all that it uses."""
     script = script_of(words)
     if script:
         return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
     if words[0] == "python" and (ROOT / words[1]).is_file():
         return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
-        of_training = known_flags(["train.py"]) if words[2] == "activeo3.memory" else set()  # it takes them all
+        of_training = known_flags(["train.py"]) if words[2] in ("activeo3.memory", "activeo3.curriculum") else set()
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | of_training | {"--help", "-m"}
-    return {"-e", "-m", "-n", "--dist"}
+    return {"*"}
 
 
 # ---------------------------------------------------------------------- names
@@ -112,11 +88,12 @@ def test_the_commands_are_found() -> None:
 
 
 def test_every_flag_exists() -> None:
-    for words in [*commands(TEXT), *(code.split() for code in inline_code(TEXT) if script_of(code.split()))]:
+    for words in [*EVERYWHERE, *(code.split() for code in INLINE if script_of(code.split()))]:
         start = words.index(script_of(words)) if script_of(words) else 0  # the launcher's own flags stand before
         used = [word.partition("=")[0] for word in words[start:] if word.startswith("-")]
-        assert set(used) <= known_flags(words), " ".join(words)
-    alone = {flag for code in inline_code(TEXT) for flag in re.findall(r"^--\w+", code)}
+        known = known_flags(words)
+        assert all(any(fnmatchcase(flag, pattern) for pattern in known) for flag in used), " ".join(words)
+    alone = {flag for code in INLINE for flag in re.findall(r"^--\w+", code)}
     everywhere = {f"--{field.name}" for config in SCRIPTS.values() for field in fields(config)}
     everywhere |= {flag for path in (ROOT / "activeo3").glob("*.py") for flag in flags_of_module(path)}
     assert alone <= everywhere
@@ -125,7 +102,7 @@ def test_every_flag_exists() -> None:
 def test_the_launchers_flags_exist() -> None:
     from deepspeed.launcher.runner import parse_args
 
-    for words in [*commands(TEXT), *(code.split() for code in inline_code(TEXT))]:
+    for words in [*EVERYWHERE, *(code.split() for code in INLINE)]:
         if words[0] == "deepspeed" and script_of(words):
             assert parse_args(words[1:]).user_script in SCRIPTS  # exits on a flag it does not know
 
@@ -155,38 +132,46 @@ def test_the_file_tree_is_the_tree() -> None:
     assert not missing, f"missing in the README: {missing}"
 
 
-def test_every_file_that_is_named_exists() -> None:
-    named = {code for code in inline_code(TEXT) if re.fullmatch(r"[\w/]+\.(py|json|sh|md)", code)}
-    made = {"results.json", "metrics.jsonl"}  # by a run
-    for name in named - made:
-        assert (ROOT / name).exists() or (ROOT / "activeo3" / name).exists(), name
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert re.match(r"https?://", target) or (ROOT / target).exists(), target
-    extras = set(re.findall(r"\.\[(\w+)\]", TEXT))
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page: str) -> None:
+    text, folder = PAGES[page], (ROOT / page).parent
+    named = {code for code in inline_code(text) if re.fullmatch(r"[\w/]+\.(py|sh|md)", code)}
+    for name in named:
+        assert any((place / name).exists() for place in (ROOT, folder, ROOT / "activeo3", ROOT / "tests")), name
+    for target, _, heading in (target.partition("#") for target in re.findall(r"\]\(([^)]+)\)", text)):
+        assert re.match(r"https?://", target) or (folder / target).exists(), target
+        headings = re.findall(r"^#+ (.+)$", (folder / target).read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
+    extras = set(re.findall(r"\.\[(\w+)\]", text))
     assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras)
 
 
+def test_the_readme_is_a_ladder() -> None:
+    """One sitting, every page of docs linked from it, and no page that only repeats another."""
+    assert len(TEXT.splitlines()) <= 250
+    assert all(
+        f"({page})" in TEXT or f"({page}#" in TEXT
+        for page in PAGES
+        if page.startswith("docs/") and page != "docs/processes.md"
+    )
+
+
 def test_the_glossary_is_the_codes() -> None:
-    assert log.glossary_table() in (ROOT / "docs" / "metrics.md").read_text()
+    assert log.glossary_table() in PAGES["docs/metrics.md"]
 
 
 def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", TEXT, re.MULTILINE))
-    situations = {
+    text = PAGES["docs/variants.md"]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `(deepspeed [^`]+)` \|$", text, re.MULTILINE))
+    used = {name for words in EVERYWHERE + [code.split() for code in INLINE] if script_of(words) for name in words}
+    assert set(rows) | (used & set(PRESETS)) | {
         "tiny",
-        "paper",
-        "zoom_qa",
-        "refcoco",
+        "counting",
+        "ocr",
+        "detection",
         "pixmo_count",
         "pageocr",
-        "coco_det",
-        "grounding",
-        "counting",
-        "detection",
-        "ocr",
-    }  # have sections of their own
-    assert set(rows) | situations == set(PRESETS)
-    assert all(re.search(rf"\b{name}\b", TEXT) for name in situations)
+    } == set(PRESETS)
     for name, command in rows.items():
         config = TrainConfig.from_args(shlex.split(command)[2:])
         assert config.preset[1:] == (name,)
@@ -278,6 +263,12 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(ROOT)
 
 
+def to_run(script: str) -> list[list[str]]:
+    """The commands of all pages that start a script, each once; the curriculum's page has a test of its own."""
+    found = [words for page, text in PAGES.items() if page != "docs/curriculum.md" for words in commands(text)]
+    return [list(words) for words in dict.fromkeys(map(tuple, found)) if script_of(list(words)) == script]
+
+
 def test_the_first_command_trains(trained: Path) -> None:
     assert checkpoints.complete(trained.parent) == [trained]
     assert [row["step"] for row in log.read_rows(trained.parent / "metrics.jsonl")] == [1]
@@ -286,7 +277,8 @@ def test_the_first_command_trains(trained: Path) -> None:
 def test_the_other_training_commands_train(
     here: None, policy: str, photos: Path, small_sam: list[str], tmp_path: Path
 ) -> None:
-    lines = [words for words in commands(TEXT) if script_of(words) == "train.py"][1:]
+    lines = to_run("train.py")[1:]
+    assert len(lines) >= 12
     for number, words in enumerate(lines):
         given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]
         folder = tmp_path / str(number)
@@ -301,7 +293,9 @@ def test_the_evaluation_commands_evaluate(
 ) -> None:
     there = questions_on_disk(photos, parquet=find_spec("pyarrow") is not None)
     docvqa_json(photos)
-    for number, words in enumerate(words for words in commands(TEXT) if script_of(words) == "evaluate.py"):
+    lines = to_run("evaluate.py")
+    assert len(lines) >= 14
+    for number, words in enumerate(lines):
         if "mme" in words and "mme" not in there:
             continue  # its files are parquet
         stand_in = {"FOLDER": str(photos), "photo.jpg": str(photos / "images" / "photo.jpg")}
