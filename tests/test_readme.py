@@ -93,9 +93,14 @@ def test_every_flag_exists() -> None:
         used = [word.partition("=")[0] for word in words[start:] if word.startswith("-")]
         known = known_flags(words)
         assert all(any(fnmatchcase(flag, pattern) for pattern in known) for flag in used), " ".join(words)
+    programs = [
+        path
+        for place in ("activeo3", "data/tiny", "tests/bench", "tests/attack")
+        for path in (ROOT / place).glob("*.py")
+    ]
     alone = {flag for code in INLINE for flag in re.findall(r"^--\w+", code)}
     everywhere = {f"--{field.name}" for config in SCRIPTS.values() for field in fields(config)}
-    everywhere |= {flag for path in (ROOT / "activeo3").glob("*.py") for flag in flags_of_module(path)}
+    everywhere |= {flag for path in programs for flag in flags_of_module(path)}
     assert alone <= everywhere
 
 
