@@ -12,6 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["activeo3"],
+    package_data={"activeo3": ["html_report.html"]},
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.18,<6",
@@ -23,6 +24,8 @@ setup(
         "packaging>=23",
         "scipy>=1.11",
         "rapidfuzz>=3.6",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],

@@ -4,14 +4,15 @@ Three panels: AP50 and region recall over the regions allowed, and AP50 over the
 model wrote per picture. A method that sees the whole picture has one point, whose height a dotted line keeps.
 """
 
+import math
 from typing import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from activeo3.charts import short
 from activeo3.drawing import FAINT, INK, PAPER
 from activeo3.eval_output import Row, shown_as
-from activeo3.html_report import short, ticks
 
 COLOURS = ((106, 176, 239), (255, 159, 67), (108, 201, 135), (184, 148, 224), (238, 106, 124), (116, 199, 199),
            (216, 180, 124), (170, 178, 190))  # fmt: skip
@@ -110,3 +111,16 @@ def _value(row: Row, name: str) -> float:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers within [low, high], at most ``count`` + 1 of them.
+
+    >>> ticks(0, 1), ticks(0, 300)
+    ([0.0, 0.5, 1.0], [0.0, 100.0, 200.0, 300.0])
+    """
+    rough = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 5, 10, 20) if factor * unit >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from activeo3.drawing import Sample
 from activeo3.eval_core import OneProcess, Runner
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
-from activeo3.types import Sampling
+from activeo3.types import Example, Region, Reward, Sampling, TaskResult
 
 END = "<|im_end|>"
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # as in the real models; a visual token is twice as wide
@@ -147,3 +148,26 @@ def looks(model: VisionLanguageModel, view: Image.Image, question: str) -> str:
         return sensing_answer([], "nowhere") + END
     region = np.concatenate([things[:, :2].min(axis=0) - 3, things[:, 2:].max(axis=0) + 3])
     return sensing_answer(written(model, view, [region]), "there") + END
+
+
+# ---------------------------------------------------------------------- what people see
+
+GREY = (128, 128, 128)
+NOTHING = TaskResult(np.zeros((0, 4)), np.zeros(0))
+
+
+def grey_example(size: tuple[int, int] = (400, 300), boxes: object = ((40, 40, 80, 80),)) -> Example:
+    """A grey picture with these true boxes."""
+    true = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return Example("a/1", Image.new("RGB", size, GREY), "every <b>red</b> star", true)
+
+
+def sample_of(
+    text: str = "[]",
+    regions: tuple[Region, ...] = (Region(20, 20, 120, 120),),
+    outcome: TaskResult = NOTHING,
+    title: str = "start",
+) -> Sample:
+    """An answer about ``grey_example``, as people see it."""
+    score = Reward({"format": 1.0, "task": 0.25}, 1.25)
+    return Sample(grey_example(), text, regions, outcome, score, title)

@@ -180,7 +180,7 @@ def test_png_and_page_show_the_same_words(photo: Path, tokenizer, tmp_path: Path
     model, config = seeing(tokenizer), config_of(photo, question="Which colour is <b>it</b>?")
     eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
     page = (tmp_path / "photo.png.looked.html").read_text()
-    assert "<td>2 of 3</tr>" in page and "Which colour is &lt;b&gt;it&lt;/b&gt;?" in page and page.count("<img") == 2
+    assert ">2 of 3</td>" in page and "Which colour is &lt;b&gt;it&lt;/b&gt;?" in page and page.count("<img") == 2
     assert "true box" not in page and "default-src 'none'" in page
     with Image.open(tmp_path / "photo.png.looked.png") as drawn:
         pixels = np.asarray(drawn)

@@ -65,11 +65,11 @@ OWNERS = {
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "peft": "lora",
-    "scipy": "matching task_model_sam task_segmentation clicks",
+    "scipy": "charts drawing matching task_model_sam task_segmentation clicks",
     "rapidfuzz": "text_metrics",
     "nltk": "text_metrics",
     "jieba": "text_metrics",
-    "matplotlib": "plots html_report",
+    "matplotlib": "plots charts",
     "jinja2": "html_report",
     "tabulate": "eval_output html_report log",
 }

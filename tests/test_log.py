@@ -1,43 +1,22 @@
 """What a run leaves behind: nothing lost, nothing broken by a kill, nothing a model wrote runs."""
 
-import base64
 import io
 import json
 import math
-import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripted import GREY, NOTHING, grey_example, sample_of
 
-from activeo3 import drawing, log, outputs
+from activeo3 import drawing, log
 from activeo3.config import ConfigError
-from activeo3.drawing import FOUND, REGION, TRUE, Sample, annotated_picture, contact_sheet, crops_strip, save_samples
-from activeo3.html_report import html_table, series, smoothed, ticks, write_page
+from activeo3.drawing import FOUND, REGION, TRUE, annotated_picture, contact_sheet, crops_strip, save_samples
 from activeo3.log import METRIC_GLOSSARY, RunLog, read_rows, rollout_lines, table
 from activeo3.terminal import protect
 from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, TaskResult
-
-GREY = (128, 128, 128)
-NOTHING = TaskResult(np.zeros((0, 4)), np.zeros(0))
-
-
-def example(size: tuple[int, int] = (400, 300), boxes: object = ((40, 40, 80, 80),)) -> Example:
-    true = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return Example("a/1", Image.new("RGB", size, GREY), "every <b>red</b> star", true)
-
-
-def shown(
-    text: str = "[]",
-    regions: tuple[Region, ...] = (Region(20, 20, 120, 120),),
-    outcome: TaskResult = NOTHING,
-    title: str = "start",
-) -> Sample:
-    score = Reward({"format": 1.0, "task": 0.25}, 1.25)
-    return Sample(example(), text, regions, outcome, score, title)
 
 
 def row(step: int, **more: object) -> dict:
@@ -204,7 +183,7 @@ def test_the_bar_never_breaks_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_rollout_lines_show_everything_and_nothing_harmful() -> None:
     text = "\x1b[2Jbox " + "x" * 900
     action = ParsedAnswer((), error="no list")
-    rollout = Rollout(example(), (1, 2), text, False, action, (Region(10, 20, 110.4, 70),))
+    rollout = Rollout(grey_example(), (1, 2), text, False, action, (Region(10, 20, 110.4, 70),))
     lines = rollout_lines(rollout, NOTHING, Reward({"format": 0.0, "task": 0.25}, 0.25))
     assert "\x1b" not in lines and len(lines) < 900
     for words in (
@@ -218,7 +197,7 @@ def test_rollout_lines_show_everything_and_nothing_harmful() -> None:
         "format 0.00  task 0.25",
     ):
         assert words in lines, words
-    empty = Rollout(example(boxes=()), (), "", True, ParsedAnswer(()), ())
+    empty = Rollout(grey_example(boxes=()), (), "", True, ParsedAnswer(()), ())
     assert "0 detections for 0 true boxes" in rollout_lines(empty, NOTHING, Reward({}, 0.0))
 
 
@@ -244,12 +223,6 @@ def test_table_lines_up_and_marks_what_is_missing() -> None:
     assert len(table([], ["method"]).splitlines()) == 2
 
 
-def test_html_table_escapes_and_keeps_intervals() -> None:
-    page = html_table([{"<i>": "<script> [1]", "AP": (0.5, 0.4, 0.6)}], ["<i>", "AP"])
-    assert "<script>" not in page and "<th>&lt;i&gt;</th>" in page
-    assert "&lt;script&gt; [1]" in page and "0.50<small>[0.40, 0.60]</small>" in page
-
-
 def test_every_logged_metric_of_the_design_is_explained() -> None:
     names = """reward reward/format reward/no_overlap reward/area reward/coverage reward/task kl
         loss clip_fraction entropy ratio_max logp_difference/mean logp_difference/max tokens/mean tokens/truncated zero_spread reward_spread rewards_left_out
@@ -268,7 +241,7 @@ def test_every_logged_metric_of_the_design_is_explained() -> None:
 def test_boxes_are_drawn_where_they_are() -> None:
     outcome = TaskResult(np.array([[200.0, 100, 280, 180]]), np.ones(1))
     regions = [Region(300, 200, 500, 400)]
-    image = annotated_picture(example((800, 600)), regions, outcome, max_side=400)
+    image = annotated_picture(grey_example((800, 600)), regions, outcome, max_side=400)
     assert image.size == (400, 358)  # half the size, and the caption strip of 58
     # Frames of what is proposed and true stand just outside the box, found ones just inside.
     assert near(image.getpixel((200, 98)), REGION) and near(image.getpixel((200, 201)), REGION)
@@ -289,7 +262,7 @@ def test_boxes_that_leave_the_picture_or_make_no_sense_are_survived() -> None:
         Region(-1e9, 0, 1e9, math.inf),
     ]
     found = TaskResult(np.array([[-1e7, -5, 50, 1e7], [350, 250, 500, 500]]), np.ones(2))
-    sample = example(boxes=[(-10, -10, 30, 30), (390, 290, 450, 350)])
+    sample = grey_example(boxes=[(-10, -10, 30, 30), (390, 290, 450, 350)])
     assert annotated_picture(sample, wild, found).size == (400, 358)
     assert near(annotated_picture(sample, wild[:1], NOTHING).getpixel((101, 60)), REGION)
     assert crops_strip(sample, wild, found, side=100).size == (312, 206)
@@ -297,7 +270,7 @@ def test_boxes_that_leave_the_picture_or_make_no_sense_are_survived() -> None:
 
 
 def test_crops_show_the_region_with_its_boxes() -> None:
-    blue_corner = example((400, 300), boxes=[(200, 100, 240, 140)])
+    blue_corner = grey_example((400, 300), boxes=[(200, 100, 240, 140)])
     blue_corner.image.paste((20, 20, 220), (300, 0, 400, 100))
     outcome = TaskResult(np.array([[20.0, 20, 60, 60]]), np.ones(1))
     regions = [Region(300, 0, 400, 100), Region(180, 80, 280, 180), Region(0, 0, 100, 100)]
@@ -338,7 +311,7 @@ def test_contact_sheet_lays_rows() -> None:
 
 
 def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save_samples(tmp_path, 12, [shown("one"), shown("<script>", regions=())])
+    folder = save_samples(tmp_path, 12, [sample_of("one"), sample_of("<script>", regions=())])
     assert folder == tmp_path / "samples" / "step-000012"
     lines = read_rows(folder / "samples.jsonl")
     assert [line["text"] for line in lines] == ["one", "<script>"]
@@ -347,7 +320,7 @@ def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
     with Image.open(folder / lines[0]["picture"]) as picture:
         assert picture.size == (400, 358)
         assert near(picture.convert("RGB").getpixel((70, 18)), REGION, slack=40)
-    save_samples(tmp_path, 12, [shown("again")])  # a resumed run comes by once more
+    save_samples(tmp_path, 12, [sample_of("again")])  # a resumed run comes by once more
     assert [line["text"] for line in read_rows(folder / "samples.jsonl")] == ["again"]
 
     def killed(*_: object) -> None:
@@ -355,108 +328,6 @@ def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(drawing, "save_jpeg", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_samples(tmp_path, 13, [shown()])
+        save_samples(tmp_path, 13, [sample_of()])
     assert not (tmp_path / "samples" / "step-000013").exists()
     assert save_samples(tmp_path, 13, []).exists()
-
-
-# ------------------------------------------------------------------------------------------- page
-
-
-class Tags(HTMLParser):
-    """Every tag with its attributes, every declared picture, and all text between tags."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_page_is_self_contained_and_runs_nothing(tmp_path: Path) -> None:
-    evil = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
-    outcome = TaskResult(np.array([[30.0, 30, 70, 70]]), np.ones(1))
-    pair = (shown(evil, title="<u>"), shown("fine", outcome=outcome))
-    rows = [row(step, **{"reward/<b>": 0.1}) for step in range(1, 40)]
-    path = write_page(
-        tmp_path / "new" / "report.html", evil, [f"data: {evil}", evil], rows, [{evil: evil}], [evil], [pair]
-    )
-    page = path.read_text(encoding="utf-8")
-    tags = Tags(page)
-    names = {tag for tag, _ in tags.seen}
-    assert not names & {"script", "link", "iframe", "object", "u"}
-    assert "http://" not in page and "https://" not in page and "url(" not in page
-    for tag, attributes in tags.seen:
-        assert not [name for name in attributes if name.startswith("on") or name == "href"]
-        assert tag != "img" or attributes["src"].startswith("data:image/jpeg;base64,")
-    assert tags.text.count(evil) == 7  # title, heading, two lines, a column, its cell, the answer
-    assert sum(tag == "img" for tag, _ in tags.seen) == 4
-    assert {entry.name for entry in path.parent.iterdir()} == {"report.html", outputs.LIST}
-
-
-def test_page_shows_curves_gallery_and_glossary(tmp_path: Path) -> None:
-    rows = [row(step, kl=None if step == 2 else 0.5) for step in range(1, 10)]
-    page = write_page(tmp_path / "a.html", "t", [], rows, pairs=[(shown(), shown())])
-    page = page.read_text("utf-8")
-    captions = re.findall(r"<figcaption><b>(.*?)</b>", page)
-    assert captions == ["reward", "reward/format", "kl", "time"]
-    dots = [figure.count("<circle") for figure in page.split("<figure")[1:]]
-    assert dots == [9, 9, 8, 0]
-    assert "</i>rollout 1<" in page and "</i>update 0.5<" in page and "</i>other 0.5<" in page
-    assert all(f"<code>{name}</code>" in page for name in METRIC_GLOSSARY)
-    assert "nan" not in page.split("</style>")[1].split("<article>")[0]
-
-
-def test_page_pictures_open_again(tmp_path: Path) -> None:
-    page = write_page(tmp_path / "a.html", "t", [], pairs=[(shown(),)]).read_text("utf-8")
-    data = re.findall(r'base64,([^"]+)"', page)
-    sizes = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in data]
-    assert sizes == [(400, 358), (220, 220)]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{"step": 1}],
-        [row(1)],
-        [row(1), row(2)],
-        [row(1, reward=None, kl=math.nan)],
-        [row(1), {"step": 2, "time/step": 1.0, "time/save": 0.5}],
-        [row(1, **{"time/step": 0.0})],
-        [row(step, reward=-3.0, kl=0.0) for step in range(3)],
-    ],
-)
-def test_page_of_hardly_anything(rows: list[dict], tmp_path: Path) -> None:
-    nobody = shown("", regions=())
-    page = write_page(tmp_path / "a.html", "t", [], rows, pairs=[(nobody,)]).read_text("utf-8")
-    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
-    assert "nan" not in drawn and "inf" not in drawn
-    assert page.endswith("</html>\n")
-
-
-def test_smoothing_keeps_level_and_place() -> None:
-    step = np.where(np.arange(300) < 150, 0.0, 1.0)
-    mean = smoothed(step)
-    assert len(mean) == 300 and mean[0] == 0 and mean[-1] == pytest.approx(1)
-    assert abs(np.searchsorted(mean, 0.5) - 150) <= 1  # centred: the bend stays where it is
-    assert np.array_equal(step, np.where(np.arange(300) < 150, 0.0, 1.0))
-    rows = [{"step": 1, "a": 1.0}, {"step": 2, "a": None}, {"step": 3}, {"step": 4, "a": 3}]
-    assert [part.tolist() for part in series(rows, "a")] == [[1, 4], [1, 3]]
-
-
-def test_ticks_are_few_and_inside() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        low = random.normal() * 10 ** random.uniform(-6, 6)
-        high = low + abs(low) * 10 ** random.uniform(-3, 6)
-        marks = ticks(low, high)
-        slack = 1e-6 * (high - low)
-        assert 1 <= len(marks) <= 5
-        assert low - slack <= marks[0] and marks[-1] <= high + slack
