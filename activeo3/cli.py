@@ -1,6 +1,7 @@
 """Between the command line and a config: the dataclass is the command line, and its source holds the help.
 
-A field ``group`` is the flag ``--group``, the text under it is its help, the comment ``# ----`` above it names its group.
+A field ``group`` is the flag ``--group``, the text under it is its help, the comment ``# ---- heading`` above it names its
+part of the help. Under a heading that ends with ``--FLAG`` the fields have that flag together: ``--FLAG tile=0 absent=0.2``.
 Nothing here imports torch, so a wrong flag is answered within a second.
 """
 
@@ -67,7 +68,10 @@ class Range:
 
 
 class Field(NamedTuple):
-    """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under it."""
+    """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under it.
+
+    ``joint`` is the flag of several rarely changed fields, "" for a flag of its own.
+    """
 
     name: str
     kind: Any
@@ -77,6 +81,12 @@ class Field(NamedTuple):
     default: Any
     doc: str
     group: str
+    joint: str
+
+    @property
+    def flag(self) -> str:
+        """How a sentence names the field: ``--group``, or ``--data_options tile``."""
+        return f"--{self.joint} {self.name}" if self.joint else f"--{self.name}"
 
 
 @cache
@@ -95,13 +105,19 @@ def fields_of(cls: type) -> dict[str, Field]:
     return {field.name: _field(field, docs[field.name], groups[field.name]) for field in dataclasses.fields(cls)}
 
 
-def _field(field: dataclasses.Field, doc: str, group: str) -> Field:
+def flags_of(cls: type) -> list[str]:
+    """The names of all flags of a config, without dashes, in the order of the help."""
+    return list(dict.fromkeys(field.joint or field.name for field in fields_of(cls).values()))
+
+
+def _field(field: dataclasses.Field, doc: str, heading: str) -> Field:
+    group, _, joint = heading.partition(": --")
     many = get_origin(field.type) is tuple
     kind = get_args(field.type)[0] if many else field.type
     limits = getattr(kind, "__metadata__", ())
     kind = kind.__origin__ if limits else kind
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Field(field.name, kind, many, choices, limits, field.default, doc, group)
+    return Field(field.name, kind, many, choices, limits, field.default, doc, group, joint)
 
 
 def check_fields(config: Any) -> None:
@@ -111,11 +127,11 @@ def check_fields(config: Any) -> None:
             if field.choices and value not in field.choices:
                 known = list(map(str, field.choices))
                 near = did_you_mean(str(value), known)
-                raise ConfigError(f"--{field.name} is {value!r}; it can be one of: {', '.join(known)}{near}.")
+                raise ConfigError(f"{field.flag} is {value!r}; it can be one of: {', '.join(known)}{near}.")
             if isinstance(value, float) and not abs(value) <= LARGEST:
-                raise ConfigError(f"--{field.name} is {value}; it must be a finite number of at most {LARGEST:g}.")
+                raise ConfigError(f"{field.flag} is {value}; it must be a finite number of at most {LARGEST:g}.")
             for limit in field.limits:
-                limit.check(f"--{field.name}", value)
+                limit.check(field.flag, value)
 
 
 def read_flags(cls: type, argv: Sequence[str] | None, everyday: Collection[str], epilog: str = "") -> dict[str, Any]:
@@ -126,18 +142,38 @@ def read_flags(cls: type, argv: Sequence[str] | None, everyday: Collection[str],
     """
     fields, words = fields_of(cls), list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(words):
-        shown = fields if "all" in words else everyday
+        shown = flags_of(cls) if "all" in words else everyday
         _parser(cls, shown).print_help()
         print(f"\n{epilog}", *["--help all prints all flags."] * (shown is everyday), sep="\n")
         raise SystemExit(0)
-    given, strangers = _parser(cls, fields).parse_known_args(words)
+    given, strangers = _parser(cls, ()).parse_known_args(words)
     for word in strangers:
-        name = word.partition("=")[0]
-        near = did_you_mean(name.lstrip("-"), fields, "--") if name.startswith("-") else ""
-        raise ConfigError(f"{name} is no flag{near}; --help all lists them.")
-    return {
-        name: _read(fields[name], text) for name, text in vars(given).items() if name in fields and text is not None
-    }
+        raise ConfigError(_no_flag(word.partition("=")[0], cls))
+    values: dict[str, Any] = {}
+    for flag, text in vars(given).items():
+        if text is None or flag == "local_rank":
+            continue
+        values |= {flag: _read(fields[flag], text)} if flag in fields else _read_joint(cls, flag, text)
+    return values
+
+
+def _no_flag(word: str, cls: type) -> str:
+    """The sentence about a word that is no flag."""
+    name = word.lstrip("-")
+    if field := fields_of(cls).get(name):
+        return f"{word} is set by --{field.joint} {name}={field.default}."
+    near = did_you_mean(name, flags_of(cls), "--") if word.startswith("-") else ""
+    return f"{word} is no flag{near}; --help all lists them."
+
+
+def _read_joint(cls: type, flag: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The fields that the ``NAME=VALUE`` words of a joint flag set."""
+    known = {name: field for name, field in fields_of(cls).items() if field.joint == flag}
+    pairs = [text.partition("=") for text in texts]
+    check_known(flag, [name for name, *_ in pairs], known)
+    if missing := [name for name, equals, _ in pairs if not equals and known[name].kind is not bool]:
+        raise ConfigError(f"--{flag} {missing[0]} has no value: give {missing[0]}={known[missing[0]].default}.")
+    return {name: _read_one(known[name], value if equals else "true") for name, equals, value in pairs}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,6 +181,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}; --help all lists all flags.")
+
+
+class _Lines(argparse.HelpFormatter):
+    """Help in which every option of a joint flag begins a line."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.splitlines() for line in super(_Lines, self)._split_lines(part, width)]
 
 
 def _parser(cls: type, shown: Collection[str]) -> argparse.ArgumentParser:
@@ -155,23 +198,35 @@ def _parser(cls: type, shown: Collection[str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
         usage="%(prog)s [--FLAG VALUE ...]",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
+        formatter_class=lambda prog: _Lines(prog, max_help_position=30, width=width),
     )
     groups: dict[str, Any] = {}
-    for field in fields_of(cls).values():
+    for flag in flags_of(cls):
+        parts = [field for field in fields_of(cls).values() if (field.joint or field.name) == flag]
+        field = parts[0]
         group = groups.get(field.group) or groups.setdefault(field.group, parser.add_argument_group(field.group))
-        values = "{" + ",".join(map(str, field.choices)) + "}" if field.choices else "X"
-        many = {"nargs": "*"} if field.many else {"nargs": "?", "const": "true"} if field.kind is bool else {}
-        text = _help(field) if field.name in shown else argparse.SUPPRESS
-        group.add_argument(f"--{field.name}", metavar=values, help=text, **many)
+        values = "NAME=VALUE" if field.joint else _values(field) or "X"
+        many = field.many or field.joint
+        count = {"nargs": "*"} if many else {"nargs": "?", "const": "true"} if field.kind is bool else {}
+        text = _help(parts) if flag in shown else argparse.SUPPRESS
+        group.add_argument(f"--{flag}", metavar=values, help=text, **count)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # set by the deepspeed launcher
     return parser
 
 
-def _help(field: Field) -> str:
-    """A field's text and its default value; argparse reads % as a format, so it is doubled."""
-    plain = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    return f"{field.doc} [{plain}]".replace("%", "%%")
+def _values(field: Field) -> str:
+    """The choices of a field, ``{square,aspect}``; "" if there are none."""
+    return "{" + ",".join(map(str, field.choices)) + "}" if field.choices else ""
+
+
+def _help(fields: Sequence[Field]) -> str:
+    """The texts of a flag's fields with their default values; argparse reads % as a format, so it is doubled."""
+    texts = []
+    for field in fields:
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        name = f"{field.name} {_values(field)}".rstrip() + ": " if field.joint else ""
+        texts.append(f"{name}{field.doc} [{default}]")
+    return "\n".join(texts).replace("%", "%%")
 
 
 def _read(field: Field, text: Any) -> Any:
@@ -185,14 +240,14 @@ def _read_one(field: Field, text: str) -> Any:
         return next((choice for choice in field.choices if str(choice) == text), text)
     if field.kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"--{field.name} is {text!r}; it takes true or false.")
+            raise ConfigError(f"{field.flag} is {text!r}; it takes true or false.")
         return text.lower() == "true"
     if field.kind in (int, float):
         try:
             return field.kind(text)
         except ValueError:
             number = "a whole number" if field.kind is int else "a number"
-            raise ConfigError(f"--{field.name} is {text!r}; it takes {number}.") from None
+            raise ConfigError(f"{field.flag} is {text!r}; it takes {number}.") from None
     return text
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
 from activeo3 import paths
-from activeo3.cli import ConfigError, Range, check_fields, check_known, numbers, read_flags
+from activeo3.cli import ConfigError, Range, check_fields, check_known, fields_of, numbers, read_flags
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
 from activeo3.presets import PRESETS
@@ -54,44 +54,39 @@ class Config:
     that python -m activeo3.data lists"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
+    seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
+    """decides the order of the data and every sampled token"""
+
+    # ---- data sets: --data_options
     tile: int = 800
-    """SODA's large pictures are cut into tiles of tile x tile pixels (its authors: 800); 0: left whole"""
+    """SODA's pictures are cut into tiles of so many pixels (its authors: 800); 0: left whole"""
     tile_overlap: Natural = 150
     """neighbouring tiles share so many pixels (SODA's authors: 150)"""
     selection_seed: Natural = 0
-    """draws what belongs to the data and not to a run: which questions of LVIS are asked, which pictures of SODA are trained
-    on, in which order V*Bench's options stand"""
+    """draws LVIS's questions, SODA's training tiles, the order of V*Bench's options"""
     absent: Share = 0.0
-    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that invented boxes
-    cost (data_absent.py). None in training unless asked for; a fifth in evaluation"""
-    seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
-    """decides the order of the data and every sampled token"""
+    """LVIS: share of questions about categories known to be absent from the picture (evaluation: 0.2)"""
+    max_image_pixels: Annotated[int, Range(2**20)] = MOST_PIXELS  # pictures that are drawn here are below the limit
+    """a picture file that states more pixels is left out before it is decoded, which takes up to 20 bytes a pixel"""
 
     # ---- what the model sees
     sensing_side: Positive = 96
     """shorter side of the whole picture as the policy sees it, in pixels (paper: 1024)"""
     max_view_pixels: int = 2**22
-    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's 1024;
-    without a limit, one of 200:1 would cost 50 times as much. 5,350 visual tokens for the 7B, a third of what its processor
-    allows, because a training step must fit"""
-    max_image_pixels: Annotated[int, Range(2**20)] = MOST_PIXELS  # pictures that are drawn here are below the limit
-    """a picture file of more pixels is left out, by the size that it states, before it is decoded, which takes up to 20 bytes
-    a pixel. 8K has 33 million, the largest pictures of MME-RealWorld 42 million"""
+    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's 1024"""
     crop_side: Positive = 128
     """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
     crop_shape: Literal["square", "aspect"] = "square"
-    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept and its area is at least
-    crop_side squared (the authors' demo)"""
+    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept, its area at least that"""
 
     # ---- prompts and answers
     wording: Literal["paper", "short", "zoom_roi"] = "short"
-    """which prompts to show: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with
-    Active-Perception-R1's own call in place of a box in json (of --task zoom_qa)"""
+    """prompts: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with Active-Perception-R1's
+    call in place of a box in json (of --task zoom_qa)"""
     thinking: bool = False
-    """of grounding, counting, ocr and detection: think before the answer (Perception-R1 found it to hurt all of them)"""
+    """grounding, counting, ocr, detection: think before the answer (Perception-R1 found it to hurt)"""
     parser: Literal["strict", "lenient"] = "strict"
-    """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags); the
-    format reward is strict in either case"""
+    """how answers are parsed: in the form that was asked for, or boxes of any form; the format reward is always strict"""
     regions: Regions = 3
     """how many regions an answer may propose (paper: 3)"""
     max_new_tokens: Positive = 96
@@ -99,20 +94,20 @@ class Config:
 
     # ---- episodes of several turns (zoom_qa)
     max_turns: Positive = 5
-    """how many turns of the policy an episode has at most; 1: it must answer at once"""
+    """most turns of the policy in an episode; 1: it must answer at once"""
     max_zooms: Natural = 3
-    """how many zooms an episode has at most; a rejected zoom counts"""
+    """most zooms in an episode; a rejected zoom counts"""
     min_zooms: int = 0
-    """how many zooms an episode must have had before its answer counts; an earlier answer ends it without one. As many as
-    --max_zooms: a fixed budget"""
+    """zooms that an episode must have had before its answer counts; an earlier answer ends it without one"""
     looks_at_once: Regions = 1
-    """how many regions of a view one turn may ask for; they are shown together, and each is a zoom. ACTIVE-O3's one step with
-    3 regions is --looks_at_once 3 --max_turns 2 --max_zooms 3"""
+    """how many regions one turn may ask for; each is a zoom. ACTIVE-O3's one step with 3 regions is
+    --looks_at_once 3 --max_turns 2 --max_zooms 3"""
     memory: Literal["views", "notes"] = "views"
-    """which images stay visible in an episode: all of them (views), or only the latest (notes); earlier ones are masked, their
-    text remains"""
+    """which images stay visible: all, or only the latest (earlier ones are masked, their text remains)"""
+
+    # ---- episodes of several turns (zoom_qa): --episode_options
     episode_tokens: int = 1024
-    """longest episode behind its prompt, in tokens, with all that is shown; it ends before an observation that does not fit"""
+    """longest episode behind its prompt; it ends before an observation that does not fit"""
     least_zoom: float = 0.02
     """smallest region that an episode is shown, as a share of the area of the view it is in"""
     most_zoom: float = 0.65
@@ -120,34 +115,35 @@ class Config:
 
     # ---- the task model, which works on the crops
     task_checkpoint: Place = Place("")
-    """the model of --task_model grounding-dino or sam: a folder or a hub id of a (MM-)Grounding DINO, or of a SAM, SAM 2 or
-    SAM 3. With --task_model mllm alone: another language model, frozen, in place of the start policy"""
+    """the model of --task_model grounding-dino or sam, a folder or a hub id. With --task_model mllm alone: another language
+    model, frozen, in place of the start policy"""
     task_max_new_tokens: Positive = 128
     """longest answer of the task model per crop, in tokens"""
-    task_batch: Positive = 128
-    """crops in one batch of the task model, or as many as a GPU's memory holds (a detector, whose views are large: at most 16)"""
     merge: Literal["nms", "concat"] = "nms"
     """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
+    first_mask: Literal["coarse", "sam"] = "coarse"
+    """the mask to be corrected: coarse (the truth at low resolution, with seeded holes and leaks) or sam (what --task_model sam
+    makes of one click on the whole picture)"""
+
+    # ---- the task model, which works on the crops: --task_options
+    task_batch: Positive = 128
+    """crops in one batch, or as many as a GPU's memory holds (a detector: at most 16)"""
     box_threshold: Share = 0.25
     """a detector's box counts from this score on"""
     text_threshold: Share = 0.25
-    """a detector's box belongs to the query if a word of the query has this score in it"""
+    """a detector's box belongs to the query if one of its words has this score"""
     least_seen: Annotated[float, Range(0)] = 16.0
-    """--task_model oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for
-    Qwen2.5-VL), of which it draws masks in four cells. 0: things of any size, masks to the pixel"""
+    """the oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for Qwen2.5-VL). 0: of
+    any size, and masks to the pixel"""
     clicks: Positive = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
-    first_mask: Literal["coarse", "sam"] = "coarse"
-    """the mask to be corrected: coarse (the truth at low resolution, with holes and leaks, always the same for the same
-    picture) or sam (what --task_model sam makes of one click on the whole picture)"""
 
     # ---- how it is computed
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU"""
     attention: Literal["auto", "flex", "sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "auto"
-    """kernels of the vision tower; packed rows use sdpa, since flash-attention does not take the mask that they need. auto:
-    flash-attention if it works here, else sdpa for all pictures of one size together. flex: auto, and FlexAttention for
-    packed rows, which needs a GPU and pays where the answers outweigh the prompt"""
+    """kernels of the vision tower. auto: flash-attention if it works here, else sdpa; packed rows use sdpa, whose mask
+    flash-attention does not take. flex: FlexAttention for packed rows, on a GPU, for answers longer than the prompt"""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -155,8 +151,8 @@ class Config:
             if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
                 object.__setattr__(self, field.name, _expanded(field.name, getattr(self, field.name)))
         if not 0 <= self.least_zoom < self.most_zoom <= 1:
-            zooms = f"--least_zoom {self.least_zoom} must lie below --most_zoom {self.most_zoom}"
-            raise ConfigError(f"{zooms}, both in 0 to 1.")
+            sizes = f"least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}"
+            raise ConfigError(f"--episode_options {sizes}, both in 0 to 1.")
         if not 0 <= self.min_zooms <= min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once):
             limits = f"between 0 and --max_zooms {self.max_zooms}, and leave a turn of --max_turns {self.max_turns}"
             raise ConfigError(f"--min_zooms is {self.min_zooms}; it must lie {limits} to answer in.")
@@ -166,9 +162,9 @@ class Config:
         if not self.data:
             raise ConfigError("--data names no data set.")
         if not 0 <= self.tile_overlap < (self.tile or 2**16):
-            raise ConfigError(f"--tile_overlap is {self.tile_overlap}; it must be below --tile {self.tile}.")
+            raise ConfigError(f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}.")
         if self.absent == 1:
-            raise ConfigError("--absent is 1.0; some questions must have an answer: give a share below 1.")
+            raise ConfigError("--data_options absent is 1.0; some questions must have an answer: give less than 1.")
 
     def decided(self, trained_here: bool) -> Self:
         """The config for the answers of one model, of which --parser auto asks whether it was trained here."""
@@ -253,26 +249,23 @@ class TrainConfig(Config):
 
     # ---- the task model, which works on the crops
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (corrects masks, for --task
-    segment), or oracle (the ground truth in the regions, as far as their views show it: a ceiling of task models)"""
+    """mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (for --task segment), or oracle
+    (the ground truth in the regions, as far as their views show it)"""
 
     # ---- steps
     steps: Positive = 160
-    """steps: each samples P x G answers per rank, and updates the policy --epochs times. A larger number continues a run that
-    is over"""
+    """each samples P x G answers per rank and updates the policy --epochs times. A larger number continues a run that is over"""
     prompts: int = 4
     """P: prompts per rank and step"""
     group: int = 8
     """G: answers sampled per prompt (paper: 8)"""
     micro_prompts: int = 4
-    """prompts per forward and backward pass of the update; smaller needs less memory, the result is the same"""
+    """prompts per forward and backward pass of the update; smaller needs less memory, with the same result"""
     scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
-    """how the answers of a group are scored, with the same result: packed (one row with their prompt), cached (a batch behind
-    the prompt's cache), rows (the prompt again for each, which costs most), or auto: packed, and cached for models with a
-    running state, like Qwen3.5, which packed rows would mix up"""
+    """log-probabilities of a group, with the same result: packed (one row with the prompt), cached (a batch behind the prompt's
+    cache), rows (the prompt again for each), or auto: packed, and cached for models with a running state, like Qwen3.5"""
     recompute: bool = False
-    """keep only the inputs of layers for the backward pass and compute the rest again (activation checkpointing): much less
-    memory for a third more time in the update; the result is the same"""
+    """activation checkpointing: much less memory for a third more time in the update, with the same result"""
     epochs: Positive = 1
     """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
     temperature: Annotated[float, Range(0.01)] = (
@@ -283,70 +276,70 @@ class TrainConfig(Config):
     # ---- the update
     lr: Annotated[float, Range(0, open=True)] = 1.5e-4
     """learning rate (paper: 1e-6 for the 7B)"""
-    warmup: Natural = 10
-    """steps of linear warm-up of the learning rate"""
     train_only: str = "self_attn"
-    """train only the parameters whose name matches this regular expression; empty: all (paper). Attention of the text tower is
-    what decides where to look, and with few answers per step the other parameters of the tiny policy follow the noise of the
-    gradient: its answers lost their format"""
+    """train only the parameters whose name matches this regular expression; empty: all (paper). With few answers per step the
+    other parameters of the tiny policy follow the noise of the gradient: its answers lost their format"""
     lora: Natural = 0
-    """rank of LoRA adapters, which then learn in place of the matrices of the text tower that --train_only names; the
-    reference is the same model without them, so one model is in memory; 0: no adapters (paper)"""
-    weight_decay: Annotated[float, Range(0)] = 0.01
-    """of AdamW (paper: 0.01)"""
-    grad_clip: Annotated[float, Range(0, open=True)] = 1.0
-    """largest norm of a gradient"""
+    """rank of LoRA adapters of the matrices of the text tower that --train_only names; the reference is the same model without
+    them; 0: no adapters (paper)"""
     beta: Annotated[float, Range(0)] = 0.04
     """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
-    clip_low: float = 0.2
-    """the ratio is clipped from below at 1 - clip_low"""
-    clip_high: Annotated[float, Range(0, open=True)] = 0.2
-    """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
     """the policy ratio per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or no ratio and no clip
     (REINFORCE, RLOO, GPG); with one update per rollout all have the same gradient"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
-    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of all
-    answers of the step (REINFORCE++), the group's mean and the step's spread (the same with baseline), or the group's mean,
-    scaled up for groups without spread (GPG)"""
+    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step
+    (REINFORCE++), the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups without
+    spread (GPG)"""
+
+    # ---- the update: --update_options
+    warmup: Natural = 10
+    """steps of linear warm-up of the learning rate"""
+    weight_decay: Annotated[float, Range(0)] = 0.01
+    """of AdamW (paper: 0.01)"""
+    grad_clip: Annotated[float, Range(0, open=True)] = 1.0
+    """largest norm of a gradient"""
+    clip_low: float = 0.2
+    """the ratio is clipped from below at 1 - clip_low"""
+    clip_high: Annotated[float, Range(0, open=True)] = 0.2
+    """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
     divide_by_std: bool = True
     """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
 
     # ---- the reward
     reward_weights: tuple[str, ...] = ()
-    """weights of terms of the task's reward that differ from its defaults, as NAME=NUMBER; 0 is an ablation: format=0 task=2.
-    The first lines of a run show all of them; a preset's weights stay unless they are named again"""
+    """weights of terms that differ from the task's defaults, as NAME=NUMBER; 0 is an ablation: format=0 task=2. The first lines of
+    a run show all of them; a preset's weights stay unless they are named again"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
-    """how coverage is read: share of true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 to one (paper
-    B.4 b), or share of regions that are at least 10 % object (paper B.4 a). Of a mask's errors: their share in the regions
-    times the share of the picture that these leave out (ours), or without that (recall: 4.4)"""
+    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 to one (paper B.4 b), or regions that are at
+    least 10 % object (B.4 a). Of a mask's errors: their share in the regions times the share of the picture left out (ours),
+    or without that (recall: 4.4)"""
     mask_truncated: bool = False
     """truncated answers get reward NaN and are excluded from their group, instead of counting as wrong (Mini-o3)"""
+
+    # ---- the reward: --reward_options
     evidence: Literal["union", "per_call"] = "union"
-    """zoom_qa: how evidence is counted: every place once, and less for large regions (ours); or per call, as
-    Active-Perception-R1 does, where repeated zooms earn again and calls cost nothing"""
+    """zoom_qa: every place counts once, and less for large regions (ours); or per call, as Active-Perception-R1 does"""
     evidence_gate: bool = True
     """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
     perception_reward: Literal["f1", "paper"] = "f1"
-    """counting and detection: f1 (every box of an answer counts), or paper (Perception-R1's terms, of which a box under all
-    names and a few fixed points earn more than honest answers: matching.py)"""
+    """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms, which can be earned blind (matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"
-    """counting and detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
+    """counting, detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
     iou_power: Literal[1, 2] = 1
     """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
     places: Literal["near", "distance", "inside"] = "near"
     """counting: a point earns 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the picture
-    (Perception-R1; any two points earn 0.6), or 1 if it lies inside the true box"""
+    (Perception-R1), or 1 inside the true box"""
 
     # ---- what a run keeps
     output_dir: Place = Place("runs/tiny")
-    """where the run leaves its log, samples, checkpoints and report; an unfinished run there is continued. By default it is
-    named after the presets"""
+    """where the run leaves its files; an unfinished run there is continued. By default named after the presets"""
     resume_from: Literal["newest", "earlier"] = "newest"
-    """the checkpoint of --output_dir that a run is continued from: the newest, which must be whole, or, if it is damaged, the
-    newest earlier one that is whole (the damaged ones are renamed)"""
+    """the checkpoint that a run is continued from: the newest, which must be whole, or the newest one that is whole (damaged ones
+    are renamed)"""
     save_every: Positive = 40
     """steps between checkpoints"""
     keep: Natural = 2
@@ -360,7 +353,7 @@ class TrainConfig(Config):
     eval_split: str = "val"
     """which part of the data set to hold out"""
     max_skipped: Positive = 5
-    """stop after so many steps in a row that skipped an update, or left out a reward, because it was not finite"""
+    """stop after so many steps in a row with a skipped update, or a reward left out, because it was not finite"""
 
     # ---- how it is computed
     ds_config: Place = Place("ds_config.json")
@@ -383,9 +376,9 @@ class TrainConfig(Config):
             raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
         if self.advantage != "group" and not self.divide_by_std:
             here = f"and --advantage is {self.advantage}"
-            raise ConfigError(f"--divide_by_std false belongs to --advantage group, {here}.")
+            raise ConfigError(f"--update_options divide_by_std=false belongs to --advantage group, {here}.")
         if not 0 < self.clip_low < 1:
-            raise ConfigError("--clip_low must lie between 0 and 1.")
+            raise ConfigError("--update_options clip_low must lie between 0 and 1.")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -406,7 +399,8 @@ class TrainConfig(Config):
         mine = json.loads(json.dumps(dataclasses.asdict(self)))  # as the other's: with lists for tuples
         names = [name for name in mine if name not in _FREE and mine[name] != other.get(name)]
         names = [name for name in names if not (name in _PLACES and self._same_place(name, other.get(name)))]
-        return [f"--{name} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
+        flags = {name: field.flag for name, field in fields_of(type(self)).items()}
+        return [f"{flags[name]} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
 
     def _same_place(self, name: str, other: Any) -> bool:
         """Does an earlier run of the same ``output_dir`` name the same place in another spelling?"""

@@ -3,7 +3,7 @@
 LVIS is federated: each picture was checked for some categories only. Those found have boxes; those known to be absent
 are listed (``neg_category_ids``), and of some that were found not every instance has a box
 (``not_exhaustive_category_ids``). What a model invents costs nothing as long as it is only asked for what is there. So a
-share of the questions, ``--absent``, is about absent categories: LVISEval counts what is found there as false, and so do we.
+share of the questions, ``--data_options absent``, is about absent categories: LVISEval counts what is found there as false, and so do we.
 
 1. They are about pictures and categories that are asked about anyway. A category without any box has no AP, so inventing
    it would cost nothing.

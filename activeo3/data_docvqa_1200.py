@@ -2,7 +2,7 @@
 
 Its published numbers (GitHub sabdulmajid/Active-Perception-R1, ``scripts/benchmark_docvqa_suite.py``) are of 16 questions of
 the split test: the first after ``shuffle(seed=29)``. The questions are in that order here, drawn from the seed of the data,
-so ``--benchmark docvqa_1200 --selection_seed 29 --limit 16`` asks the same 16 in the same order.
+so ``--benchmark docvqa_1200 --data_options selection_seed=29 --limit 16`` asks the same 16 in the same order.
 
 As there, an answer is right that is one of the answers up to case, white space, quotation marks and a full stop, the text
 that the OCR has at the answer's place included; that is evidence.py's "exact" (DocVQA's own measure is in ``docvqa``).

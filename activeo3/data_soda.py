@@ -125,7 +125,7 @@ def _finished(
     if tiles and (source.tile, source.tile_overlap) != (Source.tile, Source.tile_overlap):
         raise DataError(
             f"{source.root}: {name} is there in tiles of {Source.tile} that share {Source.tile_overlap} pixels: "
-            f"give --tile {Source.tile} --tile_overlap {Source.tile_overlap}, or add the whole pictures"
+            f"give --data_options tile={Source.tile} tile_overlap={Source.tile_overlap}, or add the whole pictures"
         )
     if source.tile and not tiles:
         index = cut(index, source.tile, source.tile_overlap, enough)

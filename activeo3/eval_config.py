@@ -55,9 +55,6 @@ class EvalConfig(Config):
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
-    absent: Share = ABSENT
-    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
-    invented costs (data_absent.py)"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: Natural = 200
@@ -73,6 +70,11 @@ class EvalConfig(Config):
     """decimals in the tables of boxes and one-shot tasks"""
     resamples: Natural = 1000
     """bootstrap resamples of the 95 % intervals"""
+    # ---- data sets: --data_options
+    absent: Share = ABSENT
+    """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
+    invented costs (data_absent.py)"""
+
     # ---- a picture of your own
     image: Place = Place("")
     """a picture of your own: draw regions, and what comes of --find or --question, instead of a table"""

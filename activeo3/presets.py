@@ -10,7 +10,7 @@ presets make two.
 The one-shot tasks' presets are Perception-R1's (arXiv 2504.07954, section 4.3): learning rate, answers, KL weight,
 temperature, two questions per rank and step in passes of one, and how many questions each task was trained on;
 ``steps`` are these questions once, on 8 ranks. Three things differ. Counting and detection are paid by F1 (matching.py; the
-paper's rewards: --perception_reward paper --places distance). All four start from Qwen2.5-VL-3B, where
+paper's rewards: --reward_options perception_reward=paper places=distance). All four start from Qwen2.5-VL-3B, where
 the paper has Qwen2-VL-2B for three of them, which writes boxes in special tokens. A picture has at most a
 million pixels, as in its script, but its shorter side is set: for COCO's pictures near their own size, for
 pages and pictures from the web at what the million allows.

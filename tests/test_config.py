@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from activeo3 import engine, tasks
-from activeo3.cli import fields_of
+from activeo3.cli import fields_of, flags_of
 from activeo3.config import _FREE, PRESETS, TASKS, ConfigError, TrainConfig
 from activeo3.engine import Distributed, ds_config
 from activeo3.eval_config import METHODS, EvalConfig
@@ -60,16 +60,21 @@ def test_help_all_shows_every_field_with_its_choices_text_and_default(cls: type,
     shown = help_of(cls, "--help", "all")
     for field in fields_of(cls).values():
         default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        assert f"--{field.name} " in shown and f"{field.doc} [{default}]" in shown and f"{field.group}:" in shown
+        assert f"--{field.joint or field.name} " in shown and f"{field.doc} [{default}]" in shown
+        assert f"{field.group}:" in shown and (not field.joint or f" {field.name}" in shown)
         assert "{" + ",".join(map(str, field.choices)) + "}" in shown or not field.choices
     assert "local_rank" not in shown and "presets: tiny, paper" in shown
     assert "90 %" in shown or "95 %" in shown  # a percent sign is a character here, no format
 
 
+def test_there_are_few_flags() -> None:
+    assert len(flags_of(TrainConfig)) <= 65 and len(flags_of(EvalConfig)) <= 65
+
+
 @BOTH
 def test_help_shows_the_flags_of_every_day(cls: type) -> None:
     shown = help_of(cls, "--help")
-    assert {flag for flag in names(cls) if f"\n  --{flag} " in shown} == set(cls.EVERYDAY)
+    assert {flag for flag in flags_of(cls) if f"\n  --{flag} " in shown} == set(cls.EVERYDAY)
     assert 10 <= len(cls.EVERYDAY) <= 13 and "--help all prints all flags." in shown
 
 
@@ -78,7 +83,7 @@ def test_help_shows_the_flags_of_every_day(cls: type) -> None:
 
 def test_flags_set_fields_of_their_type() -> None:
     config = TrainConfig.from_args(
-        "--group 16 --lr 3e-5 --beta 0 --divide_by_std False --coverage iou --output_dir runs/x --limit 7".split()
+        "--group 16 --lr 3e-5 --beta 0 --update_options divide_by_std=False --coverage iou --output_dir runs/x --limit 7".split()
     )
     assert config == TrainConfig(
         group=16, lr=3e-5, beta=0.0, divide_by_std=False, coverage="iou", output_dir="runs/x", limit=7
@@ -88,7 +93,7 @@ def test_flags_set_fields_of_their_type() -> None:
 
 @pytest.mark.parametrize("text, value", [("true", True), ("false", False), ("True", True), ("FALSE", False)])
 def test_booleans_are_words(text: str, value: bool) -> None:
-    assert TrainConfig.from_args(["--divide_by_std", text]).divide_by_std is value
+    assert TrainConfig.from_args(["--recompute", text]).recompute is value
 
 
 def test_flags_of_many_words() -> None:
@@ -115,6 +120,13 @@ def test_no_flags_give_the_tiny_preset() -> None:
 def test_the_launcher_may_add_its_own_flag() -> None:
     assert TrainConfig.from_args(["--local_rank", "3"]) == TrainConfig()
     assert TrainConfig.from_args(["--local_rank=3"]) == TrainConfig()
+
+
+def test_flags_that_are_rarely_changed_are_set_together() -> None:
+    words = "--update_options warmup=3 clip_high=0.28 divide_by_std=false --data_options tile=0 --reward_options iou_power=2"
+    config = TrainConfig.from_args(words.split())
+    assert config == TrainConfig(warmup=3, clip_high=0.28, divide_by_std=False, tile=0, iou_power=2)
+    assert TrainConfig.from_args("--preset dapo --update_options warmup=3".split()).clip_high == 0.28
 
 
 def test_a_bare_boolean_means_true() -> None:
@@ -229,7 +241,7 @@ REFUSED = [
     ("--preset tiny huge vast gspo", ("--preset huge vast is not known", "tiny, paper")),
     ("--preset", ("--preset names none", "tiny, paper")),
     ("--advantage best", ("--advantage", "group, leave_one_out, batch")),
-    ("--preset dr_grpo gpg", ("--divide_by_std false", "--advantage group", "rescaled")),
+    ("--preset dr_grpo gpg", ("divide_by_std=false", "--advantage group", "rescaled")),
     ("--group abc", ("--group", "'abc'", "whole number")),
     ("--group 1.5", ("--group", "'1.5'", "whole number")),
     ("--group 1", ("--group", "1")),
@@ -243,10 +255,13 @@ REFUSED = [
     ("--reward_weights 'task'", ("--reward_weights", "task")),
     ("--temperature 0", ("--temperature", "0.01")),
     ("--temperature 1e-40", ("--temperature", "1e-40")),
-    ("--grad_clip -1", ("--grad_clip",)),
-    ("--clip_low 1", ("--clip_low",)),
-    ("--clip_high 0", ("--clip_high",)),
-    ("--divide_by_std yes", ("--divide_by_std", "'yes'", "true or false")),
+    ("--update_options grad_clip=-1", ("--update_options grad_clip is -1",)),
+    ("--update_options clip_low=1", ("clip_low",)),
+    ("--update_options clip_high=0", ("clip_high",)),
+    ("--update_options divide_by_std=yes", ("divide_by_std", "'yes'", "true or false")),
+    ("--update_options clip_hi=1", ("clip_hi is not known", "did you mean clip_high?")),
+    ("--update_options clip_high", ("clip_high has no value", "clip_high=0.2")),
+    ("--clip_high 0.3", ("--clip_high is set by --update_options clip_high=0.2",)),
     ("--coverage dice", ("--coverage", "'dice'", "contain, iou, purity")),
     ("--normalise none", ("--normalise", "response, token, constant")),
     ("--ratio word", ("--ratio", "token, sequence")),
@@ -261,16 +276,16 @@ REFUSED = [
     ("--crop_side 0", ("--crop_side", "0")),
     ("--max_new_tokens 0", ("--max_new_tokens", "0")),
     ("--task_max_new_tokens -1", ("--task_max_new_tokens", "-1")),
-    ("--task_batch 0", ("--task_batch", "0")),
+    ("--task_options task_batch=0", ("task_batch", "0")),
     ("--seed -1", ("--seed", "-1")),
     ("--seed 99999999999", ("--seed", "99999999999")),
     ("--data coco", ("--data coco", "--data_root")),
     ("--data scenes soda_a", ("--data scenes soda_a", "--data_root")),
     ("--data", ("--data", "no data set")),
-    ("--selection_seed -1", ("--selection_seed is -1", "at least 0")),
-    ("--tile -1", ("--tile_overlap", "--tile -1")),
-    ("--tile 100 --tile_overlap 100", ("--tile_overlap is 100", "--tile 100")),
-    ("--tile 0 --tile_overlap -1", ("--tile_overlap is -1",)),
+    ("--data_options selection_seed=-1", ("selection_seed is -1", "at least 0")),
+    ("--data_options tile=-1", ("tile_overlap", "tile=-1")),
+    ("--data_options tile=100 tile_overlap=100", ("tile_overlap is 100", "tile=100")),
+    ("--data_options tile=0 tile_overlap=-1", ("tile_overlap is -1",)),
     ("--preset paper", ("--data coco", "--data_root")),
     ("--prompts 4 --micro_prompts 3", ("--prompts 4", "--micro_prompts 3")),
     ("--prompts 2", ("--prompts 2", "--micro_prompts 4")),
@@ -280,11 +295,11 @@ REFUSED = [
     ("--save_every 0", ("--save_every", "0")),
     ("--max_skipped 0", ("--max_skipped", "0")),
     ("--limit -1", ("--limit", "-1")),
-    ("--warmup -1", ("--warmup", "-1")),
+    ("--update_options warmup=-1", ("warmup", "-1")),
     ("--keep -1", ("--keep", "-1")),
     ("--samples_every -1", ("--samples_every", "-1")),
     ("--eval_examples -1", ("--eval_examples", "-1")),
-    ("--weight_decay -1", ("--weight_decay", "-1")),
+    ("--update_options weight_decay=-1", ("weight_decay", "-1")),
 ]
 
 
@@ -322,9 +337,9 @@ def test_a_picture_of_ones_own_and_named_benchmarks_need_no_data_root() -> None:
 
 @pytest.mark.parametrize("values", [dict(group=1), dict(beta=float("nan")), dict(coverage="dice"), dict(regions=0)])
 def test_values_are_checked_wherever_they_come_from(values: dict) -> None:
-    with pytest.raises(ConfigError, match=f"--{next(iter(values))} "):
+    with pytest.raises(ConfigError, match=f"{next(iter(values))} "):
         TrainConfig(**values)
-    with pytest.raises(ConfigError, match=f"--{next(iter(values))} "):
+    with pytest.raises(ConfigError, match=f"{next(iter(values))} "):
         dataclasses.replace(TrainConfig(), **values)
 
 
@@ -353,7 +368,8 @@ def test_a_continued_run_is_the_same_run() -> None:
     for name in names(TrainConfig):
         said = config.differences(stored | {name: "something else"})
         assert len(said) == (name not in _FREE), name
-        assert all(f"--{name} was 'something else' and is now {stored[name]!r}" == sentence for sentence in said)
+        flag = fields_of(TrainConfig)[name].flag
+        assert all(f"{flag} was 'something else' and is now {stored[name]!r}" == sentence for sentence in said)
 
 
 def test_what_an_older_run_did_not_have_is_a_difference() -> None:
@@ -446,6 +462,6 @@ def test_another_language_model_is_one_unless_a_detector_has_the_checkpoint() ->
 
 
 def test_a_choice_of_numbers_is_read_as_one() -> None:
-    assert TrainConfig.from_args(["--iou_power", "2"]).iou_power == 2
-    with pytest.raises(ConfigError, match="--iou_power is '3'; it can be one of: 1, 2"):
-        TrainConfig.from_args(["--iou_power", "3"])
+    assert TrainConfig.from_args(["--reward_options", "iou_power=2"]).iou_power == 2
+    with pytest.raises(ConfigError, match="--reward_options iou_power is '3'; it can be one of: 1, 2"):
+        TrainConfig.from_args(["--reward_options", "iou_power=3"])

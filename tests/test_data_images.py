@@ -313,7 +313,7 @@ def test_a_picture_of_a_thousand_million_pixels_is_refused() -> None:
     with pytest.raises(Unreadable):
         seen(header)
     bomb = b"P6 32000 32000 255\n" + b"\0" * 100
-    with pytest.raises(Unreadable, match="^it has more than the 100,000,000 pixels that --max_image_pixels allows$"):
+    with pytest.raises(Unreadable, match="^it has more than the 100,000,000 pixels that --data_options max_image_pixels allows$"):
         seen(bomb)
 
 
@@ -327,7 +327,7 @@ def test_a_picture_of_as_many_pixels_as_are_allowed_is_read(limit: Callable[[int
     limit(16 * 15)
     assert seen(saved(Image.new("RGB", (16, 15)), "PNG")).shape == (15, 16, 3)
     for size in ((16, 16), (241, 1)):
-        with pytest.raises(Unreadable, match="it has more than the 240 pixels that --max_image_pixels allows"):
+        with pytest.raises(Unreadable, match="it has more than the 240 pixels that --data_options max_image_pixels allows"):
             seen(saved(Image.new("RGB", size), "PNG"))
 
 
@@ -344,13 +344,13 @@ def test_every_program_that_reads_pictures_has_the_limit(
     options = {"max_image_pixels": 2**21}
     with pytest.raises(InterruptedError):
         if program is curriculum:
-            curriculum.main(["--curriculum", "order.json", "--max_image_pixels", str(2**21)])
+            curriculum.main(["--curriculum", "order.json", "--data_options", f"max_image_pixels={2**21}"])
         elif program is train:
             train.main(TrainConfig(**options))
         else:
             evaluate.main(EvalConfig(checkpoint=("data/tiny",), output_dir="eval", **options))
     assert Image.MAX_IMAGE_PIXELS == 2**20
-    with pytest.raises(ConfigError, match="--max_image_pixels is 1000; it must be at least 1048576"):
+    with pytest.raises(ConfigError, match="--data_options max_image_pixels is 1000; it must be at least 1048576"):
         TrainConfig(max_image_pixels=1000)
 
 

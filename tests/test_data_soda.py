@@ -471,7 +471,7 @@ def test_tiles_of_soda_d(tmp_path: Path, images: str) -> None:
     assert data[1].crowd.tolist() == [False, True] and data[1].size_px == (800, 800) and data[1].source.whole is None
     with pytest.raises(
         DataError,
-        match="soda_d is there in tiles of 800 that share 150 pixels: give --tile 800 --tile_overlap 150, or add",
+        match="soda_d is there in tiles of 800 that share 150 pixels: give --data_options tile=800 tile_overlap=150, or add",
     ):
         open_dataset("soda_d", "val", str(tmp_path), tile=0)
 

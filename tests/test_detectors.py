@@ -349,5 +349,5 @@ def test_a_task_model_of_its_own_needs_its_checkpoint() -> None:
             make()
     with pytest.raises(ConfigError, match="--task_model psychic not known"):
         EvalConfig(checkpoint=("x",), task_model=("psychic",))
-    with pytest.raises(ConfigError, match="--box_threshold"):
+    with pytest.raises(ConfigError, match="--task_options box_threshold"):
         replace(CONFIG, box_threshold=1.5)

@@ -130,7 +130,7 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
         ConfigError, match="^--task_model sam needs a Segment Anything model: name it with --task_checkpoint FOLDER.$"
     ):
         replace(CONFIG, task_model="sam")
-    with pytest.raises(ConfigError, match="--clicks is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="--task_options clicks is 0; it must be at least 1"):
         replace(CONFIG, clicks=0)
     with pytest.raises(ConfigError, match="--task paint is not known; there are: sense, direct"):
         task_of(EvalConfig(checkpoint=("x",), task="paint"))
@@ -338,7 +338,7 @@ def test_evaluate_corrects_thin_objects_with_sam(
     )
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--task", "segment", "--benchmark", "thinobject5k", "--data_root", root, "--first_mask", "sam",
-        "--task_model", "sam", "oracle", "--task_checkpoint", str(sam), "--clicks", "2", "--methods", "grid", "oracle-regions", "--least_seen", "0",
+        "--task_model", "sam", "oracle", "--task_checkpoint", str(sam), "--methods", "grid", "oracle-regions", "--task_options", "clicks=2", "least_seen=0",
         "--output_dir", str(tmp_path / "out"), *SMALL,
     )  # fmt: skip
     assert complaint == ""

@@ -80,7 +80,7 @@ def test_methods_times_task_models_and_pycocotools_agrees(
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--limit", "4", "--methods", *methods, "--output_dir", str(tmp_path), *SMALL,
         "--task_model", *models, "--task_checkpoint", make_detector("grounding-dino"), "--black", "true",
-        "--box_threshold", "0.02", "--text_threshold", "0.001", "--least_seen", "0",
+        "--task_options", "box_threshold=0.02", "text_threshold=0.001", "least_seen=0",
     )  # fmt: skip
     assert complaint == ""
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
@@ -154,7 +154,7 @@ def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
         "--checkpoint", checkpoint, "--benchmark", "coco", "--data_root", root, "--split", "val", "--limit", "0", *SMALL,
         "--methods", "direct", "active", "oracle-regions", "--output_dir", str(tmp_path / "out"),
         "--task_model", "grounding-dino", "oracle", "--task_checkpoint", make_detector("grounding-dino"),
-        "--box_threshold", "0.02", "--text_threshold", "0.001", "--least_seen", "0",
+        "--task_options", "box_threshold=0.02", "text_threshold=0.001", "least_seen=0",
     )  # fmt: skip
     assert complaint == ""
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

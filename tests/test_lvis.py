@@ -380,5 +380,5 @@ def test_tables_ask_for_what_is_absent_and_training_does_not_unless_told(tmp_pat
         examples = eval_detection.held_out(config)
         assert sum(not len(e.boxes_px) for e in examples) == round(share * len(examples))
     for wrong in (-0.1, 1.0):
-        with pytest.raises(ConfigError, match="--absent is"):
+        with pytest.raises(ConfigError, match="--data_options absent is"):
             replace(train, absent=wrong)

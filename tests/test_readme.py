@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +26,7 @@ from test_engine import rank_environment
 from test_task_model_sam import MEAN, STD, sam_1
 
 from activeo3 import checkpoints, engine, log
+from activeo3.cli import flags_of
 from activeo3.config import TrainConfig
 from activeo3.data_refcoco import FAMILIES
 from activeo3.eval_config import EvalConfig
@@ -65,7 +65,7 @@ def known_flags(words: list[str]) -> set[str]:
     """The flags that a command may use, by the program of ours that it starts; of another program all that it uses."""
     script = script_of(words)
     if script:
-        return {f"--{field.name}" for field in fields(SCRIPTS[script])} | {"--help"}
+        return {f"--{flag}" for flag in flags_of(SCRIPTS[script])} | {"--help"}
     if words[0] == "python" and (ROOT / words[1]).is_file():
         return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
@@ -99,7 +99,7 @@ def test_every_flag_exists() -> None:
         for path in (ROOT / place).glob("*.py")
     ]
     alone = {flag for code in INLINE for flag in re.findall(r"^--\w+", code)}
-    everywhere = {f"--{field.name}" for config in SCRIPTS.values() for field in fields(config)}
+    everywhere = {f"--{flag}" for config in SCRIPTS.values() for flag in flags_of(config)}
     everywhere |= {flag for path in programs for flag in flags_of_module(path)}
     assert alone <= everywhere
 

@@ -21,7 +21,7 @@ from .same_run import differences
 
 _TRAIN = Command("train.py", (
     "--preset", "tiny", "--model", str(ROOT / "data/tiny"), "--ds_config", str(ROOT / "ds_config.json"), "--prompts", "1",
-    "--micro_prompts", "1", "--group", "2", "--regions", "1", "--max_new_tokens", "48", "--task_max_new_tokens", "16", "--warmup", "1",
+    "--micro_prompts", "1", "--group", "2", "--regions", "1", "--max_new_tokens", "48", "--task_max_new_tokens", "16", "--update_options", "warmup=1",
     "--steps", "4", "--save_every", "2", "--keep", "1", "--samples_every", "2", "--eval_examples", "1",
 ))  # fmt: skip
 _TWO_STEPS = ("--steps", "2", "--save_every", "1", "--samples_every", "1")
