@@ -62,8 +62,8 @@ class Range:
         """Raise ConfigError unless the value lies in the range."""
         if (self.low < value if self.open else self.low <= value) and value <= self.high:
             return
-        least = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
-        limits = least if self.high == LARGEST else f"{least} and at most {self.high:g}"
+        least = f"above {self.low}" if self.open else f"at least {self.low}"
+        limits = least if self.high == LARGEST else f"{least} and at most {self.high}"
         raise ConfigError(f"{flag} is {value}; it must be {limits}.")
 
 
