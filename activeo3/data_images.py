@@ -120,7 +120,9 @@ def _formats() -> list[str]:
 def _reason(error: Exception) -> str:
     """One line about what a decoder raised."""
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than the {2 * Image.MAX_IMAGE_PIXELS:,.0f} pixels that --data_options max_image_pixels allows"
+        return (
+            f"it has more than the {2 * Image.MAX_IMAGE_PIXELS:,.0f} pixels that --data_options max_image_pixels allows"
+        )
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is in none of the formats that are read, or damaged at its beginning"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

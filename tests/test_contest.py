@@ -19,8 +19,8 @@ from typing import Any, Callable
 import pytest
 import torch
 from PIL import Image
-from test_engine import on_ranks
 from test_data_vqa import vstar_set
+from test_engine import on_ranks
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package

@@ -313,7 +313,9 @@ def test_a_picture_of_a_thousand_million_pixels_is_refused() -> None:
     with pytest.raises(Unreadable):
         seen(header)
     bomb = b"P6 32000 32000 255\n" + b"\0" * 100
-    with pytest.raises(Unreadable, match="^it has more than the 100,000,000 pixels that --data_options max_image_pixels allows$"):
+    with pytest.raises(
+        Unreadable, match="^it has more than the 100,000,000 pixels that --data_options max_image_pixels allows$"
+    ):
         seen(bomb)
 
 
@@ -327,7 +329,9 @@ def test_a_picture_of_as_many_pixels_as_are_allowed_is_read(limit: Callable[[int
     limit(16 * 15)
     assert seen(saved(Image.new("RGB", (16, 15)), "PNG")).shape == (15, 16, 3)
     for size in ((16, 16), (241, 1)):
-        with pytest.raises(Unreadable, match="it has more than the 240 pixels that --data_options max_image_pixels allows"):
+        with pytest.raises(
+            Unreadable, match="it has more than the 240 pixels that --data_options max_image_pixels allows"
+        ):
             seen(saved(Image.new("RGB", size), "PNG"))
 
 

@@ -10,14 +10,14 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
-import test_data_docvqa_1200 as docvqa_1200
-import test_data_layouts as layouts
 import test_data
 import test_data_docvqa as documents
-import test_perception_data as perception
-import test_data_vqa as questions
+import test_data_docvqa_1200 as docvqa_1200
+import test_data_layouts as layouts
 import test_data_lvis as selections
 import test_data_soda as soda
+import test_data_vqa as questions
+import test_perception_data as perception
 from PIL import Image
 
 from activeo3 import eval_output, log

@@ -10,8 +10,8 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
-from test_lvis import lvis_folder, theirs
 from test_eval_output import STATS, scored_by_pycocotools
+from test_lvis import lvis_folder, theirs
 
 from activeo3 import eval_demo, eval_output, locks, outputs
 from activeo3.eval_config import EvalConfig

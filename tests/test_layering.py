@@ -1,9 +1,11 @@
 """The plan of the house, kept true by reading the syntax trees: who may import whom, and one owner each."""
 
 import ast
+import subprocess
 import sys
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterable
 
@@ -230,6 +232,18 @@ def test_every_file_can_be_read_in_one_sitting() -> None:
     for room in ROOMS:
         lines = len((PACKAGE / f"{room}.py").read_text().splitlines())
         assert lines <= LONGEST, f"{room}.py has {lines} lines"
+
+
+@pytest.mark.skipif(find_spec("ruff") is None, reason="needs ruff")
+@pytest.mark.parametrize(
+    "words", [["check", "--output-format", "concise"], ["format", "--check"]], ids=["check", "format"]
+)
+def test_ruff_finds_nothing(words: list[str]) -> None:
+    """Unused names and imports, their order, and the form of the code, by ruff.toml: ``ruff check --fix; ruff format``."""
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", *words, "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_no_text_is_run_and_no_error_is_swallowed_unseen() -> None:

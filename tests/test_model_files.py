@@ -21,8 +21,8 @@ from PIL import Image
 from published import LAYOUTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_engine import finely_sharded, rank_environment
 from test_data_vqa import vstar_set
+from test_engine import finely_sharded, rank_environment
 from test_train import prepare, rows_of, train
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
