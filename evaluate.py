@@ -57,7 +57,6 @@ from activeo3 import (
     rivals,
 )
 from activeo3.cli import writable_folder
-from activeo3.config import TrainConfig
 from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
 from activeo3.engine import Distributed
@@ -106,7 +105,7 @@ def main(config: EvalConfig) -> None:
         )  # it is named now if it is no model, not when its turn comes
     mllm = load(config.other_mllm) if config.other_mllm else start
     task_models = {
-        config.expert_name(name): mllm if name == "mllm" else task.load(name, config, ranks.device) for name in config.task_model
+        config.expert_name(name): mllm if name == "mllm" else task.load_task_model(name, ranks.device) for name in config.task_model
     }  # fmt: skip
     own(writable_folder(folder), config, ranks)  # before the work whose results go there
     if picture and ranks.rank:
@@ -180,17 +179,17 @@ def evaluation_of(config: EvalConfig, benchmarks: Sequence[str]) -> ModuleType |
     task = task_of(config)
     by_task = (
         eval_zoom_qa
-        if task.follow
+        if task.turns
         else eval_perception
-        if task.measured
+        if task.benchmark == "perception"
         else eval_segmentation
         if config.task == "segment"
         else None
     )
     if config.image or not (in_words or by_task):
         return None
-    if task.follow:
-        modes.ways(task, config, config.mode)
+    if task.turns:
+        modes.ways(task, config.mode)
     elif in_words and (by_task or len(in_words) < len(benchmarks)):
         raise ConfigError(
             f"--benchmark {' '.join(in_words)} is answered in words: evaluate it apart from boxes and masks."
@@ -302,7 +301,7 @@ def write(
         outputs.leave_picture(folder / f"budgets-{name}.png", curve)
     titles = {label: label for row, label in zip(rows, shown) if row["method"] in ("cot", "active")}
     summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
-    pairs = eval_detection.gallery(shown, titles, TrainConfig().weights)
+    pairs = eval_detection.gallery(shown, titles, task_of(config))
     write_page(
         folder / f"{name}.html",
         f"activeo3: {name}",

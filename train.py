@@ -50,8 +50,9 @@ from activeo3.log import Timer
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt, sampler_logps
 from activeo3.rollout import sample_rollouts
-from activeo3.tasks import Separate, posed, task_of
-from activeo3.types import Example, Reward, Rollout, Sampling, TaskResult
+from activeo3.task_models import TaskModel
+from activeo3.tasks import prepared, task_of
+from activeo3.types import Example, Reward, Rollout, TaskResult
 
 
 def train_step(
@@ -60,24 +61,24 @@ def train_step(
     policy: Zero3Model,
     reference: Zero3Model,
     config: TrainConfig,
-    task_model: Separate | Zero3Model | None = None,
+    task_model: TaskModel | Zero3Model | None = None,
 ) -> tuple[dict[str, float], list[tuple[Rollout, TaskResult, Reward]]]:
     """The method, once: P prompts, G answers each, one reward per answer, one update (or more)."""
     timer, task = Timer(), task_of(config)
-    sampling = Sampling(config.temperature, task.longest(config))
-    examples = task.prepare(task_model, examples, config)
+    examples = task.prepare_batch(task_model, examples)
 
     with timer("rollout"), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
-        prompts, rollouts = sample_rollouts(vlm, examples, config.group, sampling, config, task)  # P lists of G answers
+        sampling = task.sampling(config.temperature)
+        prompts, rollouts = sample_rollouts(vlm, task, examples, config.group, sampling)  # P lists of G answers
     answers = [rollout for group in rollouts for rollout in group]  # P*G
 
     # Zoom, then act: the frozen start policy on the crops, unless there is another task model. Where the
     # answer is the result nobody acts, and no weights are gathered.
-    acting = (task_model or reference).gathered() if task.zooms else nullcontext()
+    acting = (task_model or reference).gathered() if task.crops else nullcontext()
     with timer("task_model"), acting as frozen, processes.together(policy.ranks.all_gather):
-        outcomes = task.act(frozen, answers, config)
+        outcomes = task.act(frozen, answers)
 
-    scores = [task.score(a, found, config) for a, found in zip(answers, outcomes)]
+    scores = [task.reward(a, found) for a, found in zip(answers, outcomes)]
     rewards = torch.tensor([s.total for s in scores]).view(len(examples), config.group)  # (P, G)
     # Left out of its group: a reward that is no finite number, and what was cut off, which may be no answer (--mask_truncated).
     compared = [not s.faults and (a.finished or not config.mask_truncated) for a, s in zip(answers, scores)]
@@ -104,7 +105,7 @@ def update(
     config: TrainConfig,
 ) -> dict[str, float]:
     """Move the policy towards its better answers: clipped loss, KL to the reference, packed rows."""
-    ranks, micro, longest = policy.ranks, config.micro_prompts, task_of(config).longest(config)
+    ranks, micro, longest = policy.ranks, config.micro_prompts, task_of(config).max_new_tokens
     tokens = ranks.all_reduce_sum({"all": sum(len(a.token_ids) for group in rollouts for a in group)})["all"]
     responses = ranks.world * config.prompts * config.group
     batches, sampled_logps = [], []
@@ -171,12 +172,12 @@ def start_policy(ranks: Distributed, config: TrainConfig, learns: bool, source: 
     return Zero3Model(whole, ranks, config, learns)
 
 
-def other_task_model(ranks: Distributed, config: TrainConfig) -> Separate | Zero3Model | None:
+def other_task_model(ranks: Distributed, config: TrainConfig) -> TaskModel | Zero3Model | None:
     """The task model if it is not the reference in its second role; another language model is sharded as the reference is."""
     if config.other_mllm:
         return start_policy(ranks, config, learns=False, source=config.other_mllm)
     with ranks.redirect_output():
-        return None if config.task_model == "mllm" else task_of(config).load(config.task_model, config, ranks.device)
+        return None if config.task_model == "mllm" else task_of(config).load_task_model(config.task_model, ranks.device)
 
 
 def list_left_out(
@@ -197,7 +198,7 @@ def main(config: TrainConfig) -> None:
     outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
     saved = checkpoints.resumable(config, ranks)
     dataset = open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options)
-    dataset = curriculum.stage_of(posed(dataset, task), config)
+    dataset = curriculum.stage_of(prepared(dataset, task), config)
     held_out = eval_detection.held_out(config, ranks.all_gather, ranks.rank == 0)
     if ranks.rank == 0 and (said := memory.forecast(config, ranks.world, ranks.gpu_memory_gb())):
         print(said, flush=True)
@@ -219,7 +220,7 @@ def main(config: TrainConfig) -> None:
     ahead = PrefetchLoader(stream, config.steps)
 
     with log.RunLog(config.output_dir, config.steps, first_step=first, speaks=ranks.rank == 0) as run_log:
-        run_log.say(log.introduction(config, task.terms, policy.vlm, ranks.world, len(dataset), first))
+        run_log.say(log.introduction(config, task.weights, policy.vlm, ranks.world, len(dataset), first))
         watcher = monitor.TrainingMonitor(config.max_skipped, policy.engine.skipped_steps)
         watcher.recall(ranks.all_gather(run_log.rows())[0])
         for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):

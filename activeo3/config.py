@@ -23,10 +23,6 @@ from activeo3.presets import PRESETS
 MOST_REGIONS = 10
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
 """The names of tasks.TASKS, here so that a wrong one is answered before torch is imported."""
-DEFAULT_WEIGHTS = {
-    "format": 1.0, "no_overlap": 1.0, "area": 1.0, "coverage": 1.0, "task": 1.0, "answer": 1.0, "evidence": 0.35, "calls": 0.05,
-    "iou": 1.0, "match": 1.0, "count": 1.0, "text": 1.0, "location": 1.0, "class": 1.0, "number": 1.0, "missing": 1.0,
-}  # fmt: skip
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 Positive = Annotated[int, Range(1)]
@@ -189,10 +185,15 @@ class Config:
                 raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")
 
     @property
+    def task_model_names(self) -> tuple[str, ...]:
+        """The values of ``--task_model``: one in training, several in evaluation."""
+        named = getattr(self, "task_model", ())
+        return (named,) if isinstance(named, str) else tuple(named)
+
+    @property
     def other_mllm(self) -> str:
         """The language model in place of the start policy: what --task_checkpoint names, unless a detector does."""
-        named = getattr(self, "task_model", ())  # one in training, several in evaluation
-        names = {named} if isinstance(named, str) else set(named)
+        names = set(self.task_model_names)
         return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
 
     def expert_name(self, task_model: str) -> str:
@@ -379,11 +380,6 @@ class TrainConfig(Config):
             raise ConfigError(f"--update_options divide_by_std=false belongs to --advantage group, {here}.")
         if not 0 < self.clip_low < 1:
             raise ConfigError("--update_options clip_low must lie between 0 and 1.")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of every reward term, by the term's name."""
-        return DEFAULT_WEIGHTS | self.given_weights
 
     @property
     def given_weights(self) -> dict[str, float]:

@@ -29,7 +29,7 @@ from activeo3.log import strict_json
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.progress import Progress
 from activeo3.proposals import greedy_rollouts
-from activeo3.tasks import posed, task_of
+from activeo3.tasks import prepared, task_of
 from activeo3.types import Example
 
 RANKED_BY = {"detection": "number"}
@@ -56,11 +56,9 @@ def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, runner
 def rewards_of(examples: Sequence[Example], vlm: VisionLanguageModel, config: TrainConfig) -> list[float]:
     """What one greedy answer to each example earns; the model also works on its own crops where a task has some."""
     task, term = task_of(config), RANKED_BY.get(config.task)
-    answers = greedy_rollouts(vlm, examples, config, task) if examples else []
+    answers = greedy_rollouts(vlm, task, examples) if examples else []
     scores = (
-        [task.score(answer, outcome, config) for answer, outcome in zip(answers, task.act(vlm, answers, config))]
-        if answers
-        else []
+        [task.reward(answer, outcome) for answer, outcome in zip(answers, task.act(vlm, answers))] if answers else []
     )
     return [score.terms[term] if term else score.total for score in scores]
 
@@ -162,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = writable_folder(path.parent)
     outputs.claim(folder, path.name)
     ranks = engine.join(folder)
-    dataset = posed(
+    dataset = prepared(
         open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options), task
     )
     with ranks.redirect_output() if ranks.world > 1 else nullcontext():  # one loading bar is enough

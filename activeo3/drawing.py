@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered
+from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered, rle_to_mask
 from activeo3.log import counted, figure, strict_json
 from activeo3.metrics import mask_iou
 from activeo3.outputs import enough_room
-from activeo3.task_segmentation import Draft
 from activeo3.terminal import one_line, printable
 from activeo3.types import Example, Region, Reward, Rollout, TaskResult
 
@@ -151,7 +150,7 @@ def under_mask(example: Example, mask: np.ndarray) -> Example:
 
     The picture is darkened to grey first, so that the tints are the only colours.
     """
-    true = Draft.of(example).true
+    true = rle_to_mask(example.draft[0])
     pixels = np.asarray(example.image.convert("L").convert("RGB"), dtype=np.float32) * 0.7
     for part, colour in ((mask & true, TRUE), (true & ~mask, LACKING), (mask & ~true, SURPLUS)):
         pixels[part] = 0.35 * pixels[part] + 0.65 * np.array(colour, dtype=np.float32)
@@ -162,8 +161,9 @@ def corrected_picture(
     example: Example, regions: Sequence[Region], mask: np.ndarray, max_side: int = 560
 ) -> Image.Image:
     """The mask before and after (H, W), with the regions in between drawn over both."""
-    draft, panels = Draft.of(example), []
-    for words, state in (("before", draft.mask), ("after", mask)):
+    true, first = map(rle_to_mask, example.draft)
+    panels = []
+    for words, state in (("before", first), ("after", mask)):
         tinted = under_mask(example, state)
         shrink = min(1.0, max_side / max(example.size_px))
         size = tuple(max(1, round(side * shrink)) for side in example.size_px)
@@ -175,7 +175,7 @@ def corrected_picture(
             (SURPLUS, "too much"),
             (REGION, counted(len(regions), "region")),
         ]
-        panels.append(_captioned(view, f"{example.query}, {words}: IoU {figure(mask_iou(state, draft.true))}", legend))
+        panels.append(_captioned(view, f"{example.query}, {words}: IoU {figure(mask_iou(state, true))}", legend))
     return contact_sheet(panels, columns=2)
 
 

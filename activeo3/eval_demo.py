@@ -31,6 +31,7 @@ from activeo3.html_report import write_picture_page
 from activeo3.model import VisionLanguageModel
 from activeo3.modes import ways
 from activeo3.proposals import greedy_rollouts
+from activeo3.task_detection import Sense
 from activeo3.task_models import act, is_valid_region
 from activeo3.tasks import task_of
 from activeo3.terminal import one_line
@@ -84,7 +85,7 @@ def show(example: Example, policy: VisionLanguageModel, task_model: Expert, conf
     if config.find:
         told = found(example, policy, task_model, config)
     else:
-        told = (in_turns if task_of(config).follow else answered)(example, policy, task_model, config)
+        told = (in_turns if task_of(config).turns else answered)(example, policy, task_model, config)
     for what, words in told.lines:
         print(f"{what}:  {one_line(words, 400)}")
     drawn, page = (folder / name for name in names(config))
@@ -109,7 +110,7 @@ def draw(example: Example, told: Told) -> list[Image.Image]:
 
 def found(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig) -> Told:
     """Where the policy wants to look, and what the task model finds there."""
-    (rollout,) = greedy_rollouts(policy, [example], config)
+    (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     (outcome,) = act(task_model, [example], [rollout.regions], config)
     boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
     summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
@@ -144,7 +145,7 @@ def answered(
     example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
 ) -> Told:
     """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and crops."""
-    (rollout,) = greedy_rollouts(policy, [example], config)
+    (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     regions = tuple(filter(is_valid_region, rollout.regions))
     whole, *crops = views(task_model, example, regions, config, native=False, black=False)
     if config.protocol == "per_crop":
@@ -186,7 +187,7 @@ def in_turns(
     task = task_of(config)
     told = []
     for way in ways(task, config, ["baseline", "default"]):
-        (rollout,) = greedy_rollouts(policy, [example], way.config, way.task)
+        (rollout,) = greedy_rollouts(policy, way.task, [example])
         answer = rollout.episode.answer
         told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
     (_, at_once), (rollout, said) = told

@@ -43,9 +43,8 @@ from activeo3.html_report import write_page
 from activeo3.model import VisionLanguageModel
 from activeo3.monitor import lost
 from activeo3.proposals import ASKED, greedy_rollouts
-from activeo3.rewards import score
 from activeo3.swaps import sensing_metrics
-from activeo3.tasks import Task, posed, task_of
+from activeo3.tasks import Task, prepared, task_of
 from activeo3.types import Example, Rollout, TaskResult
 
 Shows = dict[str, tuple[list[Rollout], list[TaskResult]]]
@@ -220,13 +219,11 @@ def judged(
 # ---------------------------------------------------------------------- results for people
 
 
-def gallery(
-    shown: Shows, titles: Mapping[str, str], weights: Mapping[str, float], coverage: str = "contain", count: int = 12
-) -> list[tuple[Sample, ...]]:
+def gallery(shown: Shows, titles: Mapping[str, str], task: Task, count: int = 12) -> list[tuple[Sample, ...]]:
     """The same picture in several rows (their labels with a title each), for ``count`` examples; none without a row."""
     columns = [
         [
-            Sample.of(rollout, outcome, score(rollout, outcome, weights, coverage), title)
+            Sample.of(rollout, outcome, task.reward(rollout, outcome), title)
             for rollout, outcome in zip(*(items[:count] for items in shown[label]))
         ]
         for label, title in titles.items()
@@ -238,17 +235,14 @@ def answered(
     policies: Mapping[str, VisionLanguageModel],
     examples: Sequence[Example],
     task: Task,
-    config: TrainConfig,
     count: int = 12,
 ) -> list[tuple[Sample, ...]]:
     """The same for a task whose answers are the results: what policies (by a title each) say of ``count`` examples."""
     columns = []
     for title, policy in policies.items():
-        answers = greedy_rollouts(policy, examples[:count], config, task)
-        outcomes = task.act(policy, answers, config)
-        columns.append(
-            [Sample.of(a, found, task.score(a, found, config), title) for a, found in zip(answers, outcomes)]
-        )
+        answers = greedy_rollouts(policy, task, examples[:count])
+        outcomes = task.act(policy, answers)
+        columns.append([Sample.of(a, found, task.reward(a, found), title) for a, found in zip(answers, outcomes)])
     return list(zip(*columns))
 
 
@@ -262,7 +256,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     eval_perception.ready(config.task)
     options = replace(config, absent=max(config.absent, ABSENT)).dataset_options
     dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *options)
-    return readable(posed(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
+    return readable(prepared(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 
 
 def compare_start_and_trained(
@@ -284,8 +278,8 @@ def compare_start_and_trained(
     data = "+".join(config.data)
     say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
     policies = {"before": start, "after": policy}
-    if task.follow:
-        rows = eval_zoom_qa.exam(policies, examples, task, config, runner, config, say=say)
+    if task.turns:
+        rows = eval_zoom_qa.exam(policies, examples, task, runner, say=say)
         if not runner.writes:
             return
         outputs.leave(folder / "results.json", (log.strict_json({"rows": rows}) + "\n").encode())
@@ -297,18 +291,18 @@ def compare_start_and_trained(
             say,
             "to zoom, look again and answer",
             table,
-            answered(policies, examples, task, config),
+            answered(policies, examples, task),
             len(examples),
         )
         return
-    if task.zooms:
+    if task.crops:
         methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
         task_models = {config.expert_name(config.task_model): task_model or start}
     else:
         methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
         task_models = {"start": start, "trained": policy}
-    if task.measured:  # in a table of its own
-        rows, _ = eval_perception.compare(config.task, task, task_models, data, examples, config, runner, say=say)
+    if task.benchmark == "perception":  # in a table of its own
+        rows, _ = eval_perception.compare(task, task_models, data, examples, runner, say=say)
     else:
         rows, shown = run(
             data, methods, examples, policy, start, config, say=say, task_models=task_models, runner=runner
@@ -317,11 +311,11 @@ def compare_start_and_trained(
         return
     eval_output.write_results(folder, rows)
     table = eval_output.first_table(rows)
-    if task.zooms:
-        pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights, config.coverage)
+    if task.crops:
+        pairs = gallery(shown, {"cot": "before", "active": "after"}, task)
     else:
-        pairs = answered(policies, examples, task, config)
-    _finish(folder, config, say, "where to look" if task.zooms else "to answer at once", table, pairs, len(examples))
+        pairs = answered(policies, examples, task)
+    _finish(folder, config, say, "where to look" if task.crops else "to answer at once", table, pairs, len(examples))
 
 
 def _finish(

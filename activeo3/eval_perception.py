@@ -22,7 +22,6 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 
 from activeo3 import eval_output, intervals, log, metrics, text_metrics
-from activeo3.config import Config
 from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
 from activeo3.eval_config import EvalConfig
@@ -33,8 +32,7 @@ from activeo3.geometry import as_boxes, iou
 from activeo3.intervals import Metric
 from activeo3.matching import plain
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import Role
-from activeo3.tasks import posed, task_of
+from activeo3.tasks import Task, prepared, task_of
 from activeo3.types import Example, Rollout, TaskResult
 
 ACCURACIES = {"Acc50": 0.5, "Acc75": 0.75, "Acc95": 0.95}
@@ -141,12 +139,10 @@ def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tup
 
 
 def compare(
-    task: str,
-    role: Role,
+    task: Task,
     policies: Mapping[str, VisionLanguageModel],
     benchmark: str,
     examples: Sequence[Example],
-    config: Config,
     runner: Runner,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
@@ -154,14 +150,14 @@ def compare(
     """A table row for every policy, as eval_output.py takes it, and its answers; ``runner`` as in suites.run."""
     rows, kept = [], {}
     for name, policy in policies.items():
-        kept[name] = answers(role, policy, examples, config, runner, task)
-        found, first = measure(task, examples, kept[name], resamples), COLUMNS[task][0]
-        if config.parser != "strict":
-            strict = measure(task, examples, [strictly_read(answer) for answer in kept[name]], resamples)
+        kept[name] = answers(task, policy, examples, runner)
+        found, first = measure(task.name, examples, kept[name], resamples), COLUMNS[task.name][0]
+        if task.config.parser != "strict":
+            strict = measure(task.name, examples, [strictly_read(answer) for answer in kept[name]], resamples)
             found |= strict_columns(strict, [first]) | shares(kept[name])
-        rows.append({"benchmark": benchmark, "method": name, "checkpoint": "", "task_model": "", "n": len(examples), "columns": COLUMNS[task],
-                     "parser": parser_of(config, [policy]), "metrics": found, "failures": {}})  # fmt: skip
-        say(f"{benchmark} {task} {name}: {first} {found[first].value:.3f}, form {found['form'].value:.3f}")
+        rows.append({"benchmark": benchmark, "method": name, "checkpoint": "", "task_model": "", "n": len(examples), "columns": COLUMNS[task.name],
+                     "parser": parser_of(task.config, [policy]), "metrics": found, "failures": {}})  # fmt: skip
+        say(f"{benchmark} {task.name} {name}: {first} {found[first].value:.3f}, form {found['form'].value:.3f}")
     return rows, kept
 
 
@@ -185,10 +181,10 @@ def evaluate(
     """
     task, rows = task_of(config), []
     for name, dataset in opened.items():
-        examples, found = readable(posed(dataset, task), folder, runner.ranks.all_gather, runner.writes), []
+        examples, found = readable(prepared(dataset, task), folder, runner.ranks.all_gather, runner.writes), []
         for title, source in sources.items():
             policy = {title: load(source)}
-            found += compare(config.task, task, policy, name, examples, config, runner, config.resamples, runner.say)[0]
+            found += compare(task, policy, name, examples, runner, config.resamples, runner.say)[0]
         rows += found
         if not runner.writes:
             continue

@@ -19,10 +19,11 @@ from activeo3.eval_core import Record, Runner
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
 from activeo3.model import VisionLanguageModel
 from activeo3.proposals import ASKED, Regions, propose
-from activeo3.rollout import Role, sample_rollouts
+from activeo3.rollout import sample_rollouts
 from activeo3.task_models import TaskModel, act
 from activeo3.task_perception_words import Answer
-from activeo3.types import Example, ParsedAnswer, Region, Rollout, Sampling, TaskResult
+from activeo3.tasks import Task
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
 
 Expert = VisionLanguageModel | TaskModel
 Looked = tuple[Example, Sequence[Region]]
@@ -77,16 +78,14 @@ def proposed(
     return [rollout_of(*pair) for pair in zip(examples, records, strict=True)], seconds_of(records)
 
 
-def answers(
-    role: Role, policy: VisionLanguageModel, examples: Sequence[Example], config: Config, runner: Runner, name: str
-) -> list[Rollout]:
-    """One greedy answer of a policy to every example, in a role; ``name`` says which role that is."""
+def answers(task: Task, policy: VisionLanguageModel, examples: Sequence[Example], runner: Runner) -> list[Rollout]:
+    """One greedy answer of a policy to every example."""
 
     def work(block: Sequence[Example]) -> list[Record]:
-        _, groups = sample_rollouts(policy, block, 1, Sampling(0.0, role.longest(config)), config, role)
+        _, groups = sample_rollouts(policy, task, block)
         return [rollout_record(rollout) for (rollout,) in groups]
 
-    records = runner.map(work, examples, ("answer", name, policy, config))
+    records = runner.map(work, examples, ("answer", task.name, policy, task.config))
     return [rollout_of(*pair) for pair in zip(examples, records, strict=True)]
 
 

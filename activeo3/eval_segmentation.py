@@ -22,7 +22,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from activeo3 import correction, eval_output, intervals, log, metrics, outputs
+from activeo3 import eval_output, intervals, log, metrics, outputs
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
@@ -36,11 +36,11 @@ from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
 from activeo3.html_report import write_page
 from activeo3.model import VisionLanguageModel
 from activeo3.monitor import lost
-from activeo3.rewards import score_mask
 from activeo3.rollout import sample_rollouts
-from activeo3.task_model_sam import Corrector, prepared
-from activeo3.task_segmentation import Draft, covered_error, error_regions
-from activeo3.types import Example, ParsedAnswer, Rollout, Sampling, TaskResult
+from activeo3.task_model_sam import Corrector
+from activeo3.task_segmentation import Draft, Segment, covered_error, error_regions, with_first_masks
+from activeo3.tasks import task_of
+from activeo3.types import Example, ParsedAnswer, Rollout, TaskResult
 
 ROWS = ("random", "grid", "cot", "active", "oracle-regions")
 COLOURS = (FAINT, FOUND, REGION, TRUE, LACKING)  # of the rows in the plot
@@ -97,7 +97,7 @@ def run(
 
 def first_masks(task_models: Mapping[str, Corrector], examples: Sequence[Example], config: Config) -> list[Example]:
     """The examples with their first masks, which SAM makes if it is there and ``config.first_mask`` says so."""
-    return prepared(task_models.get("sam") or next(iter(task_models.values())), examples, config)
+    return with_first_masks(task_models.get("sam") or next(iter(task_models.values())), examples, config)
 
 
 def corrected(
@@ -114,7 +114,7 @@ def corrected(
     def work(block: Sequence[Example]) -> list[Record]:
         records = []
         rollouts = proposed(method, block, policy, start, config)
-        for rollout, steps in zip(rollouts, correction.zoomed(task_model, rollouts, config), strict=True):
+        for rollout, steps in zip(rollouts, Segment(config).zoom(task_model, rollouts), strict=True):
             true = Draft.of(rollout.example).true
             ious = [metrics.mask_iou(mask, true) for mask in steps]
             ious += ious[-1:] * (config.regions + 1 - len(ious))
@@ -134,10 +134,8 @@ def proposed(
 ) -> list[Rollout]:
     """Each prepared example's regions, at most K, as the answer that proposed them; a rule says nothing."""
     if method in ("cot", "active"):
-        policy, greedy = policy if method == "active" else start, Sampling(0.0, config.max_new_tokens)
-        return [
-            answer for (answer,) in sample_rollouts(policy, examples, 1, greedy, config, correction.FINDING_ERRORS)[1]
-        ]
+        policy = policy if method == "active" else start
+        return [answer for (answer,) in sample_rollouts(policy, Segment(config), examples)[1]]
     if method == "oracle-regions":
         regions = [error_regions(Draft.of(example).error, config.regions) for example in examples]
     else:
@@ -226,7 +224,7 @@ def plot(rows: Sequence[eval_output.Row], size: tuple[int, int] = (640, 400)) ->
 
 
 def gallery(
-    shown: Mapping[str, Sequence[Corrected]], titles: Mapping[str, str], weights: Mapping[str, float], count: int = 12
+    shown: Mapping[str, Sequence[Corrected]], titles: Mapping[str, str], task: Segment, count: int = 12
 ) -> list[tuple[Sample, ...]]:
     """The same picture in several rows (their labels with a title each), for ``count`` examples."""
     columns = []
@@ -234,8 +232,7 @@ def gallery(
         column = []
         for one in shown[label][:count]:
             outcome = TaskResult(as_boxes([]), np.zeros(0), mask=rle_to_mask(one.mask))
-            score = score_mask(one.rollout, Draft.of(one.rollout.example), outcome.mask, weights)
-            column.append(Sample.of(one.rollout, outcome, score, title))
+            column.append(Sample.of(one.rollout, outcome, task.reward(one.rollout, outcome), title))
         columns.append(column)
     return list(zip(*columns))
 
@@ -261,7 +258,7 @@ def write(folder: Path, rows: Sequence[eval_output.Row]) -> None:
 
 def rows_of(config: EvalConfig) -> tuple[str, ...]:
     """The rows of an evaluation. Raises ConfigError for flags that do not go with --task segment."""
-    correction.check(config, *config.task_model)
+    task_of(config)
     if config.methods == METHODS:
         return ROWS
     unknown = " ".join(name for name in config.methods if name not in ROWS)
@@ -325,7 +322,7 @@ def evaluate(
         runner.say(log.table(*table(found), f"{name} ({config.split}), masks of {found[0]['n']} pictures", digits=3))
         titles = {label: label for row, label in zip(found, shown) if row["method"] in ("cot", "active")}
         summary = [f"checkpoint: {source}" for source in config.checkpoint] + [f"data: {name} ({config.split})"]
-        pairs = gallery(shown, titles, TrainConfig().weights)
+        pairs = gallery(shown, titles, Segment(config))
         write_page(folder / f"{name}.html", f"activeo3: masks of {name}", summary, (), *table(found), pairs)
     runner.say(f"numbers: {folder / 'results.json'}; plots and pictures lie beside it")
 
@@ -354,7 +351,7 @@ def compare_start_and_trained(
         f"steps: {config.steps}",
         f"seed: {config.seed}",
     ]
-    pairs = gallery(shown, {"cot": "before", "active": "after"}, config.weights)
+    pairs = gallery(shown, {"cot": "before", "active": "after"}, Segment(config))
     curves = log.read_rows(folder / "metrics.jsonl")
     summary += filter(None, [lost(curves)])
     write_page(folder / "report.html", "activeo3: learning where a mask is wrong", summary, curves, *table(rows), pairs)

@@ -55,8 +55,8 @@ from activeo3.generate import in_batches
 from activeo3.html_report import write_page
 from activeo3.intervals import Metric
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import sensing_view
 from activeo3.task_models import crop_view, is_valid_region
+from activeo3.tasks import sensing_view
 from activeo3.types import Example, Region, Sampling
 
 WHOLE = ("direct", "direct-native")

@@ -23,20 +23,19 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from activeo3 import intervals, log, outputs
-from activeo3.config import Config, TrainConfig
 from activeo3.data_io import Dataset
 from activeo3.data_loader import Light, Whole, as_it_is, readable
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Record, Runner
 from activeo3.eval_output import LENIENT_ONLY, STRICT, markdown
 from activeo3.eval_parsing import parser_of
-from activeo3.evidence import asked_of, covered
 from activeo3.geometry import as_boxes
 from activeo3.model import VisionLanguageModel
 from activeo3.modes import Way, ways
 from activeo3.rollout import sample_rollouts
+from activeo3.task_zoom_qa import asked_of, covered
 from activeo3.tasks import Task, task_of
-from activeo3.types import Example, Reward, Rollout, Sampling
+from activeo3.types import Example, Reward, Rollout
 from activeo3.zoom_calls import STATUSES
 
 GROUNDED = 0.5
@@ -54,9 +53,7 @@ def exam(
     policies: Mapping[str, VisionLanguageModel],
     examples: Sequence[Example],
     task: Task,
-    config: Config,
     runner: Runner,
-    worth: TrainConfig,
     modes: Sequence[str] = MODES,
     black: bool = False,
     resamples: int = 1000,
@@ -65,7 +62,7 @@ def exam(
 ) -> list[dict[str, Any]]:
     """The rows of every policy, by its title, in every mode: one greedy episode about every example.
 
-    ``worth`` says what the reward is made of, ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
+    ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
     ``parser``, the value and the ``intervals`` of all COLUMNS and OF_READERS (NaN where there is nothing to measure), the
     number of turns by their ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
     ``whole`` gives an example its picture when its turn comes, if that was put aside (stream.Light).
@@ -75,11 +72,11 @@ def exam(
     known = [example for example in examples if len(asked_of(example).evidence_px)]
     rows = []
     for title, policy in policies.items():
-        for way in ways(task, config, modes, black):
+        for way in ways(task, modes, black):
             asked = known if way.told else examples
             if asked:
-                row = _row(title, way, asked, sit(policy, way, asked, runner, worth, whole), resamples)
-                rows.append(row | {"parser": parser_of(config, [policy])})
+                row = _row(title, way, asked, sit(policy, way, asked, runner, whole), resamples)
+                rows.append(row | {"parser": parser_of(task.config, [policy])})
                 say(f"{title}, {way.title}: {rows[-1]['answer']:.3f} of {len(asked)} answers right")
     return rows
 
@@ -89,19 +86,18 @@ def sit(
     way: Way,
     examples: Sequence[Example],
     runner: Runner,
-    worth: TrainConfig,
     whole: Whole = as_it_is,
 ) -> list[Record]:
     """One greedy episode per example, as results.json has it."""
 
     def work(block: Sequence[Example]) -> list[Record]:
         block = [whole(example) for example in block]
-        _, groups = sample_rollouts(policy, block, 1, Sampling(0.0, way.task.longest(way.config)), way.config, way.task)
+        _, groups = sample_rollouts(policy, way.task, block)
         told = [rollout for (rollout,) in groups]
-        outcomes = way.task.act(policy, told, way.config)
-        return [_record(one, way.task.score(one, outcome, worth)) for one, outcome in zip(told, outcomes)]
+        outcomes = way.task.act(policy, told)
+        return [_record(one, way.task.reward(one, outcome)) for one, outcome in zip(told, outcomes)]
 
-    return runner.map(work, examples, ("episode", way.title, policy, way.config, sorted(worth.weights.items())))
+    return runner.map(work, examples, ("episode", way.title, policy, way.task.config, sorted(way.task.weights.items())))
 
 
 def _record(rollout: Rollout, score: Reward) -> Record:
@@ -167,7 +163,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[dict[str, Any]]
 
 def passes(config: EvalConfig, policies: int) -> int:
     """How often ``evaluate`` works on every question, if all have evidence to show."""
-    return policies * len(ways(task_of(config), config, config.mode or MODES, config.black))
+    return policies * len(ways(task_of(config), config.mode or MODES, config.black))
 
 
 def evaluate(
@@ -198,9 +194,7 @@ def evaluate(
                 policy,
                 examples,
                 task,
-                config,
                 runner,
-                TrainConfig(),
                 modes,
                 config.black,
                 config.resamples,

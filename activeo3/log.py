@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from activeo3.config import TrainConfig
+from activeo3.geometry import rle_to_mask
 from activeo3.metrics import mask_iou
 from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written here is read there
 from activeo3.outputs import enough_room, make_folder
-from activeo3.task_segmentation import Draft
 from activeo3.terminal import columns as width_of
 from activeo3.terminal import one_line, printable
 from activeo3.types import Reward, Rollout, TaskResult
@@ -330,14 +330,14 @@ class Model(Protocol):
 
 
 def introduction(
-    config: TrainConfig, terms: Sequence[str], policy: Model, world: int, examples: int, first: int
+    config: TrainConfig, weights: Mapping[str, float], policy: Model, world: int, examples: int, first: int
 ) -> str:
-    """What a run is about to do, in a few lines; ``terms`` are those of its reward."""
+    """What a run is about to do, in a few lines; ``weights`` are those of its reward terms."""
     if first > config.steps:
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     often = config.steps * pictures / examples
-    weighted = [f"{config.weights[name]:g} {name}" for name in terms if config.weights[name]]
+    weighted = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
     return "\n".join(
         [
             f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
@@ -446,8 +446,8 @@ def rollout_lines(rollout: Rollout, outcome: TaskResult, score: Reward) -> str:
     found, true = len(outcome.boxes_px), int(rollout.example.asked_for.sum())
     result = {"found": [f"{counted(found, 'detection')} for {counted(true, 'true box', 'true boxes')}"]}
     if outcome.mask is not None:
-        draft = Draft.of(rollout.example)
-        before, after = (figure(mask_iou(mask, draft.true)) for mask in (draft.mask, outcome.mask))
+        true, first = map(rle_to_mask, rollout.example.draft)
+        before, after = (figure(mask_iou(mask, true)) for mask in (first, outcome.mask))
         result = {"mask": [f"IoU {before} before, {after} after"]}
     if rollout.episode:
         result = {"turns": [", ".join(rollout.episode.statuses)]}

@@ -44,7 +44,7 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
      blind one earns at most twice its ``match`` beside its format.
 """
 
-from typing import Mapping, Sequence
+from typing import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -55,14 +55,6 @@ HIT = 0.5  # IoU from which a detection has found its thing
 REACH = 0.1  # share of the picture's diagonal from which on a place has nothing to do with a true point
 _TIE = 1e-6  # what the right name adds to a box's affinity where location comes first
 IN_CROWD = 0.5  # share of a prediction's area in a crowd from which it belongs to the crowd
-
-TERMS: Mapping[str, tuple[str, ...]] = {
-    "grounding": ("format", "iou"),
-    "counting": ("format", "match", "count"),
-    "ocr": ("format", "text"),
-    "detection": ("format", "location", "class", "number", "missing"),
-}
-"""The names of each task's reward terms."""
 
 
 def pairs(affinity: np.ndarray, matched: bool = True) -> tuple[np.ndarray, np.ndarray]:

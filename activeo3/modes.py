@@ -20,70 +20,84 @@ Differences from Active-Perception-R1 (commit 14f2841):
 """
 
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
-from activeo3 import evidence, prompts
-from activeo3.config import Config, ConfigError
+from activeo3 import prompts
+from activeo3.config import ConfigError
 from activeo3.eval_baselines import oracle_regions
 from activeo3.eval_rollouts import blackened
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import PromptSpec, sensing_view
 from activeo3.task_models import crop_view
-from activeo3.task_zoom_qa import ZoomDialogue
-from activeo3.tasks import Task
+from activeo3.task_zoom_qa import ZoomDialogue, ZoomQA, asked_of
+from activeo3.tasks import PromptSpec, sensing_view
 from activeo3.types import Example, Region
 
 
 class Way(NamedTuple):
-    """A row of the exam: its title, and the task and config that the question is put with. ``told`` is True where
+    """A row of the exam: its title, and the task that the question is put with. ``told`` is True where
     the policy is shown the evidence, so that only examples with evidence can be asked."""
 
     title: str
-    task: Task
-    config: Any
+    task: ZoomQA
     told: bool = False
 
 
-def ways(task: Task, config: Config, modes: Sequence[str], black: bool = False) -> list[Way]:
+def ways(task: ZoomQA, modes: Sequence[str], black: bool = False) -> list[Way]:
     """The rows of these modes, in order. Raises ConfigError if the config leaves no zoom for ``strict_zoom``."""
+    config = task.config
     at_once = replace(config, max_zooms=0, max_turns=min(2, config.max_turns), min_zooms=0)
     found = []
     for mode in modes:
         if mode == "baseline":
-            found.append(Way(mode, task, at_once))
+            found.append(Way(mode, task.under(at_once)))
         elif mode == "oracle_crop":
-            found.append(Way(mode, replace(task, ask=partial(ask_shown, False)), at_once, told=True))
-            found.append(Way(f"{mode}+picture", replace(task, ask=partial(ask_shown, True)), at_once, told=True))
+            found.append(Way(mode, CropShown(at_once, task.reward_config), told=True))
+            found.append(Way(f"{mode}+picture", ImageAndCropShown(at_once, task.reward_config), told=True))
         else:
             if mode == "strict_zoom" and min(config.max_zooms, config.max_turns - 1) < 1:
                 limits = f"--max_zooms {config.max_zooms} and --max_turns {config.max_turns}"
                 raise ConfigError(f"--mode strict_zoom needs a zoom and a turn to answer in, and {limits} leave none.")
             least = max(config.min_zooms, int(mode == "strict_zoom"))
-            found.append(Way(mode, task, replace(config, min_zooms=least)))
+            zooming = replace(config, min_zooms=least)
+            found.append(Way(mode, task.under(zooming)))
             if black:
-                found.append(Way(f"{mode}, black crops", replace(task, follow=follow_blind), found[-1].config))
+                found.append(Way(f"{mode}, black crops", BlackCrops(zooming, task.reward_config)))
     return found
 
 
-def ask_shown(whole: bool, policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
-    """The evidence as a zoom would show it, behind the whole picture or not, and the question about it."""
-    asked = evidence.asked_of(example)
-    crop, frame = crop_view(policy, example.image, evidence_region(example), config)
-    words = prompts.episode_prompt(asked.question, config.wording, 0, asked.options, crops=int(whole), hint=asked.hint)
-    if not whole:
-        return PromptSpec(crop, frame, words)
-    view, frame = sensing_view(policy, example.image, config.sensing_side, config.max_view_pixels)
-    return PromptSpec([view, crop], frame, words)
+class CropShown(ZoomQA):
+    """The policy is shown the evidence as a zoom would show it."""
+
+    whole = False
+    """Whether the whole image is shown before the crop."""
+
+    def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
+        config, asked = self.config, asked_of(example)
+        crop, frame = crop_view(vlm, example.image, evidence_region(example), config)
+        words = prompts.episode_prompt(
+            asked.question, config.wording, 0, asked.options, crops=int(self.whole), hint=asked.hint
+        )
+        if not self.whole:
+            return PromptSpec(crop, frame, words)
+        view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)
+        return PromptSpec([view, crop], frame, words)
+
+
+class ImageAndCropShown(CropShown):
+    """The policy is shown the whole image and the evidence."""
+
+    whole = True
+
+
+class BlackCrops(ZoomQA):
+    """Every crop is black; the first view is not."""
+
+    def start(self, vlm: VisionLanguageModel, example: Example, prompt: PromptSpec) -> ZoomDialogue:
+        (black,) = blackened([example])
+        return ZoomDialogue(vlm, black, prompt, self.config)
 
 
 def evidence_region(example: Example) -> Region:
     """One region around all of an example's evidence, padded (difference 2)."""
-    (region,) = oracle_regions(replace(example, boxes_px=evidence.asked_of(example).evidence_px, crowd=None), 1)
+    (region,) = oracle_regions(replace(example, boxes_px=asked_of(example).evidence_px, crowd=None), 1)
     return region
-
-
-def follow_blind(policy: VisionLanguageModel, example: Example, question: PromptSpec, config: Config) -> ZoomDialogue:
-    """An episode in which every crop is black; the first view, which is in the question, is not."""
-    (black,) = blackened([example])
-    return ZoomDialogue(policy, black, question, config)

@@ -15,8 +15,10 @@ import torch
 from activeo3.config import Config
 from activeo3.eval_baselines import RULES, from_unit
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import SENSING, Role, sample_rollouts
-from activeo3.types import Example, ParsedAnswer, Region, Rollout, Sampling
+from activeo3.rollout import sample_rollouts
+from activeo3.task_detection import Sense
+from activeo3.tasks import Task
+from activeo3.types import Example, ParsedAnswer, Region, Rollout
 
 Regions = list[tuple[Region, ...]]
 ASKED = ("cot", "active", "repeat")
@@ -36,7 +38,9 @@ def propose(
     ``fit_fixed`` found, for the method of that name.
     """
     if method in ASKED:
-        return (repeated_look if method == "repeat" else greedy_rollouts)(policy, examples, config)
+        if method == "repeat":
+            return repeated_look(policy, examples, config)
+        return greedy_rollouts(policy, Sense(config), examples)
     if method == "fixed":
         regions = [from_unit(fixed[: config.regions], example.size_px) for example in examples]
     else:
@@ -44,11 +48,9 @@ def propose(
     return [Rollout(example, (), "", True, ParsedAnswer(()), of_one) for example, of_one in zip(examples, regions)]
 
 
-def greedy_rollouts(
-    policy: VisionLanguageModel, examples: Sequence[Example], config: Config, role: Role = SENSING
-) -> list[Rollout]:
-    """One greedy answer per example in a role, by default that of sensing, all in one batch."""
-    _, groups = sample_rollouts(policy, examples, 1, Sampling(0.0, role.longest(config)), config, role)
+def greedy_rollouts(policy: VisionLanguageModel, task: Task, examples: Sequence[Example]) -> list[Rollout]:
+    """One greedy answer per example, all in one batch."""
+    _, groups = sample_rollouts(policy, task, examples)
     return [rollout for (rollout,) in groups]
 
 
@@ -57,10 +59,10 @@ def repeated_look(policy: VisionLanguageModel, examples: Sequence[Example], conf
 
     What is drawn depends on the seed and the examples alone, not on what was sampled before.
     """
-    one, sampling = replace(config, regions=1), Sampling(1.0, config.max_new_tokens)
+    task = Sense(replace(config, regions=1))
     with torch.random.fork_rng():
         torch.manual_seed(zlib.crc32(repr((config.seed, [example.id for example in examples])).encode()))
-        _, groups = sample_rollouts(policy, examples, config.regions, sampling, one)
+        _, groups = sample_rollouts(policy, task, examples, config.regions, task.sampling(1.0))
     return [_one_answer(group) for group in groups]
 
 

@@ -1,17 +1,12 @@
-"""Step 4 of train.py: score. What an answer is worth, term by term (ACTIVE-O3, section 4.4, B-C).
+"""The reward terms of regions and boxes (ACTIVE-O3, section 4.4, B-C).
 
-    R = w_format R_format + w_no_overlap R_no-overlap + w_area R_area + w_coverage R_coverage + w_task R_task
+    R = R_format + R_no-overlap + R_area + R_coverage + R_task          each times its weight (--reward_weights)
 
     format      1 if the answer is tagged and its JSON is a list of bbox_2d, else 0     (B.1)
     no_overlap  1 if no two regions have an IoU above 0.3, else 0                        (B.2)
     area        1 if every region has 1 % to 50 % of the picture's area, else 0          (B.3)
     coverage    share of the true boxes that a region holds                              (B.4)
     task        AP50 + AR50 of the task model's boxes, 0 to 2                            (4.4, R_detect)
-
-Where a mask is corrected (task_segmentation.py), the last two are
-
-    coverage    share of the mask's wrong pixels that lie in a region x share of the picture that lies in none
-    task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)
 
 Deviations from the paper, and readings of what it leaves open:
   1. An answer without regions scores 0 on every heuristic term; taken literally, no region overlaps none. An answer
@@ -25,56 +20,32 @@ Deviations from the paper, and readings of what it leaves open:
      Where LVIS has not boxed every instance, a box that matches nothing is not false (metric_rules.py).
   5. A region's sides are x2 - x1 and y2 - y1, as everywhere here; the paper's area ratio adds a pixel to
      each. Crowds, which are neither asked for nor punished, count for no term.
-  6. Coverage of a mask's errors: 4.4 words it as the share of mask pixels in a region, B.4 a as the share of
-     regions with enough of them, and neither says of which mask. Ours is the first, of the wrong pixels, which
-     is what the prompt asks for and grows with every error that is found, less for large regions: three tiles hold
-     every error of every picture. Regions that ignore the picture hold a share u of it and about as much of its
-     errors: u (1 - u), 0.25 at most. ``recall`` is the first as it is worded, of which the tiles earn all;
-     ``purity`` is the second, with ERROR_ENOUGH, because errors are thin.
-  7. The first four terms pay in full for three strips that overlap a little, for every picture the same ones: they hold
+  6. The first four terms pay in full for three strips that overlap a little, for every picture the same ones: they hold
      every box, and tau lets them pass. The task term tells them from good regions, because in crops so large a task model
      finds little. A reward without it (``--reward_weights task=0``, an ablation of the paper) can be earned blind.
 """
-
-from typing import Mapping
 
 import numpy as np
 
 from activeo3 import geometry, metrics
 from activeo3.data_io import DataError
-from activeo3.task_segmentation import Draft, covered_error, wrong_share
-from activeo3.types import Reward, Rollout, TaskResult
+from activeo3.types import Rollout, TaskResult
 
 MOST_OVERLAP = 0.3  # tau, paper B.2
 AREA_RATIO = (0.01, 0.5)  # paper B.3
 IOU_ENOUGH = 0.5
 PURITY_ENOUGH = 0.1
-ERROR_ENOUGH = 0.01
 SENSING_TERMS = ("format", "no_overlap", "area", "coverage", "task")
-RESULT_TERMS = ("format", "task")
 _ROUNDING = 1e-9  # a region exactly on a threshold must not be judged by the rounding of its pixels
 
 
-def score(rollout: Rollout, outcome: TaskResult, weights: Mapping[str, float], coverage: str = "contain") -> Reward:
-    """The reward of one rollout; ``weights`` names every term, and an unweighted term is still reported."""
-    return weighted(
-        _form(rollout) | {"coverage": covered(rollout, coverage), "task": _detected(rollout, outcome)}, weights
-    )
+def sensing_terms(rollout: Rollout, result: TaskResult, coverage: str = "contain") -> dict[str, float]:
+    """The five terms of regions that a task model has worked in."""
+    return region_terms(rollout) | {"coverage": covered(rollout, coverage), "task": _detected(rollout, result)}
 
 
-def score_mask(
-    rollout: Rollout, draft: Draft, corrected: np.ndarray, weights: Mapping[str, float], coverage: str = "contain"
-) -> Reward:
-    """The reward of one rollout whose regions turned the mask of ``draft`` into ``corrected`` (H, W)."""
-    terms = {
-        "coverage": covered_mask(rollout, draft.error, coverage),
-        "task": metrics.mask_iou(corrected, draft.true) if rollout.action.readable else 0.0,
-    }
-    return weighted(_form(rollout) | terms, weights)
-
-
-def _form(rollout: Rollout) -> dict[str, float]:
-    """The terms that need no truth."""
+def region_terms(rollout: Rollout) -> dict[str, float]:
+    """The three terms that need no ground truth."""
     regions = geometry.as_boxes(rollout.regions)
     return {
         "format": float(rollout.action.error is None),
@@ -83,23 +54,18 @@ def _form(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def score_result(rollout: Rollout, outcome: TaskResult, weights: Mapping[str, float]) -> Reward:
-    """The reward of an answer that is itself the result: it can be read, and what it found (Direct RFT).
+def result_terms(rollout: Rollout, result: TaskResult) -> dict[str, float]:
+    """The two terms of an answer that is itself the result (Direct RFT).
 
     An answer that was cut off has no format, even if the list in it is whole.
     """
     well_formed = rollout.finished and rollout.action.error is None
-    return weighted({"format": float(well_formed), "task": _detected(rollout, outcome)}, weights)
+    return {"format": float(well_formed), "task": _detected(rollout, result)}
 
 
-def _detected(rollout: Rollout, outcome: TaskResult) -> float:
-    """R_detect in [0, 2] of what was found for a rollout; 0 for an answer that cannot be read (deviation 1)."""
-    return sum(metrics.ap_ar_50(rollout.example, outcome)) if rollout.action.readable else 0.0
-
-
-def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> Reward:
-    """The terms with their weighted sum; a term without a weight is an error, a weight without a term is not."""
-    return Reward(terms, sum(weights[name] * value for name, value in terms.items()))
+def _detected(rollout: Rollout, result: TaskResult) -> float:
+    """R_detect in [0, 2] of the boxes that were found; 0 for an answer that cannot be read (deviation 1)."""
+    return sum(metrics.ap_ar_50(rollout.example, result)) if rollout.action.readable else 0.0
 
 
 def no_overlap(regions_px: np.ndarray) -> float:
@@ -138,20 +104,6 @@ def covered(rollout: Rollout, mode: str) -> float:
         case "purity":
             return float(np.mean([share >= PURITY_ENOUGH for share in _purity(rollout)]))
     raise ValueError(f"unknown coverage mode {mode!r}: use contain, iou or purity")
-
-
-def covered_mask(rollout: Rollout, error: np.ndarray, mode: str) -> float:
-    """R_coverage in [0, 1] of the wrong pixels of a mask, ``error`` (H, W), read as ``mode`` says (deviation 6)."""
-    if not rollout.regions:
-        return 0.0
-    match mode:
-        case "contain":
-            return covered_error(error, rollout.regions) * (1 - covered_error(np.ones_like(error), rollout.regions))
-        case "recall":
-            return covered_error(error, rollout.regions)
-        case "purity":
-            return float(np.mean([share >= ERROR_ENOUGH for share in wrong_share(error, rollout.regions)]))
-    raise ValueError(f"unknown coverage mode {mode!r} of a mask's errors: use contain, recall or purity")
 
 
 def _purity(rollout: Rollout) -> list[float]:

@@ -28,7 +28,7 @@ def check(policy: Zero3Model, example: Example, config: TrainConfig, step: int) 
     with way_back(config, step, step), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
         check_finite(vlm.name, vlm.model)
         lora.check_finite(vlm.name, vlm.model)
-        sample_rollouts(vlm, [example], 1, ENOUGH, config, task_of(config))
+        sample_rollouts(vlm, task_of(config), [example], 1, ENOUGH)
 
 
 @contextmanager

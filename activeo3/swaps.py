@@ -16,6 +16,7 @@ from activeo3.config import Config
 from activeo3.eval_core import Runner
 from activeo3.model import VisionLanguageModel
 from activeo3.proposals import Regions, greedy_rollouts
+from activeo3.task_detection import Sense
 from activeo3.types import Example, Region
 
 
@@ -52,7 +53,7 @@ def sensing_metrics(
     if method in ("cot", "active") and len({example.query for example in examples}) > 1:
         asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
         answers = runner.map(
-            lambda block: [answer.regions for answer in greedy_rollouts(policy, block, config)],
+            lambda block: [answer.regions for answer in greedy_rollouts(policy, Sense(config), block)],
             asked,
             ("swap", policy, config),
         )

@@ -1,11 +1,11 @@
-"""Interactive segmentation: zoom into an error of a mask, click, and let a Segment Anything model correct it.
+"""Task models that correct masks in crops: Segment Anything under simulated clicks, and the ground truth.
 
-The counterpart of ``taskmodels.act`` for masks (ACTIVE-O3, section 5.4 and E.3): the sensing policy proposes
-regions in which a mask is wrong (task_segmentation.py says which mask); each is zoomed into in turn; the mask of the crop
-is corrected and replaces that part of the picture's. Who corrects:
-
-    sam       an oracle clicks (clicks.py), and SAM, SAM 2 or the tracker of SAM 3 turns the clicks into a mask
+    sam       the click simulator clicks, and SAM, SAM 2 or the tracker of SAM 3 turns the clicks into a mask
     oracle    the true mask inside the region, as fine as its view shows it: the ceiling
+
+The next click goes to the point of an error that is farthest from the error's border. Of the two kinds of error, missing
+object and surplus mask, the one with the farther such point is corrected first: a positive click on missing object, a
+negative one on surplus mask. task_segmentation.py says which masks and crops these are (ACTIVE-O3, section 5.4 and E.3).
 
 Deviations from the paper, and readings of what it leaves open:
   1. It names neither SAM variant nor number of clicks; both are arguments.
@@ -18,46 +18,43 @@ Deviations from the paper, and readings of what it leaves open:
      mask to a visual token (``--least_seen``) along each side, as SAM has (64 tokens and 256 logits along 1024 pixels). So a small
      region mends fine errors, and a large one draws over them. An oracle that is right to the pixel (0) makes every
      picture right with the same three tiles.
+  6. "Perfect click feedback" is no rule. The one above is the usual rule of interactive segmentation; the border of the window
+     counts as an error's border, a tie goes to the missing object, and among equal points to the first in reading order.
 
 The processors of SAM 2 and SAM 3 need torchvision. They only resize and normalise, which is done here, so
 none of this needs it.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self, Sequence
+from typing import Any, NamedTuple, Self, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from transformers import AutoModelForMaskGeneration
 from transformers.image_processing_base import ImageProcessingMixin
 
 from activeo3 import geometry
-from activeo3.clicks import Click, next_click
 from activeo3.config import Config
 from activeo3.geometry import Frame
 from activeo3.model import ModelError, family_of, part_of
 from activeo3.model_weights import whole
-from activeo3.task_segmentation import Draft, coarse_mask, drawn_in_cells, true_mask, windows, with_mask
-from activeo3.types import Example, Region
+from activeo3.task_models import TaskModel
+from activeo3.types import Region
 
 FAMILIES = ("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_video")
 CELLS = 4  # of a mask along a side of a visual token
 SURE = 10.0  # logit of a pixel of a mask that came without logits
 
 
-class Corrector:
-    """Whoever corrects masks in crops; a whole copy is on every rank."""
+class Corrector(TaskModel):
+    """Base class of task models that correct masks in crops."""
 
     def correct(self, crops: Sequence["ClickCrop"], clicks: int) -> None:
         """Correct the mask of every crop in place, with up to ``clicks`` clicks."""
         raise NotImplementedError
-
-    def gathered(self) -> AbstractContextManager[Self]:
-        """As ``Zero3Model.gathered`` of the language model; here there is nothing to gather."""
-        return nullcontext(self)
 
 
 class Perfect(Corrector):
@@ -80,46 +77,58 @@ class Perfect(Corrector):
             crop.mask = drawn_in_cells(crop.true, cells)
 
 
-def corrector(name: str, config: Config, device: torch.device) -> Corrector:
-    """The task model ``name`` of segmentation: sam or oracle."""
-    return Perfect.of(config) if name == "oracle" else Sam.load(config.task_checkpoint, device)
+class Click(NamedTuple):
+    """A pixel of a mask, and whether it belongs to the object."""
+
+    x: int
+    y: int
+    positive: bool
 
 
-def prepared(task_model: Corrector, examples: Sequence[Example], config: Config) -> list[Example]:
-    """The examples, each with the first mask that ``config.first_mask`` says; one that has a mask keeps it.
+def next_click(true: np.ndarray, mask: np.ndarray, before: Sequence[Click] = ()) -> Click | None:
+    """The click that corrects ``mask`` (H, W) towards ``true`` (H, W), or None if nothing is left to correct.
 
-    Raises DataError for an example without a true mask.
+    A pixel is never clicked twice: those of ``before`` are passed over.
+
+    >>> next_click(np.array([[1, 1, 1, 0]], dtype=bool), np.array([[0, 0, 0, 1]], dtype=bool))
+    Click(x=0, y=0, positive=True)
     """
-    return [example if example.draft else _prepared(task_model, example, config) for example in examples]
+    depths = []
+    for error in (true & ~mask, mask & ~true):
+        depth = depth_inside(error)
+        for click in before:
+            depth[click.y, click.x] = 0
+        depths.append(depth)
+    missing, surplus = depths
+    deepest = max(missing.max(initial=0), surplus.max(initial=0))
+    if deepest == 0:
+        return None
+    positive = bool(missing.max() == deepest)
+    y, x = np.unravel_index(np.argmax(missing if positive else surplus), true.shape)
+    return Click(int(x), int(y), positive)
 
 
-def _prepared(task_model: Corrector, example: Example, config: Config) -> Example:
-    true = true_mask(example)
-    if config.first_mask == "coarse":
-        return with_mask(example, true, coarse_mask(true, example.id))
-    nothing = Draft(example.image, true, np.zeros_like(true))
-    # One picture at a time, so that its first mask is the same whatever stands beside it in a batch.
-    ((_, mask),) = zoom_and_click(task_model, [nothing], [[Region(0.0, 0.0, *map(float, example.size_px))]], clicks=1)
-    return with_mask(example, true, mask)
+def depth_inside(region: np.ndarray) -> np.ndarray:
+    """The Euclidean distance of each pixel's centre to the nearest pixel outside ``region`` (H, W), 0 outside itself.
+    Beyond the array everything is outside."""
+    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
 
 
-def zoom_and_click(
-    task_model: Corrector, drafts: Sequence[Draft], regions: Sequence[Sequence[Region]], clicks: int, batch: int = 16
-) -> list[list[np.ndarray]]:
-    """The masks (H, W) of every draft after 0, 1, 2, ... zooms, one more than it has regions.
+def drawn_in_cells(mask: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) as a model of low resolution draws it: (columns, rows) of ``cells`` hold their share of it, which is
+    interpolated between them and cut at one half."""
+    share = Image.fromarray(mask.astype(np.uint8) * 255).resize(cells, Image.Resampling.BOX)
+    return np.asarray(share.resize(mask.shape[::-1], Image.Resampling.BILINEAR)) > 127
 
-    The k-th regions of all drafts are worked on together; a region without a whole pixel changes nothing.
-    """
-    steps = [[draft.mask] for draft in drafts]
-    for k in range(max(map(len, regions), default=0)):
-        turn = [i for i, of_one in enumerate(regions) if k < len(of_one)]
-        for start in range(0, len(turn), batch):
-            part = turn[start : start + batch]
-            crops = [ClickCrop.of(drafts[i], steps[i][-1], regions[i][k]) for i in part]
-            task_model.correct([crop for crop in crops if crop.mask.size], clicks)
-            for i, crop in zip(part, crops):
-                steps[i].append(crop.pasted(steps[i][-1]))
-    return steps
+
+def windows(regions: Any, shape: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """The (rows, columns) of a mask of ``shape`` (H, W) that each region (K, 4) touches: whole pixels, perhaps none."""
+    found = []
+    for region in regions:
+        x1, y1 = np.clip(np.floor(region[:2]), 0, shape[::-1]).astype(int).tolist()
+        x2, y2 = np.clip(np.ceil(region[2:]), 0, shape[::-1]).astype(int).tolist()
+        found.append(np.s_[y1:y2, x1:x2])
+    return found
 
 
 class ClickCrop:
@@ -133,11 +142,11 @@ class ClickCrop:
         self.logits: Tensor | None = None  # (1, h, w) of the last prediction, as SAM wants them back
 
     @classmethod
-    def of(cls, draft: Draft, mask: np.ndarray, region: Region) -> Self:
-        """The part of a draft that a region shows, in whole pixels; empty for a region without area or outside."""
+    def of(cls, image: Image.Image, true: np.ndarray, mask: np.ndarray, region: Region) -> Self:
+        """The part of two masks (H, W) that a region shows, in whole pixels; empty for a region without area or outside."""
         ((rows, columns),) = windows([region], mask.shape)
         window = (columns.start, rows.start, columns.stop, rows.stop)
-        return cls(draft.image, window, draft.true[rows, columns], mask[rows, columns].copy())
+        return cls(image, window, true[rows, columns], mask[rows, columns].copy())
 
     def pasted(self, mask: np.ndarray) -> np.ndarray:
         """A copy of the picture's mask (H, W) with this crop's part replaced."""

@@ -1,190 +1,246 @@
-"""What a policy is trained to do: one interface from the question to the reward, and the register of tasks.
+"""The interface of a task, from the prompt to the reward, and the register of tasks.
 
-    sense    say where to look; a task model works on the crops, and its success is the reward (ACTIVE-O3)
-    direct   say what is there: GRPO on the task answer itself, without a zoom (its Table 6, Direct RFT)
-    segment  say where a mask is wrong; it is corrected there (its section 5.4; correction.py)
-    grounding, counting, ocr, detection
-             answer at once, each in a form and with rewards of its own (Perception-R1; task_perception.py)
-    zoom_qa  zoom, look again, and again, then answer a question in words (task_zoom_qa.py)
+    prepare    an example of any data set becomes a question of the task
+    prompt     what the policy is shown and asked
+    parse      what an answer says; a task of several turns has ``start`` instead, a Conversation
+    act        what the task model makes of it; without crops, the answers are the results
+    reward     the weighted sum of ``reward_terms``
 
-train.py calls four things of a task: what the policy is shown and asked, how its answer is read (both in
-``look``), how the world answers (``act``), and what that is worth (``score``). A task may also have to ``prepare``
-its examples first, and to ``load`` task models of its own. A new task is a prompt
-in prompts.py, a parser in answer_parsing.py, a reward in rewards.py with its weight in config.py, and a line in TASKS.
-
-Deviations from the paper, and readings of what it leaves open:
-  1. Direct RFT shows the whole picture as the task model sees a crop (``--crop_side``, ``--crop_shape``) and
-     asks the task model's own question, so that the trained policy and the ``direct`` row of the table differ
-     in their weights only. The paper names neither view nor prompt.
-  2. Its reward is format + R_detect, the two terms of ACTIVE-O3's that a task without regions has.
+A task is a class with a ``name``: it is known as soon as it is defined. Every file ``task_*.py`` of this package is
+imported when tasks are looked up, so a new task is one file, beside its prompt texts in prompts.py.
 """
 
+import importlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
-from typing import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Mapping, NamedTuple, Protocol, Self, Sequence
 
 import torch
+from PIL import Image
 
-from activeo3 import (
-    correction,
-    evidence,
-    matching,
-    prompts,
-    rewards,
-    task_perception,
-    task_perception_words,
-    task_zoom_qa,
-)
-from activeo3.answer_parsing import read_boxes
-from activeo3.cli import check_known
+from activeo3 import geometry
+from activeo3.cli import check_known, did_you_mean
 from activeo3.config import Config, ConfigError, TrainConfig
-from activeo3.data_io import Dataset
-from activeo3.eval_config import EvalConfig
+from activeo3.data_io import Dataset, Derived
 from activeo3.geometry import Frame
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import SENSING, PromptSpec, Role
-from activeo3.task_model_sam import Corrector, corrector, prepared
-from activeo3.task_models import Crop, TaskModel, act, crop_view, load_task_model, merge_crops, said_to_be_there
-from activeo3.types import Example, Parsed, Region, Reward, Rollout, TaskResult
-
-Separate = TaskModel | Corrector
-"""Whoever works on crops and is not the language model."""
+from activeo3.task_models import TaskModel, load_task_model
+from activeo3.types import Example, Parsed, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult
 
 
-def as_they_are(task_model: Separate | None, examples: Sequence[Example], config: Config) -> list[Example]:
-    """Examples that need no preparation."""
-    return list(examples)
+class PromptSpec(NamedTuple):
+    """What a policy is shown (several images are a list) and asked. ``frame`` maps the numbers it writes to
+    original pixels."""
+
+    view: Image.Image | list[Image.Image]
+    frame: Frame
+    words: str
 
 
-@dataclass(frozen=True)
-class Task(Role):
-    """A role, how the world answers, and what that is worth.
+class Observation(NamedTuple):
+    """What a policy is shown after a turn: words, and before them an image, or several, unless None.
 
-    ``act(task_model, rollouts, config)`` gives one outcome per rollout; ``task_model`` is whoever works on crops.
-    ``score(rollout, outcome, config)`` is the reward with its named ``terms``, each with a weight in the
-    config. ``zooms`` is False where the answer is the result and nobody works on crops.
-    ``prepare(task_model, examples, config)`` adds what the task needs to know of its examples; ``task_model`` is the
-    task model if it is not the language model. ``load(name, config, device)`` makes that task model. ``pose(example)``
-    makes an example of any data set a question of this task, or raises DataError. ``measured`` is True where
-    eval_perception.py has a table of the task's own.
+    With ``replaces``, the earlier images are masked from here on.
     """
 
-    act: Callable[[VisionLanguageModel | Separate, Sequence[Rollout], TrainConfig], list[TaskResult]]
-    score: Callable[[Rollout, TaskResult, TrainConfig], Reward]
-    terms: tuple[str, ...]
-    zooms: bool = True
-    prepare: Callable[[Separate | None, Sequence[Example], Config], list[Example]] = as_they_are
-    load: Callable[[str, Config, torch.device], Separate] = load_task_model
-    pose: Callable[[Example], Example] | None = None
-    measured: bool = False
+    view: Image.Image | Sequence[Image.Image] | None
+    words: str
+    replaces: bool = False
 
 
-# ---------------------------------------------------------------------- sense: where to look
+class Conversation(Protocol):
+    """One answer in the making, turn by turn."""
+
+    def step(self, text: str, finished: bool) -> Observation | None:
+        """Read a turn (without its end token) and return what to show next, or None if the answer is complete."""
+
+    def truncate(self) -> None:
+        """End the answer because the next observation would exceed ``--episode_tokens``."""
+
+    def result(self) -> Parsed:
+        """What the turns say, read together."""
 
 
-def zoom_and_act(
-    task_model: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
-) -> list[TaskResult]:
-    """The task model on the crops of every answer."""
-    return act(task_model, [rollout.example for rollout in rollouts], [rollout.regions for rollout in rollouts], config)
+class Task(ABC):
+    """One task under one config. ``reward_config`` holds the settings of the reward; an evaluation uses the defaults.
+
+    Class attributes: ``name`` as in ``--task``; ``terms`` with the default weight of every reward term; ``crops`` is
+    False where the answer is the result; ``turns`` is True where the policy may zoom and answer again; ``benchmark``
+    names the evaluation; ``task_models`` are the values of ``--task_model`` that can work on its crops.
+    """
+
+    name: ClassVar[str]
+    terms: ClassVar[Mapping[str, float]]
+    crops: ClassVar[bool] = True
+    turns: ClassVar[bool] = False
+    benchmark: ClassVar[str] = "detection"
+    task_models: ClassVar[tuple[str, ...]] = ("mllm", "grounding-dino", "oracle")
+
+    def __init_subclass__(cls) -> None:
+        if "name" in cls.__dict__:
+            TASKS[cls.name] = cls
+
+    def __init__(self, config: Config, reward_config: TrainConfig | None = None) -> None:
+        self.config = config
+        self.reward_config = reward_config or (config if isinstance(config, TrainConfig) else TrainConfig())
+        given = self.reward_config.given_weights
+        self.weights = {term: given.get(term, weight) for term, weight in self.terms.items()}
+
+    def under(self, config: Config) -> Self:
+        """The same task under another config, with the same reward."""
+        return self if config is self.config else type(self)(config, self.reward_config)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The length limit of an answer, or of a turn, in tokens."""
+        return self.config.max_new_tokens
+
+    def sampling(self, temperature: float = 0.0) -> Sampling:
+        """How answers of this task are sampled; temperature 0 is greedy."""
+        return Sampling(temperature, self.max_new_tokens)
+
+    def prepare(self, example: Example) -> Example:
+        """The example as a question of this task. Raises DataError if it cannot be one."""
+        return example
+
+    def prepare_batch(self, task_model: Any, examples: Sequence[Example]) -> list[Example]:
+        """Examples with what only the task model can add, such as SAM's first masks."""
+        return list(examples)
+
+    def load_task_model(self, name: str, device: torch.device) -> TaskModel:
+        """The task model ``name`` of this task that is not a language model."""
+        return load_task_model(name, self.config, device)
+
+    @abstractmethod
+    def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
+        """Images, question and coordinate frame."""
+
+    def parse(self, text: str, finished: bool, prompt: PromptSpec, example: Example) -> Parsed:
+        """Read an answer (without its end token). ``finished`` is False if it hit the length limit. A bad answer is a
+        value, ``ParsedAnswer.error``."""
+        raise NotImplementedError(f"task {self.name} reads its answers turn by turn")
+
+    def start(self, vlm: VisionLanguageModel, example: Example, prompt: PromptSpec) -> Conversation:
+        """Begin one answer; tasks of several turns return a Conversation of their own."""
+        return SingleTurn(self, example, prompt)
+
+    def act(self, task_model: Any, rollouts: Sequence[Rollout]) -> list[TaskResult]:
+        """One result per rollout. Here the answers are the results; tasks with crops run the task model."""
+        return [rollout.result for rollout in rollouts]
+
+    @abstractmethod
+    def reward_terms(self, rollout: Rollout, result: TaskResult) -> dict[str, float]:
+        """The unweighted value of every term of ``terms``."""
+
+    def reward(self, rollout: Rollout, result: TaskResult) -> Reward:
+        """The terms and their weighted sum."""
+        terms = self.reward_terms(rollout, result)
+        return Reward(terms, sum(self.weights[name] * value for name, value in terms.items()))
+
+    def check(self) -> None:
+        """Raise ConfigError for flags that do not go with this task."""
+        config, task_models = self.config, self.config.task_model_names
+        trains = isinstance(config, TrainConfig)
+        if trains and not self.crops and task_models != ("mllm",):
+            raise self._without_crops(f"--task_model {' '.join(task_models)}")
+        if trains and not self.crops and config.other_mllm:
+            raise self._without_crops(f"--task_checkpoint {config.other_mllm}")
+        if config.wording == "zoom_roi" and not self.turns:
+            raise self._of_another("--wording zoom_roi asks for zooms turn by turn", "zoom_qa")
+        if self.reward_config.coverage == "recall" and "sam" not in self.task_models:
+            raise self._of_another("--coverage recall is of a mask's errors", "segment")
+        if "sam" in task_models and "sam" not in self.task_models:
+            raise self._of_another("--task_model sam corrects masks", "segment")
+        for term in self.reward_config.given_weights if trains else ():
+            if term not in self.terms:
+                near, named = did_you_mean(term, self.terms), ", ".join(self.terms)
+                raise ConfigError(
+                    f"--reward_weights {term} is no term of --task {self.name}{near}; there are: {named}."
+                )
+
+    def _without_crops(self, flag: str) -> ConfigError:
+        return ConfigError(f"--task {self.name} has no crops to work on: leave out {flag}.")
+
+    def _of_another(self, what: str, task: str) -> ConfigError:
+        return ConfigError(f"{what}: it goes with --task {task}, not with --task {self.name}.")
 
 
-def score_regions(rollout: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
-    """ACTIVE-O3's five terms."""
-    return rewards.score(rollout, outcome, config.weights, config.coverage)
+@dataclass
+class SingleTurn:
+    """The conversation of an answer that is complete after its first turn."""
+
+    task: Task
+    example: Example
+    prompt: PromptSpec
+    message: tuple[str, bool] = ("", False)
+
+    def step(self, text: str, finished: bool) -> None:
+        self.message = text, finished
+
+    def truncate(self) -> None:
+        raise RuntimeError("an answer of one turn has nothing to show")
+
+    def result(self) -> Parsed:
+        return self.task.parse(*self.message, self.prompt, self.example)
 
 
-# ---------------------------------------------------------------------- direct: what is there
+# ---------------------------------------------------------------------- views and regions, for all tasks
 
 
-def ask_what(policy: VisionLanguageModel, example: Example, config: Config) -> PromptSpec:
-    """The whole picture as the task model sees a crop, and the task model's own question (deviation 1)."""
-    view, frame = crop_view(policy, example.image, _whole(example), config)
-    return PromptSpec(view, frame, prompts.task_prompt(example.query, config.wording, policy.boxes))
+def sensing_view(
+    policy: VisionLanguageModel, image: Image.Image, side: int, most: int = 2**40
+) -> tuple[Image.Image, Frame]:
+    """The whole image with its shorter side at ``side`` pixels (paper E.2), and its frame.
+
+    A view of more than ``most`` pixels is shrunk to at most that many, its aspect kept.
+    """
+    size = policy.view_size(geometry.with_shorter_side(image.size, side), pixels=(1, most))
+    window = (0.0, 0.0, float(image.width), float(image.height))
+    return geometry.crop(image, window, size), Frame(window, policy.text_scale(size))
 
 
-def read_what(text: str, finished: bool, frame: Frame, example: Example, config: Config) -> Parsed:
-    """The boxes of an answer as its result, read and merged as a task model's answer about one crop is."""
-    action = read_boxes(text, finished, parser=config.parser)
-    return Parsed(
-        action,
-        result=merge_crops([said_to_be_there(action, Crop(example, _whole(example)), frame, text)], config.merge),
-    )
+def regions_of(action: ParsedAnswer, frame: Frame, size: tuple[int, int]) -> tuple[Region, ...]:
+    """The regions of an answer in original pixels: corners put in order, clipped to the image.
 
-
-def as_answered(
-    task_model: VisionLanguageModel | TaskModel, rollouts: Sequence[Rollout], config: TrainConfig
-) -> list[TaskResult]:
-    """Nobody acts: the answers are the results."""
-    return [rollout.result for rollout in rollouts]
-
-
-def score_result(rollout: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
-    """Format and task only (deviation 2)."""
-    return rewards.score_result(rollout, outcome, config.weights)
-
-
-def _whole(example: Example) -> Region:
-    """The window that shows all of an example's picture."""
-    return Region(0.0, 0.0, *map(float, example.size_px))
+    A region without area stays in the list (its area is wrong, and the reward should say so).
+    """
+    boxes_px = frame.to_px(geometry.as_boxes(action.boxes_text))
+    return tuple(Region(*map(float, box)) for box in geometry.clipped(geometry.ordered(boxes_px), size))
 
 
 # ---------------------------------------------------------------------- the register
 
-TASKS: dict[str, Task] = {
-    "sense": Task(SENSING.ask, SENSING.read, SENSING.longest, zoom_and_act, score_regions, rewards.SENSING_TERMS),
-    "direct": Task(
-        ask_what, read_what, lambda config: config.task_max_new_tokens, as_answered, score_result,
-        rewards.RESULT_TERMS, zooms=False,
-    ),
-    "segment": Task(
-        correction.ask_wrong, correction.read_wrong, SENSING.longest, correction.correct, correction.score_correction,
-        rewards.SENSING_TERMS, prepare=prepared, load=corrector,
-    ),
-    **{
-        name: Task(
-            partial(task_perception.ask, name), partial(task_perception.read, name), lambda config: config.max_new_tokens, as_answered,
-            partial(task_perception.score, name), matching.TERMS[name], zooms=False, pose=partial(task_perception.posed, name), measured=True,
-        )
-        for name in task_perception_words.TASKS
-    },
-    "zoom_qa": Task(
-        task_zoom_qa.ask, None, SENSING.longest, task_zoom_qa.as_told, task_zoom_qa.score,
-        evidence.TERMS, zooms=False, pose=task_zoom_qa.posed, follow=task_zoom_qa.ZoomDialogue,
-    ),
-}  # fmt: skip
+TASKS: dict[str, type[Task]] = {}
+"""Every task class that has been defined, by its name."""
 
 
-def posed(dataset: Dataset, task: Task) -> Dataset:
-    """The data set as questions of the task; an example that cannot be one is like a picture that cannot be read."""
-    return dataset if task.pose is None else task_perception.Posed(dataset, task.pose)
+@dataclass(frozen=True, eq=False)
+class Prepared(Derived):
+    """A data set whose examples are prepared when they are read; one that does not fit counts as an unreadable image."""
+
+    task: Task
+
+    def __getitem__(self, index: int) -> Example:
+        return self.task.prepare(self.dataset[index])
 
 
-def task_of(config: TrainConfig | EvalConfig) -> Task:
-    """The task of a run or an evaluation. Raises ConfigError if there is none of that name, or if it has no
-    use for a flag."""
-    check_known("task", [config.task], TASKS)
-    task = TASKS[config.task]
-    trains = isinstance(config, TrainConfig)
-    task_models = (config.task_model,) if trains else config.task_model
-    if trains and not task.zooms and config.task_model != "mllm":
-        raise ConfigError(f"--task {config.task} has no crops to work on: leave out --task_model {config.task_model}.")
-    if trains and not task.zooms and config.other_mllm:
-        raise ConfigError(
-            f"--task {config.task} has no crops to work on: leave out --task_checkpoint {config.other_mllm}."
-        )
-    if config.wording == "zoom_roi" and not task.follow:
-        raise ConfigError(
-            f"--wording zoom_roi asks for zooms turn by turn: it goes with --task zoom_qa, not with --task {config.task}."
-        )
-    if config.task == "segment":
-        correction.check(config, *task_models)
-    elif getattr(config, "coverage", "contain") == "recall":
-        raise ConfigError(
-            f"--coverage recall is of a mask's errors: it goes with --task segment, not with --task {config.task}."
-        )
-    elif "sam" in task_models:
-        raise ConfigError(
-            f"--task_model sam corrects masks: it goes with --task segment, not with --task {config.task}."
-        )
+def prepared(dataset: Dataset, task: Task) -> Dataset:
+    """The data set as questions of the task."""
+    return dataset if type(task).prepare is Task.prepare else Prepared(dataset, task)
+
+
+def known_tasks() -> dict[str, type[Task]]:
+    """The register, after every ``task_*.py`` of this package has been imported."""
+    for path in sorted(Path(__file__).parent.glob("task_*.py")):
+        importlib.import_module(f"activeo3.{path.stem}")
+    return TASKS
+
+
+def task_of(config: Config) -> Task:
+    """The task of a run or an evaluation. Raises ConfigError if it is unknown, or if a flag does not go with it."""
+    known = known_tasks()
+    check_known("task", [config.task], known)
+    task = known[config.task](config)
+    task.check()
     return task

@@ -24,9 +24,11 @@ from activeo3.eval_perception import compare
 from activeo3.rollout import sample_rollouts
 from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import read_answer
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout, Sampling
 from activeo3.zoom_calls import Call, Said, read_turn
+
+TASKS = known_tasks()
 
 BOX, CUP = '{"bbox_2d": [1, 2, 30, 40]}', '{"bbox_2d": [5, 6, 70, 80], "label": "cup"}'
 ONE, OTHER = (1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 70.0, 80.0)
@@ -486,10 +488,10 @@ def test_what_both_readers_read_is_the_same_in_both_columns(tokenizer: Any) -> N
 
 
 def answered(name: str, says: Any, tokenizer: Any, config: Any, example: Example) -> Rollout:
-    task = TASKS[name]
-    example = task.pose(example) if task.pose else example
+    task = TASKS[name](config)
+    example = task.prepare(example)
     _, ((rollout,),) = sample_rollouts(
-        strange(tokenizer, says), [example], 1, Sampling(0.0, task.longest(config)), config, task
+        strange(tokenizer, says), task(config), [example], 1, Sampling(0.0, task(config).max_new_tokens)
     )
     return rollout
 
@@ -506,15 +508,15 @@ def test_the_format_reward_stays_strict(name: str, said: str, tokenizer: Any) ->
     for parser in ("strict", "lenient"):
         config = TrainConfig(parser=parser, crop_side=256, sensing_side=256)  # type: ignore[arg-type]
         rollout = answered(name, lambda *_: said + END, tokenizer, config, question(**fields))
-        outcome = rollout.result or TASKS[name].act(strange(tokenizer, finds, ours=True), [rollout], config)[0]
-        earned[parser] = TASKS[name].score(rollout, outcome, config).terms
+        outcome = rollout.result or TASKS[name](config).act(strange(tokenizer, finds, ours=True), [rollout])[0]
+        earned[parser] = TASKS[name](config).reward(rollout, outcome).terms
     assert earned["strict"]["format"] == earned["lenient"]["format"] == 0.0
     assert max(earned["strict"].values()) <= 0.0 < max(earned["lenient"].values())
 
 
 def test_the_tables_of_one_shot_tasks_have_both_readings(tokenizer: Any) -> None:
-    example = TASKS["counting"].pose(question())  # type: ignore[misc]
-    (row,), _ = compare("counting", TASKS["counting"], {"start": strange(tokenizer, lambda *_: "I see two." + END)}, "mine", [example], CONFIG,
+    example = TASKS["counting"](CONFIG).prepare(question())
+    (row,), _ = compare(TASKS["counting"](CONFIG), {"start": strange(tokenizer, lambda *_: "I see two." + END)}, "mine", [example],
                         Runner(), resamples=0, say=lambda _: None)  # fmt: skip
     assert row["parser"] == "lenient" and row["metrics"]["exact"].value == 1.0 and row["metrics"]["form"].value == 0.0
     assert row["metrics"]["exact_strict"].value == 0.0 and row["metrics"]["lenient_only"] == 1.0

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from regex_rules import Rules
 
-from activeo3 import answer_lenient, answer_parsing, answer_rules, answer_text, box_tokens, evidence, zoom_calls
+from activeo3 import answer_lenient, answer_parsing, answer_rules, answer_text, box_tokens, task_zoom_qa, zoom_calls
 from activeo3.answer_lenient import boxes_in
 from activeo3.answer_text import (
     MOST_BOXES,
@@ -145,7 +145,7 @@ TWINS: dict[str, tuple[re.Pattern[str], str, int]] = {
     "thoughts": (zoom_calls._THINK, r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE),
     "zoom tags": (zoom_calls._TAG, r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE),
     "numbers in tags": (zoom_calls._NUMBER, r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", 0),
-    "quantities": (evidence._QUANTITY, r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)", 0),
+    "quantities": (task_zoom_qa._QUANTITY, r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)", 0),
     "listed": (answer_rules._LISTED, r"\b[A-Z]\.\s+([^\n]*)", 0),
     "answer lines": (answer_lenient._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
     "names": (re.compile(box_tokens._NAME), r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>", 0),
@@ -210,7 +210,7 @@ def test_patterns_match_what_simpler_ones_do() -> None:
             else "".join(random.choice(SCRAPS) for _ in range(random.randint(1, 9)))
         )
         for name, (pattern, simple, flags) in TWINS.items():
-            words, twin = evidence.normal(text) if name == "quantities" else text, re.compile(simple, flags)
+            words, twin = task_zoom_qa.normal(text) if name == "quantities" else text, re.compile(simple, flags)
             if name in WHOLE:
                 found, wanted = ((match := one.fullmatch(words)) and match.groups() for one in (pattern, twin))
             else:

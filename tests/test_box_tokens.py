@@ -18,8 +18,10 @@ from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
 from activeo3.rollout import sample_rollouts
 from activeo3.task_models import Crop, ask
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, Region, Rollout, Sampling
+
+TASKS = known_tasks()
 
 CONFIG = TrainConfig(sensing_side=448, crop_side=448, wording="paper")
 IMAGE = Image.new("RGB", (1344, 896))
@@ -82,7 +84,7 @@ def rollout(
 ) -> tuple[Rollout, Scripted]:
     example = Example("one", IMAGE, "cup", np.array([REGION]), **fields)
     policy = Scripted(family, tokenizer, lambda *_: answer + END)
-    _, (((found,)),) = sample_rollouts(policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task=task), TASKS[task])
+    _, (((found,)),) = sample_rollouts(policy, TASKS[task](replace(CONFIG, task=task)), [example], 1, Sampling(1.0, 96))
     return found, policy
 
 
@@ -121,7 +123,7 @@ def test_an_episode_zooms_by_box_tokens(tokenizer: PreTrainedTokenizerFast) -> N
     example = Example("one", IMAGE, "cup", np.array([REGION]), vqa=vqa)
     policy = Scripted("qwen2_vl", tokenizer, lambda *_: next(said) + END)
     _, ((found,),) = sample_rollouts(
-        policy, [example], 1, Sampling(1.0, 96), replace(CONFIG, task="zoom_qa"), TASKS["zoom_qa"]
+        policy, TASKS["zoom_qa"](replace(CONFIG, task="zoom_qa")), [example], 1, Sampling(1.0, 96)
     )
     assert found.episode.statuses[0] == "zoom_executed" and found.episode.answer == "7"
     np.testing.assert_allclose([found.episode.zooms[0].window_px], [REGION])

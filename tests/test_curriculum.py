@@ -21,7 +21,7 @@ from activeo3.data_io import DataError, Derived
 from activeo3.eval_config import EvalConfig
 from activeo3.model import VisionLanguageModel
 from activeo3.proposals import greedy_rollouts
-from activeo3.tasks import posed, task_of
+from activeo3.tasks import prepared, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 ROOT = Path(__file__).parent.parent
@@ -89,10 +89,10 @@ def test_a_rank_is_what_a_greedy_answer_earns(ranked: tuple[Path, list[str]]) ->
     path, flags = ranked
     found, config = json.loads(path.read_text()), TrainConfig.from_args(flags)
     vlm, task = VisionLanguageModel.load(config.model, torch.float32), task_of(config)
-    dataset, expected = posed(open_dataset(config.data, "train", "", 5), task), []
+    dataset, expected = prepared(open_dataset(config.data, "train", "", 5), task), []
     for place in range(5):  # each by itself
-        (answer,) = greedy_rollouts(vlm, [dataset[place]], config, task)
-        expected.append(None if place == 1 else task.score(answer, task.act(vlm, [answer], config)[0], config).total)
+        (answer,) = greedy_rollouts(vlm, task, [dataset[place]])
+        expected.append(None if place == 1 else task(config).reward(answer, task(config).act(vlm, [answer])[0]).total)
     assert found["rewards"] == expected and found["by"] == "reward" and len(set(expected)) > 2
     assert (found["data"], found["questions"], found["model"]) == (["plates"], 5, "data/tiny-tasks")
     assert {entry.name for entry in path.parent.iterdir()} == {"order.json", ".activeo3"}
@@ -101,10 +101,10 @@ def test_a_rank_is_what_a_greedy_answer_earns(ranked: tuple[Path, list[str]]) ->
 def test_detection_is_ranked_by_the_number_reward_alone(here: None) -> None:
     config = TrainConfig.from_args(["--preset", "detection", "--max_new_tokens", "100"])
     vlm, task = VisionLanguageModel.load(config.model, torch.float32), task_of(config)
-    dataset = posed(open_dataset(config.data, "train", "", 2), task)
+    dataset = prepared(open_dataset(config.data, "train", "", 2), task)
     examples = [dataset[place] for place in range(2)]
-    answers = greedy_rollouts(vlm, examples, config, task)
-    scores = [task.score(answer, answer.result, config) for answer in answers]
+    answers = greedy_rollouts(vlm, task, examples)
+    scores = [task(config).reward(answer, answer.result) for answer in answers]
     assert (
         rewards_of(examples, vlm, config)
         == [score.terms["number"] for score in scores]
@@ -116,7 +116,7 @@ def test_detection_is_ranked_by_the_number_reward_alone(here: None) -> None:
 def test_a_stage_reads_its_own_questions(ranked: tuple[Path, list[str]]) -> None:
     path, flags = ranked
     config = replace(TrainConfig.from_args(flags), stages=2)
-    dataset = posed(open_dataset(config.data, "train", "", 5), task_of(config))
+    dataset = prepared(open_dataset(config.data, "train", "", 5), task_of(config))
     rewards = json.loads(path.read_text())["rewards"]
     ids = []
     for number in (1, 2):
@@ -139,7 +139,7 @@ def test_a_stage_reads_its_own_questions(ranked: tuple[Path, list[str]]) -> None
 )
 def test_a_ranking_that_does_not_fit_is_one_sentence(changes: dict, words: str, ranked: tuple[Path, list[str]]) -> None:
     config = replace(TrainConfig.from_args(ranked[1]), **{"stages": 2} | changes)
-    dataset = posed(open_dataset(config.data, "train", "", 5), task_of(config))
+    dataset = prepared(open_dataset(config.data, "train", "", 5), task_of(config))
     with pytest.raises(ConfigError, match=words) as caught:
         stage_of(dataset, config)
     assert "\n" not in str(caught.value)
@@ -148,7 +148,7 @@ def test_a_ranking_that_does_not_fit_is_one_sentence(changes: dict, words: str, 
 def test_a_ranking_without_its_numbers_is_named(ranked: tuple[Path, list[str]], tmp_path: Path) -> None:
     content = json.loads(ranked[0].read_text())
     config = replace(TrainConfig.from_args(ranked[1]), stages=2, curriculum=str(tmp_path / "order.json"))
-    dataset = posed(open_dataset(config.data, "train", "", 5), task_of(config))
+    dataset = prepared(open_dataset(config.data, "train", "", 5), task_of(config))
     for rewards in (None, [1.0], [1.0, 2.0, 3.0, 4.0, "5"]):
         (tmp_path / "order.json").write_text(json.dumps(content | {"rewards": rewards}))
         with pytest.raises(ConfigError, match="has no list 'rewards' with a number for each of 5 questions"):
@@ -216,7 +216,7 @@ def test_two_stages_one_after_the_other(here: None, make_vlm: Callable, tmp_path
             model = str(folder / "checkpoint-1")
     state = json.loads((tmp_path / "stage-2" / "checkpoint-1" / "activeo3.json").read_text())["config"]
     assert (state["model"], state["stage"], state["group"]) == (str(tmp_path / "stage-1" / "checkpoint-1"), 2, 12)
-    dataset = posed(open_dataset(("close_ups",), "train", "", 6), task_of(TrainConfig(task="detection")))
+    dataset = prepared(open_dataset(("close_ups",), "train", "", 6), task_of(TrainConfig(task="detection")))
     ids = [dataset[place].id for place in range(6)]
     assert asked[0][0] in (ids[1], ids[4]) and asked[1][0] in (ids[2], ids[3])
     row = json.loads((tmp_path / "stage-2" / "metrics.jsonl").read_text())

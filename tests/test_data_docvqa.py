@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import data_docvqa, evidence
+from activeo3 import data_docvqa, task_zoom_qa
 from activeo3.data import open_dataset
 from activeo3.data_docvqa import Word, padded, plain, spelled
 from activeo3.data_io import DataError
@@ -110,15 +110,15 @@ def check(data: Any, with_ocr: bool) -> None:
         2,
     ]
     assert [example.image.getpixel((0, 0))[0] for example in data] == [90, 90, 91]
-    asked = evidence.asked_of(first)
+    asked = task_zoom_qa.asked_of(first)
     assert (asked.question, asked.answers, asked.kind) == ("What is the total?", ("$1,284.50", "1,284.50"), "anls")
     assert second.query == "Which city?" and second.vqa.category == "form, layout" and second.vqa.options == ()
-    assert third.boxes_px.shape == (0, 4) == evidence.asked_of(third).evidence_px.shape
+    assert third.boxes_px.shape == (0, 4) == task_zoom_qa.asked_of(third).evidence_px.shape
     wanted = [padded(as_boxes(box_of("$", "1,284.50")), PAGE), padded(as_boxes(box_of("New", "York,")), PAGE)]
     for example, boxes in zip((first, second), wanted):
         assert np.allclose(example.boxes_px, boxes if with_ocr else np.zeros((0, 4)))
         assert np.array_equal(example.boxes_px, example.vqa.evidence_px)
-    assert evidence.rightness("$1,284.5", asked) == pytest.approx(8 / 9)
+    assert task_zoom_qa.rightness("$1,284.5", asked) == pytest.approx(8 / 9)
 
 
 @pytest.mark.parametrize("layout", [0, 1])

@@ -12,8 +12,8 @@ from test_perception_data import complaint
 
 from activeo3.data import open_dataset
 from activeo3.data_docvqa import padded
-from activeo3.evidence import asked_of, rightness
 from activeo3.geometry import as_boxes
+from activeo3.task_zoom_qa import asked_of, rightness
 
 SHUFFLED_29 = [137, 16, 179, 73, 108, 35, 194, 80, 192, 112, 81, 20, 181, 148, 40, 29]
 """What datasets.Dataset.shuffle(seed=29).select(range(16)) takes of 200 rows (datasets 4.4, run once)."""

@@ -17,7 +17,7 @@ from activeo3.answer_parsing import said
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 from activeo3.data_mmbench import NAMES
-from activeo3.evidence import asked_of
+from activeo3.task_zoom_qa import asked_of
 
 QUESTIONS = {
     241: ("What is it?", ("cat", "dog", "hen", "owl"), 1),

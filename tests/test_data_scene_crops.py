@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from activeo3 import data_scene_crops, data_scenes, geometry, task_perception
+from activeo3 import data_scene_crops, data_scenes, geometry
+from activeo3.config import TrainConfig
+from activeo3.config import TrainConfig
 from activeo3.data import open_dataset
+from activeo3.tasks import known_tasks
+from activeo3.tasks import known_tasks
 
 SOME = range(40)
 
@@ -75,5 +79,5 @@ def test_every_example_is_a_question_of_its_tasks(data: str, tasks: tuple[str, .
     dataset = open_dataset(data, "val", limit=10)
     assert (dataset.name, dataset.split, len(dataset), dataset[0].id) == (data, "val", 10, f"{data}-val-000000")
     for task in tasks:
-        posed = [task_perception.posed(task, dataset[index]) for index in range(10)]
+        posed = [known_tasks()[task](TrainConfig()).prepare(dataset[index]) for index in range(10)]
         assert all(len(example.boxes_px) for example in posed)

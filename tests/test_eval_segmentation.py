@@ -1,4 +1,4 @@
-"""correction.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and naive loops."""
+"""task_segmentation.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and naive loops."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from test_data_thinobject import thin_set
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_task_model_sam import MEAN, STD, sam_1
 
-from activeo3 import correction, eval_segmentation, log, task_model_sam
+from activeo3 import eval_segmentation, log, task_segmentation
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drawing import LACKING, SURPLUS, TRUE, Sample, corrected_picture, save_samples, under_mask
 from activeo3.eval_config import METHODS, EvalConfig
@@ -23,11 +23,13 @@ from activeo3.geometry import mask_to_rle, rle_to_mask
 from activeo3.intervals import bootstrap_interval
 from activeo3.metrics import mask_iou
 from activeo3.prompts import sensing_answer
-from activeo3.rollout import sample_rollouts, sensing_view
+from activeo3.rollout import sample_rollouts
 from activeo3.task_model_sam import Perfect
 from activeo3.task_segmentation import Draft, coarse_mask, overlaid, true_mask, with_mask
-from activeo3.tasks import TASKS, task_of
+from activeo3.tasks import known_tasks, sensing_view, task_of
 from activeo3.types import Example, Rollout, Sampling
+
+TASKS = known_tasks()
 
 CONFIG = TrainConfig(task="segment", task_model="oracle", sensing_side=320)
 THINGS = [(40, 60, 120, 140), (300, 200, 360, 260)]
@@ -63,7 +65,7 @@ def sees_errors(model: Scripted, view: Image.Image, asked: str) -> str:
 
 def answers(policy: Scripted, examples: list[Example], group: int = 1, config: TrainConfig = CONFIG) -> list[Rollout]:
     task = TASKS["segment"]
-    _, rollouts = sample_rollouts(policy, examples, group, Sampling(1.0, task.longest(config)), config, task)
+    _, rollouts = sample_rollouts(policy, task(config), examples, group, Sampling(1.0, task(config).max_new_tokens))
     return [rollout for of_one in rollouts for rollout in of_one]
 
 
@@ -80,9 +82,9 @@ def test_a_policy_that_sees_the_overlay_can_correct_the_mask(family: str, tokeni
     assert np.array_equal(np.asarray(view), np.asarray(overlaid(bare, Draft.of(example).mask)))
     assert words == "Where are 3 regions with errors of the red mask?"
     assert rollout.action.error is None and len(rollout.regions) == 3
-    (outcome,) = correction.correct(Perfect(), [rollout], CONFIG)
+    (outcome,) = TASKS["segment"](CONFIG).act(Perfect(), [rollout])
     assert np.array_equal(outcome.mask, true_mask(example))
-    score = TASKS["segment"].score(rollout, outcome, CONFIG)
+    score = TASKS["segment"](CONFIG).reward(rollout, outcome)
     shown = np.zeros((320, 480), dtype=bool)
     for x1, y1, x2, y2 in rollout.regions:
         shown[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = True
@@ -95,18 +97,18 @@ def test_two_regions_are_no_format_and_are_worked_on(tokenizer) -> None:
     says = lambda model, *_: sensing_answer([[0, 0, 1000, 500], [0, 500, 1000, 1000]], "all") + END  # noqa: E731
     (rollout,) = answers(Scripted("qwen3_vl", tokenizer, says), [question()])
     assert rollout.action.error == "too_few" and len(rollout.regions) == 2
-    (outcome,) = correction.correct(Perfect(), [rollout], CONFIG)
-    assert TASKS["segment"].score(rollout, outcome, CONFIG).terms["task"] == 1.0
+    (outcome,) = TASKS["segment"](CONFIG).act(Perfect(), [rollout])
+    assert TASKS["segment"](CONFIG).reward(rollout, outcome).terms["task"] == 1.0
     (broken,) = answers(Scripted("qwen3_vl", tokenizer, two), [question()])
-    (same,) = correction.correct(Perfect(), [broken], CONFIG)
+    (same,) = TASKS["segment"](CONFIG).act(Perfect(), [broken])
     assert broken.regions == () and np.array_equal(same.mask, Draft.of(broken.example).mask)
     assert mask_iou(same.mask, true_mask(question())) > 0.7  # which is not the answer's merit
-    terms = TASKS["segment"].score(broken, same, CONFIG).terms
+    terms = TASKS["segment"](CONFIG).reward(broken, same).terms
     assert terms == {"format": 0.0, "no_overlap": 0.0, "area": 0.0, "coverage": 0.0, "task": 0.0}
 
 
 def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
-    assert task_of(CONFIG) is TASKS["segment"]
+    assert task_of(CONFIG).name == "segment"
     for changed, sentence in (
         (
             {"task_model": "mllm"},
@@ -132,13 +134,13 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
         replace(CONFIG, task_model="sam")
     with pytest.raises(ConfigError, match="--task_options clicks is 0; it must be at least 1"):
         replace(CONFIG, clicks=0)
-    with pytest.raises(ConfigError, match="--task paint is not known; there are: sense, direct"):
+    with pytest.raises(ConfigError, match="--task paint is not known; there are: counting, detection"):
         task_of(EvalConfig(checkpoint=("x",), task="paint"))
     with pytest.raises(ConfigError, match="--task_model sam corrects masks: it goes with --task segment"):
         task_of(EvalConfig(checkpoint=("x",), task_model=("sam",), task_checkpoint="y"))
     preset = TrainConfig.from_args(["--preset", "paper", "thin_objects", "--data_root", "d"])
-    assert task_of(preset) is TASKS["segment"] and preset.data == ("thinobject5k",) and preset.task_model == "sam"
-    assert task_of(TrainConfig.from_args(["--preset", "tiny", "segment"])) is TASKS["segment"]
+    assert task_of(preset).name == "segment" and preset.data == ("thinobject5k",) and preset.task_model == "sam"
+    assert task_of(TrainConfig.from_args(["--preset", "tiny", "segment"])).name == "segment"
     masks = {"checkpoint": ("x",), "task": "segment", "task_model": ("oracle",)}
     assert (
         eval_segmentation.rows_of(EvalConfig(**masks))
@@ -173,8 +175,8 @@ def test_the_colours_say_what_is_right_missing_and_too_much() -> None:
 
 def test_samples_and_lines_show_masks(tokenizer, tmp_path: Path) -> None:
     (rollout,) = answers(Scripted("qwen3_vl", tokenizer, sees_errors), [question()])
-    (outcome,) = correction.correct(Perfect(), [rollout], CONFIG)
-    score = TASKS["segment"].score(rollout, outcome, CONFIG)
+    (outcome,) = TASKS["segment"](CONFIG).act(Perfect(), [rollout])
+    score = TASKS["segment"](CONFIG).reward(rollout, outcome)
     lines = log.rollout_lines(rollout, outcome, score)
     before = mask_iou(Draft.of(rollout.example).mask, outcome.mask)
     assert f"mask     IoU {before:.2f} before, 1.00 after" in lines and "detection" not in lines
@@ -330,10 +332,10 @@ def test_evaluate_corrects_thin_objects_with_sam(
     (sam / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
     root = thin_set(tmp_path, split="test")
     made: list[str] = []
-    make = task_model_sam._prepared
+    make = task_segmentation._first_mask
     monkeypatch.setattr(
-        task_model_sam,
-        "_prepared",
+        task_segmentation,
+        "_first_mask",
         lambda task_model, example, config: made.append(example.id) or make(task_model, example, config),
     )
     printed, complaint = evaluate(

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activeo3 import evidence as room
+from activeo3 import task_zoom_qa as room
 from activeo3 import geometry
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_scenes import example, scene
-from activeo3.evidence import asked_of, evidence, likeness, quantity, rightness, terms
+from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.geometry import Frame, as_boxes
 from activeo3.types import VQA, Region, Zoom
 from activeo3.zoom_calls import Limits, judged, read_turn
@@ -259,9 +259,9 @@ def test_a_call_beyond_the_third_costs_the_reference_a_tenth() -> None:
 
 def test_the_weights_of_a_run_keep_the_order() -> None:
     """With the defaults, a right answer after every zoom that a run allows is worth more than any wrong one."""
-    config = TrainConfig()
-    assert {name: config.weights[name] for name in WEIGHTS} == WEIGHTS
-    assert config.weights["answer"] - config.max_turns * config.weights["calls"] > config.weights["evidence"]
+    config, weights = TrainConfig(), room.ZoomQA.terms
+    assert {name: weights[name] for name in WEIGHTS} == WEIGHTS
+    assert weights["answer"] - config.max_turns * weights["calls"] > weights["evidence"]
 
 
 def test_a_region_that_was_refused_was_not_looked_at() -> None:

@@ -23,8 +23,8 @@ def part(room: str) -> str:
         return "files"
     if room in NOT_NAMED_YET:
         return NOT_NAMED_YET[room]
-    prefix = "core" if room.startswith("task_model") else room.split("_")[0]
-    return {"tasks": "task", "task": "task", "data": "data", "eval": "eval"}.get(prefix, "core")
+    prefix = "core" if room == "tasks" or room.startswith("task_model") else room.split("_")[0]
+    return {"task": "task", "data": "data", "eval": "eval"}.get(prefix, "core")
 
 
 MAY_IMPORT = {
@@ -39,19 +39,17 @@ DATA_NEEDS = "types geometry terminal paths processes outputs answer_text text_m
 
 NOT_NAMED_YET = dict.fromkeys(
     "contest curriculum failures fixed headlines modes plots proposals rivals soundness swaps".split(), "eval"
-) | {"correction": "task"}  # fmt: skip
+)  # fmt: skip
 """Rooms whose names do not show their part."""
-MASKS = {"drawing", "log", "rewards", "task_model_sam"}
-"""Rooms of the core that import ``task_segmentation`` for its mask type, and ``tasks`` imports an evaluation's settings."""
 
 APART = {
-    "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics evidence": "torch",
+    "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics": "torch",
     "config eval_config presets cli paths processes outputs locks memory monitor metrics_file terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
     "model model_* encoding generate scoring decoding caches packing attention vision lora": "engine rollout rewards data",
     "engine checkpoints checkpoint_files": "rollout rewards data",
-    "rollout": "rewards task_model* engine data",
+    "rollout": "rewards engine data",
     "task_model*": "rewards rollout engine",
     "rewards matching metrics": "model task_models",
     "task* eval_*": "deepspeed",
@@ -67,7 +65,7 @@ OWNERS = {
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "peft": "lora",
-    "scipy": "charts drawing matching task_model_sam task_segmentation clicks",
+    "scipy": "charts drawing matching task_model_sam task_segmentation",
     "rapidfuzz": "text_metrics",
     "nltk": "text_metrics",
     "jieba": "text_metrics",
@@ -173,7 +171,6 @@ def test_imports_follow_the_prefixes(room: str) -> None:
     allowed = MAY_IMPORT[part(room)]
     for other in rooms_in(room_imports(room)):
         needed = part(room) in ("data", "files") and other in DATA_NEEDS
-        needed |= (room in MASKS and other == "task_segmentation") or (room, other) == ("tasks", "eval_config")
         assert part(other) in allowed or needed, f"{room} ({part(room)}) imports {other} ({part(other)})"
 
 

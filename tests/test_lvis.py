@@ -28,6 +28,7 @@ from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.headlines import headlines
 from activeo3.metric_rules import COCO, LVIS
 from activeo3.task_perception_words import Answer
+from activeo3.tasks import known_tasks
 from activeo3.types import Example, Objects, Rollout, TaskResult
 
 FREQUENCIES = {"AP_r": "APr", "AP_c": "APc", "AP_f": "APf"}
@@ -218,7 +219,9 @@ def test_what_is_invented_costs(tmp_path: Path) -> None:
 def test_detection_ignores_what_no_picture_was_checked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Everything in a picture at once: the table is LVISEval's on the file itself, of all that was said."""
     root = lvis_folder(tmp_path, 1)
-    posed = [task_perception.posed("detection", example) for example in open_dataset("coco_det", "val", root)]
+    posed = [
+        known_tasks()["detection"](TrainConfig()).prepare(example) for example in open_dataset("coco_det", "val", root)
+    ]
     rng, answers, said = np.random.default_rng(0), [], []
     for example in posed:
         names = [*example.objects.labels, *example.objects.categories]
@@ -260,11 +263,13 @@ def test_counting_knows_what_is_absent(tmp_path: Path) -> None:
     examples = list(open_dataset("coco", "val", lvis_folder(tmp_path, 1), absent=0.4))
     for example in examples:
         if example.exhaustive:
-            assert task_perception.posed("counting", example).count.number == len(example.boxes_px)
-            assert len(task_perception.posed("counting", example).count.places_px) == len(example.boxes_px)
+            assert known_tasks()["counting"](TrainConfig()).prepare(example).count.number == len(example.boxes_px)
+            assert len(known_tasks()["counting"](TrainConfig()).prepare(example).count.places_px) == len(
+                example.boxes_px
+            )
         else:
             with pytest.raises(DataError, match="does not say how many"):
-                task_perception.posed("counting", example)
+                known_tasks()["counting"](TrainConfig()).prepare(example)
     assert {len(e.boxes_px) == 0 for e in examples} == {e.exhaustive for e in examples} == {True, False}
 
 

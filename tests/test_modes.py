@@ -15,16 +15,18 @@ from test_data_vqa import vstar_set
 from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
 from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
 
-from activeo3 import eval_baselines, eval_zoom_qa, evidence, modes, prompts
+from activeo3 import eval_baselines, eval_zoom_qa, modes, prompts, task_zoom_qa
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_loader import Light
 from activeo3.eval_config import MODES, EvalConfig
 from activeo3.eval_core import BATCH, Runner
 from activeo3.geometry import as_boxes
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example
 from activeo3.zoom_calls import STATUSES
+
+TASKS = known_tasks()
 
 CLOSER = prompts.shown("zoom_executed", "short")
 AWAY = '<zoom_roi x0="0" y0="0.5" x1="0.25" y1="0.75"/>' + END
@@ -57,9 +59,7 @@ def rows_of(
 ) -> dict[str, dict]:
     examples = [question()] if examples is None else examples
     policy = Scripted("qwen3_vl", tokenizer, says)
-    rows = eval_zoom_qa.exam(
-        {"it": policy}, examples, TASK, config, Runner(), TrainConfig(), wanted, resamples=50, **how
-    )
+    rows = eval_zoom_qa.exam({"it": policy}, examples, TASK(config), Runner(), wanted, resamples=50, **how)
     return {row["mode"]: row for row in rows}
 
 
@@ -83,9 +83,9 @@ def test_only_looking_or_being_shown_helps_a_policy_that_goes_by_pixels(tokenize
 
 def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     seen: dict[str, list] = {}
-    for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
+    for way in modes.ways(TASK(replace(CONFIG, wording="paper")), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        eval_zoom_qa.sit(model, way, [question()], Runner(), TrainConfig())
+        eval_zoom_qa.sit(model, way, [question()], Runner())
         (seen[way.title],) = model.shown
     (whole, at_once), (same, may), (_, must) = (seen[name] for name in ("baseline", "default", "strict_zoom"))
     (crop, alone_), ((first, second), beside) = seen["oracle_crop"], seen["oracle_crop+picture"]
@@ -108,9 +108,9 @@ def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
     """MMBench's questions may come with what should be known beforehand; without it some cannot be answered."""
     plain = question()
     hinted = replace(plain, vqa=replace(plain.vqa, hint="Plates are red."))
-    for way in modes.ways(TASK, replace(CONFIG, wording="paper"), MODES):
+    for way in modes.ways(TASK(replace(CONFIG, wording="paper")), MODES):
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        eval_zoom_qa.sit(model, way, [plain, hinted], Runner(), TrainConfig())
+        eval_zoom_qa.sit(model, way, [plain, hinted], Runner())
         (_, without), (_, words) = model.shown
         assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), way.title
 
@@ -119,7 +119,7 @@ def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
     vqa = VQA("?", ("7",), evidence_px=as_boxes([[100, 100, 140, 120], [400, 300, 460, 380]]))
     example = Example("a", painted(SIZE, []), "?", vqa=vqa)
     region = modes.evidence_region(example)
-    assert evidence.covered(as_boxes([region]), evidence.asked_of(example).evidence_px) == 1.0
+    assert task_zoom_qa.covered(as_boxes([region]), task_zoom_qa.asked_of(example).evidence_px) == 1.0
     assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
     assert modes.evidence_region(question()) == eval_baselines.oracle_regions(question(), 1)[0]
 
@@ -154,8 +154,8 @@ def test_strict_fails_closed(tokenizer) -> None:
     with pytest.raises(
         ConfigError, match="^--mode strict_zoom needs a zoom and a turn to answer in, and --max_zooms 0 "
     ):
-        modes.ways(TASK, none_left, ["strict_zoom"])
-    assert len(modes.ways(TASK, none_left, ["baseline", "default", "oracle_crop"])) == 4
+        modes.ways(TASK(none_left), ["strict_zoom"])
+    assert len(modes.ways(TASK(none_left), ["baseline", "default", "oracle_crop"])) == 4
 
 
 @pytest.mark.parametrize("least", [1, 2, 3])
@@ -216,7 +216,7 @@ def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [question(box=(640.0, 200.0, 704.0, 244.0))]).values()
     assert row["episodes"][0]["evidence_seen"] == pytest.approx(0.5)
     assert (
-        evidence.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)]))
+        task_zoom_qa.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)]))
         == 1.0
     )
 
@@ -268,8 +268,7 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
 
     assert len(examples) > BATCH
     one, other = (
-        repr(eval_zoom_qa.exam({"it": policy}, examples, TASK, CONFIG, runner, TrainConfig()))
-        for runner in (Runner(), backwards())
+        repr(eval_zoom_qa.exam({"it": policy}, examples, TASK(CONFIG), runner)) for runner in (Runner(), backwards())
     )
     assert one == other
 
@@ -280,7 +279,7 @@ def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes
     examples = list(light)
     assert {example.image.size for example in examples} == {(1, 1)}
     held, read = (
-        eval_zoom_qa.exam({"it": policy}, which, TASK, CONFIG, Runner(), TrainConfig(), MODES, True, whole=whole)
+        eval_zoom_qa.exam({"it": policy}, which, TASK(CONFIG), Runner(), MODES, True, whole=whole)
         for which, whole in ((full, lambda example: example), (examples, light.whole))
     )
     assert repr(held) == repr(read)

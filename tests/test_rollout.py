@@ -14,7 +14,9 @@ from scripted import END, PATCH, USUAL, Scripted, blobs, painted
 from activeo3 import prompts
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.rollout import regions_of, sample_rollouts, sensing_view
+from activeo3.rollout import sample_rollouts
+from activeo3.task_detection import Sense
+from activeo3.tasks import regions_of, sensing_view
 from activeo3.types import Example, ParsedAnswer, Rollout, Sampling
 
 SIZE = (1344, 896)
@@ -48,7 +50,7 @@ def same(regions: Sequence, wanted: Sequence) -> bool:
 def one_rollout(family: str, tokenizer, answer, size: tuple[int, int] = SIZE) -> Rollout:
     """The rollout of a single scripted answer."""
     policy = Scripted(family, tokenizer, lambda model, view, asked: answer)
-    _, ((rollout,),) = sample_rollouts(policy, [question(size)], 1, SAMPLING, CONFIG)
+    _, ((rollout,),) = sample_rollouts(policy, Sense(CONFIG), [question(size)], 1, SAMPLING)
     return rollout
 
 
@@ -200,7 +202,7 @@ def test_the_view_of_an_elongated_picture_is_bounded_and_keeps_its_aspect(family
     bounded = []
     for size in ((4000, 20), (1600, 200), (400, 300)):
         policy = Scripted(family, tokenizer, lambda *_: END)
-        sample_rollouts(policy, [question(size)], 1, SAMPLING, config)
+        sample_rollouts(policy, Sense(config), [question(size)], 1, SAMPLING)
         view, unbounded = policy.shown[0][0].size, sensing_view(policy, Image.new("RGB", size), 280)[0].size
         assert config.max_view_pixels / 2 < view[0] * view[1] <= config.max_view_pixels or view == unbounded
         assert abs(view[0] * size[1] / size[0] - view[1]) <= policy.factor  # the aspect, to a visual token
@@ -221,7 +223,7 @@ def test_every_example_gets_its_own_group_in_order(family: str, tokenizer) -> No
     count = iter(range(100))
     policy = Scripted(family, tokenizer, lambda *_: tagged([WRITTEN[family]], f"thought {next(count)}") + END)
     examples = [question(name="a"), question((640, 480), "b", "blue ring"), question((480, 640), "c", "boat")]
-    encoded, rollouts = sample_rollouts(policy, examples, 4, SAMPLING, CONFIG)
+    encoded, rollouts = sample_rollouts(policy, Sense(CONFIG), examples, 4, SAMPLING)
     assert [(seen.view, seen.words) for seen in encoded] == policy.shown and policy.batches == [(3, 4, SAMPLING)]
     assert [len(group) for group in rollouts] == [4, 4, 4]
     for p, (example, group) in enumerate(zip(examples, rollouts)):
@@ -236,7 +238,7 @@ def test_two_identical_prompts_stay_two_groups(family: str, tokenizer) -> None:
     count = iter(range(100))
     policy = Scripted(family, tokenizer, lambda *_: f"{next(count)}{END}")
     same = question()
-    encoded, rollouts = sample_rollouts(policy, [same, same], 3, SAMPLING, CONFIG)
+    encoded, rollouts = sample_rollouts(policy, Sense(CONFIG), [same, same], 3, SAMPLING)
     assert len(encoded) == 2
     assert [[rollout.text for rollout in group] for group in rollouts] == [["0", "1", "2"], ["3", "4", "5"]]
 
@@ -244,7 +246,7 @@ def test_two_identical_prompts_stay_two_groups(family: str, tokenizer) -> None:
 def test_the_config_decides_on_words_regions_and_view(tokenizer) -> None:
     policy = Scripted("qwen3_vl", tokenizer, lambda *_: tagged([WRITTEN["qwen3_vl"]] * 5) + END)
     config = TrainConfig(wording="paper", regions=4, sensing_side=160)
-    _, ((rollout,),) = sample_rollouts(policy, [question()], 1, SAMPLING, config)
+    _, ((rollout,),) = sample_rollouts(policy, Sense(config), [question()], 1, SAMPLING)
     ((view, asked),) = policy.shown
     assert asked == prompts.sensing_prompt("red star", "paper", 4) and "up to 4 regions" in asked
     assert min(view.size) == 160
@@ -262,7 +264,7 @@ def test_with_a_real_model_the_ids_are_those_it_generated(vlm, picture) -> None:
     config, sampling = TrainConfig(sensing_side=32), Sampling(1.0, 6)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        encoded, rollouts = sample_rollouts(vlm, examples, 3, sampling, config)
+        encoded, rollouts = sample_rollouts(vlm, Sense(config), examples, 3, sampling)
         torch.manual_seed(5)
         answers = vlm.generate(encoded, 3, sampling)
     assert [[rollout.token_ids for rollout in group] for group in rollouts] == answers

@@ -20,13 +20,20 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from transformers.models.sam.processing_sam import SamProcessor
 
 from activeo3 import data_scenes, eval_baselines
-from activeo3.clicks import Click, depth_inside, next_click
 from activeo3.config import TrainConfig
 from activeo3.geometry import mask_to_rle
 from activeo3.metrics import mask_iou
 from activeo3.model import ModelError
-from activeo3.task_model_sam import ClickCrop, Perfect, Sam, corrector, prepared, zoom_and_click
-from activeo3.task_segmentation import Draft, coarse_mask, error_regions, true_mask
+from activeo3.task_model_sam import Click, ClickCrop, Perfect, Sam, depth_inside, next_click
+from activeo3.task_segmentation import (
+    Draft,
+    Segment,
+    coarse_mask,
+    error_regions,
+    true_mask,
+    with_first_masks,
+    zoom_and_click,
+)
 from activeo3.types import Example, Region
 
 CPU = torch.device("cpu")
@@ -419,7 +426,7 @@ def test_the_oracle_draws_a_region_in_cells() -> None:
 
 def test_good_regions_mend_and_tiles_do_harm() -> None:
     """On the embedded world, as the oracle sees crops; to the pixel, the tiles make every picture right."""
-    examples = prepared(Perfect(), [data_scenes.example("train", index) for index in range(6)], TrainConfig())
+    examples = with_first_masks(Perfect(), [data_scenes.example("train", index) for index in range(6)], TrainConfig())
     drafts = [Draft.of(example) for example in examples]
     tiles, good = (
         [eval_baselines.grid_regions(one, 3) for one in examples],
@@ -441,17 +448,17 @@ def asked(picture, truth: np.ndarray, name: str = "e") -> Example:
 
 def test_a_first_mask_is_made_once_and_by_either_maker(task_model: Sam, folder: Path, picture) -> None:
     examples = [asked(picture, blob((300, 200), (150 + 10 * k, 100), 40), name) for k, name in enumerate("ef")]
-    coarse = prepared(Perfect(), examples, TrainConfig())
+    coarse = with_first_masks(Perfect(), examples, TrainConfig())
     for one, example in zip(coarse, examples):
         assert np.array_equal(Draft.of(one).mask, coarse_mask(true_mask(example), example.id))
-    assert all(a is b for a, b in zip(prepared(Perfect(), coarse, TrainConfig()), coarse))
+    assert all(a is b for a, b in zip(with_first_masks(Perfect(), coarse, TrainConfig()), coarse))
     config = TrainConfig(first_mask="sam", task_checkpoint=str(folder))
-    together = prepared(task_model, examples, config)
+    together = with_first_masks(task_model, examples, config)
     for one, example in zip(together, examples):
-        (alone,) = prepared(corrector("sam", config, CPU), [example], config)
+        (alone,) = with_first_masks(Segment(config).load_task_model("sam", CPU), [example], config)
         assert one.draft == alone.draft
         empty = Draft(example.image, true_mask(example), np.zeros((200, 300), dtype=bool))
         by_click = whole(empty)
         task_model.correct([by_click], clicks=1)
         assert np.array_equal(Draft.of(one).mask, by_click.mask) and by_click.mask.any()
-    assert isinstance(corrector("oracle", config, CPU), Perfect)
+    assert isinstance(Segment(config).load_task_model("oracle", CPU), Perfect)

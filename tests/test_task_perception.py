@@ -13,7 +13,7 @@ from scripted import END, USUAL, Scripted, blobs, painted, written
 from test_engine import rank_environment
 from test_metrics import coco_index
 
-from activeo3 import data_scenes, engine, eval_detection, eval_perception, log, matching, task_perception
+from activeo3 import data_scenes, engine, eval_detection, eval_perception, log
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_loader import TrainingOrder
@@ -22,10 +22,9 @@ from activeo3.eval_core import Runner
 from activeo3.eval_perception import compare, measure, per_category
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.rollout import sample_rollouts
-from activeo3.task_perception import Posed
 from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import Answer
-from activeo3.tasks import TASKS, posed, task_of
+from activeo3.tasks import PromptSpec, known_tasks, prepared, task_of
 from activeo3.text_metrics import page_metrics, text_similarity
 from activeo3.types import Count, Example, Objects, Rollout, Sampling, TaskResult
 
@@ -34,6 +33,8 @@ sys.path.insert(0, str(ROOT))  # train.py and evaluate.py are scripts beside the
 
 import evaluate  # noqa: E402
 import train  # noqa: E402
+
+TASKS = known_tasks()
 
 CONFIG = TrainConfig(sensing_side=256, max_new_tokens=64)
 RED, OTHER = (40, 60, 120, 140), (300, 200, 360, 260)
@@ -51,14 +52,14 @@ def test_the_embedded_world_has_a_question_for_every_task() -> None:
     for index in range(8):
         example, world = data_scenes.example("train", index), data_scenes.scene("train", index)
         names = [thing.name for thing in world.things]
-        phrase = task_perception.posed("grounding", example)
+        phrase = TASKS["grounding"](TrainConfig()).prepare(example)
         alone = [thing for thing in world.things if thing.name == phrase.query]
         assert len(alone) == 1 and phrase.boxes_px.tolist() == [list(alone[0].box_px)]  # true of exactly one thing
-        count = task_perception.posed("counting", example)
+        count = TASKS["counting"](TrainConfig()).prepare(example)
         assert count.count.number == names.count(count.query) == len(count.count.places_px)
-        page = task_perception.posed("ocr", example)
+        page = TASKS["ocr"](TrainConfig()).prepare(example)
         assert page.text == world.number and page.boxes_px.tolist() == [list(world.plate_px)]
-        everything = task_perception.posed("detection", example)
+        everything = TASKS["detection"](TrainConfig()).prepare(example)
         assert list(everything.objects.labels) == names
         assert everything.boxes_px.tolist() == [list(thing.box_px) for thing in world.things]
         assert len(everything.objects.categories) == 36 and set(names) <= set(everything.objects.categories)
@@ -75,21 +76,23 @@ def test_a_picture_without_a_single_kind_refers_to_the_leftmost_target() -> None
 
 def test_examples_of_other_data_sets() -> None:
     one = picture([("red", RED)])
-    assert task_perception.posed("grounding", one).boxes_px.tolist() == [list(RED)]
+    assert TASKS["grounding"](TrainConfig()).prepare(one).boxes_px.tolist() == [list(RED)]
     with_crowd = replace(picture(), crowd=np.array([False, True]))
-    assert task_perception.posed("grounding", with_crowd).boxes_px.tolist() == [list(RED)]
-    assert task_perception.posed("counting", with_crowd).count.number == 1
-    pointed = task_perception.posed("counting", picture([], count=Count(2, np.array([[1.0, 2, 1, 2], [3, 4, 3, 4]]))))
+    assert TASKS["grounding"](TrainConfig()).prepare(with_crowd).boxes_px.tolist() == [list(RED)]
+    assert TASKS["counting"](TrainConfig()).prepare(with_crowd).count.number == 1
+    pointed = TASKS["counting"](TrainConfig()).prepare(
+        picture([], count=Count(2, np.array([[1.0, 2, 1, 2], [3, 4, 3, 4]])))
+    )
     assert pointed.count.places_px.tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
     assert (
-        task_perception.posed("counting", picture([], count=Count(2))).count.places_px is None
+        TASKS["counting"](TrainConfig()).prepare(picture([], count=Count(2))).count.places_px is None
     )  # PixMo's sets to evaluate on
-    assert task_perception.posed("counting", picture([], count=Count(0))).count.places_px.shape == (0, 4)
+    assert TASKS["counting"](TrainConfig()).prepare(picture([], count=Count(0))).count.places_px.shape == (0, 4)
     objects = Objects(np.array([RED, OTHER]), ("cup", "cup"), ("cup",), np.array([True, False]), np.ones(2))
-    coco = task_perception.posed("detection", picture([], objects=objects))
+    coco = TASKS["detection"](TrainConfig()).prepare(picture([], objects=objects))
     assert coco.boxes_px.tolist() == [list(RED), list(OTHER)] and coco.query == "everything"
     assert coco.crowd is objects.crowd and coco.areas is objects.areas
-    assert task_perception.posed("ocr", picture([], text="a page")).text == "a page"
+    assert TASKS["ocr"](TrainConfig()).prepare(picture([], text="a page")).text == "a page"
 
 
 @pytest.mark.parametrize(
@@ -105,13 +108,13 @@ def test_examples_of_other_data_sets() -> None:
 )
 def test_an_example_that_does_not_fit_is_passed_over(task: str, example: Example, why: str) -> None:
     with pytest.raises(DataError) as caught:
-        task_perception.posed(task, example)
+        TASKS[task](TrainConfig()).prepare(example)
     assert str(caught.value).startswith("example a ") and why in str(caught.value) and caught.value.example_id == "a"
     fits = data_scenes.example("val", 0)
-    data = posed([example, fits], TASKS[task])  # type: ignore[arg-type]
+    data = prepared([example, fits], TASKS[task](CONFIG))  # type: ignore[arg-type]
     stream = TrainingOrder(data, prompts=1, seed=0, rank=0, world=1)
     assert {stream.at(step)[0].id for step in range(4)} == {fits.id} and list(stream.skipped) == ["a"]
-    assert posed([example], TASKS["sense"]) == [example]  # type: ignore[arg-type,comparison-overlap]
+    assert prepared([example], TASKS["sense"](CONFIG)) == [example]  # type: ignore[arg-type,comparison-overlap]
 
 
 # ---------------------------------------------------------------------- a policy that sees
@@ -142,8 +145,8 @@ def answers(
     task: str, says: Callable | str, config: TrainConfig = CONFIG, family: str = "qwen3_vl", tokenizer: Any = None
 ) -> Rollout:
     policy = Scripted(family, tokenizer, says if callable(says) else lambda *_: says)
-    example = task_perception.posed(task, RIGHT[task])
-    _, ((rollout,),) = sample_rollouts(policy, [example], 1, Sampling(0.0, 64), config, TASKS[task])
+    example = TASKS[task](TrainConfig()).prepare(RIGHT[task])
+    _, ((rollout,),) = sample_rollouts(policy, TASKS[task](config), [example], 1, Sampling(0.0, 64))
     return rollout
 
 
@@ -151,8 +154,8 @@ def answers(
 @pytest.mark.parametrize("task", ONE_SHOT)
 def test_a_right_answer_is_worth_full_marks(task: str, family: str, tokenizer: Any) -> None:
     rollout = answers(task, sees(task), family=family, tokenizer=tokenizer)
-    score = TASKS[task].score(rollout, *TASKS[task].act(None, [rollout], CONFIG), CONFIG)
-    assert tuple(score.terms) == matching.TERMS[task] == TASKS[task].terms
+    score = TASKS[task](CONFIG).reward(rollout, *TASKS[task](CONFIG).act(None, [rollout]))
+    assert list(score.terms) == list(TASKS[task].terms)
     full = {name: 0.0 if name == "missing" else 1.0 for name in score.terms}
     assert score.terms == pytest.approx(full, abs=0.05)  # whole numbers in a model's coordinates
     assert score.total == pytest.approx(sum(score.terms.values()))
@@ -165,46 +168,48 @@ def test_a_right_answer_is_worth_full_marks(task: str, family: str, tokenizer: A
 def test_a_wrong_answer_is_worth_little(task: str, tokenizer: Any) -> None:
     for said in ("nonsense", "<|box_start|>" + END, "<think>a</think><answer></answer>" + END):
         rollout = answers(task, said, tokenizer=tokenizer)
-        terms = TASKS[task].score(rollout, rollout.result, CONFIG).terms
+        terms = TASKS[task](CONFIG).reward(rollout, rollout.result).terms
         assert terms["format"] == (task == "ocr" and said == "<|box_start|>" + END) and terms.get("iou", 0) == 0
-        assert log.rollout_lines(rollout, rollout.result, TASKS[task].score(rollout, rollout.result, CONFIG))
+        assert log.rollout_lines(rollout, rollout.result, TASKS[task](CONFIG).reward(rollout, rollout.result))
 
 
 def test_boxes_are_put_in_order_and_cut_off_at_the_border(tokenizer: Any) -> None:
     frame = Frame((0, 0, 480, 320), (1000, 1000))
-    reading = task_perception.read("grounding", "[1200, 1000, 500, -50]", True, frame, RIGHT["grounding"], CONFIG)
+    reading = TASKS["grounding"](CONFIG).parse(
+        "[1200, 1000, 500, -50]", True, PromptSpec(RIGHT["grounding"].image, frame, ""), RIGHT["grounding"]
+    )
     assert reading.result.boxes_px.tolist() == [[240, 0, 480, 320]] and reading.regions == ()
 
 
 def test_flags_reach_the_reward(tokenizer: Any) -> None:
     half = answers("grounding", "[84, 188, 250, 312]" + END, tokenizer=tokenizer)  # the upper half of the box
-    iou = task_perception.score("grounding", half, half.result, CONFIG).terms["iou"]
+    iou = TASKS["grounding"](CONFIG).reward(half, half.result).terms["iou"]
     assert 0.45 < iou < 0.55
-    assert task_perception.score("grounding", half, half.result, replace(CONFIG, iou_power=2)).terms[
-        "iou"
-    ] == pytest.approx(iou**2)
+    assert TASKS["grounding"](replace(CONFIG, iou_power=2)).reward(half, half.result).terms["iou"] == pytest.approx(
+        iou**2
+    )
 
     turned = answers("counting", lambda m, v, q: json.dumps([{"bbox_2d": b} for b in written(m, v, blobs(v, "red"))[::-1]]) + " 2" + END,
                      tokenizer=tokenizer)  # fmt: skip
-    by_match, by_order = (task_perception.score("counting", turned, turned.result, replace(CONFIG, matching=m)).terms["match"]
+    by_match, by_order = (TASKS["counting"](replace(CONFIG, matching=m)).reward(turned, turned.result).terms["match"]
                           for m in ("hungarian", "sequential"))  # fmt: skip
     assert by_match > 0.98 > by_order + 0.2
-    inside = task_perception.score(
-        "counting", turned, turned.result, replace(CONFIG, matching="sequential", places="inside")
-    ).terms
+    inside = (
+        TASKS["counting"](replace(CONFIG, matching="sequential", places="inside")).reward(turned, turned.result).terms
+    )
     assert inside["match"] == 0.0
     doubled = replace(CONFIG, reward_weights=("match=2", "count=0"))
-    assert task_perception.score("counting", turned, turned.result, doubled).total == pytest.approx(1 + 2 * by_match)
+    assert TASKS["counting"](doubled).reward(turned, turned.result).total == pytest.approx(1 + 2 * by_match)
 
     thoughtful = replace(CONFIG, thinking=True)
     told = "<think>seven</think><answer>No. 7</answer>" + END
     assert (
-        task_perception.score(
-            "ocr", *_with_result(answers("ocr", told, thoughtful, tokenizer=tokenizer)), thoughtful
-        ).terms["format"]
+        TASKS["ocr"](thoughtful)
+        .reward(*_with_result(answers("ocr", told, thoughtful, tokenizer=tokenizer)))
+        .terms["format"]
         == 1.0
     )
-    assert task_perception.score("ocr", *_with_result(answers("ocr", told, tokenizer=tokenizer)), CONFIG).terms == {
+    assert TASKS["ocr"](CONFIG).reward(*_with_result(answers("ocr", told, tokenizer=tokenizer))).terms == {
         "format": 0.0,
         "text": 1.0,
     }
@@ -219,11 +224,10 @@ def test_a_thinking_question_asks_for_a_thought(tokenizer: Any) -> None:
         policy = Scripted("qwen3_vl", tokenizer, lambda *_: END)
         sample_rollouts(
             policy,
+            TASKS["detection"](replace(CONFIG, thinking=thinking, wording="paper")),
             [RIGHT["detection"]],
             1,
             Sampling(),
-            replace(CONFIG, thinking=thinking, wording="paper"),
-            TASKS["detection"],
         )
         words = policy.shown[0][1]
         assert ("<think>" in words) == thinking and "one of: red, green." in words
@@ -232,11 +236,9 @@ def test_a_thinking_question_asks_for_a_thought(tokenizer: Any) -> None:
 def test_the_number_alone_can_be_compared_where_nobody_pointed(tokenizer: Any) -> None:
     rollout = answers("counting", sees("counting"), tokenizer=tokenizer)
     for count, worth, paper in ((2, 1.0, 1.0), (4, 2 / 3, 0.5), (1, 2 / 3, 0.5)):
-        unpointed = replace(rollout, example=task_perception.posed("counting", picture([], count=Count(count))))
+        unpointed = replace(rollout, example=TASKS["counting"](TrainConfig()).prepare(picture([], count=Count(count))))
         for reward, match in (("f1", worth), ("paper", paper)):
-            terms = task_perception.score(
-                "counting", unpointed, rollout.result, replace(CONFIG, perception_reward=reward)
-            ).terms
+            terms = TASKS["counting"](replace(CONFIG, perception_reward=reward)).reward(unpointed, rollout.result).terms
             assert (terms["match"], terms["count"]) == (pytest.approx(match), float(count == 2))
 
 
@@ -269,14 +271,14 @@ def test_accuracies_of_grounding() -> None:
 
 
 def test_counting_and_reading() -> None:
-    example = task_perception.posed("counting", picture([], count=Count(3)))
+    example = TASKS["counting"](TrainConfig()).prepare(picture([], count=Count(3)))
     assert values("counting", [example] * 4, [said(example, count=k) for k in (3, 3, 1, 7)]) == {
         "exact": 0.5,
         "MAE": 1.5,
         "form": 1.0,
     }
     pytest.importorskip("nltk")
-    pages = [task_perception.posed("ocr", picture([], text=text)) for text in ("one two three", "four")]
+    pages = [TASKS["ocr"](TrainConfig()).prepare(picture([], text=text)) for text in ("one two three", "four")]
     row = values("ocr", pages, [said(pages[0], text="one two three"), said(pages[1], text="for", error="unfinished")])
     wanted = [page_metrics("one two three", "one two three"), page_metrics("for", "four")]
     assert row == pytest.approx({name: (wanted[0][name] + wanted[1][name]) / 2 for name in wanted[0]} | {"form": 0.5})
@@ -357,13 +359,13 @@ def test_the_last_picture_counts(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_policies_beside_each_other(tokenizer: Any) -> None:
-    examples = [task_perception.posed("counting", data_scenes.example("val", index)) for index in range(3)]
+    examples = [TASKS["counting"](TrainConfig()).prepare(data_scenes.example("val", index)) for index in range(3)]
     three = Scripted(
         "qwen3_vl", tokenizer, lambda *_: '[{"point_2d":[1,2]},{"point_2d":[5,2]},{"point_2d":[9,2]}] 3' + END
     )
     mute = Scripted("qwen3_vl", tokenizer, lambda *_: END)
     told: list[str] = []
-    rows, kept = compare("counting", TASKS["counting"], {"start": mute, "trained": three}, "scenes", examples, CONFIG,
+    rows, kept = compare(TASKS["counting"](CONFIG), {"start": mute, "trained": three}, "scenes", examples,
                          Runner(), resamples=5, say=told.append)  # fmt: skip
     assert [row["method"] for row in rows] == ["start", "trained"] and len(told) == 2
     right = [example.count.number == 3 for example in examples]
@@ -407,7 +409,7 @@ def test_a_run_ends_in_the_tasks_own_table(
     train.main(TrainConfig.from_args(["--task", task, "--model", policy, *SMALL, *few, "--output_dir", str(tmp_path)]))
     rows = log.read_rows(tmp_path / "metrics.jsonl")
     logged = {name.removeprefix("reward/") for row in rows for name in row if name.startswith("reward/")}
-    assert len(rows) == 2 and logged == set(matching.TERMS[task])
+    assert len(rows) == 2 and logged == set(TASKS[task].terms)
     assert all(f"reward/{name}" in log.METRIC_GLOSSARY for name in logged)
     table = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["method"] for row in table] == ["start", "trained"] and set(table[0]["metrics"]) >= set(
@@ -472,7 +474,7 @@ def test_a_preset_for_every_task(preset: str, task: str, tokens: int) -> None:
     assert (
         config.steps == {"refcoco": 5_000, "pixmo_count": 10_000, "pageocr": 5_000, "coco_det": 110_000}[preset] // 16
     )
-    assert task_of(config).measured and not config.thinking and config.wording == "paper"
+    assert task_of(config).benchmark == "perception" and not config.thinking and config.wording == "paper"
     evaluated = EvalConfig.from_args(["--preset", preset, "--data_root", "somewhere", "--checkpoint", "c"])
     assert (evaluated.task, evaluated.data) == (task, (preset,))
 
@@ -488,5 +490,5 @@ def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pyte
 
 
 def test_a_posed_data_set_is_one() -> None:
-    data = Posed([RIGHT["counting"]], TASKS["counting"].pose)  # type: ignore[arg-type]
+    data = prepared([RIGHT["counting"]], TASKS["counting"](CONFIG))  # type: ignore[arg-type]
     assert len(data) == 1 and data[0].count.places_px is not None

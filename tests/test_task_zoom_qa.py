@@ -20,9 +20,11 @@ from activeo3.eval_core import BATCH, Runner
 from activeo3.eval_zoom_qa import exam
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.rollout import sample_rollouts
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Rollout, Sampling
 from activeo3.zoom_calls import STATUSES
+
+TASKS = known_tasks()
 
 CONFIG = TrainConfig(task="zoom_qa", crop_side=256, episode_tokens=4000)
 SIZE = (1344, 896)
@@ -53,14 +55,14 @@ def episode(
     family: str, tokenizer, turns: Sequence[str], config: TrainConfig = CONFIG, example: Example | None = None
 ) -> Rollout:
     policy = Scripted(family, tokenizer, script(turns))
-    sampling = Sampling(1.0, TASK.longest(config))
-    _, ((rollout,),) = sample_rollouts(policy, [example or question()], 1, sampling, config, TASK)
+    sampling = Sampling(1.0, TASK(config).max_new_tokens)
+    _, ((rollout,),) = sample_rollouts(policy, TASK(config), [example or question()], 1, sampling)
     return rollout
 
 
 def worth(rollout: Rollout, config: TrainConfig = CONFIG) -> dict[str, float]:
-    (outcome,) = TASK.act(None, [rollout], config)
-    score = TASK.score(rollout, outcome, config)
+    (outcome,) = TASK(config).act(None, [rollout])
+    score = TASK(config).reward(rollout, outcome)
     return dict(score.terms) | {"total": score.total}
 
 
@@ -220,7 +222,7 @@ def test_the_single_step_of_three_regions_is_an_episode(family: str, tokenizer) 
 def test_crops_that_do_not_fit_go_together(family: str, tokenizer) -> None:
     turns, config = [LEFT + RIGHT + END, FAULTS[0] + RIGHT + END, ANSWER], replace(TWICE, max_zooms=4)
     whole = episode(family, tokenizer, turns, config)
-    fits = len(whole.branch.ids) - len(whole.branch.turns[-1]) + TASK.longest(CONFIG)
+    fits = len(whole.branch.ids) - len(whole.branch.turns[-1]) + TASK(CONFIG).max_new_tokens
     assert episode(family, tokenizer, turns, replace(config, episode_tokens=fits)).branch.ids == whole.branch.ids
     cut = episode(family, tokenizer, turns, replace(config, episode_tokens=fits - 1))
     assert cut.episode.statuses == ("zoom_executed", "truncated") and len(cut.branch.shown) == 1
@@ -251,7 +253,7 @@ def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, to
     policy = Scripted(family, tokenizer, script([ANSWER] * 2))
     for wording in prompts.WORDINGS:
         sample_rollouts(
-            policy, [question()], 1, Sampling(1.0, 64), replace(CONFIG, wording=wording, looks_at_once=2), TASK
+            policy, TASK(replace(CONFIG, wording=wording, looks_at_once=2)), [question()], 1, Sampling(1.0, 64)
         )
     (_, long), (_, short) = policy.shown
     assert short == "What number is on the plate? Look at up to 2 regions at once."
@@ -263,7 +265,7 @@ def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, to
     rollout = episode(family, tokenizer, [long + END, ANSWER], TWICE)  # copying the example is no zoom
     assert rollout.episode.statuses[0] == "malformed_zoom"
     for many in (0, 11):
-        with pytest.raises(ConfigError, match=f"--looks_at_once is {many}; a turn may ask for 1 to 10 regions"):
+        with pytest.raises(ConfigError, match=f"--looks_at_once is {many}; it must be at least 1 and at most 10"):
             TrainConfig(looks_at_once=many)
 
 
@@ -358,7 +360,7 @@ def test_an_example_without_a_question_is_one_sentence(family: str, tokenizer) -
 def test_an_observation_that_does_not_fit_goes_with_its_picture(family: str, tokenizer) -> None:
     """One token too few, and neither words nor picture are there; what was not shown was not looked at."""
     whole = episode(family, tokenizer, [IN, ANSWER])
-    fits = len(whole.branch.turns[0]) + len(whole.branch.shown[0].ids) + TASK.longest(CONFIG)
+    fits = len(whole.branch.turns[0]) + len(whole.branch.shown[0].ids) + TASK(CONFIG).max_new_tokens
     assert episode(family, tokenizer, [IN, ANSWER], replace(CONFIG, episode_tokens=fits)).branch.ids == whole.branch.ids
     cut = episode(family, tokenizer, [IN, ANSWER], replace(CONFIG, episode_tokens=fits - 1))
     assert cut.branch.turns == whole.branch.turns[:1] and cut.branch.shown == ()
@@ -392,7 +394,7 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
 
     said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
     policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
-    rows = exam(policies, [question()] * (BATCH + 1), TASK, CONFIG, Runner(), CONFIG, ["default"])
+    rows = exam(policies, [question()] * (BATCH + 1), TASK(CONFIG), Runner(), ["default"])
     first, second, third = rows
     assert [row["policy"] for row in rows] == list(policies)
     assert (first["answer"], first["zooms"], first["grounded_right"]) == (1, 1, 1)
@@ -426,7 +428,7 @@ def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokeniz
 def test_what_prompts_write_is_what_zooms_read(family: str, tokenizer) -> None:
     policy = Scripted(family, tokenizer, script([ANSWER] * 2))
     for wording in prompts.WORDINGS:
-        sample_rollouts(policy, [question()], 1, Sampling(1.0, 64), replace(CONFIG, wording=wording), TASK)
+        sample_rollouts(policy, TASK(replace(CONFIG, wording=wording)), [question()], 1, Sampling(1.0, 64))
     (_, long), (_, short) = policy.shown
     assert short == "What number is on the plate?" and short in long
     asked = prompts.episode_prompt("What number is on the plate?", "paper", 3)
@@ -447,7 +449,7 @@ def test_an_episode_in_the_other_systems_own_words(family: str, tokenizer) -> No
     call = prompts.zooms_turn(" the plate", [[500, 125, 750, 375]], "zoom_roi")
     turns = [BROKEN, call + END, ANSWER]
     policy = Scripted(family, tokenizer, script(turns))
-    _, ((rollout,),) = sample_rollouts(policy, [question()], 1, Sampling(1.0, 64), config, TASK)
+    _, ((rollout,),) = sample_rollouts(policy, TASK(config), [question()], 1, Sampling(1.0, 64))
     assert rollout.episode.statuses == ("malformed_zoom", "zoom_executed", "answered")
     assert rollout.episode.looked_at == episode(family, tokenizer, [IN, ANSWER]).episode.looked_at
     assert (

@@ -51,11 +51,13 @@ from activeo3.geometry import mask_to_rle  # noqa: E402
 from activeo3.log import read_rows  # noqa: E402
 from activeo3.model import ModelError, VisionLanguageModel  # noqa: E402
 from activeo3.packing import Branch, Prompt  # noqa: E402
-from activeo3.rollout import Role, sample_rollouts  # noqa: E402
+from activeo3.rollout import sample_rollouts  # noqa: E402
 from activeo3.task_models import act  # noqa: E402
-from activeo3.tasks import TASKS  # noqa: E402
+from activeo3.tasks import Task, known_tasks  # noqa: E402
 from activeo3.types import VQA, Example, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult  # noqa: E402
 from activeo3.zoom_calls import Call, Said  # noqa: E402
+
+TASKS = known_tasks()
 
 Make = Callable[..., VisionLanguageModel]
 
@@ -84,15 +86,10 @@ class World(list[Example]):
 
 
 def look_somewhere(
-    actor: VisionLanguageModel,
-    examples: list[Example],
-    group: int,
-    sampling: Sampling,
-    config: TrainConfig,
-    *role: Role,
+    actor: VisionLanguageModel, task: Task, examples: list[Example], group: int, sampling: Sampling
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
-    """sampler.look, with a region that follows from the sampled ids."""
-    prompts, rollouts = sample_rollouts(actor, examples, group, sampling, config, *role)
+    """sample_rollouts, with a region that follows from the sampled ids."""
+    prompts, rollouts = sample_rollouts(actor, task, examples, group, sampling)
 
     def aimed(answer: Rollout) -> Rollout:
         x, y = (float(part % 32) for part in divmod(sum(answer.token_ids), 32))
@@ -101,7 +98,7 @@ def look_somewhere(
     return prompts, [[aimed(answer) for answer in of_one] for of_one in rollouts]
 
 
-def reward_of_ids(answer: Rollout, outcome: TaskResult, config: TrainConfig) -> Reward:
+def reward_of_ids(task: Task, answer: Rollout, outcome: TaskResult) -> Reward:
     """Something that differs between answers, and depends on what the task model said."""
     terms = {"format": float(sum(answer.token_ids) % 7), "task": float(sum(map(len, outcome.texts)) % 5)}
     return Reward(terms, sum(terms.values()))
@@ -111,7 +108,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     """Put the small world in the place of scenes, and keep the process group for the next run."""
     patch.setattr(train, "sample_rollouts", look_somewhere)
     for name in ("sense", "direct"):
-        patch.setitem(TASKS, name, replace(TASKS[name], score=reward_of_ids))
+        patch.setattr(TASKS[name], "reward", reward_of_ids)
     patch.setattr(train, "open_dataset", lambda *_: World(small_pictures()))
     patch.setattr(eval_detection, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
@@ -201,7 +198,9 @@ def test_the_sampler_and_the_scorer_agree(
     torch.manual_seed(0)
     with policy.gathered() as actor:
         hook = actor.model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits[:, -1]))
-        prompts, rollouts = train.sample_rollouts(actor, small_pictures()[:2], 2, Sampling(0.7, 12), config)
+        prompts, rollouts = train.sample_rollouts(
+            actor, TASKS["sense"](config), small_pictures()[:2], 2, Sampling(0.7, 12)
+        )
         hook.remove()
     suppressed_ids = list(policy.vlm.suppressed_ids)
     drawn = torch.stack(seen[1:], dim=1).view(2, 2, -1, seen[0].shape[-1]) / 0.7  # (P, G, T, V) after the prefill
@@ -485,7 +484,7 @@ def dies_in_step_3(config: TrainConfig) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return act(*args)
 
-        patch.setitem(TASKS, "sense", replace(TASKS["sense"], act=act_or_die))
+        patch.setattr(TASKS["sense"], "act", act_or_die)
         train.main(config)
 
 
@@ -753,8 +752,7 @@ def test_answers_that_were_cut_off_may_teach_nothing(
         prompts, (answers,) = looked(*args)
         return prompts, [[replace(answer, finished=g != 0) for g, answer in enumerate(answers)]]
 
-    task = replace(train.task_of(config), score=lambda *_: Reward({}, next(worth)))
-    monkeypatch.setattr(train, "task_of", lambda config: task)
+    monkeypatch.setattr(TASKS["sense"], "reward", lambda *_: Reward({}, next(worth)))
     monkeypatch.setattr(train, "sample_rollouts", look_cut)
     monkeypatch.setattr(train, "update", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
     train.train_step(1, small_pictures()[:1], policy, policy, config)
@@ -923,7 +921,7 @@ def without_numbers(
 
     examples, spoiled = [small_pictures()[ranks.rank]], lambda module, inputs, logits: logits * torch.nan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
+        patch.setattr(TASKS["sense"], "reward", score)
         row, judged = train.train_step(2, examples, policy, reference, config)
     hook = policy.vlm.model.lm_head.register_forward_hook(spoiled) if ranks.rank == 1 else None
     with pytest.raises(ModelError) as stopped, soundness.way_back(config, 3, 2):

@@ -30,8 +30,10 @@ from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rollout import PromptSpec
 from activeo3.task_model_sam import prepared
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, Rollout
+
+TASKS = known_tasks()
 
 OPTIONS = ("The cat", "dark red", "red", "vitamin C")
 ASKED = "Which one?\nA. left\nB. right\nAnswer with the letter."

@@ -35,8 +35,10 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.task_models import GroundingDino, act
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import Example, Region, Reward, Sampling
+
+TASKS = known_tasks()
 
 PLANTED = (math.nan, math.inf, -math.inf)
 SENTENCES = (ConfigError, DataError, ModelError)

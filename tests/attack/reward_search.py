@@ -16,8 +16,10 @@ import numpy as np
 
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.tasks import TASKS
+from activeo3.tasks import known_tasks
 from activeo3.types import Example, Rollout
+
+TASKS = known_tasks()
 
 T = TypeVar("T")
 SIDE = 1000  # sides of the coordinate system in which answers are written, whatever the picture's size
@@ -101,9 +103,9 @@ class Judge:
         """The reward (n,) of one text per example."""
         task = TASKS[self.task]
         rollouts = [self.rollout(example, text) for example, text in zip(self.examples, texts, strict=True)]
-        outcomes = task.act(self.task_model, rollouts, self.config)
+        outcomes = task(self.config).act(self.task_model, rollouts)
         scores = [
-            task.score(rollout, outcome, self.config) for rollout, outcome in zip(rollouts, outcomes, strict=True)
+            task(self.config).reward(rollout, outcome) for rollout, outcome in zip(rollouts, outcomes, strict=True)
         ]
         return np.array([score.total for score in scores])
 

@@ -11,11 +11,11 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import task_perception
 from activeo3.config import TrainConfig
 from activeo3.data_scene_crops import close_up, plate
 from activeo3.data_scenes import KINDS
 from activeo3.task_perception_words import labelled_answer
+from activeo3.tasks import known_tasks
 from activeo3.types import Count, Example
 
 from .reward_search import Attack, Item, Items, Judge, change_items, degenerate, shifted, true_items
@@ -33,7 +33,10 @@ def pictures(make: Callable[[str, int], Example]) -> tuple[Example, ...]:
 @cache
 def questions(task: str) -> tuple[Example, ...]:
     """Close-ups that are posed as questions of the task."""
-    return tuple(task_perception.posed(task, example) for example in pictures(plate if task == "ocr" else close_up))
+    return tuple(
+        known_tasks()[task](TrainConfig()).prepare(example)
+        for example in pictures(plate if task == "ocr" else close_up)
+    )
 
 
 def judge(task: str, pointed: bool = False, **flags: object) -> Judge:

@@ -22,11 +22,10 @@ from activeo3.geometry import as_boxes, iou, mask_to_rle, rle_to_mask
 from activeo3.model import VisionLanguageModel
 from activeo3.presets import PRESETS
 from activeo3.prompts import boxes_answer, sensing_answer
-from activeo3.rollout import PromptSpec
-from activeo3.task_model_sam import Perfect, prepared
+from activeo3.task_model_sam import Perfect
 from activeo3.task_models import Crop, Detections, TaskModel, ask
-from activeo3.task_segmentation import Draft, error_regions
-from activeo3.tasks import TASKS
+from activeo3.task_segmentation import Draft, error_regions, with_first_masks, with_first_masks
+from activeo3.tasks import PromptSpec, known_tasks
 from activeo3.types import Example, Region, Rollout
 
 from .reward_search import (
@@ -43,6 +42,8 @@ from .reward_search import (
     true_items,
 )
 from .rewards_one_shot import pictures as close_ups
+
+TASKS = known_tasks()
 
 COUNT = 50  # examples
 REGIONS = 3
@@ -135,7 +136,7 @@ def smaller(example: Example, times: int = 3) -> Example:
 @cache
 def drafts(count: int) -> tuple[Example, ...]:
     """Pictures with their first masks."""
-    return tuple(map(smaller, prepared(Perfect(), pictures(count), TrainConfig())))
+    return tuple(map(smaller, with_first_masks(Perfect(), pictures(count), TrainConfig())))
 
 
 def three(items: Sequence[Item]) -> list[Item]:
