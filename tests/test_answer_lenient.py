@@ -25,7 +25,7 @@ from activeo3.rollout import sample_rollouts
 from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import read_answer
 from activeo3.tasks import known_tasks
-from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout, Sampling
+from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout
 from activeo3.zoom_calls import Call, Said, read_turn
 
 TASKS = known_tasks()
@@ -491,7 +491,7 @@ def answered(name: str, says: Any, tokenizer: Any, config: Any, example: Example
     task = TASKS[name](config)
     example = task.prepare(example)
     _, ((rollout,),) = sample_rollouts(
-        strange(tokenizer, says), task(config), [example], 1, Sampling(0.0, task(config).max_new_tokens)
+        strange(tokenizer, says), task, [example]
     )
     return rollout
 

@@ -34,7 +34,7 @@ from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
-    "answer_text", "answer_parsing", "answer_rules", "answer_lenient", "task_perception_words", "zoom_calls", "box_tokens", "evidence", "text_metrics",
+    "answer_text", "answer_parsing", "answer_rules", "answer_lenient", "task_perception_words", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
 )  # fmt: skip
 """The rooms that read what a model wrote."""
 OUR_OWN_TEXTS = {"processes"}

@@ -92,7 +92,7 @@ def test_a_rank_is_what_a_greedy_answer_earns(ranked: tuple[Path, list[str]]) ->
     dataset, expected = prepared(open_dataset(config.data, "train", "", 5), task), []
     for place in range(5):  # each by itself
         (answer,) = greedy_rollouts(vlm, task, [dataset[place]])
-        expected.append(None if place == 1 else task(config).reward(answer, task(config).act(vlm, [answer])[0]).total)
+        expected.append(None if place == 1 else task.reward(answer, task.act(vlm, [answer])[0]).total)
     assert found["rewards"] == expected and found["by"] == "reward" and len(set(expected)) > 2
     assert (found["data"], found["questions"], found["model"]) == (["plates"], 5, "data/tiny-tasks")
     assert {entry.name for entry in path.parent.iterdir()} == {"order.json", ".activeo3"}
@@ -104,7 +104,7 @@ def test_detection_is_ranked_by_the_number_reward_alone(here: None) -> None:
     dataset = prepared(open_dataset(config.data, "train", "", 2), task)
     examples = [dataset[place] for place in range(2)]
     answers = greedy_rollouts(vlm, task, examples)
-    scores = [task(config).reward(answer, answer.result) for answer in answers]
+    scores = [task.reward(answer, answer.result) for answer in answers]
     assert (
         rewards_of(examples, vlm, config)
         == [score.terms["number"] for score in scores]
