@@ -490,9 +490,7 @@ def test_what_both_readers_read_is_the_same_in_both_columns(tokenizer: Any) -> N
 def answered(name: str, says: Any, tokenizer: Any, config: Any, example: Example) -> Rollout:
     task = TASKS[name](config)
     example = task.prepare(example)
-    _, ((rollout,),) = sample_rollouts(
-        strange(tokenizer, says), task, [example]
-    )
+    _, ((rollout,),) = sample_rollouts(strange(tokenizer, says), task, [example])
     return rollout
 
 

@@ -5,9 +5,7 @@ import pytest
 
 from activeo3 import data_scene_crops, data_scenes, geometry
 from activeo3.config import TrainConfig
-from activeo3.config import TrainConfig
 from activeo3.data import open_dataset
-from activeo3.tasks import known_tasks
 from activeo3.tasks import known_tasks
 
 SOME = range(40)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activeo3 import task_zoom_qa as room
 from activeo3 import geometry
+from activeo3 import task_zoom_qa as room
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_scenes import example, scene
-from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.geometry import Frame, as_boxes
+from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.types import VQA, Region, Zoom
 from activeo3.zoom_calls import Limits, judged, read_turn
 

@@ -193,7 +193,9 @@ def draft(picture, size: tuple[int, int] = (300, 200), seed: int = 0) -> Draft:
 
 
 def whole(one: Draft, mask: np.ndarray | None = None) -> ClickCrop:
-    return ClickCrop.of(one.image, one.true, one.mask if mask is None else mask, Region(0.0, 0.0, *map(float, one.image.size)))
+    return ClickCrop.of(
+        one.image, one.true, one.mask if mask is None else mask, Region(0.0, 0.0, *map(float, one.image.size))
+    )
 
 
 def by_hand(

@@ -24,7 +24,7 @@ from activeo3.presets import PRESETS
 from activeo3.prompts import boxes_answer, sensing_answer
 from activeo3.task_model_sam import Perfect
 from activeo3.task_models import Crop, Detections, TaskModel, ask
-from activeo3.task_segmentation import Draft, error_regions, with_first_masks, with_first_masks
+from activeo3.task_segmentation import Draft, error_regions, with_first_masks
 from activeo3.tasks import PromptSpec, known_tasks
 from activeo3.types import Example, Region, Rollout
 
