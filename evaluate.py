@@ -23,7 +23,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 from activeo3 import processes, terminal
 from activeo3.cli import ConfigError
-from activeo3.data import READERS
+from activeo3.data import DATASETS
 from activeo3.data_io import DataError
 from activeo3.eval_config import EvalConfig
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":  # flags are read before torch is imported, so a wron
     terminal.protect()
     processes.watch()
     with processes.one_sentence(ConfigError, DataError):
-        CONFIG = EvalConfig.from_args(known={"data": READERS, "benchmark": READERS})
+        CONFIG = EvalConfig.from_args(known={"data": DATASETS, "benchmark": DATASETS})
     if os.environ.get("RANK", "0") == "0":
         print("activeo3: loading torch and transformers takes some seconds", file=sys.stderr, flush=True)
 
@@ -57,8 +57,8 @@ from activeo3 import (
     rivals,
 )
 from activeo3.cli import writable_folder
-from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
+from activeo3.data_set import Dataset
 from activeo3.engine import Distributed
 from activeo3.eval_core import Runner
 from activeo3.families import FAMILIES, check_notes
@@ -174,7 +174,7 @@ def evaluation_of(config: EvalConfig, benchmarks: Sequence[str]) -> ModuleType |
 
     It has ``evaluate``, and ``passes``: how often every question is worked on. Raises ConfigError for flags that do not go together.
     """
-    readers = [data.READERS.get(name.partition(":")[0]) for name in benchmarks]
+    readers = [data.DATASETS.get(name.partition(":")[0]) for name in benchmarks]
     in_words = [name for name, reader in zip(benchmarks, readers) if reader and reader.answers == "words"]
     task = task_of(config)
     by_task = (
@@ -227,7 +227,7 @@ def as_meant(config: EvalConfig) -> EvalConfig:
     Raises ConfigError if only some of the data sets are of that kind and nobody said what is meant.
     """
     names = config.benchmark or config.data
-    readers = [data.READERS.get(name.partition(":")[0]) for name in names]
+    readers = [data.DATASETS.get(name.partition(":")[0]) for name in names]
     free = [name for name, reader in zip(names, readers) if reader and reader.answers == "text"]
     if config.image or config.task != "sense" or not (config.mode or free):
         return config

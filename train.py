@@ -14,14 +14,14 @@ from typing import Callable
 from activeo3 import processes, terminal
 from activeo3.cli import ConfigError
 from activeo3.config import TrainConfig
-from activeo3.data import READERS
+from activeo3.data import DATASETS
 from activeo3.data_io import DataError
 
 if __name__ == "__main__":  # flags are read before torch is imported, so a wrong one is answered at once
     terminal.protect()
     processes.watch()
     with processes.one_sentence(ConfigError, DataError):
-        CONFIG = TrainConfig.from_args(known={"data": READERS})
+        CONFIG = TrainConfig.from_args(known={"data": DATASETS})
     print("activeo3: loading torch, transformers and deepspeed takes some seconds", flush=True)
 
 import torch

@@ -15,7 +15,6 @@ Readings of what the paper leaves open:
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -23,7 +22,8 @@ from activeo3 import data_images, engine, outputs, processes, terminal
 from activeo3.cli import read_object, writable_folder
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError, Dataset, Derived, is_number, within
+from activeo3.data_io import DataError, is_number
+from activeo3.data_set import Dataset
 from activeo3.eval_core import Runner
 from activeo3.log import strict_json
 from activeo3.model import ModelError, VisionLanguageModel
@@ -80,19 +80,6 @@ def _questions(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
 # ---------------------------------------------------------------------- train a stage
 
 
-@dataclass(frozen=True, eq=False)
-class Stage(Derived):
-    """The questions of a data set at ``places``, in this order."""
-
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.dataset[self.places[within(index, len(self.places))]]
-
-
 def stage_of(dataset: Dataset, config: TrainConfig) -> Dataset:
     """The questions that stage ``--stage`` of ``--stages`` trains on; all of them if there is one stage only.
 
@@ -124,7 +111,7 @@ def stage_of(dataset: Dataset, config: TrainConfig) -> Dataset:
     chosen = stage(rewards, config.stage, config.stages)
     if not chosen:
         raise ConfigError(f"--curriculum {path}: stage {config.stage} of {config.stages} has no question.")
-    return Stage(dataset, chosen)
+    return dataset.select(chosen)
 
 
 def stage(rewards: Sequence[float | None], number: int, stages: int) -> list[int]:

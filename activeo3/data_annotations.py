@@ -2,7 +2,7 @@
 
 Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
 Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
-that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_ids.py).
+that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_io.py).
 """
 
 from dataclasses import dataclass, replace
@@ -11,8 +11,19 @@ from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
-from activeo3.data_ids import Id, id_of, numbered, originals
-from activeo3.data_io import DataError, LeftOut, inside, is_number, needed, read_json, shortened
+from activeo3.data_io import (
+    DataError,
+    Id,
+    LeftOut,
+    id_of,
+    inside,
+    is_number,
+    needed,
+    numbered,
+    originals,
+    read_json,
+    shortened,
+)
 from activeo3.geometry import area
 from activeo3.types import SourceImage, WholeImage
 
@@ -52,7 +63,7 @@ class Index(NamedTuple):
     LVIS's categories, by id, how often they occur: r(are), c(ommon) or f(requent). ``names`` are the words for
     every category of the file, by its id. Of pictures in tiles, ``wholes`` are the questions about the whole ones, by
     (id of the whole picture, category id). Ids are numbers of ours;
-    ``image_ids`` and ``category_ids`` have the file's own id for those that are another one (data_ids.py).
+    ``image_ids`` and ``category_ids`` have the file's own id for those that are another one (data_io.py).
     """
 
     pictures: Mapping[int, Picture]

@@ -1,58 +1,43 @@
-"""Data sets of annotated boxes: a question for every category in a picture, or one about everything in it.
+"""Data sets of annotated boxes: a question for every category in an image, or one about everything in it.
 
 COCO itself, any folder in its format, and what LVIS and SODA make of their files (data_lvis.py, data_soda.py).
+
+Questions about absent categories. LVIS is federated: each image was checked for some categories only. Those found have
+boxes; those known to be absent are listed (``neg_category_ids``), and of some that were found not every instance has a box
+(``not_exhaustive_category_ids``). What a model invents costs nothing as long as it is only asked for what is there. So a
+share of the questions, ``--data_options absent``, is about absent categories: LVISEval counts what is found there as false, and so do we.
+
+1. They are about images and categories that are asked about anyway. A category without any box has no AP, so inventing
+   it would cost nothing.
+2. They are drawn from a seed, one after the other: a larger share has all questions of a smaller one.
+3. ACTIVE-O3 does not say whether it asks them. In training there are none by default.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Collection, Mapping, Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
 from activeo3.data_annotations import Index, Question, read_coco
-from activeo3.data_io import Source, read_picture, within
-from activeo3.data_layouts import PICTURES, files_of, folder_of
+from activeo3.data_io import read_picture
+from activeo3.data_set import PICTURES, Dataset, Source, files_of, folder_of, register
 from activeo3.metric_rules import COCO, LVIS, MetricRules
 from activeo3.types import Count, Example, Objects
 
 
-@dataclass(frozen=True, eq=False)
-class _Indexed:
-    """A data set that is read from the index of an annotation file, and how it is scored."""
-
-    name: str
-    split: str
-    index: Index
-    rules: MetricRules = COCO
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return self.index.paths
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return self.index.dropped
-
-
-@dataclass(frozen=True, eq=False)
-class BoxDataset(_Indexed):
+def box_questions(source: Source, index: Index, rules: MetricRules) -> Dataset[Question]:
     """Questions that are answered with boxes, ordered by (image id, category id).
 
     An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
     ``category_id``, or those of its ``source`` where the file's ids are no numbers of 64 bits. ``count`` is 0 where there
-    is nothing (data_absent.py).
+    is nothing.
     """
+    if source.absent and rules.federated:
+        index = with_absent(index, source.absent, source.seed)
 
-    def __len__(self) -> int:
-        return len(self.index.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
-        question = self.index.questions[within(index, len(self))]
-        picture = self.index.pictures[question.image_id]
-        source = self.index.source(question.image_id, question.category_id)
-        example_id = f"{question.image_id if source.image_id is None else source.image_id}:{question.query}"
+    def read(question: Question, _: int) -> Example:
+        picture = index.pictures[question.image_id]
+        origin = index.source(question.image_id, question.category_id)
+        example_id = f"{question.image_id if origin.image_id is None else origin.image_id}:{question.query}"
         image = read_picture(picture.path, picture.size, example_id)
         if picture.window:
             left, top, right, bottom = picture.window
@@ -67,55 +52,40 @@ class BoxDataset(_Indexed):
             category_id=question.category_id,
             crowd=question.crowd,
             areas=question.areas,
-            rules=self.rules,
+            rules=rules,
             exhaustive=question.category_id not in picture.partly,
-            frequency=self.index.frequency.get(question.category_id, ""),
+            frequency=index.frequency.get(question.category_id, ""),
             count=None if len(question.boxes_px) else Count(0),
-            source=source,
+            source=origin,
         )
 
+    return source.dataset(index.questions, read, index.dropped, index.paths)
 
-@dataclass(frozen=True, eq=False)
-class PictureDataset(_Indexed):
-    """Every picture as one question: where is everything, and what is it?
 
-    A picture without boxes is a question as well, whose answer is an empty list. The example's ``objects`` are its boxes.
+def image_questions(source: Source, index: Index, rules: MetricRules) -> Dataset[int]:
+    """Every image as one question: where is everything, and what is it? Its ``objects`` are its boxes.
+
+    An image without boxes is a question as well, whose answer is an empty list.
     """
+    of_image: dict[int, list[Question]] = {}
+    for question in index.questions:
+        of_image.setdefault(question.image_id, []).append(question)
 
-    def _names(self, categories: Collection[int]) -> frozenset[str]:
-        return frozenset(self.index.names[number] for number in categories if number in self.index.names)
+    def named(categories: Collection[int]) -> frozenset[str]:
+        return frozenset(index.names[number] for number in categories if number in index.names)
 
-    @cached_property
-    def numbers(self) -> tuple[int, ...]:
-        """The ids of all pictures, in order."""
-        return tuple(sorted(self.index.pictures))
-
-    @cached_property
-    def boxes(self) -> Mapping[int, Sequence[Question]]:
-        """The boxes of every picture that has some, category by category."""
-        found: dict[int, list[Question]] = {}
-        for question in self.index.questions:
-            found.setdefault(question.image_id, []).append(question)
-        return found
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError, naming file and id, if the picture is missing or cannot be read."""
-        number = self.numbers[within(index, len(self))]
-        picture, parts = self.index.pictures[number], self.boxes.get(number, ())
-        source = self.index.source(number)
-        example_id = str(number if source.image_id is None else source.image_id)
-        there = {part.category_id for part in parts} | picture.absent
+    def read(number: int, _: int) -> Example:
+        picture, parts = index.pictures[number], of_image.get(number, ())
+        origin = index.source(number)
+        example_id = str(number if origin.image_id is None else origin.image_id)
         objects = Objects(
             np.concatenate([np.zeros((0, 4)), *(part.boxes_px for part in parts)]),
             tuple(part.query for part in parts for _ in part.boxes_px),
-            tuple(self.index.names.values()),
+            tuple(index.names.values()),
             np.concatenate([np.zeros(0, dtype=bool), *(part.crowd for part in parts)]),
             np.concatenate([np.zeros(0), *(part.areas for part in parts)]),
-            self._names(there) if self.rules.federated else None,
-            self._names(picture.partly),
+            named({part.category_id for part in parts} | picture.absent) if rules.federated else None,
+            named(picture.partly),
         )
         return Example(
             id=example_id,
@@ -125,16 +95,47 @@ class PictureDataset(_Indexed):
             image_id=number,
             crowd=objects.crowd,
             areas=objects.areas,
-            rules=self.rules,
+            rules=rules,
             objects=objects,
-            source=source,
+            source=origin,
         )
 
+    return source.dataset(sorted(index.pictures), read, index.dropped, index.paths)
 
-def rules_of_file(index: Index) -> MetricRules:
-    """LVIS's rules for a file that is federated as LVIS is, else COCO's."""
-    return LVIS if index.federated else COCO
 
+# ---------------------------------------------------------------------- questions about absent categories
+
+
+def with_absent(index: Index, share: float, seed: int) -> Index:
+    """The index with so many questions about absent categories that they are ``share`` of all.
+
+    There are fewer if the file does not know so many, and none if it is not federated.
+    """
+    candidates = absent_pairs(index)
+    wanted = round(share / (1 - share) * len(index.questions))
+    order = np.random.default_rng(seed).permutation(len(candidates))[:wanted]
+    none = np.zeros(0)
+    absent = [
+        Question(*candidates[k], index.names[candidates[k][1]], np.zeros((0, 4)), none, none.astype(bool))
+        for k in order
+    ]
+    together = sorted([*index.questions, *absent], key=lambda question: (question.image_id, question.category_id))
+    return index._replace(questions=tuple(together))
+
+
+def absent_pairs(index: Index) -> Sequence[tuple[int, int]]:
+    """(image id, category id) that are known to be absent, of images and categories that are asked about."""
+    asked = {question.category_id for question in index.questions}
+    there = {(question.image_id, question.category_id) for question in index.questions}
+    pairs = [
+        (image_id, category_id)
+        for image_id in sorted({image_id for image_id, _ in there})
+        for category_id in sorted(index.pictures[image_id].absent & asked)
+    ]
+    return [pair for pair in pairs if pair not in there]
+
+
+# ---------------------------------------------------------------------- files
 
 COCO_FILES = {
     "coco/annotations/instances_{split}2017.json": PICTURES,
@@ -144,20 +145,27 @@ COCO_FILES = {
     "instances_{split}.json": ("images",),
 }  # fmt: skip
 """COCO 2017 as it is published, the same with COCO's own folder as the data root, as Perception-R1 has it, and any folder as
-``open_coco`` takes it; and where the pictures of each lie."""
+``open_coco`` takes it; and where the images of each lie."""
 
 
-def open_coco_det(source: Source) -> PictureDataset:
-    """The first of COCO_FILES that is there; one question per picture."""
-    root = source.folder("coco_det", "")
+@register("coco", {}, "your own pictures, see data/README.md", any_split=True)
+def open_coco(source: Source) -> Dataset:
+    """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
+    folder = source.folder()
+    index = read_coco(folder / f"instances_{source.split}.json", folder / "images")
+    return box_questions(source, index, rules_of_file(index))
+
+
+@register("coco_det", {"train": 118_287, "val": 5_000}, "https://cocodataset.org", any_split=True)
+def open_coco_det(source: Source) -> Dataset:
+    """The first of COCO_FILES that is there; one question per image."""
+    root = source.folder()
     found = files_of(root, COCO_FILES, split=source.split)
     images = folder_of(root, COCO_FILES[found.pattern], part=f"{source.split}2017")
     index = read_coco(found.path, images, crowds=True)
-    return PictureDataset("coco_det", source.split, index, rules_of_file(index))
+    return image_questions(source, index, rules_of_file(index))
 
 
-def open_coco(source: Source) -> BoxDataset:
-    """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
-    folder = source.folder("coco", "")
-    index = read_coco(folder / f"instances_{source.split}.json", folder / "images")
-    return BoxDataset("coco", source.split, index, rules_of_file(index))
+def rules_of_file(index: Index) -> MetricRules:
+    """LVIS's rules for a file that is federated as LVIS is, else COCO's."""
+    return LVIS if index.federated else COCO

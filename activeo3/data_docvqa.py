@@ -7,6 +7,19 @@ with pictures and OCR beside them, or the hub's parquet with the pictures inside
 An answer is scored by its likeness (kind "anls", evidence.py). An example's ``boxes_px`` are the evidence; there are none
 where no word spells an answer.
 
+docvqa_1200 is 1,200 of the questions as the hub's nielsr/docvqa_1200_examples has them, which Active-Perception-R1 evaluates on.
+Its published numbers (GitHub sabdulmajid/Active-Perception-R1, ``scripts/benchmark_docvqa_suite.py``) are of 16 questions of
+the split test: the first after ``shuffle(seed=29)``. The questions are in that order here, drawn from the seed of the data,
+so ``--benchmark docvqa_1200 --data_options selection_seed=29 --limit 16`` asks the same 16 in the same order. As there, an answer is right
+that is one of the answers up to case, white space, quotation marks and a full stop, the text that the OCR has at the answer's
+place included (evidence.py's "exact"). A row: ``id``, ``image``, ``query`` (a text per language), ``answers``, ``words`` and
+``bounding_boxes`` of the OCR, ``answer`` (the OCR's own words for it). That boxes are x1, y1, x2, y2, as shares of the page or in
+its pixels, is that system's reading. Deviations from it:
+
+1. Where an answer stands is found as for DocVQA: a run of words that spells it. There, every word of the page that is
+   one of the answer's words is evidence, and the region is the smallest box around all of them.
+2. A question without words that spell its answer has no evidence. There, its oracle is the whole page.
+
 Readings of what the task leaves open:
   1. An answer is looked for exactly, up to case, white space and the punctuation around it, over neighbouring
      words. If it stands on the page several times, all places are evidence: nobody knows which one was meant.
@@ -17,21 +30,33 @@ Readings of what the task leaves open:
 """
 
 import string
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Annotated, Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
+from pydantic import Field, Strict, field_validator
 
 from activeo3.answer_text import normalised
-from activeo3.data_io import DataError, LeftOut, Source, inside, is_number, needed, read_json, shortened, within
-from activeo3.data_layouts import files_of, folder_of
+from activeo3.data_io import (
+    DataError,
+    Finite,
+    LeftOut,
+    Row,
+    checked,
+    inside,
+    is_number,
+    list_under,
+    needed,
+    read_json,
+    shortened,
+)
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, folder_of, register
 from activeo3.data_tables import ParquetTable, Place, parquet_rows, picture_at
 from activeo3.geometry import as_boxes, clipped
 from activeo3.text_metrics import edit_distance
 from activeo3.types import VQA, Example
 
-SPLITS = {"train": "train", "val": "val", "test": "val", "dev": "val"}
 ALIKE = 0.75
 """1 - edit distance from which on a run of words is taken for a misread answer."""
 PADDING = 0.25
@@ -41,6 +66,12 @@ LAYOUTS = (
 )
 """Questions, folder of pictures, folder of OCR, as the task has published them."""
 PARQUET = ("DocVQA/{hub}-*.parquet", "data/{hub}-*.parquet")
+TABLES_1200 = tuple(
+    f"{home}/{{split}}-*.parquet" for home in ("docvqa_1200_examples/data", "docvqa_1200_examples", "docvqa_1200/data")
+)
+COLUMNS_1200 = ("id", "query", "answers", "answer", "words", "bounding_boxes")
+_SHARE = 1.5
+"""Boxes with no number above this are shares of the page."""
 _COLUMNS = ("questionId", "question", "answers", "ucsf_document_id", "ucsf_document_page_no")
 
 
@@ -73,104 +104,167 @@ class Asked(NamedTuple):
     vqa: VQA
 
 
-@dataclass(frozen=True, eq=False)
-class DocvqaDataset:
-    """The questions of a split, in the order of the file."""
+def page_questions(source: Source, asked: Sequence[Asked], left_out: Sequence[str], where: Path) -> Dataset[Asked]:
+    """The data set of these questions in this order."""
 
-    split: str
-    questions: tuple[Asked, ...]
-    name: str = "docvqa"
-    paths: tuple[Path, ...] = ()
-    dropped: tuple[str, ...] = ()
+    def read(one: Asked, _: int) -> Example:
+        image = picture_at(one.picture, one.id)
+        words = _words(one, image.size)
+        boxes = padded(spelled(words, one.vqa.answers), image.size) if words else as_boxes([])
+        vqa = replace(one.vqa, evidence_px=boxes)
+        return Example(one.id, image, vqa.question, boxes, image_id=one.image_id, vqa=vqa)
 
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError if the picture or the OCR of its page cannot be used."""
-        asked = self.questions[within(index, len(self))]
-        image = picture_at(asked.picture, asked.id)
-        words = _words(asked, image.size)
-        boxes = padded(spelled(words, asked.vqa.answers), image.size) if words else as_boxes([])
-        vqa = replace(asked.vqa, evidence_px=boxes)
-        return Example(asked.id, image, vqa.question, boxes, image_id=asked.image_id, vqa=vqa)
+    files = (one.picture for one in asked if isinstance(one.picture, Path))
+    return source.dataset(asked, read, left_out, files, where)
 
 
-def open_docvqa(source: Source) -> DocvqaDataset:
+# ---------------------------------------------------------------------------- the task's files
+
+
+class Question(Row):
+    """A question of json or parquet, whose keys for its page differ."""
+
+    question: str
+    answers: list[Any] | None
+    question_types: Any = None
+
+    @property
+    def vqa(self) -> VQA:
+        """Raises ValueError without an answer."""
+        answers = tuple(str(answer) for answer in self.answers or () if str(answer).strip())
+        if not answers:
+            raise ValueError("has no answer, and nothing to compare with; use the split val or train")
+        kinds = self.question_types
+        category = ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""
+        return VQA(self.question, answers, "anls", category=category)
+
+
+@register("docvqa", {"train": 10_194, "val": 1_286}, "https://rrc.cvc.uab.es/?ch=17", answers="text",
+          aliases={"test": "val", "dev": "val"})  # fmt: skip
+def open_docvqa(source: Source) -> Dataset:
     """Reads ``DocVQA/`` below the data root, in one of LAYOUTS or as PARQUET.
 
     Raises DataError if neither is there or no question has an answer.
     """
-    folder = source.folder("docvqa", "DocVQA")
-    split = SPLITS[source.one_of("docvqa", SPLITS)]
-    found = files_of(
-        folder, [*(layout[0] for layout in LAYOUTS), *PARQUET], split=split, hub={"val": "validation"}.get(split, split)
-    )
-    for questions, pictures, ocr in LAYOUTS:
-        if found.pattern == questions:
-            asked, left_out = _from_json(
-                found.path, folder / pictures.format(split=split), folder / ocr.format(split=split)
-            )
-            return DocvqaDataset(
-                split, asked, paths=tuple(dict.fromkeys(one.picture for one in asked)), dropped=left_out
-            )
-    ocr = folder_of(folder, [layout[2] for layout in LAYOUTS], split=split)
-    asked, left_out = _from_parquet(found.paths, ocr)
-    return DocvqaDataset(split, asked, dropped=left_out)
+    folder, split, left_out = source.folder("DocVQA"), source.split, LeftOut()
+    known = {layout[0]: layout for layout in LAYOUTS}
+    found = files_of(folder, [*known, *PARQUET], split=split, hub={"val": "validation"}.get(split, split))
+    if found.pattern in known:
+        pictures, ocr = (folder / below.format(split=split) for below in known[found.pattern][1:])
+        asked = _from_json(found.path, pictures, ocr, left_out)
+    else:
+        asked = _from_parquet(found.paths, folder_of(folder, [layout[2] for layout in LAYOUTS], split=split), left_out)
+    return page_questions(source, asked, left_out, found.path)
 
 
-def _from_json(path: Path, pictures: Path, ocr: Path) -> tuple[tuple[Asked, ...], tuple[str, ...]]:
-    """The questions of a file, and a sentence for each that was left out."""
-    content = read_json(path)
-    rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise DataError(
-            f"{path}: a DocVQA file holds an object with a list of questions under 'data', download it again"
-        )
-    found, numbers, left_out = [], {}, LeftOut()
-    for number, row in enumerate(rows):
-        with left_out:
-            what = f"question {row.get('questionId', number) if isinstance(row, dict) else number}"
-            name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
-            vqa = _question(path, what, row)
-            page = numbers.setdefault(name, len(numbers) + 1)
-            example_id = f"docvqa:{row.get('questionId', number)}"
-            found.append(Asked(example_id, pictures / name, page, ocr / f"{Path(name).stem}.json", vqa))
-    if not found:
-        raise left_out.nothing(f"{path}: the file has no question")
-    return tuple(found), tuple(left_out)
-
-
-def _from_parquet(paths: Sequence[Path], ocr: Path) -> tuple[tuple[Asked, ...], tuple[str, ...]]:
-    """The questions of all files, and a sentence for each that was left out."""
-    found: list[Asked] = []
-    left_out = LeftOut()
+def _from_json(path: Path, pictures: Path, ocr: Path, left_out: LeftOut) -> list[Asked]:
+    """The questions of a file; those that are wrong are left out."""
     numbers: dict[str, int] = {}
+
+    def asked(number: int, row: Any) -> Asked:
+        known = row.get("questionId", number) if isinstance(row, dict) else number
+        what = f"question {known}"
+        name = PurePosixPath(inside(path, what, str(needed(path, what, row, "image")))).name
+        vqa = _vqa(path, what, row)
+        page = numbers.setdefault(name, len(numbers) + 1)
+        return Asked(f"docvqa:{known}", pictures / name, page, ocr / f"{Path(name).stem}.json", vqa)
+
+    return left_out.each(list_under(path, read_json(path), "data"), asked)
+
+
+def _from_parquet(paths: Sequence[Path], ocr: Path, left_out: LeftOut) -> list[Asked]:
+    """The questions of all files; those that are wrong are left out."""
+    numbers: dict[str, int] = {}
+    found: list[Asked] = []
     for path in paths:
         table = ParquetTable(path)
         columns = [*_COLUMNS, *(["question_types"] if table.rows and "question_types" in table.rows[0] else [])]
-        for number, row in enumerate(parquet_rows(path, columns)):
-            with left_out:
-                what = f"question {row['questionId']}"
-                page = inside(path, what, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}")
-                vqa = _question(path, what, row)
-                image_id = numbers.setdefault(page, len(numbers) + 1)
-                found.append(Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", vqa))
-    if not found:
-        raise left_out.nothing(f"{paths[0].parent}: the files have no question")
-    return tuple(found), tuple(left_out)
+
+        def asked(number: int, row: Mapping[str, Any]) -> Asked:
+            what = f"question {row['questionId']}"
+            page = inside(path, what, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}")
+            vqa = _vqa(path, what, row)
+            image_id = numbers.setdefault(page, len(numbers) + 1)
+            return Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", vqa)
+
+        found += left_out.each(parquet_rows(path, columns), asked)
+    return found
 
 
-def _question(path: Path, what: str, row: Mapping[str, Any]) -> VQA:
-    question, answers = needed(path, what, row, "question"), needed(path, what, row, "answers")
-    answers = (
-        [str(answer) for answer in answers or [] if str(answer).strip()] if isinstance(answers, list | None) else []
+def _vqa(path: Path, what: str, row: Any) -> VQA:
+    """The question of a row. Raises DataError."""
+    try:
+        return checked(Question, path, what, row).vqa
+    except ValueError as error:
+        raise DataError(f"{path}: {what} {error}") from None
+
+
+# ---------------------------------------------------------------------------- docvqa_1200
+
+
+class Words1200(Row):
+    """A row of docvqa_1200, apart from its image."""
+
+    query: Any
+    answers: Any
+    answer: Any
+    words: list[str] = Field(default_factory=list)
+    bounding_boxes: list[Annotated[tuple[Finite, Finite, Finite, Finite], Strict(False)]] = Field(
+        default_factory=list, description="give four numbers for each word"
     )
-    if not answers:
-        raise DataError(f"{path}: {what} has no answer, and nothing to compare with; use the split val or train")
-    kinds = row.get("question_types")
-    category = ", ".join(map(str, kinds)) if isinstance(kinds, list) else ""
-    return VQA(str(question), tuple(answers), "anls", category=category)
+
+    @field_validator("words", "bounding_boxes", mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @property
+    def vqa(self) -> VQA:
+        """Raises ValueError without a question or an answer."""
+        question = self.query.get("en") if isinstance(self.query, dict) else self.query
+        own = self.answer if isinstance(self.answer, dict) else {"text": self.answer}
+        answers = [
+            own.get("text") or own.get("matched_text"),
+            *(self.answers if isinstance(self.answers, list) else []),
+        ]
+        answers = [str(answer).strip() for answer in answers if answer]
+        answers = list(dict.fromkeys(answer for answer in answers if answer))
+        if not str(question or "").strip() or not answers:
+            raise ValueError("has no question in English or no answer, download the file again")
+        return VQA(str(question).strip(), tuple(answers))
+
+    @property
+    def page(self) -> PageWords:
+        """The OCR of the page. Raises ValueError if words and boxes do not pair up."""
+        if len(self.words) != len(self.bounding_boxes):
+            counts = f"{len(self.words)} words and {len(self.bounding_boxes)} boxes of four numbers"
+            raise ValueError(f"has {counts}, download the file again")
+        largest = max((abs(side) for box in self.bounding_boxes for side in box), default=0.0)
+        return PageWords(tuple(map(Word, self.words, self.bounding_boxes)), largest <= _SHARE)
+
+
+@register("docvqa_1200", {"train": 1_000, "test": 200}, "https://huggingface.co/datasets/nielsr/docvqa_1200_examples",
+          answers="text", aliases=ONE_SPLIT)  # fmt: skip
+def open_docvqa_1200(source: Source) -> Dataset:
+    """Reads ``docvqa_1200_examples/data/<split>-*.parquet``. Raises DataError."""
+    paths, left_out = files_of(source.folder(), TABLES_1200, split=source.split).paths, LeftOut()
+    rows = [
+        (table, number, row)
+        for table in map(ParquetTable, paths)
+        for number, row in enumerate(parquet_rows(table.path, COLUMNS_1200))
+    ]
+    order = np.random.default_rng(source.seed).permutation(len(rows))  # as the hub's library shuffles
+    asked = left_out.each(order, lambda _, place: _of_1200(*rows[place], int(place) + 1))
+    return page_questions(source, asked, left_out, paths[0])
+
+
+def _of_1200(table: ParquetTable, number: int, content: Mapping[str, Any], image_id: int) -> Asked:
+    """The question of a row. Raises DataError."""
+    row = checked(Words1200, table.path, f"row {number}", content)
+    try:
+        return Asked(f"docvqa_1200:{content['id']}", (table, number), image_id, row.page, row.vqa)
+    except ValueError as error:
+        raise DataError(f"{table.path}: row {number} {error}") from None
 
 
 def _words(asked: Asked, size: tuple[int, int]) -> list[Word]:

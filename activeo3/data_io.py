@@ -3,6 +3,10 @@
 An annotation file that is wrong ends a program when the data set is opened, before any model is loaded.
 A picture is read only when it is asked for, and one that cannot be used ends nothing: its DataError
 names the example, so that a run can pass over it, count it and list it.
+
+Ids of data files are whole numbers of any size, texts, UUIDs; inside this project an id is a number of 64 bits. An id
+is turned into its number once, where a file is read. What is written for other programs has the file's own id again
+(eval_output.py), so that pycocotools scores our predictions against the user's own file.
 """
 
 import errno
@@ -12,20 +16,19 @@ import math
 import os
 import re
 import stat
-from dataclasses import dataclass
-from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Callable, Iterable, Protocol, Sequence, TypeVar
+from typing import Annotated, Any, BinaryIO, Callable, Iterable, Mapping, TypeVar
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field, Strict, ValidationError
 
 from activeo3.data_images import Decoded, Unreadable, decode
 from activeo3.geometry import refuse_elongated
 from activeo3.terminal import OneLine
-from activeo3.types import Example
 
-T = TypeVar("T")
+R, T = TypeVar("R"), TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class DataError(OneLine):
@@ -42,7 +45,7 @@ class DataError(OneLine):
 class LeftOut(list[str]):
     """A sentence for every row of a data set that cannot be used: one bad row does not end a run.
 
-    A DataError inside a ``with`` block is noted, and the program goes on behind the block. What is wrong with a
+    A DataError inside a ``with`` block is added, and the program continues behind the block. What is wrong with a
     file as a whole is raised outside of one.
 
     >>> left_out, usable = LeftOut(), []
@@ -63,137 +66,20 @@ class LeftOut(list[str]):
             self.append(str(error))
         return isinstance(error, DataError)
 
+    def each(self, rows: Iterable[R], use: Callable[[int, R], T]) -> list[T]:
+        """``use(number, row)`` of every row that it raises no DataError for."""
+        found = []
+        for number, row in enumerate(rows):
+            with self:
+                found.append(use(number, row))
+        return found
+
     def nothing(self, what: str) -> DataError:
-        """What ends a run if no row was usable. ``what`` says of which file or set, and what to do if it has no rows."""
+        """The error that ends a run if no row is usable. ``what`` names file or set, and what to do if it has no rows."""
         if not self:
             return DataError(what)
         others = f" (and {len(self) - 1:,} more)" if len(self) > 1 else ""
         return DataError(f"{what}. Nothing in it can be used: {self[0]}{others}")
-
-
-class Dataset(Protocol):
-    """A fixed, ordered collection of questions. ``__getitem__`` reads the picture, lazily."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def split(self) -> str: ...
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        """The picture files that the annotations name, questions or not; none if there are no files."""
-        ...
-
-    @property
-    def dropped(self) -> Sequence[str]:
-        """A sentence for every row of the files that was left out (LeftOut)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError with the example's id if its picture cannot be used."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Derived:
-    """A data set made of another one: what is not defined anew is that of ``dataset``."""
-
-    dataset: Dataset
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def split(self) -> str:
-        return self.dataset.split
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        return self.dataset.paths
-
-    @property
-    def dropped(self) -> Sequence[str]:
-        return self.dataset.dropped
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader is asked for: a split below a data root.
-
-    ``tile`` and ``tile_overlap`` are pixels, for sets whose pictures are cut into tiles (0: whole
-    pictures). ``seed`` draws selections and the order of options: it belongs to the data, not to a
-    run. ``keep`` allows a reader to write a selection that it has drawn beside the annotations.
-    """
-
-    split: str
-    root: str | None
-    tile: int = 800
-    tile_overlap: int = 150
-    seed: int = 0
-    keep: bool = True
-
-    def folder(self, name: str, below: str) -> Path:
-        """The folder ``below`` the data root that the data set ``name`` lives in.
-
-        Raises DataError if no root was given or there is no such folder.
-        """
-        if not self.root:
-            raise DataError(f"{name}: no data root was given, name the folder that holds its files")
-        folder = Path(self.root) / below
-        if not folder.is_dir():
-            cached = hub_snapshots(Path(self.root), escape(below))
-            if cached:
-                return cached[0]
-            raise DataError(f"{folder}: there is no such folder, see data/README.md for the layout")
-        return folder
-
-    def one_of(self, name: str, splits: Iterable[str]) -> str:
-        """The split, which must be among ``splits``. Raises DataError with the choice there is."""
-        if self.split not in splits:
-            raise DataError(f"{name}: there is no split '{self.split}', choose one of {listed(splits)}")
-        return self.split
-
-
-def hub_snapshots(root: Path, name: str) -> list[Path]:
-    """The data sets called ``name`` (a pattern), of any owner, if ``root`` is a cache of the Hugging Face hub: the snapshot
-    of each that ``refs/main`` names, or its only one."""
-    found = []
-    for folder in sorted(root.glob(f"datasets--*--{name}")) if name and "/" not in name else ():
-        main = folder / "refs" / "main"
-        snapshots = (
-            [folder / "snapshots" / main.read_text().strip()] if main.is_file() else sorted(folder.glob("snapshots/*"))
-        )
-        found += snapshots if len(snapshots) == 1 and snapshots[0].is_dir() else []
-    return found
-
-
-def missing(folder: Path, layouts: Sequence[str]) -> DataError:
-    """The error of a data set of which no layout is there; ``layouts`` are the files that were looked for.
-
-    >>> print(missing(Path("data/a"), ["train.json", "data/train-*.parquet"]))
-    data/a: there is neither train.json nor data/train-*.parquet, see data/README.md for the layout
-    """
-    looked_for = f"neither {' nor '.join(layouts)}" if len(layouts) > 1 else f"no {layouts[0]}"
-    return DataError(f"{folder}: there is {looked_for}, see data/README.md for the layout")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in order, for a sentence."""
-    return ", ".join(sorted(names))
-
-
-def within(index: int, size: int) -> int:
-    """An index of ``size`` items by Python's own rule, so that a loop over a data set ends."""
-    if not -size <= index < size:
-        raise IndexError(f"question {index} of {size}")
-    return index % size
 
 
 # ---------------------------------------------------------------------------- text files
@@ -238,6 +124,14 @@ def parsed_json(text: str) -> Any:
     return content
 
 
+def parsed_line(path: Path, what: str, line: str) -> Any:
+    """What a line of json says. Raises DataError."""
+    try:
+        return parsed_json(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {what} is not valid json ({error}), download the file again") from None
+
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -256,6 +150,48 @@ def needed(path: Path, what: str, row: Any, key: str) -> Any:
     if key not in row:
         raise DataError(f"{path}: {what} has no '{key}', add it or remove the entry")
     return row[key]
+
+
+LARGEST_SIDE = 10**9
+"""Pixels. No picture is larger, and sums and products of such numbers stay far from a float's end."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Pixels = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST_SIDE, le=LARGEST_SIDE)]
+FourPixels = Annotated[tuple[Pixels, Pixels, Pixels, Pixels], Strict(False)]
+"""A list of four numbers of json."""
+
+
+class Row(BaseModel, strict=True, frozen=True):
+    """An entry of a file, by its keys; a number is no text, a whole number no truth value. Other keys are passed over."""
+
+
+def checked(model: type[M], path: Path, what: str, row: Any) -> M:
+    """An entry of a file as a pydantic model. Raises DataError with the first field that is wrong.
+
+    The description of a field says what to give; a ValueError of a validator is a sentence about the entry.
+    """
+    needed(path, what, row, next(name for name, field in model.model_fields.items() if field.is_required()))
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+    key = str(wrong["loc"][0]) if wrong["loc"] else ""
+    if wrong["type"] == "missing" and len(wrong["loc"]) == 1:
+        needed(path, what, row, key)
+    if wrong["type"] == "value_error":
+        raise DataError(f"{path}: {what} {wrong['ctx']['error']}")
+    value, inner = row[key], wrong["loc"][1:2]
+    if isinstance(value, list) and inner and inner[0] < len(value) and isinstance(value[inner[0]], list | dict):
+        value = value[inner[0]]  # of a list of boxes the one that is wrong
+    raise DataError(
+        f"{path}: {what} has the {key} {shortened(value)}, {model.model_fields[key].description or wrong['msg']}"
+    )
+
+
+def list_under(path: Path, content: Any, key: str) -> list[Any]:
+    """The list that a file's object holds under a key. Raises DataError."""
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise DataError(f"{path}: the file needs a list of objects under the key '{key}'")
+    return content[key]
 
 
 def is_number(value: Any) -> bool:
@@ -291,6 +227,52 @@ def shortened(value: Any, most: int = 80) -> str:
     except ValueError:  # a whole number of more digits than Python writes
         text = f"a {type(value).__name__} too large to print"
     return text if len(text) <= most else text[:most] + "..."
+
+
+# ---------------------------------------------------------------------------- ids
+
+
+Id = int | str
+"""An id as a file has it. A text of digits and the number that it spells are the same id."""
+
+MOST = 250  # digits or letters
+LARGEST = 10**14
+"""Numbers below this stand for themselves: SODA multiplies ids by 10,000, and 64 bits hold that."""
+
+
+def id_of(path: Path, what: str, row: Any, key: str) -> Id:
+    """The id under ``key`` of an entry of a file. Raises DataError if it has none.
+
+    >>> [id_of(Path("a.json"), "image 0", {"id": given}, "id") for given in (7, "7", 7.0, "07", "5f1c-a")]
+    [7, 7, 7, '07', '5f1c-a']
+    """
+    value = needed(path, what, row, key)
+    if type(value) is int and abs(value) < 10**MOST:
+        return value
+    if isinstance(value, str) and value.strip() and len(value) <= MOST:
+        digits = value.removeprefix("-")
+        plain = digits.isascii() and digits.isdigit()
+        return int(value) if plain and str(int(value)) == value else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise DataError(f"{path}: {what} has the {key} {shortened(value)}, give a whole number or a text")
+
+
+def numbered(ids: Iterable[Id]) -> dict[Id, int]:
+    """The number of every id: the id itself, or, if one of them is no number or too large, the place of each from 1 on.
+
+    >>> numbered([3, 17]), numbered([2**64, 5, "5f1c-a"])
+    ({3: 3, 17: 17}, {18446744073709551616: 1, 5: 2, '5f1c-a': 3})
+    """
+    ids = list(dict.fromkeys(ids))
+    if all(isinstance(one, int) and abs(one) < LARGEST for one in ids):
+        return {one: one for one in ids}
+    return {one: place for place, one in enumerate(ids, start=1)}
+
+
+def originals(numbers: Mapping[Id, int]) -> dict[int, Id]:
+    """The file's id of every number that is not the id itself."""
+    return {number: one for one, number in numbers.items() if number != one}
 
 
 # ---------------------------------------------------------------------------- pictures

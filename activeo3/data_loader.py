@@ -2,17 +2,16 @@
 
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from activeo3 import outputs
-from activeo3.data_io import DataError, Dataset, Derived, within
+from activeo3.data_io import DataError
+from activeo3.data_set import Dataset
 from activeo3.types import Example
 
 PATIENCE = 20
@@ -166,32 +165,13 @@ def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, speaks: 
     return [example for index, example in examples.items() if index not in left_out]
 
 
-# ---------------------------------------------------------------------- large pictures
-
-_NO_PICTURE = Image.new("RGB", (1, 1))
 Whole = Callable[[Example], Example]
-"""``whole(example)`` is the example with its picture, if that was put aside."""
+"""``whole(example)`` is the example with its image, if that was put aside (``Dataset.with_image``)."""
 
 
 def as_it_is(example: Example) -> Example:
-    """The ``Whole`` of examples that have their pictures."""
+    """The ``Whole`` of examples that have their images."""
     return example
-
-
-class Light(Derived):
-    """The questions of a data set without their pictures: 800 of 8K would need 80 GB of memory.
-
-    ``readable(Light(dataset))`` has still read every picture once, and ``whole`` reads it again.
-    """
-
-    def __getitem__(self, index: int) -> Example:
-        index = within(index, len(self))
-        example = self.dataset[index]
-        return replace(example, image=_NO_PICTURE, place=index)
-
-    def whole(self, example: Example) -> Example:
-        """The example with its picture."""
-        return self.dataset[example.place]
 
 
 @lru_cache(maxsize=4)  # replacements look ahead, so two epochs are in use at a border

@@ -15,7 +15,7 @@ What the paper leaves open, and how it is read here:
    asked for the category, and AP by size tells the small ones apart.
 4. A question is a category that has boxes in the picture. LVIS checked every picture for some categories
    only; what was not checked has no boxes and is never asked. What was checked and is not there may be asked beside
-   them (data_absent.py).
+   them (data_coco.py).
 """
 
 import json
@@ -27,11 +27,10 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import data_layouts
 from activeo3.data_annotations import Index, Question, read_coco
-from activeo3.data_coco import BoxDataset
-from activeo3.data_io import DataError, Source, read_json
-from activeo3.data_layouts import files_of, parent_of
+from activeo3.data_coco import box_questions
+from activeo3.data_io import DataError, read_json
+from activeo3.data_set import PICTURES, Dataset, Source, files_of, parent_of, register
 from activeo3.metric_rules import LVIS
 
 SMALL_PX = 100.0
@@ -50,40 +49,32 @@ FILES = tuple(
     for folder in ("lvis", "lvis/annotations", "lvis_v1/annotations", "coco/annotations")
 )
 """Where they lie: detectron2's layout, that of the archives' own folders, mmdetection's, and beside COCO's own."""
-PICTURES = (*data_layouts.PICTURES, "lvis/{part}", "lvis/images/{part}", "lvis_v1/{part}")
+FOLDERS = (*PICTURES, "lvis/{part}", "lvis/images/{part}", "lvis_v1/{part}")
 FLAT = "lvis/images"
 """The folder of all pictures without COCO's folders."""
 
+ORIGIN = "https://www.lvisdataset.org, pictures https://cocodataset.org"
 RULES = ("lvis_small", "lvis_dense")
 Key = tuple[int, int]
 """(image id, category id)"""
 
 
-def open_small(source: Source) -> BoxDataset:
-    """LVIS questions about tiny instances."""
-    return _open("lvis_small", source)
-
-
-def open_dense(source: Source) -> BoxDataset:
-    """LVIS questions about crowded pictures."""
-    return _open("lvis_dense", source)
-
-
-def _open(name: str, source: Source) -> BoxDataset:
-    """The selected questions of the first of FILES that is there; pictures lie in one of PICTURES, or FLAT."""
-    root = source.folder(name, "")
-    split = source.one_of(name, TOTAL)
+@register("lvis_small", {"train": 100_170, "val": 19_809}, ORIGIN)
+@register("lvis_dense", {"train": 100_170, "val": 19_809}, ORIGIN)
+def open_lvis(source: Source) -> Dataset:
+    """The selected questions of the first of FILES that is there; pictures lie in one of FOLDERS, or FLAT."""
+    root, split = source.folder(), source.split
     path = files_of(root, FILES, split=split).path
     # LVIS splits COCO's pictures anew, so that only the url says which of COCO's folders a picture is in.
-    parent = parent_of(root, PICTURES, ("train2017", "val2017"))
+    parent = parent_of(root, FOLDERS, ("train2017", "val2017"))
     flat = parent is None and (root / FLAT).is_dir()
     images, url_parts = (root / FLAT, 1) if flat else (parent or root / "coco", 2)
     index = _index(path, images, url_parts, (path.stat().st_mtime_ns, path.stat().st_size))
-    chosen = selection(path, index.questions, split, source.seed, source.keep)[name]
+    chosen = selection(path, index.questions, split, source.seed, source.keep)[source.name]
     by_key = {(question.image_id, question.category_id): question for question in index.questions}
     if not chosen:
-        raise DataError(f"{path}: no question of split '{split}' fits the rule of {name}")
-    return BoxDataset(name, split, index._replace(questions=tuple(by_key[key] for key in chosen)), LVIS)
+        raise DataError(f"{path}: no question of split '{split}' fits the rule of {source.name}")
+    return box_questions(source, index._replace(questions=tuple(by_key[key] for key in chosen)), LVIS)
 
 
 @lru_cache(maxsize=2)  # a gigabyte of json, read once for both rules; two splits

@@ -20,14 +20,15 @@ cell there.
 
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Mapping, Sequence
 
-from activeo3.data_io import Source, missing, shortened
-from activeo3.data_vqa import ONE_SPLIT, Asked, TableDataset, lettered, open_files
+from activeo3.data_io import LeftOut, shortened
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, missing, register
+from activeo3.data_vqa import Asked, lettered, questions, questions_of
 from activeo3.types import VQA
 
+ORIGIN = "https://github.com/open-compass/MMBench"
 COPY = 1_000_000
 """What separates the index of a question and of its copies."""
 FOLDERS = ("MMBench", "mmbench", "mmbench_cn")
@@ -65,20 +66,21 @@ ROWS = {
 """Rows of the files, where they are known."""
 
 
-def opener(name: str) -> Callable[[Source], TableDataset]:
-    """What opens one of NAMES."""
-    return partial(_open, name)
+def open_mmbench(source: Source) -> Dataset:
+    """One of NAMES, the rows of a question together. Raises DataError."""
+    paths, left_out = _files(source.name, source.folder()), LeftOut()
+    asked = questions_of(paths, _question, left_out)
+    unknown = [one for one in asked if not one.vqa.answers]
+    if 0 < len(unknown) < len(asked):  # a row of a dev file without its answer; a test file has none at all
+        left_out += [
+            f"{one.picture[0].path}: row {one.picture[1]} has no answer, download the file again" for one in unknown
+        ]
+        asked = [one for one in asked if one.vqa.answers]
+    return questions(source, _side_by_side(_with_rotations(asked)), left_out, paths[0])
 
 
-def _open(name: str, source: Source) -> TableDataset:
-    source.one_of(name, ONE_SPLIT)
-    dataset = open_files(name, _files(name, source.folder(name, ".")), _question)
-    known = [asked for asked in dataset.questions if asked.vqa.answers]
-    unknown = [asked for asked in dataset.questions if not asked.vqa.answers]
-    if known and unknown:  # a row of a dev file without its answer; a test file has none at all
-        sentences = [f"{asked.table.path}: row {asked.row} has no answer, download the file again" for asked in unknown]
-        dataset = replace(dataset, questions=tuple(known), dropped=(*dataset.dropped, *sentences))
-    return replace(dataset, questions=_side_by_side(_with_rotations(dataset.questions)))
+for _name in NAMES:
+    register(_name, {"test": ROWS.get(_name, 0)}, ORIGIN, answers="words", aliases=ONE_SPLIT)(open_mmbench)
 
 
 def _files(name: str, root: Path) -> list[Path]:
@@ -110,23 +112,23 @@ def _question(row: Mapping[str, str]) -> VQA:
     return vqa if vqa.answers else replace(vqa, columns=row)
 
 
-def _side_by_side(questions: Sequence[Asked]) -> tuple[Asked, ...]:
+def _index(one: Asked) -> str:
+    """The index of a question's row."""
+    table, row = one.picture
+    return table.rows[row]["index"]
+
+
+def _side_by_side(asked: Sequence[Asked]) -> list[Asked]:
     """Rows with those of one question together, the first one first; questions as they come in the file."""
     places: dict[str, int] = {}
-    for asked in questions:
-        places.setdefault(asked.vqa.group, len(places))
-    return tuple(
-        sorted(questions, key=lambda asked: (places[asked.vqa.group], int(asked.table.rows[asked.row]["index"])))
-    )
+    for one in asked:
+        places.setdefault(one.vqa.group, len(places))
+    return sorted(asked, key=lambda one: (places[one.vqa.group], int(_index(one))))
 
 
-def _with_rotations(questions: Sequence[Asked]) -> list[Asked]:
+def _with_rotations(asked: Sequence[Asked]) -> list[Asked]:
     """The questions with ``rotations``."""
-    of_group = Counter(asked.vqa.group for asked in questions)
-    unturned = {asked.vqa.group for asked in questions if asked.vqa.group == asked.table.rows[asked.row]["index"]}
-    return [
-        asked._replace(
-            vqa=replace(asked.vqa, rotations=of_group[asked.vqa.group] if asked.vqa.group in unturned else 0)
-        )
-        for asked in questions
-    ]
+    of_group = Counter(one.vqa.group for one in asked)
+    unturned = {one.vqa.group for one in asked if one.vqa.group == _index(one)}
+    counts = {group: of_group[group] if group in unturned else 0 for group in of_group}
+    return [one._replace(vqa=replace(one.vqa, rotations=counts[one.vqa.group])) for one in asked]

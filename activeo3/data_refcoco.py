@@ -5,39 +5,43 @@ The partitions are those of papers: unc for RefCOCO and RefCOCO+, umd for RefCOC
 of their own or inside a table.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
-from activeo3.data_ids import Id, numbered
-from activeo3.data_io import DataError, LeftOut, Source, within
-from activeo3.data_layouts import PICTURES, files_of, folder_of
+from activeo3.data_io import DataError, Id, LeftOut, numbered
 from activeo3.data_refcoco_files import LAYOUTS, Files, Object
+from activeo3.data_set import PICTURES, Dataset, Source, files_of, folder_of, register
 from activeo3.data_tables import Place, picture_at
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import Example
 
+ORIGIN = "https://github.com/lichengunc/refer, pictures https://cocodataset.org (2014 train)"
 PART = "train2014"
 """The part of COCO that the pictures are from."""
 
 
 class Family(NamedTuple):
     """How one of the three sets is called in its files (``short``: by VLM-R1 and Perception-R1), its partition, and its
-    splits by their names on the hub."""
+    splits by their names on the hub, with their numbers of images."""
 
     folder: str
     short: str
     hub: str
     partition: str
     splits: Mapping[str, str]
+    sizes: Mapping[str, int]
 
 
 _UNC = {"train": "train", "val": "validation", "testA": "test", "testB": "testB"}
 _UMD = {"train": "train", "val": "validation", "test": "test"}
 FAMILIES: dict[str, Family] = {
-    "refcoco": Family("refcoco", "refcoco", "RefCOCO", "unc", _UNC),
-    "refcoco_plus": Family("refcoco+", "refcocop", "RefCOCOplus", "unc", _UNC),
-    "refcocog": Family("refcocog", "refcocog", "RefCOCOg", "umd", _UMD),
+    "refcoco": Family(
+        "refcoco", "refcoco", "RefCOCO", "unc", _UNC, {"train": 16_994, "val": 1_500, "testA": 750, "testB": 750}
+    ),
+    "refcoco_plus": Family(
+        "refcoco+", "refcocop", "RefCOCOplus", "unc", _UNC, {"train": 16_992, "val": 1_500, "testA": 750, "testB": 750}
+    ),
+    "refcocog": Family("refcocog", "refcocog", "RefCOCOg", "umd", _UMD, {"train": 21_899, "val": 1_300, "test": 2_600}),
 }
 
 
@@ -51,75 +55,38 @@ class Referred(NamedTuple):
     box_px: tuple[float, float, float, float]
 
 
-@dataclass(frozen=True, eq=False)
-class ReferringDataset:
-    """Phrases in the order of the file; every example has exactly one box, and ``query`` is the phrase."""
+def open_refcoco(source: Source) -> Dataset[Referred]:
+    """The phrases of a split, in the first layout that is there; every example has exactly one box, and ``query`` is the phrase.
 
-    name: str
-    split: str
-    questions: tuple[Referred, ...]
-    dropped: tuple[str, ...] = ()
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The picture files; none if the pictures are inside tables."""
-        places = (question.picture for question in self.questions)
-        return tuple(dict.fromkeys(place for place in places if isinstance(place, Path)))
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError if the picture is missing or cannot be read, or the box lies outside of it."""
-        index = within(index, len(self))
-        asked = self.questions[index]
-        example_id = f"{self.name}:{self.split}:{index}"
-        image = picture_at(asked.picture, example_id, asked.size)
-        box = clipped(as_boxes([asked.box_px]), image.size)
-        if area(box)[0] <= 0:
-            raise DataError(
-                f"example {example_id}: the box {asked.box_px} lies outside of its picture of {image.size}", example_id
-            )
-        return Example(example_id, image, asked.phrase, box, image_id=asked.image_id)
-
-
-def open_refcoco(source: Source) -> ReferringDataset:
-    """RefCOCO: train, val, testA (people), testB (everything else)."""
-    return _open("refcoco", source)
-
-
-def open_refcoco_plus(source: Source) -> ReferringDataset:
-    """RefCOCO+: the same, without words of place."""
-    return _open("refcoco_plus", source)
-
-
-def open_refcocog(source: Source) -> ReferringDataset:
-    """RefCOCOg: train, val, test; longer phrases."""
-    return _open("refcocog", source)
-
-
-def _open(name: str, source: Source) -> ReferringDataset:
-    """The phrases of a split, in the first layout that is there. Raises DataError."""
-    family = FAMILIES[name]
-    root, split = source.folder(name, ""), source.one_of(name, family.splits)
-    parts = {
-        "folder": family.folder,
-        "partition": family.partition,
-        "short": family.short,
-        "hub": family.hub,
-        "lower": family.hub.lower(),
-    }
-    found = files_of(root, LAYOUTS, split=split, hub_split=family.splits[split], **parts)
-    left_out = LeftOut()
-    questions: list[Referred] = []
-    for one in LAYOUTS[found.pattern](Files(found.paths, folder_of(root, PICTURES, part=PART), split), left_out):
+    Splits are train, val, testA (people) and testB (everything else) of RefCOCO and RefCOCO+, which is the same without words
+    of place, and train, val, test of RefCOCOg with its longer phrases. Raises DataError.
+    """
+    family, root, split = FAMILIES[source.name], source.folder(), source.split
+    names = family._asdict() | {"lower": family.hub.lower()}
+    del names["splits"], names["sizes"]
+    found = files_of(root, LAYOUTS, split=split, hub_split=family.splits[split], **names)
+    files, left_out = Files(found.paths, folder_of(root, PICTURES, part=PART), split), LeftOut()
+    asked: list[Referred] = []
+    for one in LAYOUTS[found.pattern](files, left_out):
         with left_out:
-            questions += _referred(one, left_out)
-    if not questions:
-        raise left_out.nothing(f"{root}: {name} has no phrase of the split '{split}', download it again")
-    numbers = numbered(question.image_id for question in questions)
-    questions = [question._replace(image_id=numbers[question.image_id]) for question in questions]
-    return ReferringDataset(name, split, tuple(questions), tuple(left_out))
+            asked += _referred(one, left_out)
+    numbers = numbered(one.image_id for one in asked)
+
+    def read(one: Referred, index: int) -> Example:
+        example_id = f"{source.name}:{split}:{index}"
+        image = picture_at(one.picture, example_id, one.size)
+        box = clipped(as_boxes([one.box_px]), image.size)
+        if area(box)[0] <= 0:
+            what = f"the box {one.box_px} lies outside of its picture of {image.size}"
+            raise DataError(f"example {example_id}: {what}", example_id)
+        return Example(example_id, image, one.phrase, box, image_id=numbers[one.image_id])
+
+    files_there = (one.picture for one in asked if isinstance(one.picture, Path))
+    return source.dataset(asked, read, left_out, files_there, found.path)
+
+
+for _name, _family in FAMILIES.items():
+    register(_name, _family.sizes, ORIGIN)(open_refcoco)
 
 
 def _referred(one: Object, left_out: LeftOut) -> list[Referred]:

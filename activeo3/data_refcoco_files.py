@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from activeo3.data_annotations import by_id, checked_bbox, checked_picture
-from activeo3.data_ids import Id, id_of
 from activeo3.data_io import (
     DataError,
+    Id,
     LeftOut,
+    id_of,
     inside,
     is_number,
     needed,
@@ -284,4 +285,4 @@ LAYOUTS: dict[str, Read] = {
     "jsons/grounding/{short}_{split}.json": of_solutions,
     "eval/jsons/grounding/{short}_{split}.json": of_solutions,
 }
-"""What reads the files of a split, by where they lie (data_layouts.py), in the order in which they are looked for."""
+"""What reads the files of a split, by where they lie (data_set.py), in the order in which they are looked for."""

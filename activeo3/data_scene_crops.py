@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import data_scenes, geometry
+from activeo3.data_set import register
 from activeo3.types import VQA, Count, Example, Objects
 
 THING_SIDES = (200, 400)  # px at a shorter side of 896: of a window with a handful of things
@@ -117,3 +118,7 @@ def _cut(whole: data_scenes.Scene, window: Window) -> Image.Image:
 def _draws(split: str, index: int, what: int) -> np.random.Generator:
     """Random numbers of a field of its own, which leave the world's pictures as they are."""
     return np.random.default_rng([data_scenes.WORLD, list(data_scenes.SIZES).index(split), index, what])
+
+
+register("close_ups", data_scenes.SPLITS, "drawn by activeo3/data_scene_crops.py")(data_scenes.opener(close_up))
+register("plates", data_scenes.SPLITS, "drawn by activeo3/data_scene_crops.py")(data_scenes.opener(plate))

@@ -25,15 +25,18 @@ are the ceiling of any policy; the whole picture, random regions and a uniform g
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Callable
 
 import numpy as np
 from PIL import Image
 
+from activeo3.data_set import Dataset, Source, register
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.types import VQA, Count, Example, Objects, Phrase
 
 SIZES: dict[str, int] = {"train": 100_000, "val": 1_000, "test": 1_000}
 """How many pictures each split has; splits never share one."""
+SPLITS = dict.fromkeys(SIZES, 0)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 40, 45),
@@ -211,6 +214,14 @@ def example(split: str, index: int) -> Example:
         count=Count(len(targets)),
         text=picture.number,
     )
+
+
+def opener(draw: Callable[[str, int], Example]) -> Callable[[Source], Dataset]:
+    """What opens a data set whose examples are drawn from (split, index); the data root is not looked at."""
+    return lambda source: source.dataset(range(SIZES[source.split]), lambda _, index: draw(source.split, index))
+
+
+register("scenes", SPLITS, "drawn by activeo3/data_scenes.py")(opener(example))
 
 
 def referred(picture: Scene, rng: np.random.Generator) -> Phrase:

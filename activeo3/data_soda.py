@@ -31,14 +31,15 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from activeo3.data_annotations import Index, Question, read_coco
-from activeo3.data_coco import BoxDataset
-from activeo3.data_io import DataError, Source
-from activeo3.data_layouts import files_of, folder_of, look_for
+from activeo3.data_coco import box_questions
+from activeo3.data_io import DataError
+from activeo3.data_set import Dataset, Source, files_of, folder_of, look_for, register
 from activeo3.data_soda_a import read_aerial
 from activeo3.data_tiles import cut
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
-SPLITS = ("train", "val", "test")
+SPLITS = {"train": 0, "val": 0, "test": 0}
+ORIGIN = "https://shaunyuan22.github.io/SODA"
 TRAINED_ON = 1_000
 """Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
 
@@ -80,27 +81,28 @@ DRIVING_LAYOUTS = _layouts(("SODA-D", "SODA/SODA-D"), (
 """As SODA-D's archives unpack, and the trees of SODA-mmdetection."""
 
 
-def open_soda_a(source: Source) -> BoxDataset:
+@register("soda_a", SPLITS, ORIGIN, images=2_513)
+def open_soda_a(source: Source) -> Dataset:
     """The first of AERIAL_LAYOUTS that is there: a json file per picture. Pictures have the ids of their files."""
-    root, split = source.folder("soda_a", ""), source.one_of("soda_a", SPLITS)
-    paths, images, tiles = _files(root, AERIAL_LAYOUTS, split)
+    paths, images, tiles = _files(source, AERIAL_LAYOUTS)
     index = read_aerial(paths, images, dict(enumerate(_words(AERIAL))), source.keep)
-    return _finished("soda_a", source, index, tiles, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
+    return _finished(source, index, tiles, SODA_A, ignored=AERIAL.index("ignore"), enough=0.7)
 
 
-def open_soda_d(source: Source) -> BoxDataset:
+@register("soda_d", SPLITS, ORIGIN, images=24_828)
+def open_soda_d(source: Source) -> Dataset:
     """The first of DRIVING_LAYOUTS that is there: a json file per split."""
-    root, split = source.folder("soda_d", ""), source.one_of("soda_d", SPLITS)
-    (path,), images, tiles = _files(root, DRIVING_LAYOUTS, split)
+    (path,), images, tiles = _files(source, DRIVING_LAYOUTS)
     index = read_coco(path, images, dict(enumerate(_words(DRIVING), start=1)))
     # "More than 40 %": the next number after 0.4.
     enough = float(np.nextafter(0.4, 1))
-    return _finished("soda_d", source, index, tiles, SODA_D, ignored=1 + DRIVING.index("ignore"), enough=enough)
+    return _finished(source, index, tiles, SODA_D, ignored=1 + DRIVING.index("ignore"), enough=enough)
 
 
-def _files(root: Path, layouts: Sequence[Layout], split: str) -> tuple[tuple[Path, ...], Path, bool]:
+def _files(source: Source, layouts: Sequence[Layout]) -> tuple[tuple[Path, ...], Path, bool]:
     """The annotations of the first layout that is there, with its pictures if there is one, the folder of the pictures,
     and whether they are tiles. Raises DataError."""
+    root, split = source.folder(), source.split
     known = {layout.annotations: layout for layout in layouts}
     whole = [
         pattern
@@ -117,23 +119,19 @@ def _words(names: Sequence[str]) -> list[str]:
     return [name.replace("-", " ") for name in names]
 
 
-def _finished(
-    name: str, source: Source, index: Index, tiles: bool, rules: MetricRules, ignored: int, enough: float
-) -> BoxDataset:
+def _finished(source: Source, index: Index, tiles: bool, rules: MetricRules, ignored: int, enough: float) -> Dataset:
     """From pictures to what is asked: ignored areas spread, tiles cut unless they are ``tiles``, training pictures drawn."""
     index = spread_ignored(index, ignored)
     if tiles and (source.tile, source.tile_overlap) != (Source.tile, Source.tile_overlap):
         raise DataError(
-            f"{source.root}: {name} is there in tiles of {Source.tile} that share {Source.tile_overlap} pixels: "
+            f"{source.root}: {source.name} is there in tiles of {Source.tile} that share {Source.tile_overlap} pixels: "
             f"give --data_options tile={Source.tile} tile_overlap={Source.tile_overlap}, or add the whole pictures"
         )
     if source.tile and not tiles:
         index = cut(index, source.tile, source.tile_overlap, enough)
     if source.split == "train":
         index = drawn(index, TRAINED_ON, source.seed)
-    if not index.questions:
-        raise DataError(f"{source.root}: {name} has no question in its split '{source.split}'")
-    return BoxDataset(name, source.split, index, rules)
+    return box_questions(source, index, rules)
 
 
 def spread_ignored(index: Index, ignored: int) -> Index:

@@ -16,8 +16,7 @@ import numpy as np
 from activeo3 import data_annotations, data_io
 from activeo3.data_annotations import LARGEST_SIDE, Index, Picture, checked_picture, grouped
 from activeo3.data_cache import Arrays, counted, remembered
-from activeo3.data_ids import Id, numbered, originals
-from activeo3.data_io import DataError, LeftOut, is_number, needed, read_json, shortened
+from activeo3.data_io import DataError, Id, LeftOut, is_number, needed, numbered, originals, read_json, shortened
 from activeo3.geometry import area, as_boxes, clipped
 
 _CODE = [Path(__file__), Path(data_annotations.__file__), Path(data_io.__file__)]

@@ -10,28 +10,28 @@ the seed; the others have an order of their own.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Annotated, Any, Mapping, NamedTuple, Self, Sequence
 
 import numpy as np
+from pydantic import Field, Strict, model_validator
 
 from activeo3.data_io import (
     DataError,
+    Finite,
     LeftOut,
-    Source,
+    Row,
+    checked,
     inside,
-    is_number,
     needed,
-    parsed_json,
+    parsed_line,
     read_json,
     read_text,
     shortened,
-    within,
 )
-from activeo3.data_layouts import files_of
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, register
 from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
-from activeo3.data_vqa import LETTERS, ONE_SPLIT
+from activeo3.data_vqa import LETTERS
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import VQA, Example
 
@@ -57,52 +57,32 @@ class VstarQuestion(NamedTuple):
     bboxes: tuple[tuple[float, ...], ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class VstarDataset:
-    """V*Bench's questions, each with its own picture."""
-
-    split: str
-    questions: tuple[VstarQuestion, ...]
-    name: str = "vstar"
-    dropped: tuple[str, ...] = ()
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The picture files; none if the pictures are inside a table."""
-        return tuple(question.picture for question in self.questions if isinstance(question.picture, Path))
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        """Raises DataError if the picture cannot be used or a target lies outside of it."""
-        index = within(index, len(self))
-        asked = self.questions[index]
-        image = picture_at(asked.picture, asked.id)
-        sides = as_boxes(asked.bboxes)
-        boxes = clipped(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1), image.size)
-        if (area(boxes) <= 0).any():
-            outside = asked.targets[int(np.flatnonzero(area(boxes) <= 0)[0])]
-            raise DataError(f"{asked.picture}: target '{outside}' of example {asked.id} lies outside", asked.id)
-        vqa = VQA(asked.question, (asked.answer,), options=asked.options, evidence_px=boxes, category=asked.category)
-        return Example(asked.id, image, asked.question, boxes, image_id=index + 1, vqa=vqa)
-
-
-def open_vstar(source: Source) -> VstarDataset:
+@register(
+    "vstar", {"test": 191}, "https://huggingface.co/datasets/craigwu/vstar_bench", answers="words", aliases=ONE_SPLIT
+)
+def open_vstar(source: Source) -> Dataset:
     """Reads the first layout that is there. Raises DataError if there is none, or no question in it can be used."""
-    root = source.folder("vstar", "")
-    source.one_of("vstar", ONE_SPLIT)
     jsons = [f"vstar_bench/{kind}/*.json" for kind in VSTAR_KINDS]
-    found = files_of(root, [*jsons, LINES, *TABLES, PATHS])
-    left_out = LeftOut()
+    found, left_out = files_of(source.folder(), [*jsons, LINES, *TABLES, PATHS]), LeftOut()
     if found.pattern in jsons:
         questions = _of_files(found.path.parent.parent, source.seed, left_out)
     else:
         home = found.path.parents[2 if found.pattern == PATHS else 0]
         questions = [question for path in found.paths for question in _of_list(path, home, left_out)]
-    if not questions:
-        raise left_out.nothing(f"{found.path}: vstar has no question")
-    return VstarDataset("test", tuple(questions), dropped=tuple(left_out))
+    files = (question.picture for question in questions if isinstance(question.picture, Path))
+    return source.dataset(questions, _read, left_out, files, found.path)
+
+
+def _read(asked: VstarQuestion, index: int) -> Example:
+    """Raises DataError if the image cannot be used or a target lies outside of it."""
+    image = picture_at(asked.picture, asked.id)
+    sides = as_boxes(asked.bboxes)
+    boxes = clipped(np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1), image.size)
+    if (area(boxes) <= 0).any():
+        outside = asked.targets[int(np.flatnonzero(area(boxes) <= 0)[0])]
+        raise DataError(f"{asked.picture}: target '{outside}' of example {asked.id} lies outside", asked.id)
+    vqa = VQA(asked.question, (asked.answer,), options=asked.options, evidence_px=boxes, category=asked.category)
+    return Example(asked.id, image, asked.question, boxes, image_id=index + 1, vqa=vqa)
 
 
 # ---------------------------------------------------------------------------- the authors' files
@@ -119,39 +99,44 @@ def shuffled(options: Sequence[str], right: int, seed: int, number: int) -> tupl
     return tuple(options[k] for k in order), LETTERS[int(np.flatnonzero(order == right)[0])]
 
 
+Texts = Annotated[list[str], Field(min_length=1, description="give a list of texts")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Authors(Row):
+    """One of the authors' files: the first option is the right one, ``bbox`` is x, y, width, height of each target."""
+
+    question: str
+    options: Texts
+    target_object: Texts
+    bbox: list[Annotated[tuple[Finite, Finite, Positive, Positive], Strict(False)]] = Field(
+        description="give one x, y, w, h with an area above 0 for each target"
+    )
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if len(self.bbox) != len(self.target_object):
+            raise ValueError(
+                f"has {len(self.bbox)} bbox, give one box for each of the {len(self.target_object)} targets"
+            )
+        return self
+
+
 def _of_files(home: Path, seed: int, left_out: LeftOut) -> list[VstarQuestion]:
     """The questions of all files, kind by kind; those that are wrong are left out."""
-    questions = []
     paths = (
         path for kind in VSTAR_KINDS for path in sorted((home / kind).glob("*.json")) if not path.name.startswith("._")
     )
-    for number, path in enumerate(paths):
-        with left_out:
-            questions.append(_of_file(path, seed, number))
-    return questions
+    return left_out.each(paths, lambda number, path: _of_file(path, seed, number))
 
 
 def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
-    """The question of a json file, whose picture is the jpg of the same name. Raises DataError."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: a V*Bench file holds one object with question, options, target_object and bbox")
-    question, options, targets, bboxes = (
-        needed(path, "the question", content, key) for key in ("question", "options", "target_object", "bbox")
-    )
-    for key, words in (("options", options), ("target_object", targets)):
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise DataError(f"{path}: {key} is {shortened(words)}, give a list of texts")
-    if not isinstance(bboxes, list) or len(bboxes) != len(targets):
-        raise DataError(f"{path}: bbox is {shortened(bboxes)}, give one box for each of the {len(targets)} targets")
-    for bbox in bboxes:
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)) or min(bbox[2:]) <= 0:
-            raise DataError(f"{path}: a target has the bbox {shortened(bbox)}, give x, y, w, h with an area above 0")
-    mixed, answer = shuffled(options, 0, seed, number)
-    category = path.parent.name
-    places = tuple(targets), tuple(map(tuple, bboxes))
+    """The question of a json file, whose image is the jpg of the same name. Raises DataError."""
+    row = checked(Authors, path, "the question", read_json(path))
+    mixed, answer = shuffled(row.options, 0, seed, number)
+    category, places = path.parent.name, (tuple(row.target_object), tuple(row.bbox))
     return VstarQuestion(
-        f"{category}/{path.stem}", path.with_suffix(".jpg"), category, str(question), mixed, answer, *places
+        f"{category}/{path.stem}", path.with_suffix(".jpg"), category, row.question, mixed, answer, *places
     )
 
 
@@ -159,31 +144,23 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
 
 
 def _of_list(path: Path, home: Path, left_out: LeftOut) -> list[VstarQuestion]:
-    """The questions of a list whose pictures lie below ``home`` or in the list itself; those that are wrong are left out."""
+    """The questions of a list whose images lie below ``home`` or in the list itself; those that are wrong are left out."""
     table = None
     if path.suffix == ".jsonl":
-        rows = read_text(path).splitlines()
+        rows: Sequence[Any] = read_text(path).splitlines()
     elif column_types(path).get(PICTURE) == "string":  # names of files
         rows = parquet_rows(path, [PICTURE, *LISTED])
     else:
         table = ParquetTable(path)
         rows = table.rows
-    questions = []
-    for number, row in enumerate(rows):
-        with left_out:
-            what = f"row {number}"
-            row = _object(path, what, row) if isinstance(row, str) else row
-            picture = (table, number) if table else home / inside(path, what, str(needed(path, what, row, PICTURE)))
-            questions.append(_of_row(path, what, row, picture))
-    return questions
 
+    def question(number: int, row: Any) -> VstarQuestion:
+        what = f"row {number}"
+        row = parsed_line(path, what, row) if isinstance(row, str) else row
+        picture = (table, number) if table else home / inside(path, what, str(needed(path, what, row, PICTURE)))
+        return _of_row(path, what, row, picture)
 
-def _object(path: Path, what: str, line: str) -> Any:
-    """What a line of json says. Raises DataError."""
-    try:
-        return parsed_json(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {what} is not valid json ({error}), download the file again") from None
+    return left_out.each(rows, question)
 
 
 def _of_row(path: Path, what: str, row: Mapping[str, Any], picture: Place) -> VstarQuestion:

@@ -73,7 +73,7 @@ class EvalConfig(Config):
     # ---- data sets: --data_options
     absent: Share = ABSENT
     """of LVIS: the share of questions about categories that are known to be absent from their picture, so that what is
-    invented costs (data_absent.py)"""
+    invented costs (data_coco.py)"""
 
     # ---- a picture of your own
     image: Place = Place("")

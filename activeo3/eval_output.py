@@ -304,7 +304,7 @@ def _checked_for(examples: Sequence[Example]) -> dict[str, list[int | str]]:
 
 
 def _ids(example: Example) -> dict[str, int | str]:
-    """The ids that the picture and the category have in the user's own file (data_ids.py)."""
+    """The ids that the picture and the category have in the user's own file (data_io.py)."""
     source = example.source
     return {
         "image_id": example.image_id if source.image_id is None else source.image_id,

@@ -22,8 +22,8 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 
 from activeo3 import eval_output, intervals, log, metrics, text_metrics
-from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
+from activeo3.data_set import Dataset
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Runner
 from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read

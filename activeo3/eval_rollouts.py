@@ -62,7 +62,7 @@ def proposed(
 ) -> tuple[list[Rollout], float]:
     """What a method proposes for every example, and the seconds it took; rules take none.
 
-    ``whole`` gives an example its image, if that was put aside (stream.Light).
+    ``whole`` gives an example its image, if that was put aside (Dataset.without_images).
     """
     if method not in ASKED and whole is as_it_is:
         return propose(method, examples, policy, config, fixed), 0.0

@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw
 
 from activeo3 import eval_output, intervals, log, metrics, outputs
 from activeo3.config import Config, ConfigError, TrainConfig
-from activeo3.data_io import Dataset
 from activeo3.data_loader import readable
+from activeo3.data_set import Dataset
 from activeo3.drawing import FAINT, FOUND, INK, LACKING, PAPER, REGION, TRUE, Sample
 from activeo3.eval_baselines import RULES
 from activeo3.eval_config import METHODS, OF_A_CHECKPOINT, EvalConfig

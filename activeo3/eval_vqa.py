@@ -43,10 +43,9 @@ from activeo3 import data_mmbench, eval_output, eval_submission, intervals, log,
 from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
 from activeo3.answer_rules import lmms_eval_word, mme_script
 from activeo3.config import Config
-from activeo3.data_io import Dataset
-from activeo3.data_loader import Light, Whole, as_it_is, readable
-from activeo3.data_mme import COGNITION, PERCEPTION
-from activeo3.data_vqa import HRBENCH_KINDS
+from activeo3.data_loader import Whole, as_it_is, readable
+from activeo3.data_set import Dataset
+from activeo3.data_vqa import COGNITION, HRBENCH_KINDS, PERCEPTION
 from activeo3.data_vstar import VSTAR_KINDS
 from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.eval_core import Record, Runner, trained_of
@@ -107,7 +106,7 @@ def run(
     """Ask every question in every way: (table rows, what was answered).
 
     ``others`` are models beside these two that answer about the same regions, by name.
-    ``whole`` gives an example its picture, if it was put aside (``Light``): it is then read when its turn comes.
+    ``whole`` gives an example its picture, if it was put aside (``Dataset.without_images``): it is then read when its turn comes.
 
     ``policy``, ``start``, ``resamples``, ``say`` and ``runner`` as in ``suites.run``. With ``black``, questions
     are asked once more with black crops beside the picture. Rows are those of ``suites.run``; ``task_model``
@@ -421,13 +420,12 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     start, trained = load(sources["start"]), trained_of(sources)
     for name, dataset in opened.items():
-        light = Light(dataset)
-        examples = readable(light, folder, runner.ranks.all_gather, runner.writes)
+        examples = readable(dataset.without_images(), folder, runner.ranks.all_gather, runner.writes)
         found: list[tuple[dict[str, Any], list[Record]]] = []
         for title in trained:
             of_one, given = run(
                 name, config.methods, examples, load(sources[title]), start, config, config.resamples, runner.say, config.black,
-                runner, light.whole, others, title if len(trained) > 1 else "", title == trained[0],
+                runner, dataset.with_image, others, title if len(trained) > 1 else "", title == trained[0],
             )  # fmt: skip
             found += zip(of_one, given.values(), strict=True)
         found.sort(key=lambda pair: config.methods.index(pair[0]["method"]))  # of equals the order stays

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from activeo3 import intervals, log, outputs
-from activeo3.data_io import Dataset
-from activeo3.data_loader import Light, Whole, as_it_is, readable
+from activeo3.data_loader import Whole, as_it_is, readable
+from activeo3.data_set import Dataset
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Record, Runner
 from activeo3.eval_output import LENIENT_ONLY, STRICT, markdown
@@ -65,7 +65,7 @@ def exam(
     ``black`` adds the control of modes.py. A row has ``policy``, ``mode``, ``n``,
     ``parser``, the value and the ``intervals`` of all COLUMNS and OF_READERS (NaN where there is nothing to measure), the
     number of turns by their ``statuses``, ``categories`` where the questions have some, and its ``episodes``, a Record each.
-    ``whole`` gives an example its picture when its turn comes, if that was put aside (stream.Light).
+    ``whole`` gives an example its picture when its turn comes, if that was put aside (Dataset.without_images).
 
     Raises DataError for an example that asks nothing.
     """
@@ -182,8 +182,7 @@ def evaluate(
     """
     task, found, texts = task_of(config), [], []
     for name, dataset in opened.items():
-        light = Light(dataset)
-        examples, rows = readable(light, folder, runner.ranks.all_gather, runner.writes), []
+        examples, rows = readable(dataset.without_images(), folder, runner.ranks.all_gather, runner.writes), []
         if "oracle_crop" in config.mode:
             known = sum(len(asked_of(example).evidence_px) > 0 for example in examples)
             runner.say(f"{name}: {known} of {len(examples)} questions have evidence to show")
@@ -199,7 +198,7 @@ def evaluate(
                 config.black,
                 config.resamples,
                 runner.say,
-                light.whole,
+                dataset.with_image,
             )
         found += [{"benchmark": name} | row for row in rows]
         titles = (f"{name} ({dataset.split}), {len(examples)} questions", f"{name}, what the turns came to")

@@ -22,7 +22,7 @@ from PIL import Image
 from activeo3 import geometry
 from activeo3.cli import check_known, did_you_mean
 from activeo3.config import Config, ConfigError, TrainConfig
-from activeo3.data_io import Dataset, Derived
+from activeo3.data_set import Dataset
 from activeo3.geometry import Frame
 from activeo3.model import VisionLanguageModel
 from activeo3.task_models import TaskModel, load_task_model
@@ -215,19 +215,9 @@ TASKS: dict[str, type[Task]] = {}
 """Every task class that has been defined, by its name."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared(Derived):
-    """A data set whose examples are prepared when they are read; one that does not fit counts as an unreadable image."""
-
-    task: Task
-
-    def __getitem__(self, index: int) -> Example:
-        return self.task.prepare(self.dataset[index])
-
-
 def prepared(dataset: Dataset, task: Task) -> Dataset:
-    """The data set as questions of the task."""
-    return dataset if type(task).prepare is Task.prepare else Prepared(dataset, task)
+    """The data set as questions of the task; an example that does not fit counts as an unreadable image."""
+    return dataset if type(task).prepare is Task.prepare else dataset.map(task.prepare)
 
 
 def known_tasks() -> dict[str, type[Task]]:

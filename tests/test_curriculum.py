@@ -17,7 +17,8 @@ from activeo3 import curriculum, engine
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.curriculum import rewards_of, stage, stage_of
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError, Derived
+from activeo3.data_io import DataError
+from activeo3.data_set import Dataset
 from activeo3.eval_config import EvalConfig
 from activeo3.model import VisionLanguageModel
 from activeo3.proposals import greedy_rollouts
@@ -64,13 +65,15 @@ def test_stages_are_the_ranking_in_parts(rewards: list[float | None], stages: in
     assert earned == sorted(earned, reverse=True) and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-class Torn(Derived):
-    """A data set whose question 1 cannot be read."""
+def torn(dataset: Dataset) -> Dataset:
+    """The data set, of which question 1 cannot be read."""
 
-    def __getitem__(self, index: int) -> Any:
+    def read(item: Any, index: int) -> Any:
         if index == 1:
             raise DataError("torn.jpg: the picture cannot be read", "torn")
-        return self.dataset[index]
+        return dataset.read(item, index)
+
+    return replace(dataset, read=read)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def ranked(here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     flags = ["--preset", "ocr", "--limit", "5", "--curriculum", str(path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curriculum, "BLOCK", 2)
-        patch.setattr(curriculum, "open_dataset", lambda *given: Torn(open_dataset(*given)))
+        patch.setattr(curriculum, "open_dataset", lambda *given: torn(open_dataset(*given)))
         curriculum.main(flags)
     return path, flags
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from real_data import real_file
 
-from activeo3 import data, data_ids, data_io, eval_output
+from activeo3 import data, data_io, data_set, eval_output
 from activeo3 import data_loader as stream_room
 from activeo3.cli import ConfigError
 from activeo3.config import DRAWN
@@ -60,7 +60,7 @@ def folder(root: Path, content: dict[str, Any]) -> str:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert [doctest.testmod(room).failed for room in (data, stream_room, data_io, data_ids)] == [0, 0, 0, 0]
+    assert [doctest.testmod(room).failed for room in (data, stream_room, data_io, data_set)] == [0, 0, 0, 0]
 
 
 def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) -> None:
@@ -617,12 +617,11 @@ def test_mixed_sets_take_turns(tmp_path: Path) -> None:
 
 
 def test_every_question_of_a_mixture_is_there_once() -> None:
-    parts = [Numbers(size) for size in (3, 0, 5, 1)]
-    for number, part in enumerate(parts):
-        part.paths, part.dropped, part.name = (), (), str(number)
-    mixed = data.Mixed(parts)
-    assert len(mixed) == 9 and mixed.order[:3] == [(0, 0), (0, 2), (0, 3)]
-    assert sorted(mixed.order) == sorted((k, p) for p, part in enumerate(parts) for k in range(len(part)))
+    parts = [data_set.Dataset(str(size), "train", range(size), lambda item, _: item) for size in (3, 0, 5, 1)]
+    mixed = data_set.mixed(parts)
+    assert len(mixed) == 9 and mixed.items[:3] == [(0, 0), (0, 2), (0, 3)]
+    assert sorted(mixed.items) == sorted((k, p) for p, part in enumerate(parts) for k in range(len(part)))
+    assert list(mixed) == [0, 0, 0, 1, 1, 2, 2, 3, 4]
 
 
 def test_a_set_without_any_of_its_pictures_is_refused(tmp_path: Path) -> None:
@@ -649,13 +648,13 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
     before = sorted(tmp_path.rglob("*"))
     data.main(["--data_root", str(tmp_path)])
     text = capsys.readouterr().out
-    for name, reader in data.READERS.items():
-        assert f"{name}  ({reader.origin})" in text
+    for name, known in data.DATASETS.items():
+        assert f"{name}  ({known.origin})" in text
     found = f"2 pictures, 1 of their files, in {tmp_path}/mine/images, 3 questions, 2 annotations left out"
     assert f"    train: PARTLY  {found}" in text
     assert "    torn: NOT USABLE  " in text and "instances_torn.json: this is not valid json" in text
     assert text.count("    val, test: found  1,000 questions") == len(DRAWN)
-    assert DRAWN == {name for name, reader in data.READERS.items() if reader.origin.startswith("drawn by")}
+    assert DRAWN == {name for name, known in data.DATASETS.items() if known.origin.startswith("drawn by")}
     assert (
         "there is no lvis_v1_val.json or lvis_v0.5_val.json or lvis_val_100.json in lvis or lvis/annotations or "
         in text
@@ -670,8 +669,9 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
 def test_the_list_counts_against_what_should_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path, index())
     for wanted, word in ((2, "found"), (3, "PARTLY")):
-        reader = data.Reader(data.READERS["coco"].open, {"train": wanted, "val": 0}, "a shop", whole=9)
-        monkeypatch.setattr(data, "READERS", {"coco": reader})
+        known = data.DATASETS["coco"]._replace(splits={"train": wanted, "val": 0}, origin="a shop", images=9)
+        for room in (data, data_set):
+            monkeypatch.setattr(room, "DATASETS", {"coco": known})
         first, train, val, together = data.survey(root)
         assert first == "coco  (a shop)"
         assert train.startswith(
@@ -692,11 +692,11 @@ def test_the_list_on_real_data(capsys: pytest.CaptureFixture) -> None:
 
 def test_data_readme_names_every_set_with_its_count() -> None:
     text = (Path(data.__file__).parent.parent / "data" / "README.md").read_text()
-    for name, reader in data.READERS.items():
+    for name, known in data.DATASETS.items():
         assert f"`{name}`" in text, name
-        for count in (reader.whole, *reader.expected.values()):
+        for count in (known.images, *known.splits.values()):
             assert not count or f"{count:,}" in text, (name, count)
-        assert all(part in text for part in re.findall(r"https://[^ ,]+", reader.origin)), name
+        assert all(part in text for part in re.findall(r"https://[^ ,]+", known.origin)), name
 
 
 def test_the_embedded_world_opens_by_name() -> None:
@@ -715,7 +715,7 @@ def test_a_real_data_set() -> None:
     record = json.loads(path.read_text())
     pairs = {(row["image_id"], row["category_id"]) for row in record["annotations"]}
     assert len(data) == len(pairs) and data.dropped == ()
-    assert sum(len(question.boxes_px) for question in data.index.questions) == len(record["annotations"])
+    assert sum(len(question.boxes_px) for question in data.items) == len(record["annotations"])
     for k in (0, len(data) // 2, len(data) - 1):
         example = data[k]
         assert "_" not in example.query and example.size_px == (640, 480)

@@ -12,7 +12,7 @@ from test_data_soda import aerial, aerial_set
 from activeo3 import data_cache, data_soda_a
 from activeo3.data import open_dataset
 from activeo3.data_cache import counted, remembered
-from activeo3.data_io import Source
+from activeo3.data_set import Source
 from activeo3.data_soda import open_soda_a
 
 SQUARE = [0, 0, 9, 0, 9, 9, 0, 9]
@@ -126,5 +126,5 @@ def test_soda_a_is_the_same_from_its_files_and_kept(tmp_path: Path, monkeypatch:
 
 def test_a_survey_writes_nothing(tmp_path: Path) -> None:
     root = aerial_set(tmp_path, "val", {"a": aerial([(4, SQUARE)])})
-    open_soda_a(Source("val", root, keep=False))
+    open_soda_a(Source("soda_a", "val", root, keep=False))
     assert not list(tmp_path.rglob("*.npz"))

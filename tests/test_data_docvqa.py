@@ -205,7 +205,7 @@ def test_boxes_are_padded_inside_the_page() -> None:
         ([ROWS[0] | {"image": "../ab_1.png"}], "question 1 has a file_name outside of its folder"),
         ([{key: value for key, value in ROWS[0].items() if key != "question"}], "question 1 has no 'question'"),
         ([{key: value for key, value in ROWS[0].items() if key != "answers"}], "question 1 has no 'answers'"),
-        ([], "a DocVQA file holds an object with a list of questions under 'data'"),
+        ([], "docvqa has no question in its split 'val'"),
     ],
 )
 def test_broken_questions_are_refused(tmp_path: Path, rows: list[dict[str, Any]], sentence: str) -> None:
@@ -246,7 +246,7 @@ def test_a_folder_without_questions_says_what_is_looked_for(tmp_path: Path) -> N
 def test_a_torn_picture_in_parquet_is_one_examples_matter(tmp_path: Path) -> None:
     root = docvqa_parquet(tmp_path)
     data = open_dataset("docvqa", "val", root)
-    table, row = data.questions[0].picture
+    table, row = data.items[0].picture
     table.picture = lambda row: b"PNG"
     with pytest.raises(DataError, match="row 0: the picture of example docvqa:1 cannot be read") as caught:
         data[0]

@@ -1,4 +1,4 @@
-"""data_docvqa_1200.py: the hub's table, in the order and with the answers of Active-Perception-R1's benchmark."""
+"""docvqa_1200: the hub's table, in the order and with the answers of Active-Perception-R1's benchmark."""
 
 import io
 from pathlib import Path
@@ -78,20 +78,18 @@ def test_a_question_with_its_answers_and_where_they_stand(tmp_path: Path, unit: 
 def test_the_order_is_that_of_the_published_benchmark(tmp_path: Path) -> None:
     rows = [row(k, words=[], bounding_boxes=[]) for k in range(200)]
     data = open_dataset("docvqa_1200", "test", written(tmp_path, rows), limit=16, seed=29)
-    assert [asked.id.removeprefix("docvqa_1200:test_") for asked in data.dataset.questions[:16]] == list(
-        map(str, SHUFFLED_29)
-    )
+    assert [asked.id.removeprefix("docvqa_1200:test_") for asked in data.items] == list(map(str, SHUFFLED_29))
     assert [data[k].image_id for k in range(2)] == [138, 17] and data[0].boxes_px.shape == (0, 4)
     other = open_dataset("docvqa_1200", "val", str(tmp_path), seed=30)
-    assert len(other) == 200 and other.split == "test" and other.questions[0].id != data.dataset.questions[0].id
+    assert len(other) == 200 and other.split == "test" and other.items[0].id != data.items[0].id
 
 
 BROKEN = [
     ({"query": {"en": " "}}, "row 1 has no question in English or no answer"),
     ({"answers": [], "answer": None}, "row 1 has no question in English or no answer"),
     ({"words": ["one"]}, "row 1 has 1 words and 14 boxes of four numbers"),
-    ({"bounding_boxes": [[0.1, 0.2]] * 14}, "row 1 has 14 words and 14 boxes of four numbers"),
-    ({"bounding_boxes": [[0.1, 0.2, 0.3, float("nan")]] * 14}, "row 1 has 14 words and 14 boxes of four numbers"),
+    ({"bounding_boxes": [[0.1, 0.2]] * 14}, "row 1 has the bounding_boxes [0.1"),
+    ({"bounding_boxes": [[0.1, 0.2, 0.3, float("nan")]] * 14}, "nan], give four numbers for each word"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""data_layouts.py, and the layouts that people have: each built as its publisher builds it, each read alike."""
+"""data_set.py, and the layouts that people have: each built as its publisher builds it, each read alike."""
 
 import base64
 import doctest
@@ -17,16 +17,16 @@ from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  #
 
 from activeo3 import (
     data_coco,
-    data_layouts,
     data_lvis,
-    data_pixmo,
+    data_perception,
     data_refcoco,
     data_refcoco_files,
+    data_set,
     data_thinobject,
     data_vstar,
 )
 from activeo3.data import open_dataset
-from activeo3.data_layouts import files_of, folder_of, look_for, parent_of, present
+from activeo3.data_set import files_of, folder_of, look_for, parent_of, present
 from activeo3.geometry import rle_to_mask
 
 
@@ -53,7 +53,7 @@ def test_the_first_pattern_with_a_file_counts(tmp_path: Path) -> None:
     )
     assert look_for(tmp_path, ["c/{split}.json"], split="[x]").path.name == "[x].json"  # a split's name is no pattern
     assert look_for(tmp_path, ["b/{split}.json"], split="*") is None
-    assert doctest.testmod(data_layouts).failed == 0
+    assert doctest.testmod(data_set).failed == 0
     said = complaint(lambda: files_of(tmp_path, ["a/{split}.json", "b/{split}-*.parquet"], split="val"))
     assert said == f"{tmp_path}: there is neither a/val.json nor b/val-*.parquet, see data/README.md for the layout"
     assert folder_of(tmp_path, ["a", "c", "b"]) == tmp_path / "c" and folder_of(tmp_path, ["a", "d"]) == tmp_path / "a"
@@ -414,7 +414,7 @@ def test_thin_objects_as_sam_hq_has_them(tmp_path: Path, home: str) -> None:
 
 def test_data_readme_shows_every_layout() -> None:
     """The page for people names what the readers look for, up to splits and numbers of parts."""
-    text = (Path(data_layouts.__file__).parent.parent / "data" / "README.md").read_text()
+    text = (Path(data_set.__file__).parent.parent / "data" / "README.md").read_text()
     folders = {"rec_jsons_processed", "jsons/grounding", "RefCOCO/data", "test_questions.jsonl", "vstar-bench/data",
                "thin_object_detection/ThinObject5K", "lvis/annotations", "coco/images/train2017",
                "images/mscoco/images/train2014", "pixmo_images"}  # fmt: skip
@@ -422,12 +422,12 @@ def test_data_readme_shows_every_layout() -> None:
     known = [
         *data_coco.COCO_FILES,
         *data_lvis.FILES,
-        *data_lvis.PICTURES,
+        *data_lvis.FOLDERS,
         *data_refcoco_files.LAYOUTS,
         *data_vstar.TABLES,
         data_vstar.LINES,
     ]
-    known += [*data_thinobject.FOLDERS, *data_pixmo.PICTURES]
+    known += [*data_thinobject.FOLDERS, *data_perception.FOLDERS]
     firsts = (
         {pattern.split("/")[0] for pattern in known}
         | {family.hub for family in data_refcoco.FAMILIES.values()}

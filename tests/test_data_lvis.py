@@ -17,8 +17,9 @@ from real_data import real_file
 from activeo3 import data_lvis
 from activeo3.data import open_dataset
 from activeo3.data_annotations import read_coco
-from activeo3.data_io import DataError, Source
+from activeo3.data_io import DataError
 from activeo3.data_lvis import CROWDED, PER_CATEGORY, SMALL_PX, TOTAL, candidates, draw
+from activeo3.data_set import Source
 from activeo3.metric_rules import LVIS
 
 
@@ -202,7 +203,7 @@ def test_a_selection_is_written_and_used_again(tmp_path: Path) -> None:
 
 def test_nothing_is_written_when_it_must_not_be(tmp_path: Path) -> None:
     root = lvis_set(tmp_path, lvis_v1())
-    assert len(data_lvis.open_small(Source("val", root, keep=False))) == 1
+    assert len(data_lvis.open_lvis(Source("lvis_small", "val", root, keep=False))) == 1
     assert list((tmp_path / "lvis").glob("queries_*")) == []
 
 
@@ -268,14 +269,15 @@ def test_real_lvis_selection_keeps_the_rules(tmp_path: Path) -> None:
     path = real_file("lvis/lvis_val_100.json")
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis" / path.name).write_bytes(path.read_bytes())
-    sets = [open_set(Source("val", str(tmp_path))) for open_set in (data_lvis.open_small, data_lvis.open_dense)]
-    used = Counter(question.category_id for data in sets for question in data.index.questions)
+    sets = [data_lvis.open_lvis(Source(name, "val", str(tmp_path))) for name in data_lvis.RULES]
+    used = Counter(question.category_id for data in sets for question in data.items)
     assert max(used.values()) == 3 and min(map(len, sets)) > 20
     partly = {row["id"]: row["not_exhaustive_category_ids"] for row in json.loads(path.read_text())["images"]}
     assert any(partly.values())
-    for image_id, picture in sets[0].index.pictures.items():
+    index = read_coco(path, tmp_path, url_parts=2)
+    for image_id, picture in index.pictures.items():
         assert picture.partly == frozenset(partly[image_id])
-    marks = Counter(sets[0].index.frequency[category] for category in used)
+    marks = Counter(index.frequency[category] for category in used)
     assert set(marks) <= {"r", "c", "f"} and len(marks) > 1
 
 
@@ -297,7 +299,7 @@ def test_both_rules_read_the_annotations_once_and_again_when_they_change(
     content["categories"][0]["name"] = "needle"
     (tmp_path / "lvis" / "lvis_v1_val.json").write_text(json.dumps(content))
     again = open_dataset("lvis_small", "val", root)
-    assert len(reads) == 2 and "needle" in {question.query for question in again.index.questions}
+    assert len(reads) == 2 and "needle" in {question.query for question in again.items}
 
 
 def test_the_selection_seed_reaches_the_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,5 +309,6 @@ def test_the_selection_seed_reaches_the_drawing(tmp_path: Path, monkeypatch: pyt
     for seed in range(6):
         data = open_dataset(["lvis_small", "lvis_dense"], "val", root, seed=seed)
         assert (tmp_path / "lvis" / f"queries_lvis_v1_val_seed{seed}.json").is_file() and len(data) == 2
-        seen.add(tuple((q.image_id, q.category_id) for part in data.parts for q in part.index.questions))
+        parts = [open_dataset(name, "val", root, seed=seed) for name in ("lvis_small", "lvis_dense")]
+        seen.add(tuple((q.image_id, q.category_id) for part in parts for q in part.items))
     assert len(seen) > 1

@@ -160,7 +160,7 @@ def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None
         dict.fromkeys(int(rows[k]["index"]) % 1_000_000 for k in order)
     )  # questions as they come, copies beside each other
     together = [str(group + turn * 1_000_000) for group in groups for turn in range(len(QUESTIONS[group][1]))]
-    assert [asked.table.rows[asked.row]["index"] for asked in shuffled.questions] == together
+    assert [asked.picture[0].rows[asked.picture[1]]["index"] for asked in shuffled.items] == together
     some = open_dataset("mmbench", "dev", str(tmp_path), limit=5)
     assert len(eval_vqa.whole_groups("mmbench", [some[k] for k in range(5)])) >= 1
 
@@ -233,7 +233,7 @@ def test_results_have_categories_and_abilities(checkpoint: str, evaluate, tmp_pa
 def test_a_test_file_cannot_be_trained_on(tmp_path: Path) -> None:
     write_tsv(tmp_path / "MMBench" / "MMBench_TEST_CN.tsv", published(answers=False))
     test_set = open_dataset("mmbench_test_cn_v10", "test", str(tmp_path))
-    assert data.READERS[test_set.name].expected == {"test": 6_666} and data_mmbench.NAMES[test_set.name] == (
+    assert data.DATASETS[test_set.name].splits == {"test": 6_666} and data_mmbench.NAMES[test_set.name] == (
         "test",
         "CN",
         "v10",

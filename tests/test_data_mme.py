@@ -1,4 +1,4 @@
-"""data_mme.py: the authors' archive, the hub's table and VLMEvalKit's file are the same questions."""
+"""MME: the authors' archive, the hub's table and VLMEvalKit's file are the same questions."""
 
 import base64
 import csv
@@ -128,5 +128,5 @@ def test_a_line_that_is_no_question_is_left_out_and_named(tmp_path: Path) -> Non
         data[4]
     for path in (tmp_path / "MME").rglob("*.txt"):
         path.write_text("")
-    with pytest.raises(DataError, match="there is no text file with questions"):
+    with pytest.raises(DataError, match="mme has no question in its split 'test'"):
         open_dataset("mme", "test", str(tmp_path))

@@ -13,7 +13,8 @@ from PIL import Image
 from activeo3 import data_soda, data_tiles, eval_output
 from activeo3.data import open_dataset
 from activeo3.data_annotations import Index, Picture, Question
-from activeo3.data_io import DataError, Source
+from activeo3.data_io import DataError
+from activeo3.data_set import Source
 from activeo3.metric_rules import SODA_A, SODA_D
 
 AERIAL_NAMES = ["airplane", "helicopter", "small-vehicle", "large-vehicle", "ship", "container", "storage-tank",
@@ -341,13 +342,13 @@ def test_training_pictures_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest
     square = [0, 0, 9, 0, 9, 9, 0, 9]
     root = aerial_set(tmp_path, "train", {f"{k:03}": aerial([(4, square), (5, square)], (20, 20)) for k in range(12)})
     monkeypatch.setattr(data_soda, "TRAINED_ON", 5)
-    draws = [data_soda.open_soda_a(Source("train", root, seed=seed)) for seed in (0, 0, 1)]
-    ids = [sorted({question.image_id for question in data.index.questions}) for data in draws]
+    draws = [data_soda.open_soda_a(Source("soda_a", "train", root, seed=seed)) for seed in (0, 0, 1)]
+    ids = [sorted({question.image_id for question in data.items}) for data in draws]
     assert ids[0] == ids[1] != ids[2] and all(len(of_one) == 5 for of_one in ids)
     assert [len(data) for data in draws] == [10, 10, 10]  # both categories of each
     assert len(draws[0].paths) == 12  # what is there is still counted whole
     opened = [open_dataset("soda_a", "train", root, seed=seed) for seed in (0, 1)]
-    assert [sorted({question.image_id for question in data.index.questions}) for data in opened] == [ids[0], ids[2]]
+    assert [sorted({question.image_id for question in data.items}) for data in opened] == [ids[0], ids[2]]
 
 
 # ---------------------------------------------------------------------- the trees of the authors' tools
@@ -409,7 +410,7 @@ def test_pictures_have_the_ids_of_their_files(tmp_path: Path, ids: tuple, wanted
         del content["images"]["id"]
         path.write_text(json.dumps(content))
     data = open_dataset("soda_a", "val", root, tile=0)
-    assert {path.stem: number for number, path in zip(data.index.pictures, data.paths)} == dict(zip("ab", wanted))
+    assert {e.source.file_name[0]: e.image_id for e in data} == dict(zip("ab", wanted))
     assert [e.image_id for e in data] == sorted(wanted)
     if ids == ("x", "y"):
         assert [e.source.image_id for e in data] == ["x", "y"]

@@ -66,8 +66,8 @@ def test_lists_may_name_pictures_or_masks_and_have_empty_lines(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("", "the list of split 'val' is empty"),
-        ("\n \n", "the list of split 'val' is empty"),
+        ("", "thinobject5k has no question in its split 'val'"),
+        ("\n \n", "thinobject5k has no question in its split 'val'"),
         ("../bee.png\n", "line 1 has a file_name outside of its folder"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_broken_list_is_refused(tmp_path: Path, text: str, sentence: str) -> N
     assert "val.txt" in str(caught.value)
     (tmp_path / "ThinObject5K" / "list" / "val.txt").write_text("bee.png\nweb.v2.png\nbee.jpg\n/bee.png\n")
     data = open_dataset("thinobject5k", "val", root)
-    assert data.stems == ("bee", "web.v2") and "line 3 names 'bee' again, as line 1 does" in data.dropped[0]
+    assert tuple(data.items) == ("bee", "web.v2") and "line 3 names 'bee' again, as line 1 does" in data.dropped[0]
     assert len(data.dropped) == 2 and "line 4 has a file_name outside of its folder" in data.dropped[1]
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 
 from activeo3 import eval_output, log
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError, Dataset
+from activeo3.data_io import DataError
+from activeo3.data_set import Dataset
 
 ODD = [None, True, -1, 0, 1, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "7", "\ud83d", "a\0b", "a\nb\x1b[31m", "n" * 400, [],
        [1, "a", None], [[]], {}, {"a": 1}, "../x", "/x"]  # fmt: skip

@@ -16,7 +16,8 @@ from PIL import Image
 
 from activeo3 import data_tables, data_vqa, data_vstar
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError, Source
+from activeo3.data_io import DataError
+from activeo3.data_set import Source
 from activeo3.data_vqa import LETTERS
 
 
@@ -80,25 +81,25 @@ def test_vstar_questions(tmp_path: Path) -> None:
 def test_every_place_is_as_often_the_right_one(tmp_path: Path) -> None:
     root = vstar_set(tmp_path, {f"sa_{k:03}": GLOVE for k in range(200)})
     answers = [
-        [q.answer for q in data_vstar.open_vstar(Source("test", root, seed=seed)).questions] for seed in (0, 0, 1)
+        [q.answer for q in data_vstar.open_vstar(Source("vstar", "test", root, seed=seed)).items] for seed in (0, 0, 1)
     ]
     assert answers[0] == answers[1] != answers[2]
     counts = Counter(answers[0][:200])
     assert set(counts) == set("ABCD") and min(counts.values()) > 30  # 50 each are expected
-    orders = {q.options for q in data_vstar.open_vstar(Source("test", root)).questions}
+    orders = {q.options for q in data_vstar.open_vstar(Source("vstar", "test", root)).items}
     assert len(orders) > 20  # of 24, and 2
 
 
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"bbox": [[10, 5, 0, 6]]}, "a target has the bbox [10, 5, 0, 6], give x, y, w, h with an area above 0"),
-        ({"bbox": [[10, 5, 8]]}, "a target has the bbox [10, 5, 8]"),
-        ({"bbox": [[10, 5, 8, "6"]]}, "a target has the bbox"),
-        ({"bbox": []}, "bbox is [], give one box for each of the 1 targets"),
-        ({"options": []}, "options is [], give a list of texts"),
-        ({"options": ["yes", 3]}, "options is ['yes', 3]"),
-        ({"target_object": "glove"}, "target_object is 'glove'"),
+        ({"bbox": [[10, 5, 0, 6]]}, "the question has the bbox [10, 5, 0, 6], give one x, y, w, h with an area above 0 for each target"),
+        ({"bbox": [[10, 5, 8]]}, "has the bbox [10, 5, 8], give"),
+        ({"bbox": [[10, 5, 8, "6"]]}, "has the bbox [10, 5, 8, '6'], give"),
+        ({"bbox": []}, "the question has 0 bbox, give one box for each of the 1 targets"),
+        ({"options": []}, "has the options [], give a list of texts"),
+        ({"options": ["yes", 3]}, "has the options ['yes', 3], give"),
+        ({"target_object": "glove"}, "has the target_object 'glove', give"),
         ({"question": None}, "the question has no 'question'"),
     ],
 )
@@ -119,7 +120,7 @@ def test_a_set_of_which_every_file_is_broken_is_refused(tmp_path: Path, content:
     for path in (tmp_path / "vstar_bench").rglob("*.json"):
         path.write_text(content)
     with pytest.raises(
-        DataError, match=r"vstar has no question. Nothing in it can be used: .*sa_1.json: .* \(and 1 more\)"
+        DataError, match=r"vstar has no question in its split 'test', .*. Nothing in it can be used: .*sa_1.json: .* \(and 1 more\)"
     ):
         open_dataset("vstar", "test", root)
 
@@ -199,7 +200,7 @@ def test_opening_a_table_keeps_no_picture(tmp_path: Path) -> None:
     Image.effect_noise((200, 200), 90).save(noise, "PNG")
     root = mmbench_set(tmp_path, [mmbench_row(k, noise.getvalue()) for k in range(5)])
     data = open_dataset("mmbench", "dev", root)
-    assert sum(len(text) for row in data.questions[0].table.rows for text in row.values()) < 1000
+    assert sum(len(text) for row in data.items[0].picture[0].rows for text in row.values()) < 1000
     assert (tmp_path / "MMBench" / "MMBench_DEV_EN_V11.tsv").stat().st_size > 5 * 40_000
 
 
@@ -239,7 +240,7 @@ def test_a_broken_table_is_refused(tmp_path: Path) -> None:
     assert "the header has no column 'image'" in complaint(b"")
     assert "the header has no column 'image'" in complaint(b"index\tquestion\n1\twhat\n")
     assert "there is no column 'A'" in complaint(b"index\tquestion\timage\n1\twhat\tAAAA\n")
-    assert "there is no question in the file" in complaint("\t".join(HEADER).encode())
+    assert "has no question in its split 'test'" in complaint("\t".join(HEADER).encode())
     assert "row 0 (line 2) has 2 fields and the header 14" in complaint("\t".join(HEADER).encode() + b"\n1\twhat\n")
     assert "row 0 (line 2) has 1 fields and the header 14" in complaint("\t".join(HEADER).encode() + b"\n\xff\xfe\n")
 

@@ -18,8 +18,8 @@ from activeo3 import data, data_mmbench, eval_core, eval_detection, eval_vqa, pr
 from activeo3.answer_parsing import WORD_ERRORS
 from activeo3.config import TrainConfig
 from activeo3.data import open_dataset
-from activeo3.data_io import Source
-from activeo3.data_loader import Light, readable
+from activeo3.data_loader import readable
+from activeo3.data_set import Dataset, Source
 from activeo3.data_vstar import open_vstar
 from activeo3.eval_config import EvalConfig
 from activeo3.prompts import sensing_answer
@@ -204,13 +204,14 @@ def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> N
             return replace(full[index], image=image)
 
     most: list[int] = []
-    light = Light(OnDisk())
+    disk = Dataset("disk", "test", range(len(full)), lambda place, _: OnDisk()[place])
+    light = disk.without_images()
     examples = readable(light, tmp_path)
     model = saying(tokenizer, lambda views, text: "A" if (np.asarray(views[0])[..., 0] > 200).any() else "B")
     ways = ("direct", "active", "oracle-regions")
     (held, _), (read, _) = (
         eval_vqa.run("vstar", ways, which, model, model, CONFIG, 50, lambda _: None, whole=whole)
-        for which, whole in ((full, lambda example: example), (examples, light.whole))
+        for which, whole in ((full, lambda example: example), (examples, disk.with_image))
     )
     for row in (*held, *read):
         row["metrics"].pop("seconds")
@@ -411,7 +412,7 @@ def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
 
 
 def test_every_set_of_questions_in_words_is_known_here() -> None:
-    words = {name for name, reader in data.READERS.items() if reader.answers == "words"}
+    words = {name for name, known in data.DATASETS.items() if known.answers == "words"}
     assert (
         words
         == {"hrbench", "hrbench_8k", "mme", *data_mmbench.NAMES, "realworldqa", "vstar"}
@@ -491,12 +492,12 @@ def test_the_selection_seed_reaches_both_scripts(tmp_path: Path) -> None:
     script = runpy.run_path(str(Path(__file__).parent.parent / "evaluate.py"), run_name="evaluate")
     orders = []
     for seed in range(4):
-        wanted = [asked.options for asked in open_vstar(Source("test", root, seed=seed)).questions]
+        wanted = [asked.options for asked in open_vstar(Source("vstar", "test", root, seed=seed)).items]
         config = EvalConfig(checkpoint=("x",), data_root=root, selection_seed=seed)
         opened = script["opened_split"]("vstar", "test", 0, config)
         held_out = eval_detection.held_out(
             TrainConfig(data=("vstar",), data_root=root, eval_split="test", selection_seed=seed)
         )
-        assert [asked.options for asked in opened.questions] == wanted == [example.vqa.options for example in held_out]
+        assert [asked.options for asked in opened.items] == wanted == [example.vqa.options for example in held_out]
         orders.append(tuple(wanted))
     assert len(set(orders)) > 1

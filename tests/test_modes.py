@@ -18,7 +18,7 @@ from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episo
 from activeo3 import eval_baselines, eval_zoom_qa, modes, prompts, task_zoom_qa
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
-from activeo3.data_loader import Light
+from activeo3.data_set import Dataset
 from activeo3.eval_config import MODES, EvalConfig
 from activeo3.eval_core import BATCH, Runner
 from activeo3.geometry import as_boxes
@@ -275,12 +275,12 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
 
 def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes(tokenizer) -> None:
     policy, full = Scripted("qwen3_vl", tokenizer, sees), [question() for _ in range(3)]
-    light = Light(full)  # type: ignore[arg-type]
-    examples = list(light)
+    disk = Dataset("disk", "test", full, lambda item, _: item)
+    examples = list(disk.without_images())
     assert {example.image.size for example in examples} == {(1, 1)}
     held, read = (
         eval_zoom_qa.exam({"it": policy}, which, TASK(CONFIG), Runner(), MODES, True, whole=whole)
-        for which, whole in ((full, lambda example: example), (examples, light.whole))
+        for which, whole in ((full, lambda example: example), (examples, disk.with_image))
     )
     assert repr(held) == repr(read)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import data_refcoco
+from activeo3 import data_perception, data_refcoco
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 
@@ -145,7 +145,7 @@ def test_a_broken_row_is_left_out_and_named(root: Path, write: Callable, row: tu
     write(root, {1: row})
     said = complaint(lambda: open_dataset("refcoco", "val", str(root)))
     assert (
-        "refcoco has no phrase of the split 'val', download it again. Nothing in it can be used: " in said
+        "refcoco has no question in its split 'val', write or download it again. Nothing in it can be used: " in said
         and sentence in said
     )
 
@@ -341,7 +341,7 @@ def test_pictures_inside_the_table(tmp_path: Path, folder: str, urls: bool) -> N
     (tmp_path / folder / "data").mkdir(parents=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / folder / "data" / "train-00000-of-00002.parquet")
     data = open_dataset("pixmo_count", "train", str(tmp_path))
-    assert (len(data), data.paths, data.wanted) == (3, (), [])
+    assert (len(data), data.paths, data_perception.wanted(data)) == (3, (), [])
     assert [data[k].image.getpixel((0, 0))[0] for k in (0, 1)] == [10, 20]  # written anew, so no SHA-256 fits
     assert [data[k].image_id for k in (0, 1)] == [1, 2] and data[0].count.places_px.shape == (2, 4)
     assert "points lie outside of its picture of 40x30, it was resized" in complaint(lambda: data[2])
@@ -365,20 +365,26 @@ def test_counting_as_perception_r1_has_it(tmp_path: Path, below: str) -> None:
         ("red cups", 3, 0, 1),
         ("dogs", 2, 1, 2),
     ]
-    assert [path.name for path in data.paths] == ["a.jpg", "b.jpg"] and data.wanted == []
+    assert [path.name for path in data.paths] == ["a.jpg", "b.jpg"] and data_perception.wanted(data) == []
     assert [
         words in said
-        for words, said in zip(("count '2'", "outside of its folder", "line 5 is not valid json"), data.dropped)
+        for words, said in zip(
+            ("has the ground_truth '2', give a count", "outside of its folder", "line 5 is not valid json"),
+            data.dropped,
+        )
     ] == [True] * 3
 
 
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"label": " "}, "row 0 has no label"),
+        ({"label": " "}, "row 0 has the label ' ', give a text"),
         ({"image_sha256": "../../passwd"}, "row 0 has the image_sha256 '../../passwd'"),
         ({"count": -1}, "row 0 has the count -1"),
-        ({"points": {"x": [1.0, float("nan")], "y": [1.0, 2.0]}}, "row 0 has points that are not numbers"),
+        (
+            {"points": {"x": [1.0, float("nan")], "y": [1.0, 2.0]}},
+            "row 0 has the points {'x': [1.0, nan], 'y': [1.0, 2.0]}, give a list of x and y",
+        ),
     ],
 )
 def test_a_broken_pixmo_row_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
@@ -447,11 +453,11 @@ def test_pages_in_both_forms(tmp_path: Path) -> None:
     "rows, sentence",
     [
         ({}, "the file needs a list of pages"),
-        ([], "the file holds no page"),
+        ([], "pageocr has no question in its split 'train'"),
         ([{"text": "a"}], "page 0 has no 'image'"),
         ([{"image": 3, "text": "a"}], "page 0 has the image 3, give a file name"),
         ([{"image": "../1.png", "text": "a"}], "file_name outside of its folder"),
-        ([{"image": "1.png"}], "page 0 has no 'conversations'"),
+        ([{"image": "1.png"}], "page 0 has no text"),
         ([7], "page 0 is no object with a 'image'"),
         ([{"image": "1.png", "text": " "}], "page 0 has no text"),
         ([{"image": "1.png", "conversations": told("a")[:1]}], "page 0 has no text"),

@@ -17,6 +17,7 @@ from activeo3 import data_scenes, engine, eval_detection, eval_perception, log
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_loader import TrainingOrder
+from activeo3.data_set import Dataset
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Runner
 from activeo3.eval_perception import compare, measure, per_category
@@ -111,10 +112,10 @@ def test_an_example_that_does_not_fit_is_passed_over(task: str, example: Example
         TASKS[task](TrainConfig()).prepare(example)
     assert str(caught.value).startswith("example a ") and why in str(caught.value) and caught.value.example_id == "a"
     fits = data_scenes.example("val", 0)
-    data = prepared([example, fits], TASKS[task](CONFIG))  # type: ignore[arg-type]
+    data = prepared(Dataset("two", "train", [example, fits], lambda item, _: item), TASKS[task](CONFIG))
     stream = TrainingOrder(data, prompts=1, seed=0, rank=0, world=1)
     assert {stream.at(step)[0].id for step in range(4)} == {fits.id} and list(stream.skipped) == ["a"]
-    assert prepared([example], TASKS["sense"](CONFIG)) == [example]  # type: ignore[arg-type,comparison-overlap]
+    assert prepared(data, TASKS["sense"](CONFIG)) is data
 
 
 # ---------------------------------------------------------------------- a policy that sees
@@ -487,8 +488,3 @@ def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pyte
     with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
         evaluate.main(EvalConfig(task="ocr", checkpoint=("nowhere",)))
     assert eval_detection.held_out(replace(config, eval_examples=0)) == []
-
-
-def test_a_posed_data_set_is_one() -> None:
-    data = prepared([RIGHT["counting"]], TASKS["counting"](CONFIG))  # type: ignore[arg-type]
-    assert len(data) == 1 and data[0].count.places_px is not None

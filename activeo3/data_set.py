@@ -1,0 +1,316 @@
+"""What every data set is: checked rows without pixels, and the function that makes an example of one. The registry of names.
+
+A new data set is one function, here or in a file of your own that ``--data`` or ``--benchmark`` names (data.py):
+
+    @register("plates", {"test": 40}, "my own photographs", answers="words")
+    def open_plates(source: Source) -> Dataset:
+        folder, left_out = source.folder("plates"), LeftOut()
+        rows = left_out.each(read_json(folder / "plates.json"), lambda number, row: checked(Plate, folder, f"row {number}", row))
+        read = lambda row, index: Example(row.id, read_picture(folder / row.file), row.question, vqa=VQA(row.question, (row.answer,)))
+        return source.dataset(rows, read, left_out)
+
+Files are looked for in every layout that people have; the first one that is there is read. A layout is a pattern below
+the data root, ``coco/annotations/instances_{split}2017.json`` or ``data/test-*.parquet``. A reader keeps its patterns in one
+list, most common first; what is looked for and what a message names is that list.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import Any, Callable, Generic, Iterable, Iterator, Mapping, NamedTuple, Sequence, TypeVar
+
+from PIL import Image
+
+from activeo3.data_io import DataError, LeftOut
+from activeo3.types import Example
+
+T = TypeVar("T")
+
+PICTURES = (
+    "coco/{part}", "coco/images/{part}", "images/mscoco/images/{part}", "images/coco/{part}", "eval/images/coco/{part}",
+    "images/{part}", "{part}",
+)  # fmt: skip
+"""Where COCO's folders of pictures lie, train2014, train2017 and val2017: as its archives unpack, as ultralytics has them,
+as the authors of RefCOCO and of Perception-R1 do, and beside the annotations."""
+ONE_SPLIT = {"val": "test", "dev": "test"}
+"""The ``aliases`` of a set with one public part to evaluate on, whichever of these names it is asked for by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset(Generic[T]):
+    """A fixed, ordered collection of questions; indexing reads the image.
+
+    ``items`` are validated rows without pixels. ``read(item, index)`` makes an example of one and raises DataError, with
+    the example's id, if its image cannot be used. ``dropped`` has a sentence for every row that was left out. ``paths``
+    are the image files that the annotations name, asked about or not; there are none if images are inside tables.
+    """
+
+    name: str
+    split: str
+    items: Sequence[T]
+    read: Callable[[T, int], Example]
+    dropped: Sequence[str] = ()
+    paths: Sequence[Path] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.read(self.items[index], index % len(self.items))  # IndexError ends a loop
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.read, self.items, range(len(self.items)))
+
+    def take(self, count: int) -> "Dataset[T]":
+        """The first ``count`` questions."""
+        return replace(self, items=self.items[:count])
+
+    def map(self, change: Callable[[Example], Example]) -> "Dataset[T]":
+        """The data set whose examples are changed when they are read."""
+        return replace(self, read=lambda item, index: change(self.read(item, index)))
+
+    def select(self, places: Sequence[int]) -> "Dataset[int]":
+        """The questions at ``places``, in this order."""
+        return replace(self, items=places, read=lambda place, _: self[place])
+
+    def without_images(self) -> "Dataset[T]":
+        """The questions without pixels: 800 images of 8K would need 80 GB of memory. This set's ``with_image`` reads one again."""
+        return replace(self, read=lambda item, index: replace(self.read(item, index), image=_NO_IMAGE, place=index))
+
+    def with_image(self, example: Example) -> Example:
+        """An example of ``without_images`` with its image."""
+        return self[example.place]
+
+
+_NO_IMAGE = Image.new("RGB", (1, 1))
+
+
+def mixed(parts: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one: first the first question of each, then the second of each, and so on.
+
+    So the beginning of a mixture has something of every set. Longer sets fill the end alone.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return Dataset(
+        "+".join(part.name for part in parts),
+        parts[0].split,
+        sorted((k, p) for p, part in enumerate(parts) for k in range(len(part))),
+        lambda place, _: parts[place[1]][place[0]],
+        [sentence for part in parts for sentence in part.dropped],
+        [path for part in parts for path in part.paths],
+    )
+
+
+# ---------------------------------------------------------------------------- what a reader is asked for
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader is asked for: a split of the data set ``name`` below a data root.
+
+    ``tile`` and ``tile_overlap`` are pixels, for sets whose images are cut into tiles (0: whole images). ``seed`` draws
+    selections and the order of options: it belongs to the data, not to a run. ``absent`` is the share of questions about
+    categories that are known to be absent (data_lvis.py). ``keep`` allows a reader to write what it has drawn or
+    gathered beside the annotations.
+    """
+
+    name: str
+    split: str
+    root: str | None
+    tile: int = 800
+    tile_overlap: int = 150
+    seed: int = 0
+    absent: float = 0.0
+    keep: bool = True
+
+    def folder(self, below: str = "") -> Path:
+        """The folder ``below`` the data root. Raises DataError if no root was given or there is no such folder."""
+        if not self.root:
+            raise DataError(f"{self.name}: no data root was given, name the folder that holds its files")
+        folder = Path(self.root) / below
+        if not folder.is_dir():
+            cached = hub_snapshots(Path(self.root), escape(below))
+            if cached:
+                return cached[0]
+            raise DataError(f"{folder}: there is no such folder, see data/README.md for the layout")
+        return folder
+
+    def dataset(
+        self,
+        items: Sequence[T],
+        read: Callable[[T, int], Example],
+        left_out: Sequence[str] = (),
+        paths: Iterable[Path] = (),
+        where: Path | None = None,
+    ) -> Dataset[T]:
+        """The data set of these rows. Raises DataError, naming the file ``where`` they were looked for, if there is none."""
+        if not len(items):
+            what = f"{where or self.root}: {self.name} has no question in its split '{self.split}', write or download it again"
+            raise LeftOut(left_out).nothing(what)
+        return Dataset(self.name, self.split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
+
+
+class Registered(NamedTuple):
+    """A data set of the registry: what opens it; how many images (or questions, where images are packed together) each
+    split should hold, 0 if not known; where it is to be had; how many ``images`` all splits together should hold.
+
+    ``answers`` says what its questions are answered with: ``boxes`` (eval_detection.py), ``words`` that are right or wrong
+    (eval_vqa.py) or free ``text`` that is more or less right (eval_zoom_qa.py). ``aliases`` are further names of splits;
+    with ``any_split``, a split of any name may be there. ``fetched`` is the folder below the data root that the images of
+    a list of urls are downloaded to.
+    """
+
+    open: Callable[[Source], Dataset]
+    splits: Mapping[str, int]
+    origin: str
+    images: int = 0
+    answers: str = "boxes"
+    aliases: Mapping[str, str] = {}
+    any_split: bool = False
+    fetched: str = ""
+
+
+DATASETS: dict[str, Registered] = {}
+"""Every data set by its name. data.py imports the rooms that fill it."""
+
+
+def register(name: str, splits: Mapping[str, int], origin: str, **more: Any) -> Callable[[Any], Any]:
+    """Enters the decorated function, which opens a data set from a ``Source``, into the registry; arguments as in ``Registered``."""
+
+    def entered(opens: Callable[[Source], Dataset]) -> Callable[[Source], Dataset]:
+        DATASETS[name] = Registered(opens, splits, origin, **more)
+        return opens
+
+    return entered
+
+
+def open_source(source: Source) -> Dataset:
+    """Opens a registered data set. Raises DataError if it has no such split or its files are not in order."""
+    known = DATASETS[source.name]
+    splits = {name: name for name in known.splits} | dict(known.aliases)
+    if source.split not in splits and not known.any_split:
+        raise DataError(f"{source.name}: there is no split '{source.split}', choose one of {listed(splits)}")
+    return known.open(replace(source, split=splits.get(source.split, source.split)))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, for a sentence."""
+    return ", ".join(sorted(names))
+
+
+# ---------------------------------------------------------------------------- where files lie
+
+
+class Located(NamedTuple):
+    """The pattern that fitted, as it stands in the list, and the files that fit it, in order."""
+
+    pattern: str
+    paths: tuple[Path, ...]
+
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.paths[0]
+
+
+def look_for(root: Path, patterns: Iterable[str], **parts: str) -> Located | None:
+    """The first pattern that a file fits, None if none does. ``{name}`` in a pattern is one of ``parts``.
+
+    If ``root`` is a cache of the hub, the first folder of a pattern may be the name of a data set in it. Twins
+    ``._name`` that a Mac packs beside every file are no files.
+    """
+    names = {name: escape(part) for name, part in parts.items()}
+    globs = {pattern: pattern.format(**names) for pattern in patterns}
+    for pattern, glob in globs.items():
+        if paths := _matches(root, glob):
+            return Located(pattern, paths)
+    for pattern, glob in globs.items():
+        folder, _, rest = glob.partition("/")
+        for snapshot in hub_snapshots(root, folder) if rest else ():
+            if paths := _matches(snapshot, rest):
+                return Located(pattern, paths)
+    return None
+
+
+def _matches(folder: Path, glob: str) -> tuple[Path, ...]:
+    """The files that fit a pattern, in order."""
+    return tuple(path for path in sorted(folder.glob(glob)) if path.is_file() and not path.name.startswith("._"))
+
+
+def hub_snapshots(root: Path, name: str) -> list[Path]:
+    """The data sets called ``name`` (a pattern), of any owner, if ``root`` is a cache of the Hugging Face hub: the snapshot
+    of each that ``refs/main`` names, or its only one."""
+    found = []
+    for folder in sorted(root.glob(f"datasets--*--{name}")) if name and "/" not in name else ():
+        main = folder / "refs" / "main"
+        snapshots = (
+            [folder / "snapshots" / main.read_text().strip()] if main.is_file() else sorted(folder.glob("snapshots/*"))
+        )
+        found += snapshots if len(snapshots) == 1 and snapshots[0].is_dir() else []
+    return found
+
+
+def files_of(root: Path, patterns: Iterable[str], **parts: str) -> Located:
+    """``look_for``; raises DataError, naming every layout, if no file is there."""
+    patterns = tuple(patterns)
+    found = look_for(root, patterns, **parts)
+    if found is None:
+        raise missing(root, grouped_names([pattern.format(**parts) for pattern in patterns]))
+    return found
+
+
+def missing(folder: Path, layouts: Sequence[str]) -> DataError:
+    """The error of a data set of which no layout is there; ``layouts`` are the files that were looked for.
+
+    >>> print(missing(Path("data/a"), ["train.json", "data/train-*.parquet"]))
+    data/a: there is neither train.json nor data/train-*.parquet, see data/README.md for the layout
+    """
+    looked_for = f"neither {' nor '.join(layouts)}" if len(layouts) > 1 else f"no {layouts[0]}"
+    return DataError(f"{folder}: there is {looked_for}, see data/README.md for the layout")
+
+
+def grouped_names(patterns: Iterable[str]) -> list[str]:
+    """The patterns for a sentence: files of the same names in several folders together.
+
+    >>> grouped_names(["a/1.json", "b/1.json", "a/2.json", "b/2.json", "c/3.json"])
+    ['1.json or 2.json in a or b', 'c/3.json']
+    """
+    folders: dict[str, list[str]] = {}
+    for pattern in dict.fromkeys(patterns):
+        folder, _, name = pattern.rpartition("/")
+        folders.setdefault(name, []).append(folder)
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, own in folders.items():
+        names.setdefault(tuple(own), []).append(name)
+    sentences = []
+    for own, found in names.items():
+        if len(own) == 1:
+            sentences += [f"{own[0]}/{name}".removeprefix("/") for name in found]
+        else:
+            sentences.append(f"{' or '.join(found)} in {' or '.join(folder or '.' for folder in own)}")
+    return sentences
+
+
+def folder_of(root: Path, folders: Iterable[str], **parts: str) -> Path:
+    """The first folder that is there; the first of the list if none is, so that a message about a file names it."""
+    paths = [root / folder.format(**parts) for folder in folders]
+    return next((path for path in paths if path.is_dir()), paths[0])
+
+
+def parent_of(root: Path, folders: Iterable[str], parts: Iterable[str]) -> Path | None:
+    """The folder that holds one of ``parts``, each ``{part}`` in a pattern of ``folders``; None if none of them is there."""
+    parts = tuple(parts)
+    paths = (root / folder.format(part=part) for folder in folders for part in parts)
+    return next((path.parent for path in paths if path.is_dir()), None)
+
+
+def present(paths: Iterable[Path]) -> int:
+    """How many of these files are there. Lists each folder once: a question per file takes minutes on a slow disk."""
+    names = defaultdict(set)
+    for path in paths:
+        names[path.parent].add(path.name)
+    return sum(
+        len(own & {entry.name for entry in folder.iterdir()}) for folder, own in names.items() if folder.is_dir()
+    )
