@@ -93,7 +93,10 @@ def test_every_place_is_as_often_the_right_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"bbox": [[10, 5, 0, 6]]}, "the question has the bbox [10, 5, 0, 6], give one x, y, w, h with an area above 0 for each target"),
+        (
+            {"bbox": [[10, 5, 0, 6]]},
+            "the question has the bbox [10, 5, 0, 6], give one x, y, w, h with an area above 0 for each target",
+        ),
         ({"bbox": [[10, 5, 8]]}, "has the bbox [10, 5, 8], give"),
         ({"bbox": [[10, 5, 8, "6"]]}, "has the bbox [10, 5, 8, '6'], give"),
         ({"bbox": []}, "the question has 0 bbox, give one box for each of the 1 targets"),
@@ -120,7 +123,8 @@ def test_a_set_of_which_every_file_is_broken_is_refused(tmp_path: Path, content:
     for path in (tmp_path / "vstar_bench").rglob("*.json"):
         path.write_text(content)
     with pytest.raises(
-        DataError, match=r"vstar has no question in its split 'test', .*. Nothing in it can be used: .*sa_1.json: .* \(and 1 more\)"
+        DataError,
+        match=r"vstar has no question in its split 'test', .*. Nothing in it can be used: .*sa_1.json: .* \(and 1 more\)",
     ):
         open_dataset("vstar", "test", root)
 
