@@ -8,7 +8,7 @@ from typing import Any, Iterable, Mapping, Sequence
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from activeo3.log import METRIC_GLOSSARY
+from activeo3.monitor import METRIC_GLOSSARY
 
 Row = Mapping[str, Any]
 Points = tuple[np.ndarray, np.ndarray]  # steps (n,), values (n,)

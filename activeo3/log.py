@@ -1,184 +1,33 @@
-"""The last line of every step in train.py: what a run leaves for a person to read and look at.
+"""Console lines, ``metrics.jsonl`` and Markdown tables of a run.
 
-Console lines, ``metrics.jsonl``, Markdown tables and the glossary of every logged metric. Pictures are
-drawn in drawing.py, and html_report.py makes the HTML page of it all. Whatever a model wrote, and every name and id, is
-untrusted here: terminal.py makes it printable.
+What a model wrote, and every name and id, is untrusted here: terminal.py makes it printable. monitor.py has the row of
+a step, drawing.py the pictures, html_report.py the page.
 """
 
-import collections
 import json
 import math
 import shutil
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from activeo3.cli import ConfigError
 from activeo3.config import TrainConfig
 from activeo3.geometry import rle_to_mask
 from activeo3.metrics import mask_iou
-from activeo3.metrics_file import cut, read_rows  # noqa: F401  what is written here is read there
-from activeo3.outputs import enough_room, make_folder
+from activeo3.outputs import enough_room, make_folder, replace_file
 from activeo3.terminal import columns as width_of
 from activeo3.terminal import one_line, printable
 from activeo3.types import Reward, Rollout, TaskResult
 
 MISSING = "–"
-
-
-class Metric(NamedTuple):
-    """What a logged number is: its unit, what it says, and what it looks like in a good run."""
-
-    unit: str
-    meaning: str
-    healthy: str
-
-
-METRIC_GLOSSARY: dict[str, Metric] = {
-    "reward": Metric(
-        "points",
-        "weighted sum of the reward terms, mean over all answers",
-        "rises, fast at first; at most 6 with the default weights",
-    ),
-    "reward/format": Metric(
-        "0–1",
-        "the answer can be read as the boxes that were asked for",
-        "above 0.9 after the first tens of steps, then stays there",
-    ),
-    "reward/no_overlap": Metric(
-        "0–1",
-        "the proposed regions do not cover each other",
-        "high; falling while coverage rises means repeated regions",
-    ),
-    "reward/area": Metric(
-        "0–1",
-        "the regions have a sensible size, neither specks nor everything",
-        "high; 0 means that the policy asks for the whole picture",
-    ),
-    "reward/coverage": Metric(
-        "0–1",
-        "share of true boxes inside a region; of wrong pixels, less for large regions",
-        "rises slowly: this is looking in the right place",
-    ),
-    "reward/task": Metric(
-        "0–2",
-        "AP50 + AR50 of crops or answer, or a corrected mask's IoU",
-        "rises with coverage; its ceiling is the task model on perfect regions",
-    ),
-    "reward/iou": Metric(
-        "0–1", "grounding: IoU of the box, or its square", "rises; the table's mIoU is its greedy twin"
-    ),
-    "reward/match": Metric(
-        "0–1", "counting: where the things are, F1 under the matching", "rises with the right number of places"
-    ),
-    "reward/count": Metric(
-        "0–1", "counting: right numbers, each paid as far as its places are right", "rises, later than match"
-    ),
-    "reward/text": Metric("0–1", "ocr: 1 - edit distance to the true text", "rises; near 1 for a model that reads"),
-    "reward/location": Metric("0–1", "detection: F1 of the boxes, each worth its IoU", "rises first"),
-    "reward/class": Metric(
-        "0–1",
-        "detection: the same of those with the right name",
-        "close to location; behind it where only boxes are learned",
-    ),
-    "reward/number": Metric("0–1", "detection: F1 of the hits", "rises slowly: this is what AP measures"),
-    "reward/missing": Metric(
-        "-1–0",
-        "detection: minus the share of true things that no hit finds",
-        "rises towards 0 while number does not fall",
-    ),
-    "reward/answer": Metric("0–1", "the episode's answer in words is right", "rises: with the looks, if it must look"),
-    "reward/evidence": Metric(
-        "0–1",
-        "the evidence was looked at, and little else, for a right answer",
-        "rises after the answers do; high answers without it are guesses",
-    ),
-    "reward/calls": Metric(
-        "zooms", "minus the number of zooms that were asked for", "settles where a look still pays for itself"
-    ),
-    "reward_spread": Metric(
-        "points",
-        "standard deviation of the reward inside a group, mean",
-        "clearly above 0; at 0 there is nothing to compare and to learn",
-    ),
-    "zero_spread": Metric(
-        "0–1",
-        "share of groups with no spread: all rewards equal, advantage 0",
-        "below 0.5; near 1 the step teaches nothing",
-    ),
-    "rewards_left_out": Metric(
-        "answers",
-        "rewards that were NaN or infinite, left out of their group and of all means",
-        "0; the examples are named, and the run stops as it does for skipped_steps",
-    ),
-    "kl": Metric(
-        "nats/token",
-        "k3 estimate of the distance to the frozen reference",
-        "grows slowly from 0 and levels off; a jump is a policy running away",
-    ),
-    "clip_fraction": Metric(
-        "0–1",
-        "share of sampled tokens whose ratio the clip holds back",
-        "exactly 0 with one update per rollout, else below 0.2",
-    ),
-    "ratio_max": Metric(
-        "×",
-        "largest new / old probability of a sampled token",
-        "exactly 1 with one update per rollout, else below about 3",
-    ),
-    "logp_difference/mean": Metric(
-        "nats/token",
-        "how far a token's log-probability when scored is from that when sampled, mean",
-        "below 1e-5 in float32, about 0.01 in bfloat16; more means a wrong mask or kernel",
-    ),
-    "logp_difference/max": Metric(
-        "nats",
-        "the same, of the token where it is largest",
-        "below 1e-3 in float32, below about 1 in bfloat16; jumps mean a wrong mask or kernel",
-    ),
-    "entropy": Metric(
-        "nats/token",
-        "how undecided the policy is, mean over sampled tokens",
-        "falls slowly; near 0 early means that it has stopped exploring",
-    ),
-    "grad_norm": Metric(
-        "–", "length of the gradient before it is clipped", "steady; spikes now and then are fine, growth is not"
-    ),
-    "loss": Metric(
-        "–",
-        "clipped surrogate plus KL penalty",
-        "hovers around beta x kl: advantages have mean 0, so it shows no progress",
-    ),
-    "lr": Metric("–", "learning rate of this step", "the schedule you asked for"),
-    "skipped_steps": Metric(
-        "steps",
-        "updates dropped because a loss or gradient was not finite, in total",
-        "0; the run stops after --max_skipped in a row, or at more than 10 of the last 100 steps",
-    ),
-    "tokens/mean": Metric(
-        "tokens", "mean length of an answer, end token included", "settles; steady growth without reward is rambling"
-    ),
-    "tokens/truncated": Metric("0–1", "share of answers that hit the length limit", "near 0"),
-    "time/rollout": Metric("s", "sampling the answers", "steady, follows tokens/mean"),
-    "time/task_model": Metric("s", "cropping, and the task model on all crops", "follows the regions"),
-    "time/update": Metric("s", "reference, loss, backward and update", "steady"),
-    "time/step": Metric("s", "one whole step by the clock", "a little more than its parts"),
-    "memory_gb": Metric("GB", "most memory that rank 0 has held, of its GPU if it has one", "flat after a few steps"),
-}
-
-
-def glossary_table() -> str:
-    """METRIC_GLOSSARY as a Markdown table, as the README quotes it."""
-    rows = [
-        {"metric": f"`{name}`", "unit": metric.unit, "what it says": metric.meaning, "a healthy run": metric.healthy}
-        for name, metric in METRIC_GLOSSARY.items()
-    ]
-    return table(rows, ["metric", "unit", "what it says", "a healthy run"])
 
 
 def where(folder: Path) -> str:
@@ -211,40 +60,99 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -------------------------------------------------------------------- the console and metrics.jsonl
+# ---------------------------------------------------------------------- metrics.jsonl
+
+
+def read_rows(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a half-written last line is left out.
+
+    Raises ConfigError naming the line for any other line that is not JSON.
+    """
+    return [row for _, row in _whole_lines(Path(path))]
+
+
+def cut(path: Path, first_step: int) -> str:
+    """Drop the rows from ``first_step`` on; earlier ones stay as they are, byte for byte.
+
+    Returns which of the steps 1, 2, ... before it have no row or several, or "" if each has one.
+    Raises ConfigError for a line that is no row of a step.
+    """
+    kept, steps = [], []
+    for line, row in _whole_lines(path) if path.exists() else []:
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ConfigError(f"{path} has a row without 'step': {line[:80]!r}; mend or delete the file.")
+        if row["step"] < first_step:
+            kept.append(line)
+            steps.append(row["step"])
+    if path.exists():
+        replace_file(path, b"".join(kept))
+    missing = sorted(set(range(1, first_step)) - set(steps))
+    several = sorted(step for step, rows in Counter(steps).items() if rows > 1)
+    wrong = [
+        f"{what} {_ranges(found)}"
+        for what, found in (("no row of step", missing), ("several rows of step", several))
+        if found
+    ]
+    return (
+        f"{path} has {' and '.join(wrong)}; the curves of this run have gaps or doubled steps there." if wrong else ""
+    )
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    """Ascending numbers with their runs drawn together.
+
+    >>> _ranges([1, 2, 3, 7])
+    '1–3, 7'
+    """
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The (bytes, row) of every line that ends in a newline; a torn last line is left out."""
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # only the last line can lack it: the run was killed while writing it
+        try:
+            lines.append((line, json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}, line {number} is not JSON: {line[:80]!r}; mend or delete the file.") from error
+    return lines
+
+
+# ---------------------------------------------------------------------- the console
 
 
 class RunLog:
     """The console and the ``metrics.jsonl`` of one training run.
 
-    Steps count from 1; step 0 is the policy before any training. ``first_step`` is the first step
-    this run will make: rows from there on, left by a run that died after its last checkpoint, are
-    dropped, and all earlier rows stay as they are, byte for byte; if some are missing, that is said. 0 starts a new file.
-    ``speaks`` False (every rank but one) makes a log that neither prints nor writes.
+    Steps count from 1; step 0 is the policy before any training. ``first_step`` is the first step of this run: rows
+    from there on, left by a run that died after its last checkpoint, are dropped, and earlier rows stay as they are,
+    byte for byte; a warning names those that are missing. 0 starts a new file. ``speaks`` False (every rank but one)
+    makes a log that neither prints nor writes.
     """
 
     def __init__(self, output_dir: Path | str, total_steps: int, *, first_step: int = 0, speaks: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.total_steps = total_steps
         self.speaks = speaks
-        self._seconds: collections.deque[float] = collections.deque(maxlen=20)
+        self._seconds: deque[float] = deque(maxlen=20)
         self._bar: tqdm | None = None
         if not speaks:
             return
         make_folder(self.path.parent)
         wrong = cut(self.path, first_step)
         if sys.stderr.isatty():
-            # Measured here, because tqdm shows nothing on a terminal that does not tell its size.
-            columns, lines = shutil.get_terminal_size()
+            columns, lines = shutil.get_terminal_size()  # tqdm shows nothing on a terminal that does not tell its size
             layout = "{desc}|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
-            self._bar = tqdm(
-                total=total_steps,
-                initial=max(0, first_step - 1),
-                bar_format=layout,
-                desc="step ",
-                ncols=columns,
-                nrows=lines,
-            )
+            place = {"initial": max(0, first_step - 1), "total": total_steps, "ncols": columns, "nrows": lines}
+            self._bar = tqdm(desc="step ", bar_format=layout, **place)
         if wrong:
             self.say(wrong)
 
@@ -297,10 +205,7 @@ class RunLog:
         if not self._seconds:
             return ""
         mean = sum(self._seconds) / len(self._seconds)
-        minutes, seconds = divmod(round(mean * max(0, self.total_steps - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"ETA {clock}"
+        return f"ETA {tqdm.format_interval(round(mean * max(0, self.total_steps - step)))}"
 
 
 class Timer:
@@ -322,7 +227,7 @@ class Timer:
 
 
 class Model(Protocol):
-    """What an introduction says of a policy: parameters, how many of them are trained, how it works."""
+    """What ``introduction`` reads of a policy."""
 
     parameters: int
     trainable_parameters: int
@@ -337,19 +242,15 @@ def introduction(
         return f"activeo3: all {config.steps} steps of {config.output_dir} are done; comparing again"
     pictures = world * config.prompts
     often = config.steps * pictures / examples
-    weighted = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
-    return "\n".join(
-        [
-            f"activeo3: {'continuing' if first > 1 else 'training'} {config.model}, "
-            f"{policy.parameters / 1e6:.1f} M parameters, of which {policy.trainable_parameters / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}",
-            f"  data    {'+'.join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average",
-            f"  task    {config.task}{f', {config.expert_name(config.task_model)} on the crops' if config.other_mllm else ''}; the reward is {' + '.join(weighted) or 'always 0'}",
-            f"  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; "
-            f"then an update at learning rate {config.lr:g}",
-            f"  model   {policy.attention_summary}",
-            f"  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}",
-        ]
-    )
+    reward = " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight) or "always 0"
+    task_model = f", {config.expert_name(config.task_model)} on the crops" if config.other_mllm else ""
+    millions, trained = policy.parameters / 1e6, policy.trainable_parameters / 1e6
+    return f"""activeo3: {"continuing" if first > 1 else "training"} {config.model}, {millions:.1f} M parameters, of which {trained:.1f} M learn, on {counted(world, "process", "processes")}
+  data    {"+".join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average
+  task    {config.task}{task_model}; the reward is {reward}
+  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; then an update at learning rate {config.lr:g}
+  model   {policy.attention_summary}
+  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}"""
 
 
 def spread_out(items: Sequence[Any], count: int) -> list[Any]:

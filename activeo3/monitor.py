@@ -1,22 +1,23 @@
-"""After every step of train.py: its rewards as a row of numbers, and what goes wrong in a run, said in a sentence when it begins."""
+"""The row of a step: what its numbers mean, and warnings when a run goes wrong."""
 
 import math
+import re
 from collections import deque
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from activeo3.config import ConfigError
-from activeo3.log import counted
+from activeo3.log import counted, table
 from activeo3.terminal import one_line
 from activeo3.types import Reward, Rollout, TaskResult
 
-RECENT = 100  # steps over which what went wrong is counted
-MOST_WRONG = 0.1  # share of them at which it may go wrong
-FLAT_STEPS = 10  # steps in a row without any spread before a run is told that it does not learn
+RECENT = 100  # steps over which bad steps are counted
+MAX_WRONG = 0.1  # share of them that may be bad
+ZERO_SPREAD_STEPS = 10  # steps in a row without any spread in a group, after which a run is warned
 TOO_MANY_CUT = 0.5  # share of answers that hit the length limit
 NOTHING_TO_LEARN = (
-    f"for {FLAT_STEPS} steps all answers of every group earned the same, so there was nothing to learn; "
+    f"for {ZERO_SPREAD_STEPS} steps all answers of every group earned the same, so there was nothing to learn; "
     f"look at the answers' format, at what the task model finds, and at --max_new_tokens"
 )
 CUT_OFF = (
@@ -28,18 +29,119 @@ Names = Callable[[], Sequence[str]]
 """Names of all ranks, a collective."""
 
 
+class Metric(NamedTuple):
+    """What a logged number is: its unit, what it says, and what it looks like in a good run."""
+
+    unit: str
+    meaning: str
+    healthy: str
+
+
+_GLOSSARY = """
+reward [points] weighted sum of the reward terms, mean over all answers
+    rises, fast at first; at most 6 with the default weights
+reward/format [0–1] the answer can be read as the boxes that were asked for
+    above 0.9 after the first tens of steps, then stays there
+reward/no_overlap [0–1] the proposed regions do not cover each other
+    high; falling while coverage rises means repeated regions
+reward/area [0–1] the regions have a sensible size, neither specks nor everything
+    high; 0 means that the policy asks for the whole picture
+reward/coverage [0–1] share of true boxes inside a region; of wrong pixels, less for large regions
+    rises slowly: the regions are in the right place
+reward/task [0–2] AP50 + AR50 of crops or answer, or a corrected mask's IoU
+    rises with coverage; its ceiling is the task model on perfect regions
+reward/iou [0–1] grounding: IoU of the box, or its square
+    rises; the table's mIoU is its greedy twin
+reward/match [0–1] counting: where the things are, F1 under the matching
+    rises with the right number of places
+reward/count [0–1] counting: right numbers, each paid as far as its places are right
+    rises, later than match
+reward/text [0–1] ocr: 1 - edit distance to the true text
+    rises; near 1 for a model that reads
+reward/location [0–1] detection: F1 of the boxes, each worth its IoU
+    rises first
+reward/class [0–1] detection: the same of those with the right name
+    close to location; behind it where only boxes are learned
+reward/number [0–1] detection: F1 of the hits
+    rises slowly: this is what AP measures
+reward/missing [-1–0] detection: minus the share of true things that no hit finds
+    rises towards 0 while number does not fall
+reward/answer [0–1] the episode's answer in words is right
+    increases together with the zooms on tasks where zooming is required
+reward/evidence [0–1] a zoom shows the evidence, and little else, for a right answer
+    rises after the answers do; high answers without it are guesses
+reward/calls [zooms] minus the number of zooms that were asked for
+    settles where a zoom still pays for itself
+reward_spread [points] standard deviation of the reward inside a group, mean
+    clearly above 0; at 0 there is nothing to compare and to learn
+zero_spread [0–1] share of groups with no spread: all rewards equal, advantage 0
+    below 0.5; near 1 the step teaches nothing
+rewards_left_out [answers] rewards that were NaN or infinite, left out of their group and of all means
+    0; the log names the examples, and the run stops as for skipped_steps
+kl [nats/token] k3 estimate of the distance to the frozen reference
+    grows slowly from 0 and levels off; a jump is a policy running away
+clip_fraction [0–1] share of sampled tokens whose ratio the clip holds back
+    exactly 0 with one update per rollout, else below 0.2
+ratio_max [×] largest new / old probability of a sampled token
+    exactly 1 with one update per rollout, else below about 3
+logp_difference/mean [nats/token] how far a token's log-probability when scored is from that when sampled, mean
+    below 1e-5 in float32, about 0.01 in bfloat16; more means a wrong mask or kernel
+logp_difference/max [nats] the same, of the token where it is largest
+    below 1e-3 in float32, below about 1 in bfloat16; jumps mean a wrong mask or kernel
+entropy [nats/token] how undecided the policy is, mean over sampled tokens
+    falls slowly; near 0 early means that it has stopped exploring
+grad_norm [–] length of the gradient before it is clipped
+    steady; spikes now and then are fine, growth is not
+loss [–] clipped surrogate plus KL penalty
+    hovers around beta x kl: advantages have mean 0, so it shows no progress
+lr [–] learning rate of this step
+    the schedule you asked for
+skipped_steps [steps] updates dropped because a loss or gradient was not finite, in total
+    0; the run stops after --max_skipped in a row, or at more than 10 of the last 100 steps
+tokens/mean [tokens] mean length of an answer, end token included
+    settles; steady growth without reward is rambling
+tokens/truncated [0–1] share of answers that hit the length limit
+    near 0
+time/rollout [s] sampling the answers
+    steady, follows tokens/mean
+time/task_model [s] cropping, and the task model on all crops
+    follows the regions
+time/update [s] reference, loss, backward and update
+    steady
+time/step [s] one whole step by the clock
+    a little more than its parts
+memory_gb [GB] most memory that rank 0 has held, of its GPU if it has one
+    flat after a few steps
+"""
+METRIC_GLOSSARY = {
+    name: Metric(*words) for name, *words in re.findall(r"^(\S+) \[(.*?)\] (.*)\n    (.*)$", _GLOSSARY, re.MULTILINE)
+}
+
+
+def glossary_table() -> str:
+    """METRIC_GLOSSARY as a Markdown table, as docs/metrics.md quotes it."""
+    rows = [
+        {"metric": f"`{name}`", "unit": metric.unit, "what it says": metric.meaning, "a healthy run": metric.healthy}
+        for name, metric in METRIC_GLOSSARY.items()
+    ]
+    return table(rows, ["metric", "unit", "what it says", "a healthy run"])
+
+
+# ---------------------------------------------------------------------- the row of a step
+
+
 def step_row(
     step: int,
     answers: Sequence[Rollout],
     scores: Sequence[Reward],
     scored: np.ndarray,
-    flat: int,
+    zero_std_groups: int,
     totals: Callable[[dict[str, float]], dict[str, float]],
 ) -> dict[str, float]:
     """The rewards and lengths of one step as a row, over all ranks.
 
-    ``scores`` (P*G) lie group after group; ``scored`` (P, G) is True where a reward is compared with its siblings'; ``flat``
-    groups of this rank have no spread; ``totals`` sums values over ranks. Means of rewards are over those that are finite
+    ``scores`` (P*G) lie group after group; ``scored`` (P, G) is True where a reward is compared with its siblings'; ``zero_std_groups`` of
+    this rank have no spread; ``totals`` sums values over ranks. Means of rewards are over those that are finite
     numbers, and NaN if none is; ``rewards_left_out`` is how many are not.
     """
     sound = [score for score in scores if not score.faults]
@@ -51,7 +153,7 @@ def step_row(
         "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
         "tokens/truncated": float(sum(not answer.finished for answer in answers)),
         "reward_spread": float(np.array(spreads).sum()) * scored.shape[1],
-        "zero_spread": float(flat * scored.shape[1]),
+        "zero_spread": float(zero_std_groups * scored.shape[1]),
     }
     sums = totals(earned | others | {"sound": float(len(sound)), "answers": float(len(answers))})
     means = {name: sums[name] / sums["sound"] if sums["sound"] else math.nan for name in earned}
@@ -59,9 +161,9 @@ def step_row(
     return {"step": step} | means | {"rewards_left_out": sums["answers"] - sums["sound"]}
 
 
-def faults(judged: Iterable[tuple[Rollout, TaskResult, Reward]]) -> list[str]:
+def faults(scored: Iterable[tuple[Rollout, TaskResult, Reward]]) -> list[str]:
     """Every example with a reward that is no finite number, and the terms that are not: ``"scenes/7 (task nan)"``."""
-    wrong = [(rollout.example.id, score) for rollout, _, score in judged if score.faults]
+    wrong = [(rollout.example.id, score) for rollout, _, score in scored if score.faults]
     parts = [
         (name, ", ".join(f"{term} {score.terms.get(term, score.total)}" for term in score.faults))
         for name, score in wrong
@@ -80,37 +182,37 @@ def lost(rows: Iterable[Mapping[str, float]]) -> str:
         (skipped, f"{counted(int(skipped), 'update')} skipped"),
         (left_out, f"{counted(int(left_out), 'reward')} left out"),
     ]
-    said = " and ".join(words for number, words in parts if number)
-    return f"in {counted(len(rows), 'step')}: {said}, because not finite" if said else ""
+    found = " and ".join(words for number, words in parts if number)
+    return f"in {counted(len(rows), 'step')}: {found}, because not finite" if found else ""
 
 
-class Trouble:
-    """Counts the steps at which one thing went wrong: ``most`` in a row are too many, or MOST_WRONG of the last RECENT."""
+class BadSteps:
+    """Counts bad steps of one kind: ``most`` in a row are too many, or MAX_WRONG of the last RECENT."""
 
     def __init__(self, most: int) -> None:
         self.most, self.in_a_row = most, 0
         self.recent: deque[bool] = deque(maxlen=RECENT)
 
     def too_much(self, wrong: bool) -> str:
-        """Take in a step. Returns how many went wrong, in words, if these are too many; else ""."""
+        """Count a step. Returns how many were bad, in words, if these are too many; else ""."""
         self.in_a_row = self.in_a_row + 1 if wrong else 0
         self.recent.append(wrong)
         if self.in_a_row >= self.most:
             return f"{self.most} steps in a row"
-        return f"{sum(self.recent)} of the last {RECENT} steps" if sum(self.recent) > MOST_WRONG * RECENT else ""
+        return f"{sum(self.recent)} of the last {RECENT} steps" if sum(self.recent) > MAX_WRONG * RECENT else ""
 
 
 class TrainingMonitor:
-    """Looks at every step's row: names what was not finite, and warns, once each, of what keeps a run from learning.
+    """Checks every step's row: names what was not finite, and warns, once each, of what keeps a run from learning.
 
-    A run ends after too many steps with a skipped update, or with a reward that is not finite (see ``Trouble``);
+    A run ends after too many steps with a skipped update, or with a reward that is not finite (see ``BadSteps``);
     ``skipped`` is how many updates were skipped before it began.
     """
 
     def __init__(self, most: int, skipped: int) -> None:
         self.skipped = skipped
-        self.updates, self.rewards = Trouble(most), Trouble(most)
-        self.flat_in_a_row = 0
+        self.updates, self.rewards = BadSteps(most), BadSteps(most)
+        self.zero_spread_in_a_row = 0
         self.warned: set[str] = set()
 
     def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -120,7 +222,7 @@ class TrainingMonitor:
             skipped = row.get("skipped_steps") or 0.0
             self.updates.too_much(skipped > before)
             self.rewards.too_much(bool(row.get("rewards_left_out")))
-            self.flat_in_a_row = self.flat_in_a_row + 1 if row.get("zero_spread") == 1 else 0
+            self.zero_spread_in_a_row = self.zero_spread_in_a_row + 1 if row.get("zero_spread") == 1 else 0
             before = skipped
 
     def check(self, row: dict[str, float], ids: Names, faults: Names, say: Callable[[str], None]) -> None:
@@ -149,14 +251,14 @@ class TrainingMonitor:
                 f"{many} had a reward that was not finite, the last one of {named}; look at what gives these terms: "
                 f"the task model's answers about these examples, or the examples' own numbers."
             )
-        self.flat_in_a_row = self.flat_in_a_row + 1 if row["zero_spread"] == 1 else 0
-        if self.flat_in_a_row >= FLAT_STEPS:
+        self.zero_spread_in_a_row = self.zero_spread_in_a_row + 1 if row["zero_spread"] == 1 else 0
+        if self.zero_spread_in_a_row >= ZERO_SPREAD_STEPS:
             self._warn(row, NOTHING_TO_LEARN, say)
         if row["tokens/truncated"] > TOO_MANY_CUT:
             self._warn(row, CUT_OFF, say)
 
     def _warn(self, row: dict[str, float], sentence: str, say: Callable[[str], None]) -> None:
-        """Say a sentence, but only the first time."""
+        """Print a sentence, but only the first time."""
         if sentence not in self.warned:
             self.warned.add(sentence)
             say(f"step {row['step']}: {sentence}")

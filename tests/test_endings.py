@@ -17,7 +17,7 @@ from test_engine import rank_environment
 from activeo3 import locks
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
-from activeo3.metrics_file import read_rows
+from activeo3.log import read_rows
 
 ROOT = Path(__file__).parent.parent
 SMALL = (

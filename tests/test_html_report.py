@@ -15,7 +15,7 @@ from scripted import sample_of
 from activeo3 import outputs
 from activeo3.charts import charts, series, smoothed
 from activeo3.html_report import write_page
-from activeo3.log import METRIC_GLOSSARY
+from activeo3.monitor import METRIC_GLOSSARY
 from activeo3.types import TaskResult
 
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from scripted import GREY, NOTHING, grey_example, sample_of
 
-from activeo3 import drawing, log
+from activeo3 import drawing, monitor
 from activeo3.config import ConfigError
 from activeo3.drawing import FOUND, REGION, TRUE, annotated_picture, contact_sheet, crops_strip, save_samples
-from activeo3.log import METRIC_GLOSSARY, RunLog, read_rows, rollout_lines, table
+from activeo3.log import RunLog, read_rows, rollout_lines, table
 from activeo3.terminal import protect
 from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, TaskResult
 
@@ -133,7 +133,7 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
     assert err == ""
     assert out.splitlines() == [
         "hello",
-        "step 12/300  reward 13.00 (format 0.50)  kl –  2.0 s (rollout 1.0 update 0.5)  ETA 9:36",
+        "step 12/300  reward 13.00 (format 0.50)  kl –  2.0 s (rollout 1.0 update 0.5)  ETA 09:36",
         "saved",
         "step 13/300  reward 14.00 (format 0.50)  kl 0.010  4.0 s (rollout 1.0 update 0.5)  ETA 14:21",
     ]
@@ -176,7 +176,7 @@ def test_the_bar_never_breaks_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
             log.step(row(step))
     lines = terminal.screen()
     assert lines[:3] == ["before 1 ?", "before 2 ?", "before 3 ?"]
-    assert "3/3, ETA 0:00  reward 4.00 (format 0.50)  kl 0.010" in lines[3]
+    assert "3/3, ETA 00:00  reward 4.00 (format 0.50)  kl 0.010" in lines[3]
     assert len(read_rows(log.path)) == 3
 
 
@@ -230,9 +230,9 @@ def test_every_logged_metric_of_the_design_is_explained() -> None:
         reward/iou reward/match reward/count reward/text
         reward/location reward/class reward/number reward/missing
         reward/answer reward/evidence reward/calls""".split()
-    assert set(names) == set(METRIC_GLOSSARY)
-    assert all(all(metric) for metric in METRIC_GLOSSARY.values())
-    assert len({len(line) for line in log.glossary_table().splitlines()}) == 1
+    assert set(names) == set(monitor.METRIC_GLOSSARY)
+    assert all(all(metric) for metric in monitor.METRIC_GLOSSARY.values())
+    assert len({len(line) for line in monitor.glossary_table().splitlines()}) == 1
 
 
 # --------------------------------------------------------------------------------------- pictures

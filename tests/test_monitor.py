@@ -12,7 +12,7 @@ from PIL import Image
 from activeo3 import types
 from activeo3.config import ConfigError
 from activeo3.log import strict_json
-from activeo3.monitor import FLAT_STEPS, TrainingMonitor, faults, lost, step_row
+from activeo3.monitor import ZERO_SPREAD_STEPS, TrainingMonitor, faults, lost, step_row
 from activeo3.types import Example, ParsedAnswer, Reward, Rollout
 
 
@@ -92,9 +92,9 @@ def watched(values: list[dict[str, float]]) -> list[str]:
 
 def test_a_run_without_spread_is_told_once_what_to_look_at() -> None:
     flat, fine = {"zero_spread": 1.0}, {"zero_spread": 0.75}
-    assert watched([flat] * (FLAT_STEPS - 1) + [fine] + [flat] * (FLAT_STEPS - 1)) == []
-    (sentence,) = watched([fine] + [flat] * (3 * FLAT_STEPS) + [fine] + [flat] * (2 * FLAT_STEPS))
-    assert sentence.startswith(f"step {FLAT_STEPS + 1}: for 10 steps ")
+    assert watched([flat] * (ZERO_SPREAD_STEPS - 1) + [fine] + [flat] * (ZERO_SPREAD_STEPS - 1)) == []
+    (sentence,) = watched([fine] + [flat] * (3 * ZERO_SPREAD_STEPS) + [fine] + [flat] * (2 * ZERO_SPREAD_STEPS))
+    assert sentence.startswith(f"step {ZERO_SPREAD_STEPS + 1}: for 10 steps ")
     assert all(word in sentence for word in ("format", "task model", "--max_new_tokens")) and "\n" not in sentence
 
 

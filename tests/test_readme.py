@@ -25,7 +25,7 @@ from test_data_vqa import questions_on_disk
 from test_engine import rank_environment
 from test_task_model_sam import MEAN, STD, sam_1
 
-from activeo3 import checkpoints, engine, log
+from activeo3 import checkpoints, engine, log, monitor
 from activeo3.cli import flags_of
 from activeo3.config import TrainConfig
 from activeo3.data_refcoco import FAMILIES
@@ -162,7 +162,7 @@ def test_the_readme_is_a_ladder() -> None:
 
 
 def test_the_glossary_is_the_codes() -> None:
-    assert log.glossary_table() in PAGES["docs/metrics.md"]
+    assert monitor.glossary_table() in PAGES["docs/metrics.md"]
 
 
 def test_every_preset_is_listed_with_a_command_that_uses_it() -> None:

@@ -13,7 +13,7 @@ from scripted import END, USUAL, Scripted, blobs, painted, written
 from test_engine import rank_environment
 from test_metrics import coco_index
 
-from activeo3 import data_scenes, engine, eval_detection, eval_perception, log
+from activeo3 import data_scenes, engine, eval_detection, eval_perception, log, monitor
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_loader import TrainingOrder
@@ -411,7 +411,7 @@ def test_a_run_ends_in_the_tasks_own_table(
     rows = log.read_rows(tmp_path / "metrics.jsonl")
     logged = {name.removeprefix("reward/") for row in rows for name in row if name.startswith("reward/")}
     assert len(rows) == 2 and logged == set(TASKS[task].terms)
-    assert all(f"reward/{name}" in log.METRIC_GLOSSARY for name in logged)
+    assert all(f"reward/{name}" in monitor.METRIC_GLOSSARY for name in logged)
     table = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["method"] for row in table] == ["start", "trained"] and set(table[0]["metrics"]) >= set(
         eval_perception.COLUMNS[task]
