@@ -49,7 +49,6 @@ from activeo3 import (
     eval_segmentation,
     eval_vqa,
     eval_zoom_qa,
-    locks,
     log,
     modes,
     outputs,
@@ -141,7 +140,7 @@ def main(config: EvalConfig) -> None:
 def own(folder: Path, config: EvalConfig, ranks: Distributed) -> None:
     """Lock a folder, if there is one, for the tables of this evaluation; pictures of the user's have files of their own names."""
     if ranks.rank == 0 and not config.image and folder.is_dir():
-        locks.take(folder)
+        outputs.lock(folder)
         outputs.sweep(folder)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from activeo3 import checkpoint_files, locks, lora, outputs, random_states
+from activeo3 import checkpoint_files, lora, outputs, random_states
 from activeo3.cli import read_object
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
@@ -101,7 +101,7 @@ def sweep(folder: Path) -> None:
 def _prune(folder: Path, keep: int) -> None:
     """Remove all complete checkpoints but the newest ``keep`` and those that are being evaluated just now; 0: none."""
     for old in complete(folder)[:-keep] if keep else []:
-        if locks.in_use(old):
+        if outputs.in_use(old):
             continue
         with outputs.enough_room(old):
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint

@@ -25,7 +25,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import families, locks, lora, outputs, processes, terminal
+from activeo3 import families, lora, outputs, processes, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.cli import read_object, writable_folder
@@ -165,10 +165,10 @@ def start(output_dir: Path) -> Distributed:
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     writable_folder(output_dir)
-    in_use = locks.refusal(output_dir) if rank == 0 else ""
+    in_use = outputs.lock_refusal(output_dir) if rank == 0 else ""
     if in_use and world == 1:
         raise ConfigError(in_use)
-    processes.tell(at_end=locks.release, speaks=lambda: rank == 0 or locks.died_silently(output_dir))
+    processes.tell(at_end=outputs.unlock_all, speaks=lambda: rank == 0 or outputs.died_silently(output_dir))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     with Distributed(
@@ -210,14 +210,14 @@ def join(output_dir: Path) -> Distributed:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return start(output_dir)
     prepare()
-    processes.tell(at_end=locks.release)
+    processes.tell(at_end=outputs.unlock_all)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Distributed(0, 1, device, output_dir / "libraries-0.log")
 
 
 def stop() -> None:
     """Leave the folder to other runs, and the process group, so that the interpreter ends without a warning."""
-    locks.release()
+    outputs.unlock_all()
     import torch.distributed as dist
 
     if dist.is_initialized():

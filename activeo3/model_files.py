@@ -25,7 +25,7 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
-from activeo3 import sandbox
+from activeo3 import processes
 from activeo3.terminal import OneLine
 
 IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
@@ -126,11 +126,11 @@ def picture_template(source: str, tokenizer: Any) -> str:
     for name, template in templates(source):
         try:
             if template not in _TRIED:
-                _TRIED[template] = sandbox.limited(lambda: _shows_a_picture(tokenizer, template))  # noqa: B023
+                _TRIED[template] = processes.run_limited(lambda: _shows_a_picture(tokenizer, template))  # noqa: B023
             if _TRIED[template]:
                 return template
             none.append(name)
-        except sandbox.Failed as error:
+        except processes.Failed as error:
             failed.append(f"{name} fails with {str(error).rstrip('.')}")
         except TimeoutError:
             raise ModelError(

@@ -14,7 +14,7 @@ from typing import Callable
 import pytest
 from test_engine import rank_environment
 
-from activeo3 import locks
+from activeo3 import outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.log import read_rows
@@ -68,7 +68,7 @@ def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in
         outer = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:
         until(lambda: (folder / "metrics.jsonl").is_file() and read_rows(folder / "metrics.jsonl"), "the first step")
-        rank_0 = int((folder / locks.LOCK).read_text().split()[0])
+        rank_0 = int((folder / outputs.LOCK).read_text().split()[0])
         before = {path.name for path in folder.iterdir()}
         for script, config in (
             ("train", TrainConfig()),
@@ -95,4 +95,4 @@ def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in
         f"activeo3: ended by the end of its launcher; {kept} is kept, and the same command goes on from it.",
     ]
     assert "Traceback" not in said.read_text()
-    assert (folder / locks.LOCK).read_text() == ""
+    assert (folder / outputs.LOCK).read_text() == ""

@@ -86,7 +86,7 @@ def finely_sharded(folder: Path) -> str:
     """The path of a ds_config.json in which no parameter is small enough to stay whole."""
     settings = json.loads((ROOT / "ds_config.json").read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    # DeepSpeed's own 2 GB of address space for each engine add up here, until a process this large cannot be copied (sandbox.py).
+    # DeepSpeed's own 2 GB of address space for each engine add up here, until a process this large cannot be copied (processes.run_limited).
     settings["zero_optimization"]["reduce_bucket_size"] = 1_000_000
     path = folder / "ds_config.json"
     path.write_text(json.dumps(settings))

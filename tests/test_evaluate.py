@@ -13,7 +13,7 @@ from PIL import Image
 from test_eval_output import STATS, scored_by_pycocotools
 from test_lvis import lvis_folder, theirs
 
-from activeo3 import eval_demo, eval_output, locks, outputs
+from activeo3 import eval_demo, eval_output, outputs
 from activeo3.eval_config import EvalConfig
 from activeo3.model import VisionLanguageModel
 from activeo3.types import Example
@@ -68,7 +68,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
     assert "<html" in (tmp_path / "scenes.html").read_text()
     predictions = [f"predictions-scenes-{name}.json" for name in sorted(methods)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        outputs.LIST, locks.LOCK, *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
+        outputs.LIST, outputs.LOCK, *predictions, "results.json", "results.md", "results.tex", "scenes.html", "truth-scenes.json",
     ]  # fmt: skip
     assert "| recall_inside " in printed or " recall_inside |" in printed
 

@@ -44,7 +44,7 @@ NOT_NAMED_YET = dict.fromkeys(
 
 APART = {
     "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics": "torch",
-    "config eval_config presets cli paths processes outputs locks memory monitor terminal": "torch",
+    "config eval_config presets cli paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
     "model model_* encoding generate scoring decoding caches packing attention vision lora": "engine rollout rewards data",

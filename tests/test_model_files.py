@@ -27,7 +27,7 @@ from test_train import prepare, rows_of, train
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
 import evaluate
-from activeo3 import model_files, sandbox
+from activeo3 import model_files, processes
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.model import ModelError, VisionLanguageModel
@@ -351,24 +351,24 @@ def test_a_chat_template_that_loops_or_errs_is_one_sentence(
     template, sentence = TEMPLATES[kind]
     (tmp_path / "chat_template.jinja").write_text(template)
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(sandbox, "SECONDS", 2.0)
-    monkeypatch.setattr(sandbox, "BYTES", 2**28)
+    monkeypatch.setattr(processes, "LIMIT_SECONDS", 2.0)
+    monkeypatch.setattr(processes, "LIMIT_BYTES", 2**28)
     with pytest.raises(ModelError, match=sentence) as caught:
         model_files.picture_template(str(tmp_path), tokenizer)
     assert "\n" not in str(caught.value)
 
 
 def test_work_in_a_process_that_can_be_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
-    assert sandbox.limited(lambda: [1, "a" * 1_000_000, {"b": None}]) == [1, "a" * 1_000_000, {"b": None}]
+    assert processes.run_limited(lambda: [1, "a" * 1_000_000, {"b": None}]) == [1, "a" * 1_000_000, {"b": None}]
     here = os.getpid()
-    assert sandbox.limited(os.getpid) != here
+    assert processes.run_limited(os.getpid) != here
     for work, said in ((lambda: {}["x"], "KeyError: 'x'"), (lambda: sys.exit(3), "SystemExit: 3"), (lambda: os._exit(3), "its process was ended"),
                        (lambda: os.kill(os.getpid(), 9), "its process was ended"), (lambda: object(), "TypeError")):  # fmt: skip
-        with pytest.raises(sandbox.Failed, match=said):
-            sandbox.limited(work)
-    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+        with pytest.raises(processes.Failed, match=said):
+            processes.run_limited(work)
+    monkeypatch.setattr(processes, "LIMIT_SECONDS", 0.5)
     with pytest.raises(TimeoutError):
-        sandbox.limited(lambda: time.sleep(60))
+        processes.run_limited(lambda: time.sleep(60))
     with pytest.raises(ChildProcessError):  # none is left behind
         os.waitpid(-1, os.WNOHANG)
     assert capfd.readouterr() == ("", "")
@@ -379,9 +379,9 @@ def test_a_process_that_cannot_be_copied_does_the_work_itself(monkeypatch: pytes
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "fork", no_room)
-    assert sandbox.limited(os.getpid) == os.getpid()
-    with pytest.raises(sandbox.Failed, match="KeyError: 'x'"):
-        sandbox.limited(lambda: {}["x"])
+    assert processes.run_limited(os.getpid) == os.getpid()
+    with pytest.raises(processes.Failed, match="KeyError: 'x'"):
+        processes.run_limited(lambda: {}["x"])
 
 
 def test_a_template_is_tried_once_in_a_process(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_a_template_is_tried_once_in_a_process(tokenizer: Any, tmp_path: Path, m
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "chat_template.jinja").write_text(tokenizer.chat_template + "{# once #}")
     found = model_files.picture_template(str(tmp_path), tokenizer)
-    monkeypatch.setattr(sandbox, "limited", lambda work: pytest.fail("it was tried"))
+    monkeypatch.setattr(processes, "run_limited", lambda work: pytest.fail("it was tried"))
     assert model_files.picture_template(str(tmp_path), tokenizer) == found == tokenizer.chat_template + "{# once #}"
 
 
@@ -397,13 +397,13 @@ def test_what_loops_ends_also_if_nothing_is_there_to_end_it() -> None:
     """As after a kill -9 of the process that waits for it."""
     program = """
 import os
-from activeo3 import sandbox
-sandbox.SECONDS = 1.0
+from activeo3 import processes
+processes.LIMIT_SECONDS = 1.0
 def loop():
     os.write(1, str(os.getpid()).encode())
     while True: pass
-sandbox.select.select = lambda *_: os._exit(9)
-sandbox.limited(loop)
+processes.select.select = lambda *_: os._exit(9)
+processes.run_limited(loop)
 """
     ran = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60

@@ -1,11 +1,18 @@
-"""outputs.py: in a folder of the user's, what is not ours stays byte for byte, and is named before the work."""
+"""outputs.py: what is not ours stays byte for byte, and is named before the work; one process at a time in a folder."""
 
+import errno
+import fcntl
 import json
+import os
 import runpy
+import signal
+import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Iterator
 
 import pytest
 from PIL import Image
@@ -232,3 +239,116 @@ def test_only_a_file_of_ours_is_removed(tmp_path: Path) -> None:
     outputs.remove(tmp_path / "ours.txt")
     outputs.remove(tmp_path / "ours.txt")
     assert not (tmp_path / "ours.txt").exists()
+
+
+# ---------------------------------------------------------------------- one run at a time
+
+HOLDER = "import sys, time; from pathlib import Path; from activeo3 import outputs; outputs.lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_locked() -> Iterator[None]:
+    yield
+    outputs.unlock_all()
+
+
+@contextmanager
+def another_process(folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that has locked a folder, with words in its command that nobody would want on a terminal."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), "\x1b[31m\nred"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "locked\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_folder_in_use_names_its_process_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
+    with another_process(tmp_path) as other:
+        refused = outputs.lock_refusal(tmp_path)
+        assert refused.startswith(f"{tmp_path} is in use by process {other.pid} on {os.uname().nodename} (-c ")
+        assert refused.endswith("): wait until it ends, or choose another --output_dir.") and "since 20" in refused
+        assert refused.isprintable()  # no escape, no line break
+        assert outputs.in_use(tmp_path) and not outputs.died_silently(tmp_path)
+        assert outputs.lock_refusal(tmp_path) == refused  # looking gives nobody the lock, and takes it from nobody
+    assert not outputs.in_use(tmp_path)
+    assert outputs.lock_refusal(tmp_path) == "" and (tmp_path / outputs.LOCK).read_text().startswith(f"{os.getpid()}\n")
+
+
+def test_who_was_killed_has_died_silently_and_is_told_of_once(tmp_path: Path) -> None:
+    assert not outputs.died_silently(tmp_path)
+    with another_process(tmp_path):
+        pass
+    assert [outputs.died_silently(tmp_path) for _ in range(2)] == [True, False]
+    outputs.lock(tmp_path)
+    outputs.unlock_all()
+    assert not outputs.died_silently(tmp_path)
+
+
+def test_a_process_may_lock_a_folder_again_and_keeps_it_while_it_looks(tmp_path: Path) -> None:
+    outputs.lock(tmp_path)
+    outputs.lock(tmp_path / ".." / tmp_path.name)
+    assert not outputs.in_use(tmp_path) and not outputs.in_use(tmp_path.parent)
+    check = (
+        f"from pathlib import Path; from activeo3 import outputs; print(outputs.lock_refusal(Path({str(tmp_path)!r})))"
+    )
+    run = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"is in use by process {os.getpid()} on " in run.stdout
+
+
+def test_an_evaluation_inside_a_checkpoint_is_a_use_of_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    with another_process(tmp_path / "eval"):
+        assert outputs.in_use(tmp_path)
+        assert outputs.lock_refusal(tmp_path) == ""  # but not of the folder itself
+
+
+def test_a_lock_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    outputs.lock(tmp_path)
+    (tmp_path / outputs.LOCK).unlink()
+    outputs.lock(tmp_path)
+    assert (tmp_path / outputs.LOCK).read_text().startswith(f"{os.getpid()}\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_without_locks_there_is_one_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    outputs.lock(tmp_path)
+    outputs.lock(tmp_path)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"activeo3: {tmp_path} has no locks (") and "start no second run" in warning
+
+
+def test_a_lock_file_of_a_stranger_leads_nowhere(tmp_path: Path) -> None:
+    """A run folder from elsewhere may hold anything under the name of the lock, and a list that says that it is ours."""
+    (tmp_path / ".activeo3").write_text(f"{outputs.LOCK}\n")
+    precious = tmp_path / "precious"
+    precious.write_text("text")
+    lock = tmp_path / outputs.LOCK
+    lock.symlink_to(precious)
+    assert "cannot be opened" in outputs.lock_refusal(tmp_path) and precious.read_text() == "text"
+    lock.unlink()
+    os.mkfifo(lock)
+    assert "is no regular file" in outputs.lock_refusal(tmp_path) and not outputs.in_use(tmp_path)
+
+
+def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / outputs.LOCK).write_text("mine")
+    with pytest.raises(ConfigError, match="was not written by activeo3"):
+        outputs.lock(tmp_path)
+    assert (tmp_path / outputs.LOCK).read_text() == "mine"
+
+
+def test_a_process_that_is_being_stopped_still_holds_its_folder(tmp_path: Path) -> None:
+    with another_process(tmp_path) as other:
+        other.send_signal(signal.SIGSTOP)
+        assert f"process {other.pid} " in outputs.lock_refusal(tmp_path)
+        other.send_signal(signal.SIGCONT)

@@ -124,7 +124,7 @@ os.write(1, b" and goes on")
 
 
 def test_a_signal_to_a_copy_is_none_to_the_process() -> None:
-    """As sandbox.py makes one."""
+    """As processes.run_limited makes one."""
     with running(FORKS) as process:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "-2 and goes on", "")
