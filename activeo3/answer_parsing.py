@@ -16,8 +16,11 @@ Words: what the benchmarks say, and where this differs from it
   1. Letters (MMBench, arXiv 2307.06281, section 4; HR-Bench; V*Bench): rules first, and a language model for what
      they cannot decide. Here rules only, more of them and for Chinese as well; what they cannot decide is wrong
      and counted by its name.
-  2. Yes or no (MME), and words (RealWorldQA): by the published rules (answer_rules.py). ``read_yes_or_no`` and
-     ``read_word`` are kinder, for the column beside them.
+  2. Yes or no (MME): its authors' script (``calculation.py`` of arXiv 2306.13394), ``mme_script``. Words (RealWorldQA):
+     xAI has published no script; ``lmms_eval_word`` is the rule of lmms-eval 0.2.0 to 0.7.1, those of the paper's time.
+     (0.7.2 takes any letter from A to D, wherever it stands, and words as they are.) Both read an answer without its
+     thoughts, tags, asterisks and white space, which the evaluated models do not write.
+     ``read_yes_or_no`` and ``read_word`` are kinder, for the column beside them.
 
 A model that was not trained here may be read by the ``lenient`` parser: what it finds where the strict one finds less has the
 strict one's error, so the format reward is the same, and says so (``ParsedAnswer.strict``).
@@ -29,7 +32,6 @@ import re
 from itertools import islice
 from typing import Any, Iterator, NamedTuple, Sequence
 
-from activeo3.answer_lenient import Item, TextBox, boxes_in
 from activeo3.answer_text import (
     ANSWERS,
     LAYOUT,
@@ -37,6 +39,9 @@ from activeo3.answer_text import (
     NO_ANSWER_TAG,
     NO_JSON,
     TAGS,
+    Item,
+    TextBox,
+    boxes_in,
     decoded,
     limited,
     normalised,
@@ -45,17 +50,9 @@ from activeo3.answer_text import (
 from activeo3.types import ParsedAnswer
 
 REGION_ERRORS = (
-    "unfinished",
-    "tags",
-    "json",
-    "not_a_list",
-    "no_bbox_2d",
-    "not_four_numbers",
-    "not_finite",
-    "empty",
-    "too_many",
+    "unfinished", "tags", "json", "not_a_list", "no_bbox_2d", "not_four_numbers", "not_finite", "empty", "too_many",
     "too_few",
-)
+)  # fmt: skip
 """Everything that can be wrong with an answer of regions or boxes, in the order in which it is checked."""
 
 # ---------------------------------------------------------------------- regions and boxes
@@ -138,11 +135,11 @@ def read_boxes(text: str, finished: bool = True, points: bool = False, parser: s
     stays. Things beyond the MOST_BOXES-th are not read.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
-    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
+    ParsedAnswer(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
     >>> read_boxes('[{"point_2d": [5, 6]}]', points=True).boxes_text
     ((5.0, 6.0, 5.0, 6.0),)
     >>> read_boxes('{"cups": [{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": null}]}')
-    Action(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='not_a_list')
+    ParsedAnswer(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='not_a_list')
     """
     strict = _read_boxes(text, finished, points)
     if parser == "strict" or strict.error is None:
@@ -380,3 +377,38 @@ def listed_options(question: str) -> tuple[str, ...]:
     rows = _OPTION.findall(question)
     letters = "".join(letter for letter, _ in rows)
     return tuple(words.rstrip() for _, words in rows) if len(rows) > 1 and LETTERS.startswith(letters) else ()
+
+
+# ---------------------------------------------------------------------- published rules
+
+_LISTED_OPTION = re.compile(r"\b[A-Z]\.\s++([^\n]*+)")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+def mme_script(text: str, finished: bool = True) -> Reading:
+    """ "yes", or else "no", if the first four letters have it; so "Not sure" is a no, and late answers are none.
+
+    >>> mme_script("Yes, a dog").value, mme_script("Not sure").value, mme_script("The answer is yes").error
+    ('yes', 'no', 'no_yes_or_no')
+    """
+    beginning = said(text).lower()[:4]
+    found = next((word for word in ("yes", "no") if word in beginning), None)
+    return Reading(found, None if found else "unfinished" if not finished else "no_yes_or_no" if beginning else "empty")
+
+
+def lmms_eval_word(text: str, question: str, finished: bool = True) -> Reading:
+    """An answer in lower case, as it must equal the right one in lower case.
+
+    A number word that stands alone becomes a digit, punctuation goes, and the words of an option that the question lists
+    ("A. left") become its letter, wherever they stand; the first ones count.
+
+    >>> lmms_eval_word("Two", "How many?").value, lmms_eval_word("It is left.", "Where?\\nA. left\\nB. right").value
+    ('2', 'a')
+    """
+    words = said(text)
+    words = str(NUMBERS.index(words.lower())) if words.lower() in NUMBERS else words
+    words = _PUNCTUATION.sub("", words).strip()
+    letters = {option.strip(): letter for letter, option in zip(LETTERS, _LISTED_OPTION.findall(question))}
+    named = [option for option in letters if option in words]
+    words = (letters[min(named, key=words.find)] if named else words).lower()
+    return Reading(words) if words else Reading(None, "empty" if finished else "unfinished")

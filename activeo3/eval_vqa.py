@@ -21,7 +21,7 @@ What counts, by benchmark. A group of which a question is missing does not count
     realworldqa  accuracy
     vstar        accuracy, and that of its two categories
     hrbench      the same; every rotation of the options is a question (the authors average over rotations)
-MME and RealWorldQA are read by published rules (answer_rules.py); accuracy_lenient is what a kinder reader finds.
+MME and RealWorldQA are read by published rules (answer_parsing.py); accuracy_lenient is what a kinder reader finds.
 ``unread`` is the share of answers that cannot be read; they are wrong.
 
 Readings of what the paper leaves open:
@@ -40,8 +40,16 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import data_mmbench, eval_output, eval_submission, intervals, log, metrics, prompts
-from activeo3.answer_parsing import WORD_ERRORS, Reading, plain, read_letter, read_word, read_yes_or_no
-from activeo3.answer_rules import lmms_eval_word, mme_script
+from activeo3.answer_parsing import (
+    WORD_ERRORS,
+    Reading,
+    lmms_eval_word,
+    mme_script,
+    plain,
+    read_letter,
+    read_word,
+    read_yes_or_no,
+)
 from activeo3.config import Config
 from activeo3.data_loader import Whole, as_it_is, readable
 from activeo3.data_set import Dataset

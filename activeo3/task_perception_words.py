@@ -15,7 +15,7 @@ Deviations from the paper:
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and
-     [0, 0, 0, 0] if there are none; ``--parser lenient`` takes boxes of any form (answer_lenient.py), for the same format.
+     [0, 0, 0, 0] if there are none; ``--parser lenient`` takes boxes of any form (answer_text.py), for the same format.
   4. Counting ends with the number, which must be that of the things listed; the paper counts the boxes.
      A number that was not said is theirs, and the form is then wrong.
 """
@@ -25,9 +25,18 @@ import re
 from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
-from activeo3.answer_lenient import Item, boxes_in, four_numbers, last_number
 from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes
-from activeo3.answer_text import ANSWERS, LAYOUT, decoded, limited, without_thoughts
+from activeo3.answer_text import (
+    ANSWERS,
+    LAYOUT,
+    Item,
+    boxes_in,
+    decoded,
+    four_numbers,
+    last_number,
+    limited,
+    without_thoughts,
+)
 from activeo3.prompts import in_form
 from activeo3.types import ParsedAnswer
 

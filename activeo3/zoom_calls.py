@@ -25,9 +25,8 @@ from typing import Any, Iterator, Literal, get_args
 import numpy as np
 
 from activeo3 import geometry
-from activeo3.answer_lenient import boxes_in, last_words
 from activeo3.answer_parsing import answer_in, box_error, objects_in
-from activeo3.answer_text import MOST_BOXES, NO_ANSWER_TAG, decoded, limited, without_thoughts
+from activeo3.answer_text import MOST_BOXES, NO_ANSWER_TAG, boxes_in, decoded, last_words, limited, without_thoughts
 from activeo3.geometry import Frame
 from activeo3.types import Region, Zoom
 

@@ -1,4 +1,4 @@
-"""answer_lenient.py and its use: every form that a model may give its boxes, what is none, and time linear in the text."""
+"""answer_text.py and its use: every form that a model may give its boxes, what is none, and time linear in the text."""
 
 import doctest
 import json
@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import END, Scripted, blobs, finds, painted, written
 
-from activeo3 import answer_lenient, eval_detection, eval_output
-from activeo3.answer_lenient import boxes_in, last_number, last_words
+from activeo3 import answer_text, eval_detection, eval_output
 from activeo3.answer_parsing import read_boxes, read_letter, read_regions, read_word, read_yes_or_no
+from activeo3.answer_text import boxes_in, last_number, last_words
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Runner
@@ -35,7 +35,7 @@ ONE, OTHER = (1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 70.0, 80.0)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    results = doctest.testmod(answer_lenient)
+    results = doctest.testmod(answer_text)
     assert results.attempted > 0 and results.failed == 0
 
 

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from regex_rules import Rules
 
-from activeo3 import answer_lenient, answer_parsing, answer_rules, answer_text, box_tokens, task_zoom_qa, zoom_calls
-from activeo3.answer_lenient import boxes_in
+from activeo3 import answer_parsing, answer_text, box_tokens, task_zoom_qa, zoom_calls
 from activeo3.answer_text import (
     MOST_BOXES,
     MOST_CHARACTERS,
     NO_JSON,
+    boxes_in,
     decoded,
     limited,
     normalised,
@@ -34,7 +34,7 @@ from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
-    "answer_text", "answer_parsing", "answer_rules", "answer_lenient", "task_perception_words", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
+    "answer_text", "answer_parsing", "task_perception_words", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
 )  # fmt: skip
 """The rooms that read what a model wrote."""
 OUR_OWN_TEXTS = {"processes"}
@@ -146,8 +146,8 @@ TWINS: dict[str, tuple[re.Pattern[str], str, int]] = {
     "zoom tags": (zoom_calls._TAG, r"<zoom_roi\b([^<>]*)>?", re.IGNORECASE),
     "numbers in tags": (zoom_calls._NUMBER, r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", 0),
     "quantities": (task_zoom_qa._QUANTITY, r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)", 0),
-    "listed": (answer_rules._LISTED, r"\b[A-Z]\.\s+([^\n]*)", 0),
-    "answer lines": (answer_lenient._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
+    "listed": (answer_parsing._LISTED_OPTION, r"\b[A-Z]\.\s+([^\n]*)", 0),
+    "answer lines": (answer_text._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
     "names": (re.compile(box_tokens._NAME), r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>", 0),
 }  # fmt: skip
 SCRAPS = [

@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
-from activeo3 import answer_parsing, answer_rules, eval_vqa, evidence, task_perception_words, task_zoom_qa, zoom_calls
+from activeo3 import answer_parsing, eval_vqa, task_perception_words, task_zoom_qa, zoom_calls
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.answer_text import without_thoughts
 from activeo3.box_tokens import as_json, marked
@@ -62,8 +62,8 @@ def _readers() -> Iterator[tuple[str, Callable[[str], Any]]]:
     yield "read_letter, Chinese", partial(answer_parsing.read_letter, options=("狗", "猫"))
     yield "read_word", partial(answer_parsing.read_word, question="How many?")
     yield "read_yes_or_no", answer_parsing.read_yes_or_no
-    yield "mme_script", answer_rules.mme_script
-    yield "lmms_eval_word", partial(answer_rules.lmms_eval_word, question=ASKED)
+    yield "mme_script", answer_parsing.mme_script
+    yield "lmms_eval_word", partial(answer_parsing.lmms_eval_word, question=ASKED)
 
 
 READERS: Mapping[str, Callable[[str], Any]] = dict(_readers())
@@ -159,7 +159,7 @@ def _rewards() -> Iterator[tuple[str, Callable[[str], dict[str, float]]]]:
         for task in TASKS:
             if TASKS[task].read:
                 yield f"{task}, {parser}", partial(reward_of_one_turn, task, parser)
-        for kind in evidence.KINDS:
+        for kind in task_zoom_qa.KINDS:
             for formula in ("union", "per_call"):
                 yield f"zoom_qa {kind}, {formula}, {parser}", partial(reward_of_episode, kind, formula, parser)
     yield "mme", partial(marks, "mme", (), "yes")
