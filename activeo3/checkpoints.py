@@ -4,20 +4,21 @@ A checkpoint is a model folder for plain transformers, with DeepSpeed's state an
 beside it, and the digests of all its files. DeepSpeed itself stays behind ``Zero3Model``.
 """
 
+import dataclasses
 import errno
 import json
 import os
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from activeo3 import checkpoint_files, lora, outputs, random_states
-from activeo3.cli import read_object
+from activeo3 import checkpoint_files, lora, outputs, paths, random_states
+from activeo3.cli import fields_of, read_object
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.log import counted
+from activeo3.paths import Place
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 SMALL_FILES = 2**20  # bytes: more than all parts of a checkpoint have that are not weights or states
@@ -78,7 +79,7 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
                 whole.save(building)
     random_states.save(building / f"random-{ranks.rank}.pt")
     if ranks.rank == 0:
-        state = {"step": step, "world": ranks.world, "sealed": True, "config": asdict(config)}
+        state = {"step": step, "world": ranks.world, "sealed": True, "config": dataclasses.asdict(config)}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
         if (rows := building.parent / "metrics.jsonl").is_file():
             outputs.sync(rows)  # its rows up to this step belong to the checkpoint
@@ -251,9 +252,33 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
             f"{path} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
             f"{ranks.world}; start as many, or choose another --output_dir."
         )
-    different = config.differences(state["config"])
+    different = differences(config, state["config"])
     if different:
         raise ConfigError(f"{path} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
+
+
+FREE = set(
+    "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config max_skipped "
+    "max_image_pixels task_batch steps recompute scoring resume_from".split()
+)
+"""Fields that may change when a run is continued: where things lie and how much is kept or shown."""
+
+
+def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
+    """Sentences for the fields that decide the result and differ from an earlier run's."""
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))  # as the other's: with lists for tuples
+    found = []
+    for field in dataclasses.fields(config):
+        now, then = mine[field.name], stored.get(field.name)
+        # A place in another spelling is the same place.
+        same = (
+            field.type is Place
+            and isinstance(then, str)
+            and paths.same(now, paths.beside(Path(config.output_dir), then))
+        )
+        if field.name not in FREE and now != then and not same:
+            found.append(f"{fields_of(type(config))[field.name].flag} was {then!r} and is now {now!r}")
+    return found
 
 
 def _set_aside(damaged: Sequence[Path], used: Path, say: Callable[[str], None]) -> None:

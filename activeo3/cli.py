@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Collection, Iterable, Literal, NamedTuple, NoReturn, Sequence, get_args, get_origin
+from typing import Any, Collection, Iterable, Literal, Mapping, NamedTuple, NoReturn, Sequence, get_args, get_origin
 
 from activeo3.data_io import read_json
 from activeo3.terminal import OneLine
@@ -35,6 +35,13 @@ def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None
     if strangers := [name for name in names if name.partition(":")[0] not in known]:
         near = did_you_mean(strangers[0], known)
         raise ConfigError(f"--{flag} {' '.join(strangers)} is not known{near}; there are: {', '.join(known)}.")
+
+
+def refuse(rules: Mapping[str, Any]) -> None:
+    """Raise ConfigError with the first sentence, written without its full stop, whose condition is true."""
+    for sentence, wrong in rules.items():
+        if wrong:
+            raise ConfigError(f"{sentence}.")
 
 
 def did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:

@@ -1,28 +1,26 @@
 """Every number of an experiment, each with one owner and its reason.
 
 ``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The command line is the
-dataclass: ``--group 16`` sets the field ``group``, and the text under a field is its help. A preset is a set of values that
-belong together. Several are merged in their order, so a situation and a variant need no preset of their own
-(``--preset paper gspo``); flags win.
+dataclass (cli.py): ``--group 16`` sets the field ``group``, the text under a field is its help. Presets are merged in their
+order (``--preset paper gspo``); flags win.
 """
 
 import dataclasses
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
+from typing import Annotated, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
 from activeo3 import paths
-from activeo3.cli import ConfigError, Range, check_fields, check_known, fields_of, numbers, read_flags
+from activeo3.cli import ConfigError, Range, check_fields, fields_of, numbers, refuse
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
-from activeo3.presets import PRESETS
+from activeo3.presets import from_command_line
 
 MOST_REGIONS = 10
+# The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
-"""The names of tasks.TASKS, here so that a wrong one is answered before torch is imported."""
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 
 Positive = Annotated[int, Range(1)]
@@ -35,8 +33,7 @@ Regions = Annotated[int, Range(1, MOST_REGIONS)]
 class Config:
     """The flags that training and evaluation share."""
 
-    EVERYDAY: ClassVar[tuple[str, ...]] = ()
-    """The flags that ``--help`` prints; ``--help all`` prints all."""
+    EVERYDAY: ClassVar[tuple[str, ...]] = ()  # the flags that --help prints
 
     # ---- what is learned, on which data
     preset: tuple[str, ...] = ("tiny",)
@@ -46,8 +43,7 @@ class Config:
     """sense (propose regions to zoom into), direct (find things without a zoom: Direct RFT), segment (propose where a mask is
     wrong), zoom_qa (answer a question after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
     data: tuple[str, ...] = ("scenes",)
-    """the data set, or several that are mixed: scenes (the embedded world), coco (any folder in COCO's format), or another
-    that python -m activeo3.data lists"""
+    """the data set, or several that are mixed: scenes (embedded world), coco (your own folder); python -m activeo3.data lists all"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
@@ -77,8 +73,7 @@ class Config:
 
     # ---- prompts and answers
     wording: Literal["paper", "short", "zoom_roi"] = "short"
-    """prompts: the paper's seven sentences, or the tiny policy's few words; zoom_roi: the paper's, with Active-Perception-R1's
-    call in place of a box in json (of --task zoom_qa)"""
+    """prompts: the paper's, the tiny policy's few words, or the paper's with Active-Perception-R1's own zoom call (zoom_qa)"""
     thinking: bool = False
     """grounding, counting, ocr, detection: think before the answer (Perception-R1 found it to hurt)"""
     parser: Literal["strict", "lenient"] = "strict"
@@ -96,8 +91,7 @@ class Config:
     min_zooms: int = 0
     """zooms that an episode must have had before its answer counts; an earlier answer ends it without one"""
     looks_at_once: Regions = 1
-    """how many regions one turn may ask for; each is a zoom. ACTIVE-O3's one step with 3 regions is
-    --looks_at_once 3 --max_turns 2 --max_zooms 3"""
+    """regions that one turn may ask for, each a zoom (ACTIVE-O3's one step: 3, with --max_turns 2 --max_zooms 3)"""
     memory: Literal["views", "notes"] = "views"
     """which images stay visible: all, or only the latest (earlier ones are masked, their text remains)"""
 
@@ -111,15 +105,13 @@ class Config:
 
     # ---- the task model, which works on the crops
     task_checkpoint: Place = Place("")
-    """the model of --task_model grounding-dino or sam, a folder or a hub id. With --task_model mllm alone: another language
-    model, frozen, in place of the start policy"""
+    """the model of grounding-dino or sam, a folder or hub id; for mllm: another language model than the start policy"""
     task_max_new_tokens: Positive = 128
     """longest answer of the task model per crop, in tokens"""
     merge: Literal["nms", "concat"] = "nms"
     """boxes of several crops: non-maximum suppression at IoU 0.5, or all of them (the authors' demo)"""
     first_mask: Literal["coarse", "sam"] = "coarse"
-    """the mask to be corrected: coarse (the truth at low resolution, with seeded holes and leaks) or sam (what --task_model sam
-    makes of one click on the whole picture)"""
+    """the mask to correct: coarse (the truth at low resolution, with seeded errors), or SAM's answer to one click"""
 
     # ---- the task model, which works on the crops: --task_options
     task_batch: Positive = 128
@@ -129,8 +121,7 @@ class Config:
     text_threshold: Share = 0.25
     """a detector's box belongs to the query if one of its words has this score"""
     least_seen: Annotated[float, Range(0)] = 16.0
-    """the oracle finds things from this size on, in pixels of the crop's view: a visual token's side (28 for Qwen2.5-VL). 0: of
-    any size, and masks to the pixel"""
+    """the oracle's smallest thing in pixels of a crop's view: a visual token (Qwen2.5-VL: 28); 0: any, and exact masks"""
     clicks: Positive = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
 
@@ -145,43 +136,37 @@ class Config:
         check_fields(self)
         for field in dataclasses.fields(self):
             if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
-                object.__setattr__(self, field.name, _expanded(field.name, getattr(self, field.name)))
-        if not 0 <= self.least_zoom < self.most_zoom <= 1:
-            sizes = f"least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}"
-            raise ConfigError(f"--episode_options {sizes}, both in 0 to 1.")
-        if not 0 <= self.min_zooms <= min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once):
-            limits = f"between 0 and --max_zooms {self.max_zooms}, and leave a turn of --max_turns {self.max_turns}"
-            raise ConfigError(f"--min_zooms is {self.min_zooms}; it must lie {limits} to answer in.")
-        if self.max_view_pixels < self.sensing_side**2:
-            square = f"even a square picture with --sensing_side {self.sensing_side} has {self.sensing_side**2}"
-            raise ConfigError(f"--max_view_pixels is {self.max_view_pixels}; {square}.")
-        if not self.data:
-            raise ConfigError("--data names no data set.")
-        if not 0 <= self.tile_overlap < (self.tile or 2**16):
-            raise ConfigError(f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}.")
-        if self.absent == 1:
-            raise ConfigError("--data_options absent is 1.0; some questions must have an answer: give less than 1.")
+                object.__setattr__(self, field.name, paths.expanded(getattr(self, field.name), field.name))
+        zooms = min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once)
+        refuse({
+            f"--episode_options least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}, both in 0 to 1":
+                not 0 <= self.least_zoom < self.most_zoom <= 1,
+            f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
+            f"--max_turns {self.max_turns} to answer in": not 0 <= self.min_zooms <= zooms,
+            f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side {self.sensing_side} has "
+            f"{self.sensing_side**2}": self.max_view_pixels < self.sensing_side**2,
+            "--data names no data set": not self.data,
+            f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}":
+                not 0 <= self.tile_overlap < (self.tile or 2**16),
+            "--data_options absent is 1.0; some questions must have an answer: give less than 1": self.absent == 1,
+        })  # fmt: skip
 
     def decided(self, trained_here: bool) -> Self:
         """The config for the answers of one model, of which --parser auto asks whether it was trained here."""
-        if self.parser in ("strict", "lenient"):
-            return self
-        return dataclasses.replace(self, parser="strict" if trained_here else "lenient")
+        auto = "strict" if trained_here else "lenient"
+        return dataclasses.replace(self, parser=auto) if self.parser == "auto" else self
 
     @property
     def dataset_options(self) -> tuple[int, int, int, float]:
         """What ``data.open_dataset`` is told about tiles, the draw of questions and absent ones, in its order."""
         return self.tile, self.tile_overlap, self.selection_seed, self.absent
 
-    def _needs_root(self) -> None:
-        """Raise ConfigError if --data lies on disk and no folder is named."""
-        if not set(self.data) <= DRAWN and not self.data_root:
-            raise ConfigError(f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER.")
-
-    def _needs_detector(self, *task_models: str) -> None:
-        """Raise ConfigError if a detector or SAM is wanted and none is named."""
+    def _check_named(self, data: bool = True) -> None:
+        """Raise ConfigError if data sets on disk have no folder, or a task model no checkpoint."""
+        root = f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER"
+        refuse({root: data and not set(self.data) <= DRAWN and not self.data_root})
         for name, kind in (("grounding-dino", "a detector"), ("sam", "a Segment Anything model")):
-            if name in task_models and not self.task_checkpoint:
+            if name in self.task_model_names and not self.task_checkpoint:
                 raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")
 
     @property
@@ -205,24 +190,12 @@ class Config:
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None, known: Mapping[str, Collection[str]] = {}) -> Self:
-        """Read the command line; ``--help`` prints the flags with their reasons.
-
-        ``known`` has the names that a flag may have, such as all data sets. Raises ConfigError.
-        """
-        given = read_flags(cls, argv, cls.EVERYDAY, f"presets: {', '.join(PRESETS)}")
-        presets = given.get("preset", cls.preset)
-        if not presets:
-            raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")
-        for flag, choices in {"preset": PRESETS, "task": TASKS, **known}.items():
-            named = given.get(flag, ())
-            check_known(flag, [named] if isinstance(named, str) else named, choices)
+        """Read the command line; ``known`` has the names that a flag may have, such as all data sets. Raises ConfigError."""
         # A preset describes a training run; an evaluation takes from it what both scripts share.
-        taken = {field.name for field in dataclasses.fields(cls if cls is TrainConfig else Config)}
-        values = {key: value for name in presets for key, value in PRESETS[name].items() if key in taken} | given
+        taken = fields_of(cls if cls is TrainConfig else Config)
+        values = from_command_line(cls, argv, taken, {"task": TASKS, **known}, cls.EVERYDAY)
         if cls is TrainConfig:
-            values.setdefault("output_dir", f"runs/{'-'.join(presets)}")
-            weights = [PRESETS[name].get("reward_weights", ()) for name in presets]  # those of other terms stay
-            values["reward_weights"] = sum(weights, ()) + given.get("reward_weights", ())
+            values.setdefault("output_dir", f"runs/{'-'.join(values['preset'])}")
         return cls(**values)
 
 
@@ -250,8 +223,7 @@ class TrainConfig(Config):
 
     # ---- the task model, which works on the crops
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """mllm (the start policy, frozen, or another model by --task_checkpoint), grounding-dino, sam (for --task segment), or oracle
-    (the ground truth in the regions, as far as their views show it)"""
+    """mllm (the start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth that a view can show)"""
 
     # ---- steps
     steps: Positive = 160
@@ -263,37 +235,30 @@ class TrainConfig(Config):
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, with the same result"""
     scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
-    """log-probabilities of a group, with the same result: packed (one row with the prompt), cached (a batch behind the prompt's
-    cache), rows (the prompt again for each), or auto: packed, and cached for models with a running state, like Qwen3.5"""
+    """a group as one packed row, a batch behind the cached prompt, or plain rows, with the same result; auto: packed if possible"""
     recompute: bool = False
     """activation checkpointing: much less memory for a third more time in the update, with the same result"""
     epochs: Positive = 1
     """updates per rollout; with 1 the sampling policy is the current one and the ratio is 1"""
-    temperature: Annotated[float, Range(0.01)] = (
-        1.0  # logits are divided by it, and tiny numbers would make them infinite
-    )
+    temperature: Annotated[float, Range(0.01)] = 1.0  # logits are divided by it
     """of the sampled answers; log-probabilities are taken at the same temperature"""
 
     # ---- the update
     lr: Annotated[float, Range(0, open=True)] = 1.5e-4
     """learning rate (paper: 1e-6 for the 7B)"""
     train_only: str = "self_attn"
-    """train only the parameters whose name matches this regular expression; empty: all (paper). With few answers per step the
-    other parameters of the tiny policy follow the noise of the gradient: its answers lost their format"""
+    """train the parameters whose names match this regular expression (presets.py says why); empty: all (paper)"""
     lora: Natural = 0
-    """rank of LoRA adapters of the matrices of the text tower that --train_only names; the reference is the same model without
-    them; 0: no adapters (paper)"""
+    """rank of LoRA adapters of the matrices that --train_only names; the reference is the model without them; 0: none (paper)"""
     beta: Annotated[float, Range(0)] = 0.04
     """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
-    """the policy ratio per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or no ratio and no clip
-    (REINFORCE, RLOO, GPG); with one update per rollout all have the same gradient"""
+    """per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO, GPG)"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
-    """what a reward is compared with: its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step
-    (REINFORCE++), the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups without
-    spread (GPG)"""
+    """a reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step (REINFORCE++),
+    the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups without spread (GPG)"""
 
     # ---- the update: --update_options
     warmup: Natural = 10
@@ -311,12 +276,10 @@ class TrainConfig(Config):
 
     # ---- the reward
     reward_weights: tuple[str, ...] = ()
-    """weights of terms that differ from the task's defaults, as NAME=NUMBER; 0 is an ablation: format=0 task=2. The first lines of
-    a run show all of them; a preset's weights stay unless they are named again"""
+    """weights that differ from the task's, as format=0 task=2; 0 is an ablation. The first lines of a run show all of them"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
-    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 to one (paper B.4 b), or regions that are at
-    least 10 % object (B.4 a). Of a mask's errors: their share in the regions times the share of the picture left out (ours),
-    or without that (recall: 4.4)"""
+    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 (paper B.4 b); regions at least 10 % object
+    (B.4 a). Of a mask's errors: their share in the regions times the share left out (ours), or the first alone (recall: 4.4)"""
     mask_truncated: bool = False
     """truncated answers get reward NaN and are excluded from their group, instead of counting as wrong (Mini-o3)"""
 
@@ -332,15 +295,13 @@ class TrainConfig(Config):
     iou_power: Literal[1, 2] = 1
     """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
     places: Literal["near", "distance", "inside"] = "near"
-    """counting: a point earns 1 at a thing's centre and 0 a thing's size away (near), 1 - its distance in the picture
-    (Perception-R1), or 1 inside the true box"""
+    """counting: 1 at a thing's centre to 0 a thing's size away, 1 - distance (Perception-R1), or 1 inside the true box"""
 
     # ---- what a run keeps
     output_dir: Place = Place("runs/tiny")
     """where the run leaves its files; an unfinished run there is continued. By default named after the presets"""
     resume_from: Literal["newest", "earlier"] = "newest"
-    """the checkpoint that a run is continued from: the newest, which must be whole, or the newest one that is whole (damaged ones
-    are renamed)"""
+    """the newest checkpoint, which must be whole, or the newest one that is whole (damaged ones are renamed)"""
     save_every: Positive = 40
     """steps between checkpoints"""
     keep: Natural = 2
@@ -362,24 +323,21 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._needs_root()
-        self._needs_detector(self.task_model)
+        self._check_named()
         self.given_weights  # noqa: B018  raises ConfigError
-        if self.group < 2:
-            raise ConfigError(f"--group is {self.group}; an answer needs at least one sibling to be compared with.")
-        if not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts:
-            raise ConfigError(f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}.")
-        if not 1 <= self.stage <= self.stages:
-            raise ConfigError(f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}.")
+        refuse({
+            f"--group is {self.group}; an answer needs at least one sibling to be compared with": self.group < 2,
+            f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
+                not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,
+            f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}": not 1 <= self.stage <= self.stages,
+            f"--update_options divide_by_std=false belongs to --advantage group, and --advantage is {self.advantage}":
+                self.advantage != "group" and not self.divide_by_std,
+            "--update_options clip_low must lie between 0 and 1": not 0 < self.clip_low < 1,
+        })  # fmt: skip
         try:
             re.compile(self.train_only)
         except re.error as error:
             raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
-        if self.advantage != "group" and not self.divide_by_std:
-            here = f"and --advantage is {self.advantage}"
-            raise ConfigError(f"--update_options divide_by_std=false belongs to --advantage group, {here}.")
-        if not 0 < self.clip_low < 1:
-            raise ConfigError("--update_options clip_low must lie between 0 and 1.")
 
     @property
     def given_weights(self) -> dict[str, float]:
@@ -389,30 +347,3 @@ class TrainConfig(Config):
     def lr_at(self, step: int) -> float:
         """Learning rate of step 1, 2, ...: linear warm-up, then constant."""
         return self.lr * min(1.0, step / max(1, self.warmup))
-
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Sentences for the fields that decide the result and differ from an earlier run's."""
-        mine = json.loads(json.dumps(dataclasses.asdict(self)))  # as the other's: with lists for tuples
-        names = [name for name in mine if name not in _FREE and mine[name] != other.get(name)]
-        names = [name for name in names if not (name in _PLACES and self._same_place(name, other.get(name)))]
-        flags = {name: field.flag for name, field in fields_of(type(self)).items()}
-        return [f"{flags[name]} was {other.get(name)!r} and is now {mine[name]!r}" for name in names]
-
-    def _same_place(self, name: str, other: Any) -> bool:
-        """Does an earlier run of the same ``output_dir`` name the same place in another spelling?"""
-        return isinstance(other, str) and paths.same(getattr(self, name), paths.beside(Path(self.output_dir), other))
-
-
-def _expanded(name: str, value: Any) -> Any:
-    """The value of a field of places, each of them expanded."""
-    if isinstance(value, tuple):
-        return tuple(paths.expanded(text, name) for text in value)
-    return paths.expanded(value, name)
-
-
-_PLACES = {field.name for field in dataclasses.fields(TrainConfig) if field.type is Place}
-_FREE = set(
-    "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config max_skipped "
-    "max_image_pixels task_batch steps recompute scoring resume_from".split()
-)
-"""What may change when a run is continued: where things lie and how much is kept or shown."""

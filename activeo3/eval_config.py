@@ -95,14 +95,12 @@ class EvalConfig(Config):
         self._check_picture()
         if self.image and len(self.checkpoint) > 1:
             raise ConfigError("--image shows what one policy does; name one --checkpoint.")
-        if not self.image and not self.benchmark:
-            self._needs_root()
         for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
             wanted = getattr(self, flag)
             check_known(flag, wanted, known)
             if not wanted and flag != "mode":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
-        self._needs_detector(*self.task_model)
+        self._check_named(data=not self.image and not self.benchmark)
         if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):
             what = "--image" if self.image else f"--task {self.task}"
             raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")

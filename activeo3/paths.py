@@ -7,7 +7,7 @@ from the command line, a preset or a program. What two spellings have in common 
 import os
 import re
 from pathlib import Path
-from typing import NewType, Sequence
+from typing import Any, NewType, Sequence
 
 from activeo3.cli import ConfigError
 
@@ -17,11 +17,13 @@ Place = NewType("Place", str)
 _CACHED = re.compile(r"models--(.+)")
 
 
-def expanded(text: str, flag: str) -> str:
-    """A path with ``~`` put in full, and a folder of the hub's cache as the snapshot in it; other texts are returned as they are.
+def expanded(text: Any, flag: str) -> Any:
+    """A path, or each of a tuple of paths, with ``~`` put in full, and a folder of the hub's cache as the snapshot in it; other texts are returned as they are.
 
     Raises ConfigError, naming the ``flag``, for a cached model without a snapshot, or with several and no ``refs/main``.
     """
+    if isinstance(text, tuple):
+        return tuple(expanded(one, flag) for one in text)
     text = os.path.expanduser(text)
     folder = Path(text)
     if not (_CACHED.fullmatch(folder.name) and folder.is_dir()):

@@ -16,7 +16,9 @@ million pixels, as in its script, but its shorter side is set: for COCO's pictur
 pages and pictures from the web at what the million allows.
 """
 
-from typing import Any
+from typing import Any, Collection, Mapping, Sequence
+
+from activeo3.cli import ConfigError, check_known, read_flags
 
 _ONE_SHOT: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -40,7 +42,9 @@ _CLOSE_UP: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop.
+    # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop. Only ``self_attn`` is trained:
+    # attention of the text tower decides where to zoom, and with few answers per step the other parameters follow the noise of
+    # the gradient (answers lost their format).
     "tiny": {},
     # ACTIVE-O3, section E.2; 1250 steps x 8 ranks ask 10,000 questions, as many as it has of LVIS.
     "paper": {
@@ -121,3 +125,28 @@ PRESETS: dict[str, dict[str, Any]] = {
     "reinforce_pp": {"advantage": "batch", "normalise": "token"},
     "reinforce_pp_baseline": {"advantage": "group_batch", "normalise": "token"},
 }  # fmt: skip
+
+
+def from_command_line(
+    cls: type,
+    argv: Sequence[str] | None,
+    taken: Collection[str],
+    known: Mapping[str, Collection[str]],
+    everyday: Collection[str],
+) -> dict[str, Any]:
+    """The values of a command line for a config: those of its presets for the ``taken`` fields, merged in order, and its flags.
+
+    ``known`` has the names that a flag may have. Raises ConfigError.
+    """
+    given = read_flags(cls, argv, everyday, f"presets: {', '.join(PRESETS)}")
+    names = given.setdefault("preset", ("tiny",))
+    if not names:
+        raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")
+    for flag, choices in {"preset": PRESETS, **known}.items():
+        named = given.get(flag, ())
+        check_known(flag, [named] if isinstance(named, str) else named, choices)
+    parts = [{name: value for name, value in PRESETS[preset].items() if name in taken} for preset in names] + [given]
+    values = {name: value for part in parts for name, value in part.items()}
+    if "reward_weights" in values:  # those of other terms stay
+        values["reward_weights"] = sum((part.get("reward_weights", ()) for part in parts), ())
+    return values

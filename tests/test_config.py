@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from activeo3 import engine, tasks
+from activeo3 import checkpoints, engine, tasks
 from activeo3.cli import fields_of, flags_of
-from activeo3.config import _FREE, PRESETS, TASKS, ConfigError, TrainConfig
+from activeo3.config import TASKS, ConfigError, TrainConfig
 from activeo3.engine import Distributed, ds_config
 from activeo3.eval_config import METHODS, EvalConfig
+from activeo3.presets import PRESETS
 from activeo3.rewards import SENSING_TERMS
 
 ROOT = Path(__file__).parent.parent
@@ -108,8 +109,8 @@ def test_training_data_may_be_mixed() -> None:
     config = TrainConfig.from_args(["--data", *mixed.split(), "--data_root", "d"])
     assert config.data == tuple(mixed.split()) and TrainConfig().data == ("scenes",)
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert config.differences(stored) == []
-    (said,) = config.differences(stored | {"data": ["soda_a"]})
+    assert checkpoints.differences(config, stored) == []
+    (said,) = checkpoints.differences(config, stored | {"data": ["soda_a"]})
     assert said.startswith("--data was ['soda_a'] and is now ['lvis_small', ")
 
 
@@ -363,11 +364,11 @@ def test_the_learning_rate_warms_up_and_stays() -> None:
 def test_a_continued_run_is_the_same_run() -> None:
     config = TrainConfig()
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert config.differences(stored) == []
-    assert set(_FREE) < set(names(TrainConfig))
+    assert checkpoints.differences(config, stored) == []
+    assert set(checkpoints.FREE) < set(names(TrainConfig))
     for name in names(TrainConfig):
-        said = config.differences(stored | {name: "something else"})
-        assert len(said) == (name not in _FREE), name
+        said = checkpoints.differences(config, stored | {name: "something else"})
+        assert len(said) == (name not in checkpoints.FREE), name
         flag = fields_of(TrainConfig)[name].flag
         assert all(f"{flag} was 'something else' and is now {stored[name]!r}" == sentence for sentence in said)
 
@@ -376,7 +377,7 @@ def test_what_an_older_run_did_not_have_is_a_difference() -> None:
     config = TrainConfig()
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
     del stored["beta"], stored["keep"]
-    assert config.differences(stored) == ["--beta was None and is now 0.04"]
+    assert checkpoints.differences(config, stored) == ["--beta was None and is now 0.04"]
 
 
 def test_weights_of_one_term_do_not_replace_those_of_another() -> None:

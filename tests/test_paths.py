@@ -117,13 +117,13 @@ def test_a_run_is_continued_from_a_start_policy_spelled_otherwise(home: Path) ->
     config = TrainConfig(model="models/a", output_dir="runs/one")
     stored = json.loads(json.dumps({**vars(config)}))
     for spelling in ("models/a/", "~/models/a", str(home / "models" / "a"), "models/../models/a"):
-        assert replace(config, model=spelling).differences(stored) == []
-    (said,) = replace(config, model="models").differences(stored)
+        assert checkpoints.differences(replace(config, model=spelling), stored) == []
+    (said,) = checkpoints.differences(replace(config, model="models"), stored)
     assert said == "--model was 'models/a' and is now 'models'"
     (home / "elsewhere").mkdir()
     os.chdir(home / "elsewhere")  # the run said "models/a", which is beside it and not here
     moved = TrainConfig(model="../models/a", output_dir="../runs/one")
-    assert moved.differences(stored) == []
+    assert checkpoints.differences(moved, stored) == []
 
 
 def test_a_table_knows_a_checkpoint_and_a_start_policy_in_any_spelling(home: Path) -> None:
