@@ -9,6 +9,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import shutil
 import sys
@@ -42,6 +43,14 @@ def refuse(rules: Mapping[str, Any]) -> None:
     for sentence, wrong in rules.items():
         if wrong:
             raise ConfigError(f"{sentence}.")
+
+
+def run_file(path: Path) -> None:
+    """Imports a Python file of the user's. Raises ConfigError if it is not there."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"--data_options extension={path}: there is no such Python file.")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:

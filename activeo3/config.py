@@ -50,6 +50,8 @@ class Config:
     """decides the order of the data and every sampled token"""
 
     # ---- data sets: --data_options
+    extension: str = ""
+    """a Python file of yours that registers data sets (data_set.py); it is run before names are looked up"""
     tile: int = 800
     """SODA's pictures are cut into tiles of so many pixels (its authors: 800); 0: left whole"""
     tile_overlap: Natural = 150

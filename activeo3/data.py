@@ -3,12 +3,11 @@
     python -m activeo3.data --data_root FOLDER                        # what is registered, found and missing
     python -m activeo3.data --data_root FOLDER --fetch pixmo_count    # images of a set that is a list of urls
 
-Every data set is registered by the function that opens it (data_set.py). ``--data`` and ``--benchmark`` also take a file of your
-own that registers some: ``my_sets.py:plates``.
+Every data set is registered by the function that opens it (data_set.py); ``--data_options extension=my_sets.py`` runs a file of your own
+that registers some.
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import Iterator, Sequence
 
@@ -34,7 +33,6 @@ from activeo3.data_fetch import Fetched
 from activeo3.data_io import DataError
 from activeo3.data_set import DATASETS, Dataset, Source, listed, mixed, open_source, present
 
-__all__ = ["DATASETS", "open_dataset", "survey", "fetch_pictures"]
 _REGISTERED = (data_coco, data_docvqa, data_lvis, data_mmbench, data_perception, data_refcoco, data_scene_crops, data_scenes,
                data_soda, data_thinobject, data_vqa, data_vstar)  # fmt: skip
 """The rooms that register data sets when they are imported."""
@@ -55,7 +53,9 @@ def open_dataset(
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     image is where they say.
     """
-    names = [registered_name(name) for name in ([names] if isinstance(names, str) else names)]
+    names = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in names if name not in DATASETS]:
+        raise DataError(f"there is no data set '{unknown[0]}', choose one of {listed(DATASETS)}")
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
     parts = [open_source(Source(name, split, data_root, tile, tile_overlap, seed, absent)) for name in names]
@@ -64,24 +64,6 @@ def open_dataset(
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")
     dataset = mixed(parts)
     return dataset if limit is None or limit >= len(dataset) else dataset.take(limit)
-
-
-def registered_name(name: str) -> str:
-    """The name of a data set; ``FILE.py:NAME`` runs a file of the user's that registers it. Raises DataError if it is unknown."""
-    file, _, own = name.rpartition(":")
-    if file.endswith(".py") and own not in DATASETS:
-        _run(Path(file))
-    if (own if file.endswith(".py") else name) not in DATASETS:
-        raise DataError(f"there is no data set '{name}', choose one of {listed(DATASETS)}")
-    return own if file.endswith(".py") else name
-
-
-def _run(path: Path) -> None:
-    """Imports a file of the user's."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise DataError(f"{path}: there is no such file, check the name in front of the colon")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # ---------------------------------------------------------------------------- what there is

@@ -1,6 +1,6 @@
 """What every data set is: checked rows without pixels, and the function that makes an example of one. The registry of names.
 
-A new data set is one function, here or in a file of your own that ``--data`` or ``--benchmark`` names (data.py):
+A new data set is one function, here or in a file of your own (``--data_options extension=my_sets.py``):
 
     @register("plates", {"test": 40}, "my own photographs", answers="words")
     def open_plates(source: Source) -> Dataset:

@@ -16,9 +16,10 @@ million pixels, as in its script, but its shorter side is set: for COCO's pictur
 pages and pictures from the web at what the million allows.
 """
 
+from pathlib import Path
 from typing import Any, Collection, Mapping, Sequence
 
-from activeo3.cli import ConfigError, check_known, read_flags
+from activeo3.cli import ConfigError, check_known, read_flags, run_file
 
 _ONE_SHOT: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -139,6 +140,8 @@ def from_command_line(
     ``known`` has the names that a flag may have. Raises ConfigError.
     """
     given = read_flags(cls, argv, everyday, f"presets: {', '.join(PRESETS)}")
+    if path := given.get("extension"):
+        run_file(Path(path))
     names = given.setdefault("preset", ("tiny",))
     if not names:
         raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")
