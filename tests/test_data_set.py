@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def open_phrases(source: Source):
 
 
 @pytest.fixture
-def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def garden(tmp_path: Path) -> Iterator[Path]:
     """Two images with boxes, questions and a phrase, and the three files that register them."""
     folder = tmp_path / "birds"
     folder.mkdir()
@@ -70,9 +71,9 @@ def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(content))
     for name, code in (("boxes", BOXES), ("options", OPTIONS), ("phrase", PHRASE)):
         (tmp_path / f"{name}.py").write_text(code)
+    yield tmp_path
     for name in ("birds", "colours", "phrases"):
-        monkeypatch.delitem(DATASETS, name, raising=False)
-    return tmp_path
+        DATASETS.pop(name, None)
 
 
 def opened(garden: Path, file: str, name: str, split: str) -> Dataset:
