@@ -1,10 +1,9 @@
 """Every word that is shown to a model, and well-formed answers (answer_parsing.py reads what it writes).
 
-Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2,
-Fig. 5 to 7): seven sentences for the sensing role, as many where it looks for errors of a mask, one
-for the task role. ``short`` asks the same questions in a few words, for the tiny policy, whose prompts
-should cost less than its pictures. Episodes have a third, ``zoom_roi``. Questions that are answered in words have one wording, that of their
-files.
+Two wordings exist. ``paper`` has the structure of the paper's prompts (ACTIVE-O3, arXiv 2505.21457v2, Fig. 5 to 7):
+seven sentences for the sensing role, as many where it looks for errors of a mask, one for the task role. ``short`` asks
+the same questions in a few words, for the tiny policy, whose prompts should cost less than its images. Episodes have a
+third, ``zoom_roi``. Questions that are answered in words have one wording, that of their files.
 
 Where a sentence asks for JSON, a family that writes boxes in special tokens (``Family.boxes``) is asked for those.
 
@@ -17,32 +16,37 @@ from typing import Sequence
 
 WORDINGS = ("paper", "short")
 EPISODE_WORDINGS = (*WORDINGS, "zoom_roi")
-"""Of episodes. ``zoom_roi`` asks for Active-Perception-R1's own call, a tag inside the thought with shares of the view (commit
-14f2841); what it says beside that is ``paper``'s."""
+"""Of episodes. ``zoom_roi`` asks for Active-Perception-R1's own call, a tag inside the thought with shares of the view
+(commit 14f2841); its other sentences are ``paper``'s."""
+
+
+def _regions(task: str, label: str) -> str:
+    """The paper's sentences: what to select, as a JSON list with this label, and the tags."""
+    return (
+        task + " Give the regions as a JSON list of objects of the form "
+        f'{{{{"bbox_2d": [x1, y1, x2, y2], "label": "{label}"}}}}. '
+        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
+        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+    )
+
 
 _SENSING = {
-    "paper": (
+    "paper": _regions(
         "Select {regions} of this image that are likely to contain many instances of "
         "'{object}'. If you do not see any clearly, still guess the places where they are most likely to be. "
         "Every region should cover several objects together with some of their surroundings. "
-        "Keep the regions distinct, with little or no overlap between them. "
-        "Give the regions as a JSON list of objects of the form "
-        '{{"bbox_2d": [x1, y1, x2, y2], "label": "{object}-dense region"}}. '
-        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
-        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+        "Keep the regions distinct, with little or no overlap between them.",
+        "{object}-dense region",
     ),
     "short": "Where could a {object} be?",
 }
 _SEGMENTATION = {
-    "paper": (
+    "paper": _regions(
         "A translucent green mask is drawn over this image; it is meant to cover '{object}' exactly. "
         "Select exactly {regions} in which the mask is wrong. Look for parts of the object that it leaves out "
         "and for parts of the surroundings that it covers. "
-        "Every region should show an error together with some context around it. "
-        "Give the regions as a JSON list of objects of the form "
-        '{{"bbox_2d": [x1, y1, x2, y2], "label": "{object} segmentation error"}}. '
-        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
-        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+        "Every region should show an error together with some context around it.",
+        "{object} segmentation error",
     ),
     "short": "Where are {regions} with errors of the {object} mask?",
 }
@@ -51,28 +55,23 @@ _TASK = {
     "short": "Find every {object}.",
 }
 
-_LOOKING = {
-    "paper": (
+_QUESTION_REGIONS = {
+    "paper": _regions(
         "Select {regions} of this image that are most likely to help to answer the question '{question}'. "
         "If the answer is not clearly visible, still guess the places where it is most likely to be. "
-        "Keep the regions distinct. "
-        "Give the regions as a JSON list of objects of the form "
-        '{{"bbox_2d": [x1, y1, x2, y2], "label": "region relevant to the question"}}. '
-        "First reason inside <think> </think> tags, then put the JSON list inside <answer> </answer> tags. "
-        "The layout is: <think> your reasoning </think> <answer> the JSON list </answer>"
+        "Keep the regions distinct.",
+        "region relevant to the question",
     ),
     "short": "Where should one look to answer: {question}",
 }
-_MUST_LOOK = {
+_MIN_ZOOMS = {
     "paper": " Look closer at least {least} before you answer; an earlier answer does not count.",
     "short": "",
 }
-_MUST_LOOK["zoom_roi"] = _MUST_LOOK["paper"]
 _WITHOUT_ZOOM = {
     "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
     "short": "{question}",
 }
-_WITHOUT_ZOOM["zoom_roi"] = _WITHOUT_ZOOM["paper"]
 _EPISODE = {
     "paper": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
@@ -113,8 +112,7 @@ _NOTES = {
     "paper": " You see only what you were shown last: before you look closer, write down what you still need of it.",
     "short": "",
 }
-_NOTES["zoom_roi"] = _NOTES["paper"]
-_SHOWN = {
+_OBSERVATIONS = {
     "paper": {
         "zoom_executed": "This is the region, enlarged. Zoom into this view, or give the final answer.",
         "zooms_executed": "These are the regions, enlarged. Zoom into the last of them, or give the final answer.",
@@ -134,9 +132,12 @@ _SHOWN = {
         "zoom_limit": "Answer.",
     },
 }
-_SHOWN["zoom_roi"] = _SHOWN["paper"] | {
+_OBSERVATIONS["zoom_roi"] = _OBSERVATIONS["paper"] | {
     "malformed_zoom": "That tag could not be read. Write its four edges as numbers in quotes, or give the final answer."
 }
+
+for _templates in (_MIN_ZOOMS, _WITHOUT_ZOOM, _NOTES):
+    _templates["zoom_roi"] = _templates["paper"]
 
 _CORNERS = "(x1,y1),(x2,y2) in your box tokens"
 _JSON = r'\{\{"bbox_2d": \[x1, y1, x2, y2\]'
@@ -167,7 +168,7 @@ def in_form(template: str, boxes: str) -> str:
 
 
 def sensing_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
-    """What the sensing model M_O is asked: where should one look for ``query`` (paper, Fig. 5)?"""
+    """The sensing role's question: which regions are likely to show ``query`` (paper, Fig. 5)?"""
     return in_form(_SENSING[wording], boxes).format(object=query, regions=_allowed(regions))
 
 
@@ -176,8 +177,8 @@ def _allowed(regions: int) -> str:
 
 
 def looking_prompt(question: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
-    """What the sensing model is asked before a question in words: where is the answer (the authors' V* demo)?"""
-    return in_form(_LOOKING[wording], boxes).format(question=question, regions=_allowed(regions))
+    """The sensing role's question before a question in words: where is the answer (the authors' V* demo)?"""
+    return in_form(_QUESTION_REGIONS[wording], boxes).format(question=question, regions=_allowed(regions))
 
 
 def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
@@ -198,13 +199,13 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
 
 
 def segmentation_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
-    """What the sensing model is asked about a mask drawn over a picture: where is it wrong (paper, Fig. 6)?"""
+    """The sensing role's question about a mask drawn over an image: where is it wrong (paper, Fig. 6)?"""
     asked = f"{regions} regions" if regions > 1 else "one region"
     return in_form(_SEGMENTATION[wording], boxes).format(object=query, regions=asked)
 
 
 def task_prompt(query: str, wording: str, boxes: str = "json") -> str:
-    """What the task model M_A is asked about one crop: find every ``query`` (paper, Fig. 7)."""
+    """The task role's question about one crop: find every ``query`` (paper, Fig. 7)."""
     return in_form(_TASK[wording], boxes).format(object=query)
 
 
@@ -212,12 +213,11 @@ def episode_prompt(
     question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False,
     *, least: int = 0, crops: int = 0, hint: str = "", boxes: str = "json",
 ) -> str:  # fmt: skip
-    """What a policy is asked that may look closer, ``zooms`` times at most, before it answers.
+    """A question that a policy may answer after ``least`` to ``zooms`` zooms.
 
-    It must do so ``least`` times. Without zooms it must answer at once; then it may be shown ``crops``, enlarged
-    parts of the picture, behind the picture.
-    With ``at_once`` above 1 a turn may ask for as many regions; after it, regions refer to the last that was shown.
-    With ``notes`` it sees the last views only, and has to write down what it still needs of those before.
+    Without zooms it has to answer at once; then ``crops`` enlarged parts may follow the image. With ``at_once`` above 1 a
+    turn may ask for as many regions; the next turn refers to the last of them. With ``notes`` only the last views stay
+    visible, and the policy has to write down what it still needs of earlier ones.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
@@ -225,7 +225,7 @@ def episode_prompt(
     asked = "\n".join(_asked(question, options, hint, crops))
     if not zooms:
         return _WITHOUT_ZOOM[wording].format(question=asked)
-    must = _MUST_LOOK[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
+    must = _MIN_ZOOMS[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
     words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
     return in_form(words, boxes).format(question=asked, zooms=zooms, at_once=at_once) + must
 
@@ -239,19 +239,19 @@ def _asked(question: str, options: Sequence[str], hint: str, crops: int) -> list
 
 
 def shown(status: str, wording: str) -> str:
-    """What a policy is told after a zoom, by what came of it (zooms.STATUSES).
+    """The text beside the next view, by the status of a zoom (zoom_calls.STATUSES).
 
-    The words follow from the policy's own action and from nothing else: Active-Perception-R1 adds here
-    which true region was hit and how much of it, and so tells the policy what it is to find.
+    It follows from the policy's own action and from nothing else: Active-Perception-R1 adds here which true region was
+    hit and how much of it, and so gives away what is to be found.
     """
-    return _SHOWN[wording][status]
+    return _OBSERVATIONS[wording][status]
 
 
 def shown_together(statuses: Sequence[str], wording: str) -> str:
-    """What a policy is told after a turn of one zoom or more, by what came of each.
+    """The text beside the next views, by the status of each zoom of a turn.
 
-    Behind what is said of the regions that are shown stands why the others are not, each by its number in the
-    turn. If none is shown, the reason is that of the first.
+    The regions that are shown come first, then why the others are not, each by its number in the turn. If none is
+    shown, the reason is that of the first.
 
     >>> shown_together(["zoom_executed", "too_small"], "short")
     'Closer. Region 2: Too small.'
@@ -259,10 +259,9 @@ def shown_together(statuses: Sequence[str], wording: str) -> str:
     executed = statuses.count("zoom_executed")
     if not executed:
         return shown(statuses[0], wording)
-    refused = [
-        (place, shown(status, wording)) for place, status in enumerate(statuses, start=1) if status != "zoom_executed"
-    ]
-    reasons = [f"Region {place}: {words.partition('.')[0]}." for place, words in refused]  # without the advice
+    refused = [(place, status) for place, status in enumerate(statuses, start=1) if status != "zoom_executed"]
+    without_advice = lambda status: shown(status, wording).partition(".")[0]  # noqa: E731
+    reasons = [f"Region {place}: {without_advice(status)}." for place, status in refused]
     return " ".join([shown("zooms_executed" if executed > 1 else "zoom_executed", wording), *reasons])
 
 
@@ -281,11 +280,10 @@ def zoom_roi_call(edges: Sequence[float]) -> str:
     >>> zoom_roi_call([0.1, 0.25, 0.5, 0.999])
     '<zoom_roi x0="0.1" y0="0.25" x1="0.5" y1="0.999" />'
     """
+    names = ("x0", "y0", "x1", "y1")
     written = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in edges]
-    return (
-        "<zoom_roi "
-        + " ".join(f'{name}="{edge}"' for name, edge in zip(("x0", "y0", "x1", "y1"), written, strict=True))
-        + " />"
+    return f"<zoom_roi {' '.join(f'{name}={edge!r}' for name, edge in zip(names, written, strict=True))} />".replace(
+        "'", '"'
     )
 
 
@@ -302,7 +300,8 @@ def zooms_turn(
     <think> red <zoom_roi x0="0.01" y0="0.02" x1="0.3" y1="0.4" /></think>
     """
     if wording == "zoom_roi":
-        return f"<think>{' '.join([thought, *(zoom_roi_call([edge / scale for edge in box]) for box in boxes_text)])}</think>"
+        calls = [zoom_roi_call([edge / scale for edge in box]) for box in boxes_text]
+        return f"<think>{' '.join([thought, *calls])}</think>"
     return f"<think>{thought}</think>{boxes_answer(boxes_text) if listed else zoom_call(boxes_text[0])}"
 
 
@@ -312,12 +311,12 @@ def final_answer(words: str, thought: str = "") -> str:
 
 
 def pointing_prompt(colour: str) -> str:
-    """What the tiny policy is asked in its warm start only: look at everything of a colour."""
+    """A question of the tiny policy's lessons only: regions around everything of a colour."""
     return f"Look at {colour}."
 
 
 def detector_prompt(query: str) -> str:
-    """What an open-vocabulary detector is asked: the query as its one category.
+    """The text for an open-vocabulary detector: the query as its one category.
 
     Grounding DINO reads lower case, and a full stop as the end of a category.
 
@@ -328,7 +327,7 @@ def detector_prompt(query: str) -> str:
 
 
 def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:
-    """A well-formed answer of the sensing role, as the warm start teaches it."""
+    """A well-formed answer of the sensing role."""
     return f"<think>{thought}</think><answer>{boxes_answer(boxes_text)}</answer>"
 
 
