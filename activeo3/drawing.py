@@ -25,8 +25,9 @@ from activeo3.types import Example, Region, Reward, Rollout, TaskResult
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
 PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
 LACKING, SURPLUS = (255, 45, 85), (64, 100, 255)
-MOST_CROPS = 11
+MAX_CROPS = 11
 CASING = (0, 0, 0, 110)  # a dark rim, so that a line shows on a ground of its own colour
+Legend = Sequence[tuple[tuple[int, int, int], str]]  # colours and words
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def _outline(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, ...],
 
 
 def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, ...], width: int) -> None:
-    """A dashed frame just inside ``box``, which is tinted."""
+    """A dashed frame just inside ``box``, whose inside is tinted."""
     x1, y1, x2, y2 = box.round().tolist()
     pen.rectangle((x1, y1, x2, y2), fill=(*colour, 36))
     dash, period = 5, 8
@@ -73,10 +74,7 @@ def _badge(pen: ImageDraw.ImageDraw, corner: Sequence[float], label: str) -> Non
 def _mark(
     view: Image.Image, frame: Frame, example: Example, outcome: TaskResult, regions: Sequence[Region] = ()
 ) -> None:
-    """Draw everything onto ``view``, whose own pixels are the coordinates of ``frame``.
-
-    Crowd boxes, which nobody has to find, are faint.
-    """
+    """Draw everything onto ``view``, whose own pixels are the coordinates of ``frame``. Crowd boxes are faint."""
     pen = ImageDraw.Draw(view, "RGBA")
     numbered = _visible(frame.to_text(as_boxes(regions)), view.size)
     for box in numbered:
@@ -102,29 +100,31 @@ def annotated_picture(
 ) -> Image.Image:
     """The picture, at most ``max_side`` pixels long, with all boxes and a caption strip below.
 
-    The strip holds the query and the legend with counts; a very narrow picture is centred above it.
-    ``regions`` is None where there can be none: nothing is said of them. What was ``said``, if the
-    answer is in words, stands in the place of what was found; "" leaves the place empty. Without ``truth`` nothing is
-    said of true boxes.
+    The strip holds the query and the legend with counts. ``regions`` is None where there can be none. ``said`` is an
+    answer in words, which replaces the count of found boxes; "" leaves the place empty. Without ``truth`` the legend
+    does not mention true boxes.
     """
-    width, height = example.size_px
-    shrink = min(1.0, max_side / max(width, height))
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes"))] if truth else []
+    legend += [(REGION, counted(len(regions), "region"))] if regions is not None else []
+    if said != "":
+        found = f"{len(outcome.boxes_px)} found" if said is None else f"said {one_line(said, limit=40)}"
+        legend.append((FOUND, found))
+    return _panel(example, regions or (), outcome, example.query, legend, max_side)
+
+
+def _panel(
+    example: Example, regions: Sequence[Region], outcome: TaskResult, caption: str, legend: Legend, max_side: int
+) -> Image.Image:
+    """The picture of an example, everything drawn into it, above its caption."""
+    shrink = min(1.0, max_side / max(example.size_px))
+    size = tuple(max(1, round(side * shrink)) for side in example.size_px)
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    _mark(view, Frame((0, 0, width, height), size), example, outcome, regions or ())
-    legend = [
-        *([(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes"))] if truth else []),
-        *([] if regions is None else [(REGION, counted(len(regions), "region"))]),
-        *(
-            []
-            if said == ""
-            else [(FOUND, f"{len(outcome.boxes_px)} found" if said is None else f"said {one_line(said, limit=40)}")]
-        ),
-    ]
-    return _captioned(view, example.query, legend)
+    _mark(view, Frame((0, 0, *example.size_px), size), example, outcome, regions)
+    return _captioned(view, caption, legend)
 
 
-def _captioned(view: Image.Image, query: str, legend: Sequence[tuple[tuple[int, int, int], str]]) -> Image.Image:
+def _captioned(view: Image.Image, query: str, legend: Legend) -> Image.Image:
+    """A view, centred if it is very narrow, above a strip with the query and the legend."""
     width, left = max(320, view.width), 12
     sheet = Image.new("RGB", (width, view.height + 58), PAPER)
     sheet.paste(view, ((width - view.width) // 2, 0))
@@ -162,35 +162,24 @@ def corrected_picture(
 ) -> Image.Image:
     """The mask before and after (H, W), with the regions in between drawn over both."""
     true, first = map(rle_to_mask, example.draft)
+    legend = [(TRUE, "right"), (LACKING, "missing"), (SURPLUS, "too much"), (REGION, counted(len(regions), "region"))]
     panels = []
     for words, state in (("before", first), ("after", mask)):
-        tinted = under_mask(example, state)
-        shrink = min(1.0, max_side / max(example.size_px))
-        size = tuple(max(1, round(side * shrink)) for side in example.size_px)
-        view = tinted.image.resize(size, Image.Resampling.LANCZOS)
-        _mark(view, Frame((0, 0, *example.size_px), size), tinted, NOTHING, regions)
-        legend = [
-            (TRUE, "right"),
-            (LACKING, "missing"),
-            (SURPLUS, "too much"),
-            (REGION, counted(len(regions), "region")),
-        ]
-        panels.append(_captioned(view, f"{example.query}, {words}: IoU {figure(mask_iou(state, true))}", legend))
+        caption = f"{example.query}, {words}: IoU {figure(mask_iou(state, true))}"
+        panels.append(_panel(under_mask(example, state), regions, NOTHING, caption, legend, max_side))
     return contact_sheet(panels, columns=2)
 
 
 def crops_strip(example: Example, regions: Sequence[Region], outcome: TaskResult, side: int = 220) -> Image.Image:
-    """What the task model got to see: one numbered tile of ``side`` pixels per region, boxes drawn.
+    """The task model's inputs: one numbered tile of ``side`` pixels per region, boxes drawn.
 
     A region without any pixel of the picture gets an empty tile, and so does having no region. Of
-    very many regions, which only a rambling policy proposes, the first ``MOST_CROPS`` are shown.
+    very many regions, which only a rambling policy proposes, the first ``MAX_CROPS`` are shown.
     """
-    tiles = [
-        _crop_tile(example, region, outcome, side, number)
-        for number, region in enumerate(regions[:MOST_CROPS], start=1)
-    ]
-    if len(regions) > MOST_CROPS:
-        tiles.append(_empty_tile(side, f"and {len(regions) - MOST_CROPS} more"))
+    few = enumerate(regions[:MAX_CROPS], start=1)
+    tiles = [_crop_tile(example, region, outcome, side, number) for number, region in few]
+    if len(regions) > MAX_CROPS:
+        tiles.append(_empty_tile(side, f"and {len(regions) - MAX_CROPS} more"))
     return contact_sheet(tiles or [_empty_tile(side, "no region")], columns=3, gap=6)
 
 
@@ -221,12 +210,9 @@ def words_panel(lines: Sequence[tuple[str, str]], width: int) -> Image.Image:
     font, left, rows = _font(14), 12, []
     indent = min(width // 2, left + 16 + round(max((font.getlength(name) for name, _ in lines), default=0)))
     for name, words in lines:
-        broken = [
-            part
-            for line in printable(words, limit=1200).splitlines() or [""]
-            for part in _broken(line, font, width - indent - left)
-        ]
-        rows += [(name if place == 0 else "", part) for place, part in enumerate(broken)]
+        paragraphs = printable(words, limit=1200).splitlines() or [""]
+        broken = [part for line in paragraphs for part in _broken(line, font, width - indent - left)]
+        rows += zip([name] + [""] * (len(broken) - 1), broken)
     panel = Image.new("RGB", (width, 20 * len(rows) + 2 * left), PAPER)
     pen = ImageDraw.Draw(panel)
     for place, (name, part) in enumerate(rows):
@@ -272,10 +258,10 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One answer as people see it. ``title`` says whose it is, ``text`` is what it wrote.
+    """One answer with its result and reward, to be drawn. ``title`` names the policy, ``text`` is the answer itself.
 
-    ``regions`` is None where the answer is itself the result: then there are no crops to see. ``said`` is an
-    answer in words, the last of an episode.
+    ``regions`` is None where the answer is itself the result: then there are no crops. ``said`` is an episode's final
+    answer in words.
     """
 
     example: Example
@@ -332,29 +318,14 @@ def _draw_samples(building: Path, items: Sequence[Sample]) -> None:
     """Write the files of ``save_samples`` into a folder."""
     lines = []
     for index, item in enumerate(items):
-        drawn = {name: view for name, view in (("picture", item.picture()), ("crops", item.crops())) if view}
-        files = {name: f"{index:02d}-{name}.jpg" for name in drawn}
-        for name, view in drawn.items():
-            save_jpeg(view, building / files[name])
-        lines.append(
-            strict_json(
-                {
-                    "id": item.example.id,
-                    "title": item.title,
-                    "query": item.example.query,
-                    "text": item.text,
-                    "error": item.error,
-                    "regions": item.regions,
-                    "found": item.outcome.boxes_px,
-                    "scores": item.outcome.scores,
-                    "true": item.example.boxes_px,
-                    "reward": item.score.total,
-                    "terms": item.score.terms,
-                    **files,
-                }
-            )
-            + "\n"
-        )
+        images = {name: image for name, image in (("picture", item.picture()), ("crops", item.crops())) if image}
+        files = {name: f"{index:02d}-{name}.jpg" for name in images}
+        for name, image in images.items():
+            save_jpeg(image, building / files[name])
+        line = {"id": item.example.id, "title": item.title, "query": item.example.query, "text": item.text}
+        line |= {"error": item.error, "regions": item.regions, "found": item.outcome.boxes_px}
+        line |= {"scores": item.outcome.scores, "true": item.example.boxes_px}
+        lines.append(strict_json(line | {"reward": item.score.total, "terms": item.score.terms} | files) + "\n")
     (building / "samples.jsonl").write_text("".join(lines), encoding="ascii")
 
 
