@@ -1,13 +1,13 @@
-"""How a process ends before its work is done: Ctrl-C, SIGTERM, a launcher that is gone, another rank that is gone.
+"""How a process ends early: Ctrl-C, SIGTERM, a dead launcher, a dead rank; and copies of a process that can be ended.
 
-Everything on disk can be cut off at any moment, so a process that is asked to end does that at once. A thread of its own
-hears of it and leaves by ``os._exit``: nothing that the main thread waits for (a collective, a picture, C code) keeps the
-process, and no library gets to print a traceback. One sentence says what is kept, and the exit code follows the shell's
-convention: 128 and the number of the signal. Only what is ``held`` is finished first: a checkpoint that is being written
-or, with ``--save_on_exit``, the step in hand.
+Everything on disk can be cut off at any moment, so a process ends at once when it is asked to. A thread listens for
+signals and ends the process by ``os._exit``: nothing that the main thread waits for (a collective, an image, C code)
+delays it, and no library prints a traceback. One sentence names what is kept, and the exit code follows the shell's
+convention: 128 plus the number of the signal. Only work inside ``held`` is finished first: a checkpoint that is being
+written or, with ``--save_on_exit``, the current step.
 
-The launcher of several processes passes no kill -9 on to them, and DeepSpeed's passes on nothing at all if only its outer
-process is ended. So the thread also looks, once a second, whether the launchers above this process are still there.
+A launcher of several processes passes no kill -9 on to them, and DeepSpeed's passes on nothing if only its outer process
+is killed. So the thread also checks, once a second, whether the launchers above this process are alive.
 
 ``run_limited`` runs work that may never end in a copy of this process that can be ended.
 """
@@ -34,16 +34,16 @@ LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launc
 """Programs and modules that start one process for each GPU."""
 _FROM_A_LAUNCHER = ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")  # what DeepSpeed's and torch's leave in the environment
 GONE = "the end of its launcher"
-LOOKS_EVERY = 1.0  # seconds
-GRACE = 600.0  # seconds that what is held may take once the launcher is gone: nothing else would ever end the process
-OF_LAUNCHER = 5.0  # seconds in which a launcher ends all processes when one has ended; DeepSpeed's looks once a second
+CHECK_EVERY = 1.0  # seconds
+GRACE = 600.0  # seconds that held work may take after the launcher's death: nothing else would end the process
+OF_LAUNCHER = 5.0  # seconds in which a launcher ends all processes after one has ended
 _PEER_GONE = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|socket closed)|NCCL.*(remote|abort|peer)", re.I | re.S
 )
 
 
 class _State:
-    """What this process knows of its end. There is one, because signals belong to the whole process."""
+    """The state of the end of this process. There is one, because signals belong to the whole process."""
 
     asked, why = 0, ""  # the signal that asked for the end, and its name
     interrupts = 0  # how often Ctrl-C was pressed
@@ -56,9 +56,9 @@ class _State:
 
 
 def watch() -> None:
-    """From now on a signal, or the end of the launcher, ends this process as the docstring of this module says.
+    """From now on a signal, or the death of the launcher, ends this process as the module's docstring describes.
 
-    A signal that is ignored stays so: under nohup, and Ctrl-C of what a shell script starts in the background.
+    An ignored signal stays ignored: under nohup, and Ctrl-C for a background process of a shell script.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -79,18 +79,18 @@ def tell(
     at_end: Callable[[], None] | None = None,
     speaks: Callable[[], bool] | None = None,
 ) -> None:
-    """What the last sentence says of what is ``kept``; what is done at the end; whether this process says the sentence."""
+    """Set what the last sentence says is ``kept``, what is called ``at_end``, and whether this process prints at all."""
     _State.kept, _State.at_end, _State.speaks = kept or _State.kept, at_end or _State.at_end, speaks or _State.speaks
 
 
 def asked() -> int:
-    """The signal that has asked this process to end while something was held; 0 if none has."""
+    """The signal that asked this process to end inside ``held``; 0 if there was none."""
     return _State.asked
 
 
 @contextmanager
 def held(what: str) -> Iterator[None]:
-    """Whatever asks for the end inside the block waits for the block's end; a second Ctrl-C does not."""
+    """A request to end inside the block takes effect after it, except a second Ctrl-C."""
     _State.held.append(what)
     try:
         yield
@@ -101,19 +101,19 @@ def held(what: str) -> Iterator[None]:
 
 
 def whole(steps: Iterable[int], really: bool) -> Iterator[int]:
-    """The steps of a loop in which whatever asks for the end waits until the loop has looked for it, by ``asked``, if ``really``."""
+    """The steps of a loop. If ``really``, a request to end takes effect after it; the loop checks ``asked``."""
     with held("the step in hand") if really else nullcontext():
         yield from steps
 
 
 def leave(number: int = 0) -> NoReturn:
-    """Say what is kept and end, with the exit code of the signal that has asked this process, or another rank (``number``)."""
+    """Print what is kept and end, with the exit code of the signal that asked this process, or another rank (``number``)."""
     if not _State.leaving.acquire(blocking=False):
-        time.sleep(GRACE)  # the other thread is at it
+        time.sleep(GRACE)  # the other thread is leaving
     number = _State.asked or number
     flush = threading.Thread(target=_flush, daemon=True)
     flush.start()
-    flush.join(1.0)  # what reads our output may have stopped reading
+    flush.join(1.0)  # the reader of our output may have stopped
     if _State.speaks():
         say(f"ended by {_State.why or SIGNALS[signal.Signals(number)]}; {_State.kept()}.")
     _State.at_end()
@@ -121,7 +121,7 @@ def leave(number: int = 0) -> NoReturn:
 
 
 def say(sentence: str) -> None:
-    """Write a sentence to the terminal that this process was started from, whatever is redirected just now."""
+    """Write a sentence to the terminal that this process was started from, even while output is redirected."""
     start = "\n" if os.isatty(_State.terminal) else ""
     os.write(_State.terminal, f"{start}activeo3: {terminal.one_line(sentence)}\n".encode())
 
@@ -145,9 +145,9 @@ def one_sentence(*known: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def together(gather: Callable[[Any], list[Any]]) -> Iterator[None]:
-    """What stops one rank inside the block, with a sentence, stops all of them behind it; ``gather`` is engine.Distributed.all_gather.
+    """An error of one rank inside the block is raised on all ranks after it; ``gather`` is Distributed.all_gather.
 
-    For work that is rank-local: a rank that left it alone would keep the others waiting in the next collective.
+    For rank-local work: if one rank left it alone, the others would wait in the next collective.
     """
     stopped: terminal.OneLine | None = None
     try:
@@ -186,10 +186,10 @@ def _parent(pid: int) -> int:
 
 
 def _listen(reader: int, chain: list[int]) -> None:
-    """The thread that hears of signals, and looks whether the launchers are still there."""
+    """The thread that receives signals, and checks that the launchers are alive."""
     orphaned = 0.0
     while True:
-        ready, _, _ = select.select([reader], [], [], LOOKS_EVERY)
+        ready, _, _ = select.select([reader], [], [], CHECK_EVERY)
         for number in os.read(reader, 64) if ready else b"":
             if number in SIGNALS:
                 _State.interrupts += number == signal.SIGINT
@@ -202,7 +202,7 @@ def _listen(reader: int, chain: list[int]) -> None:
 
 
 def _forget() -> None:
-    """In a copy of this process: its signals are its own."""
+    """Restore the default signals in a copy of this process."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -210,7 +210,7 @@ def _forget() -> None:
 
 
 def _ask(number: int, why: str) -> None:
-    """End now, or note that the end was asked for."""
+    """End now, or note the request while something is held."""
     first = not _State.asked
     if first:
         _State.why = _State.why or why
@@ -228,23 +228,23 @@ def _flush() -> None:
 
 # ---------------------------------------------------------------------- work that may never end
 
-# A chat template of a model folder is a program. jinja2's sandbox keeps it from files and from Python, and allows no range
-# of more than 100,000, but loops inside of loops, and texts as long as they like.
+# A chat template of a model folder is a program. jinja2's sandbox denies it files, Python and ranges above 100,000, but
+# allows nested loops and texts of any length.
 LIMIT_SECONDS = 20.0
-"""What the work may take. A chat template takes a thousandth of a second."""
+"""Time limit. A chat template takes a thousandth of a second."""
 LIMIT_BYTES = 2**30
-"""How much more memory than this process it may have."""
+"""Memory limit, on top of what this process has."""
 
 
 class Failed(Exception):
-    """Work came to nothing; the text says why, on one line."""
+    """The work failed; the text is the reason, on one line."""
 
 
 def run_limited(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, a value of JSON. Raises TimeoutError after LIMIT_SECONDS, and Failed for any error or end of the process.
+    """What ``work`` returns, a JSON value. Raises TimeoutError after LIMIT_SECONDS, Failed for any error or a dead copy.
 
-    The copy has one thread and must not touch a GPU. A process that has reserved more memory than the machine has (DeepSpeed
-    reserves some) cannot be copied: it does the work itself, without limits.
+    The copy has one thread and must not touch a GPU. A process that has reserved more memory than the machine has
+    (DeepSpeed reserves some) cannot be copied: it does the work itself, without limits.
     """
     reading, writing = os.pipe()
     try:
@@ -274,7 +274,7 @@ def run_limited(work: Callable[[], Any]) -> Any:
 
 
 def _unlimited(work: Callable[[], Any]) -> Any:
-    """``work`` in this process, with what its copy would have returned or raised."""
+    """``work`` in this process, with the same result and errors."""
     try:
         return json.loads(json.dumps(work()))
     except Exception as error:
@@ -287,7 +287,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _write_result(work: Callable[[], Any], writing: int) -> NoReturn:
-    """In the copy: write the result or what went wrong, and end without any of what a Python program does at its end."""
+    """In the copy: write the result or the error, and end without Python's own cleanup."""
     try:
         signal.set_wakeup_fd(-1)  # signals are the other process's matter
         _limit()
@@ -300,8 +300,7 @@ def _write_result(work: Callable[[], Any], writing: int) -> NoReturn:
 
 
 def _limit() -> None:
-    """Allow this process a time of the processor, so that it ends if nothing is there to end it, and LIMIT_BYTES more than there are
-    now, where the system says how many there are (Linux)."""
+    """Limit this process's CPU time, in case its parent dies, and on Linux its memory."""
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(LIMIT_SECONDS), math.ceil(LIMIT_SECONDS)))
     held = Path("/proc/self/statm")
     if held.exists():

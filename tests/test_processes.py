@@ -148,7 +148,7 @@ def test_a_process_ends_with_its_launchers_and_only_with_them(killed: str, tmp_p
     try:
         process.kill() if killed == "none" else os.kill(outermost if killed == "outer" else its_parent, signal.SIGKILL)
         if killed == "none":
-            time.sleep(2.5 * processes.LOOKS_EVERY)
+            time.sleep(2.5 * processes.CHECK_EVERY)
             os.kill(mine, 0)  # it is still there
         else:
             assert process.stderr.readline() == "activeo3: ended by the end of its launcher; all is kept.\n"
