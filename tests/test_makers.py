@@ -40,12 +40,16 @@ def policy() -> VisionLanguageModel:
 
 
 @cache
+def training_scene(index: int) -> data_scenes.Scene:
+    return data_scenes.scene("train", index)
+
+
+@cache
 def many(kind: str, count: int = 40, painted: bool = False) -> list[tuple[data_scenes.Scene, Lesson]]:
     """Lessons of one kind about the world's first training pictures, which few tests need to see."""
     rng, found = np.random.default_rng(3 if kind in ("crop", "view") else 5), []
-    for index in range(count):
-        scene = data_scenes.scene("train", index)
-        found.append((scene, MAKE[kind](scene, scene.render() if painted else Image.new("RGB", scene.size), rng)))
+    for scene in map(training_scene, range(count)):
+        found.append((scene, MAKE[kind](scene, scene.render() if painted else Image.new("L", scene.size), rng)))
     return found
 
 
