@@ -12,7 +12,7 @@ and the same task model works in their regions, in the order in which they were 
 Where an answer has fewer regions than the budget, its mask stays as it is. Beside mean IoU stand the gain over
 the first mask, with an interval of its own because the pictures are the same, and how many of the wrong pixels
 the regions hold. Both correctors see a crop at a size of their own, so a large region is drawn coarsely: the tiles
-of ``grid``, which leave nothing out, end below the first mask. With ``--least_seen 0`` they end at 1.
+of ``grid``, which leave nothing out, end below the first mask. With ``--task_options least_seen=0`` they end at 1.
 """
 
 import time

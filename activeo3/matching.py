@@ -9,7 +9,7 @@ Predictions are assigned to true things, each to one, so that the sum of their a
 by scipy). ``matched=False`` pairs the first with the first, the second with the second and so on: the
 paper's ablation without matching, which costs 8.4 AP in detection (Table 5).
 
-``--perception_reward f1`` is ours, and ``paper`` the terms as we read them in the paper. Answers that know less than they
+``--reward_options perception_reward=f1`` is ours, and ``paper`` the terms as we read them in the paper. Answers that know less than they
 seem to earn much by the latter (tests/attack/rewards.py finds them), so in ours all that is said has to be paid for:
 
                 f1 (the default)                                    paper

@@ -15,7 +15,7 @@ Deviations from the paper, and readings of what it leaves open:
   4. A first mask by SAM is its answer to one oracle click on the whole picture, which it sees squeezed to its
      own size; so thin parts are wrong until they are zoomed into.
   5. The paper's oracle "simulates perfect click feedback". Ours is perfect in the view of the crop, which has CELLS cells of a
-     mask to a visual token (``--least_seen``) along each side, as SAM has (64 tokens and 256 logits along 1024 pixels). So a small
+     mask to a visual token (``--task_options least_seen``) along each side, as SAM has (64 tokens and 256 logits along 1024 pixels). So a small
      region mends fine errors, and a large one draws over them. An oracle that is right to the pixel (0) makes every
      picture right with the same three tiles.
   6. "Perfect click feedback" is no rule. The one above is the usual rule of interactive segmentation; the border of the window

@@ -18,7 +18,7 @@ Deviations from the paper, and readings of what it leaves open:
      the longer), but resampled once, from the original pixels, and with sides in whole strides of 32.
      So crops of one size form a batch without padding, which its group norms would let through to every
      box. The paper says "official preprocessing" and names neither checkpoint nor thresholds.
-  5. The oracle overlooks what is smaller than a visual token in a crop's view (``--least_seen``), as models do: in random
+  5. The oracle overlooks what is smaller than a visual token in a crop's view (``--task_options least_seen``), as models do: in random
      windows around its things, the shipped tiny policy finds 21 % of those below 12 pixels, 67 % of those up to 16, and
      79 % of the larger ones. An oracle that sees everything (0) finds as much in three overlapping strips, for every
      picture the same ones, as in the best regions.

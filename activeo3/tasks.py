@@ -56,7 +56,7 @@ class Conversation(Protocol):
         """Read a turn (without its end token) and return what to show next, or None if the answer is complete."""
 
     def truncate(self) -> None:
-        """End the answer because the next observation would exceed ``--episode_tokens``."""
+        """End the answer because the next observation would exceed ``--episode_options episode_tokens``."""
 
     def result(self) -> Parsed:
         """What the turns say, read together."""
