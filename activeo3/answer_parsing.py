@@ -1,16 +1,16 @@
-"""How an answer is read: the regions and boxes of a JSON list, a letter, yes or no, a word. What cannot be read has a name.
+"""Reads an answer: the regions and boxes of a JSON list, a letter, yes or no, a word. Every failure has a name.
 
-prompts.py owns what is asked, this room what of an answer counts. A model is asked for the bare letter or word, and
-mostly gives it. These are also read: "(B) the cat.", "The answer is B.", "**B**", an option's own words, and an answer
-that stands in ``<answer>`` tags or behind ``</think>``, as a policy that was trained to look may write it.
+prompts.py owns the questions, this room the reading of answers. A prompt asks for the bare letter or word, and mostly
+gets it. These are also read: "(B) the cat.", "The answer is B.", "**B**", an option's own words, and an answer in
+``<answer>`` tags or behind ``</think>``, as a trained policy may write it.
 
 Regions: where this differs from the paper (ACTIVE-O3, arXiv 2505.21457v2, B.1)
   1. Format asks for the tags once each, think before answer; the paper asks for their presence only,
      which tags in any order and number satisfy.
-  2. Only the text inside ``<answer>`` is read, so a box that is merely thought about is not an action. In the task
-     role, which has no tags, only the text outside of thoughts is.
-  3. More regions than the prompt allows are a format error, and the surplus is not looked at. Where it asks
-     for exactly so many (segmentation), fewer are one as well; the paper does not say whether it minds.
+  2. Only the text inside ``<answer>`` is read, so a box inside a thought is no region. In the task role, which has no
+     tags, only the text outside of thoughts is read.
+  3. More regions than the prompt allows are a format error, and the surplus is dropped. Where the prompt asks for an
+     exact number (segmentation), fewer are an error as well; the paper does not say.
 
 Words: what the benchmarks say, and where this differs from it
   1. Letters (MMBench, arXiv 2307.06281, section 4; HR-Bench; V*Bench): rules first, and a language model for what
@@ -22,10 +22,10 @@ Words: what the benchmarks say, and where this differs from it
      thoughts, tags, asterisks and white space, which the evaluated models do not write.
      ``read_yes_or_no`` and ``read_word`` are kinder, for the column beside them.
 
-A model that was not trained here may be read by the ``lenient`` parser: what it finds where the strict one finds less has the
-strict one's error, so the format reward is the same, and says so (``ParsedAnswer.strict``).
+The ``lenient`` parser is for models that were not trained here. Where it finds more than the strict one, its result keeps
+the strict one's error, so the format reward is the same, and the strict result (``ParsedAnswer.strict``).
 
-An answer that breaks the rules is data, never an exception: ``ParsedAnswer.error`` and ``Reading.error`` name what is wrong.
+An answer that breaks the rules is data, never an exception: ``ParsedAnswer.error`` and ``Reading.error`` name the rule.
 """
 
 import re
@@ -35,7 +35,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from activeo3.answer_text import (
     ANSWERS,
     LAYOUT,
-    MOST_BOXES,
+    MAX_BOXES,
     NO_ANSWER_TAG,
     NO_JSON,
     TAGS,
@@ -71,12 +71,11 @@ def read_regions(
         text: the sampled answer without its end token.
         finished: False when the answer hit the length limit.
         most: how many regions the prompt allowed; further ones are dropped and are an error.
-        least: how many it asked for at least; fewer are an error, but are looked at.
+        least: how many it asked for at least; fewer are an error, but are kept.
         parser: ``lenient`` looks for boxes of any form where the strict reader finds none, also in a thought if there is
             no answer beside it; the error stays.
 
-    Boxes are kept when the JSON is right although the tags are not: the rollout is then worth less, but
-    it still shows where the policy wanted to look.
+    Boxes are kept when the JSON is right although the tags are not: only the format reward is lost.
 
     >>> read_regions('<think>left</think><answer>[{"bbox_2d": [0, 0, 500, 500]}]</answer>').boxes_text
     ((0.0, 0.0, 500.0, 500.0),)
@@ -87,7 +86,7 @@ def read_regions(
     strict = _read_regions(text, finished, most, least)
     if parser == "strict" or strict.error is None or strict.boxes_text:
         return strict
-    return _kinder(strict, boxes_in(answer_in(text) or text)[:most])
+    return _lenient_or(strict, boxes_in(answer_in(text) or text)[:most])
 
 
 def _read_regions(text: str, finished: bool, most: int, least: int) -> ParsedAnswer:
@@ -107,16 +106,16 @@ def _read_regions(text: str, finished: bool, most: int, least: int) -> ParsedAns
     return ParsedAnswer(action.boxes_text[:most], action.labels[:most], error if finished else "unfinished")
 
 
-def _kinder(strict: ParsedAnswer, items: Sequence[Item]) -> ParsedAnswer:
-    """What the lenient reader found in the place of the strict one, if that is more."""
+def _lenient_or(strict: ParsedAnswer, items: Sequence[Item]) -> ParsedAnswer:
+    """The lenient reader's boxes, if they are more than the strict one's."""
     if len(items) <= len(strict.boxes_text):
         return strict
     return ParsedAnswer(tuple(item.box for item in items), tuple(item.label for item in items), strict.error, strict)
 
 
 def answer_in(text: str) -> str:
-    """The part of an answer that the lenient reader looks at, without tags: what the last ``<answer>`` has, closed or not;
-    all that is no thought, if there is none; "" if all is thought.
+    """The part of an answer that the lenient reader reads, without tags: the text of the last ``<answer>``, closed or not;
+    without one, all text outside of thoughts.
 
     >>> answer_in("<think>a</think>so <answer>b"), answer_in("a</think>b</answer>"), answer_in("<think>a")
     ('b', 'b', '')
@@ -129,10 +128,9 @@ def answer_in(text: str) -> str:
 def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> ParsedAnswer:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
-    What is no such list has an error, and is read object by object: whole boxes count in whatever container they stand,
-    beside broken ones, and in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d
-    instead; a point is a box without sides. The ``lenient`` parser's boxes of any form count where they are more; the error
-    stays. Things beyond the MOST_BOXES-th are not read.
+    Any other text has an error, and is read object by object: whole boxes count in any container, beside broken ones, and
+    in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d instead; a point is a
+    box without sides. The ``lenient`` parser's boxes count where they are more; the error stays. Things beyond the MAX_BOXES-th are not read.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     ParsedAnswer(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
@@ -144,7 +142,7 @@ def read_boxes(text: str, finished: bool = True, points: bool = False, parser: s
     strict = _read_boxes(text, finished, points)
     if parser == "strict" or strict.error is None:
         return strict
-    return _kinder(strict, boxes_in(answer_in(text), points))
+    return _lenient_or(strict, boxes_in(answer_in(text), points))
 
 
 def _read_boxes(text: str, finished: bool, points: bool) -> ParsedAnswer:
@@ -153,7 +151,7 @@ def _read_boxes(text: str, finished: bool, points: bool) -> ParsedAnswer:
     action = _read_list(outside, points)
     if action.error is None:
         return action
-    items = [_read_item(item, points) for item in islice(_objects_of(outside, points), MOST_BOXES)]
+    items = [_read_item(item, points) for item in islice(_objects_of(outside, points), MAX_BOXES)]
     kept = [item for item in items if not isinstance(item, str)]
     error = "unfinished" if action.error == "json" and not finished else action.error
     return ParsedAnswer(tuple(box for box, _ in kept), tuple(label for _, label in kept), error)
@@ -186,7 +184,7 @@ def _read_list(text: str, points: bool = False) -> ParsedAnswer:
     if not isinstance(items, list):
         return ParsedAnswer((), (), "json" if items is NO_JSON else "not_a_list")
     boxes, labels = [], []
-    for item in items[:MOST_BOXES]:
+    for item in items[:MAX_BOXES]:
         found = _read_item(item, points)
         if isinstance(found, str):
             return ParsedAnswer((), (), found)
@@ -226,12 +224,12 @@ def box_error(box: Any) -> str | None:
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD_ERRORS = ("unfinished", "empty", "no_letter", "several_letters", "no_such_option", "no_yes_or_no", "yes_and_no")
-"""Everything that keeps an answer in words from being read."""
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+"""Everything that can be wrong with an answer in words."""
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 class Reading(NamedTuple):
-    """What an answer says, a letter, "yes" or "no", or a word, or why that cannot be told."""
+    """The value of an answer, a letter, "yes" or "no", or a word; or the error."""
 
     value: str | None
     error: str | None = None
@@ -261,10 +259,10 @@ _OPTION = re.compile(r"^[^\S\n]*+\(?([A-Z])[.):]\s++(\S[^\n]*+)", re.MULTILINE)
 _EDGES = ".,;:!?\"'()[]。、“”‘’《》「」"
 
 
-def said(text: str) -> str:
-    """The part of a text that is the answer: inside the last ``<answer>``, or all of it, thoughts left out.
+def final_text(text: str) -> str:
+    """The answer in a text: inside the last ``<answer>``, or all of it, thoughts left out.
 
-    >>> said("<think>A or B?</think> <answer>B</answer>")
+    >>> final_text("<think>A or B?</think> <answer>B</answer>")
     'B'
     """
     outside = without_thoughts(text)
@@ -280,7 +278,7 @@ def plain(text: str) -> str:
     ('the answer 2 cats', '3.5 m/s')
     """
     words = [word.strip(_EDGES) for word in normalised(text).lower().split()]
-    return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word)
+    return " ".join(str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else word for word in words if word)
 
 
 def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Reading:
@@ -296,7 +294,7 @@ def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Rea
     >>> read_letter("A or B", ["dog", "cat"]).error
     'several_letters'
     """
-    body, known = normalised(said(text)), LETTERS[: len(options)]
+    body, known = normalised(final_text(text)), LETTERS[: len(options)]
     if not body:
         return Reading(None, "empty" if finished else "unfinished")
     alone = body.strip(_EDGES + " \n").upper()
@@ -341,7 +339,7 @@ def read_yes_or_no(text: str, finished: bool = True) -> Reading:
     >>> read_yes_or_no("Yes, there is no dog.").value, read_yes_or_no("Not sure.").error
     ('yes', 'no_yes_or_no')
     """
-    words = _WORDS.findall(said(text).lower())
+    words = _WORDS.findall(final_text(text).lower())
     if not words:
         return Reading(None, "empty" if finished else "unfinished")
     first = {"y": "yes", "n": "no"}.get(words[0], words[0]) if len(words) == 1 else words[0]
@@ -364,7 +362,7 @@ def read_word(text: str, question: str, finished: bool = True) -> Reading:
         return read_letter(text, options, finished)
     if not finished:
         return Reading(None, "unfinished")
-    words = _ANSWER_IS.sub("", plain(said(text)))
+    words = _ANSWER_IS.sub("", plain(final_text(text)))
     return Reading(words) if words else Reading(None, "empty")
 
 
@@ -391,7 +389,7 @@ def mme_script(text: str, finished: bool = True) -> Reading:
     >>> mme_script("Yes, a dog").value, mme_script("Not sure").value, mme_script("The answer is yes").error
     ('yes', 'no', 'no_yes_or_no')
     """
-    beginning = said(text).lower()[:4]
+    beginning = final_text(text).lower()[:4]
     found = next((word for word in ("yes", "no") if word in beginning), None)
     return Reading(found, None if found else "unfinished" if not finished else "no_yes_or_no" if beginning else "empty")
 
@@ -405,8 +403,8 @@ def lmms_eval_word(text: str, question: str, finished: bool = True) -> Reading:
     >>> lmms_eval_word("Two", "How many?").value, lmms_eval_word("It is left.", "Where?\\nA. left\\nB. right").value
     ('2', 'a')
     """
-    words = said(text)
-    words = str(NUMBERS.index(words.lower())) if words.lower() in NUMBERS else words
+    words = final_text(text)
+    words = str(NUMBER_WORDS.index(words.lower())) if words.lower() in NUMBER_WORDS else words
     words = _PUNCTUATION.sub("", words).strip()
     letters = {option.strip(): letter for letter, option in zip(LETTERS, _LISTED_OPTION.findall(question))}
     named = [option for option in letters if option in words]

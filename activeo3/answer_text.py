@@ -1,9 +1,9 @@
 """The text of an answer, read in time linear in its length: thoughts, tags, JSON, Unicode, and boxes in any form.
 
-A policy that repeats itself, or a stranger's model, writes anything. So that no answer keeps a run waiting,
-  1. a reader sees the first MOST_CHARACTERS of an answer, and takes at most MOST_BOXES out of it;
-  2. a pattern never goes back over what it has passed: its unbounded repetitions are possessive (``*+``, ``++``), and stop
-     where the pattern could begin anew (tests/regex_rules.py reads the patterns of all rooms and says which do not);
+A policy that repeats itself, or a model from elsewhere, may write any text. So that no answer delays a run,
+  1. a reader sees the first MAX_CHARACTERS of an answer, and takes at most MAX_BOXES out of it;
+  2. a pattern never backtracks: its unbounded repetitions are possessive (``*+``, ``++``), and stop where the pattern
+     could begin anew (tests/regex_rules.py checks the patterns of all rooms);
   3. a part of an answer is decoded as JSON at most once by each reader, and the parts do not overlap;
   4. Unicode is normalised piece by piece where combining marks pile up, which takes quadratic time in one piece.
 """
@@ -14,17 +14,17 @@ import unicodedata
 from itertools import islice
 from typing import Any, Iterator, NamedTuple
 
-MOST_CHARACTERS = 131_072
-"""Of an answer; what is beyond is not read. Text has about 4 characters per token, and no model here writes more than 32,768
-tokens; the longest answers that are asked for, pages of text, have some 5,000 characters."""
-MOST_BOXES = 1_000
-"""Of an answer; boxes beyond are not read. They are compared with each other and with the true ones, all pairs of them.
-COCO counts 100 of a picture, LVIS 300."""
+MAX_CHARACTERS = 131_072
+"""Of an answer; the rest is not read. Text has about 4 characters per token, and no model here writes more than 32,768
+tokens; the longest answers that a prompt asks for, pages of text, have some 5,000 characters."""
+MAX_BOXES = 1_000
+"""Of an answer; further boxes are not read. All pairs of them are compared, with each other and with the true ones.
+COCO counts 100 per image, LVIS 300."""
 
 
 def limited(text: str) -> str:
-    """The part of an answer that is read, its first MOST_CHARACTERS."""
-    return text[:MOST_CHARACTERS]
+    """The part of an answer that is read, its first MAX_CHARACTERS."""
+    return text[:MAX_CHARACTERS]
 
 
 # ---------------------------------------------------------------------- thoughts and tags
@@ -35,14 +35,14 @@ NO_ANSWER_TAG = r"(?:[^<]++|<(?!/?answer>))*+"
 LAYOUT = re.compile(rf"\s*+<think>{_NO_TAG}</think>\s*+<answer>{_NO_TAG}</answer>\s*+")
 """An answer as the paper wants it, from end to end: its thought and its answer."""
 ANSWERS = re.compile(rf"<answer>({NO_ANSWER_TAG})</answer>")
-"""What stands between tags of answers that have been closed."""
+"""The text between closed answer tags."""
 
 
 def without_thoughts(text: str) -> str:
-    """The text outside of thoughts, which are no answer, of the part of an answer that is read.
+    """The text outside of thoughts, of the part of an answer that is read.
 
-    A thought that is never closed ends where an ``<answer>`` begins, or with the text. One that is closed without having
-    been opened began with the text.
+    A thought that is never closed ends where an ``<answer>`` begins, or with the text. One that is closed but was never
+    opened began with the text.
 
     >>> without_thoughts('<think>a [1] b</think> c <think>d'), without_thoughts("a [1]</think> c")
     (' c ', ' c')
@@ -68,7 +68,7 @@ def without_thoughts(text: str) -> str:
 # ---------------------------------------------------------------------- JSON
 
 NO_JSON = object()
-"""What ``decoded`` makes of a text that is no JSON value."""
+"""The result of ``decoded`` for a text that is no JSON value."""
 
 
 def decoded(text: str, strict: bool = True) -> Any:
@@ -173,7 +173,7 @@ _FAR = 1000  # characters from a box to the braces of its object, at most
 
 
 def boxes_in(text: str, points: bool = False) -> list[Item]:
-    """The boxes of a text in their order, MOST_BOXES at most; with ``points`` two numbers are a point, a box without sides.
+    """The boxes of a text in their order, MAX_BOXES at most; with ``points`` two numbers are a point, a box without sides.
 
     >>> [item.box for item in boxes_in("I see {'bbox': ['1', 2, 30, 40,], 'label': 'cup'} and (5,6),(7,8).")]
     [(1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 7.0, 8.0)]
@@ -182,7 +182,7 @@ def boxes_in(text: str, points: bool = False) -> list[Item]:
     """
     items: list[tuple[Item, int]] = []  # with where their object begins
     boxed = set()  # objects that have a box
-    for match in islice((_ANY_PLACE if points else _ANY_BOX).finditer(text), MOST_BOXES):
+    for match in islice((_ANY_PLACE if points else _ANY_BOX).finditer(text), MAX_BOXES):
         numbers = [float(value) for value in match.groups() if value is not None]
         if not all(abs(value) < 1e9 for value in numbers):  # as in answer_parsing.box_error
             continue

@@ -3,7 +3,7 @@
 It is a table with the columns of the published file, without the picture, and ``prediction``, as VLMEvalKit writes it;
 the server (its ``scripts/mmb_eval_gradio.py``) takes .xlsx, .tsv and .csv, and wants ``index``, ``question``, ``A`` to
 ``D`` and ``prediction``. It reads the letter out of what a model wrote by its own rules and a language model. A thought and
-its tags would mislead it: the answer is what ``answer_parsing.said`` leaves.
+its tags would mislead it: the answer is what ``answer_parsing.final_text`` leaves.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from activeo3 import outputs
-from activeo3.answer_parsing import said
+from activeo3.answer_parsing import final_text
 from activeo3.types import Example
 
 
@@ -37,5 +37,5 @@ def write_submission(path: Path, examples: Sequence[Example], answers: Sequence[
     )
     writer.writeheader()
     for example, answer in zip(examples, answers, strict=True):
-        writer.writerow(example.vqa.columns | {"prediction": said(answer["text"])})
+        writer.writerow(example.vqa.columns | {"prediction": final_text(answer["text"])})
     outputs.leave(path, file.getvalue().encode())

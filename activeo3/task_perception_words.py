@@ -25,7 +25,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
-from activeo3.answer_parsing import NUMBERS, answer_in, box_error, read_boxes
+from activeo3.answer_parsing import NUMBER_WORDS, answer_in, box_error, read_boxes
 from activeo3.answer_text import (
     ANSWERS,
     LAYOUT,
@@ -225,7 +225,7 @@ def _any_count(body: str, strict: Answer) -> Answer:
     kind = _listed(items, strict)
     if strict.error == "count_differs" or strict.count >= 0 and not kind.boxes_text:
         return strict  # it has said its number
-    said = last_number(body, items, NUMBERS)
+    said = last_number(body, items, NUMBER_WORDS)
     return replace(kind, count=said if said is not None else len(kind.boxes_text) if kind.readable else -1)
 
 

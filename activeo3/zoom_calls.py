@@ -26,7 +26,7 @@ import numpy as np
 
 from activeo3 import geometry
 from activeo3.answer_parsing import answer_in, box_error, objects_in
-from activeo3.answer_text import MOST_BOXES, NO_ANSWER_TAG, boxes_in, decoded, last_words, limited, without_thoughts
+from activeo3.answer_text import MAX_BOXES, NO_ANSWER_TAG, boxes_in, decoded, last_words, limited, without_thoughts
 from activeo3.geometry import Frame
 from activeo3.types import Region, Zoom
 
@@ -135,7 +135,7 @@ def read_turn(text: str, parser: str = "strict") -> Said:
 def _read_turn(text: str) -> Said:
     """``read_turn`` of the strict reader."""
     answers = _ANSWER.findall(without_thoughts(text))
-    return Said(tuple(islice(_calls_in(text), MOST_BOXES)), answers[-1].strip() if answers else None)
+    return Said(tuple(islice(_calls_in(text), MAX_BOXES)), answers[-1].strip() if answers else None)
 
 
 def _calls_in(text: str) -> Iterator[Call | None]:

@@ -19,8 +19,8 @@ from regex_rules import Rules
 
 from activeo3 import answer_parsing, answer_text, box_tokens, task_zoom_qa, zoom_calls
 from activeo3.answer_text import (
-    MOST_BOXES,
-    MOST_CHARACTERS,
+    MAX_BOXES,
+    MAX_CHARACTERS,
     NO_JSON,
     boxes_in,
     decoded,
@@ -239,7 +239,7 @@ def test_the_count_is_what_a_pattern_finds(text: str) -> None:
 
 
 def test_what_is_beyond_the_limit_is_not_read() -> None:
-    filler = "x" * MOST_CHARACTERS
+    filler = "x" * MAX_CHARACTERS
     assert limited(filler + "y") == filler and without_thoughts(filler + "y") == filler
     assert read_turn(filler + "<answer>42</answer>").answer is None
     assert (
@@ -250,10 +250,10 @@ def test_what_is_beyond_the_limit_is_not_read() -> None:
 
 
 def test_boxes_beyond_the_limit_are_not_read() -> None:
-    many = [(1, 2, 3, 4)] * (MOST_BOXES + 5)
+    many = [(1, 2, 3, 4)] * (MAX_BOXES + 5)
     for text in (boxes_answer(many), boxes_answer(many) + "]"):  # a list, and objects one by one
-        assert len(answer_parsing.read_boxes(text).boxes_text) == MOST_BOXES
-    assert len(boxes_in("[1,2,3,4]" * len(many))) == len(read_turn(boxes_answer(many)).calls) == MOST_BOXES
+        assert len(answer_parsing.read_boxes(text).boxes_text) == MAX_BOXES
+    assert len(boxes_in("[1,2,3,4]" * len(many))) == len(read_turn(boxes_answer(many)).calls) == MAX_BOXES
 
 
 # ---------------------------------------------------------------------- JSON and Unicode

@@ -13,7 +13,7 @@ from test_data_vqa import picture
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data, data_mmbench, eval_vqa
-from activeo3.answer_parsing import said
+from activeo3.answer_parsing import final_text
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 from activeo3.data_mmbench import NAMES
@@ -202,7 +202,7 @@ def test_a_test_file_writes_what_the_server_takes(checkpoint: str, evaluate, tmp
         submitted = list(csv.DictReader(file, delimiter="\t"))
     given = json.loads((out / "answers-mmbench_test-direct.json").read_text())
     assert list(submitted[0]) == [column for column in COLUMNS if column not in ("answer", "image")] + ["prediction"]
-    assert [row["prediction"] for row in submitted] == [said(one["text"]) for one in given]
+    assert [row["prediction"] for row in submitted] == [final_text(one["text"]) for one in given]
     for row, wanted in zip(submitted, without, strict=True):
         assert {key: row[key] for key in row if key != "prediction"} == {
             key: wanted[key] for key in wanted if key != "image"
