@@ -246,7 +246,7 @@ def test_what_is_beyond_the_limit_is_not_read() -> None:
         answer_parsing.read_regions(f"<think>{filler}</think><answer>{boxes_answer([(1, 2, 3, 4)])}</answer>").error
         == "tags"
     )
-    assert answer_parsing.said(filler + "B") == filler
+    assert answer_parsing.final_text(filler + "B") == filler
 
 
 def test_boxes_beyond_the_limit_are_not_read() -> None:

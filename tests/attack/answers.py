@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from activeo3 import answer_parsing, eval_vqa, task_perception_words, task_zoom_qa, zoom_calls
@@ -28,9 +29,7 @@ from activeo3.answer_text import without_thoughts
 from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
-from activeo3.rollout import PromptSpec
-from activeo3.task_model_sam import prepared
-from activeo3.tasks import known_tasks
+from activeo3.tasks import PromptSpec, Task, known_tasks
 from activeo3.types import VQA, Example, Objects, Rollout
 
 TASKS = known_tasks()
@@ -56,7 +55,7 @@ def _readers() -> Iterator[tuple[str, Callable[[str], Any]]]:
             f"read_answer {task}, thinking",
             partial(task_perception_words.read_answer, task, thinking=True, parser="lenient"),
         )
-    yield "said", answer_parsing.said
+    yield "final_text", answer_parsing.final_text
     yield "answer_in", answer_parsing.answer_in
     yield "read_letter", partial(answer_parsing.read_letter, options=OPTIONS)
     yield "read_letter, Chinese", partial(answer_parsing.read_letter, options=("狗", "猫"))
@@ -91,25 +90,24 @@ def picture() -> Example:
 
 
 @cache
-def posed(task: str) -> Example:
+def prepared(task: str) -> Example:
     """The picture as an example of a task."""
-    if task == "segment":
-        return prepared(None, [picture()], config(task, "strict"))[0]  # type: ignore[arg-type]
     one = replace(picture(), boxes_px=picture().boxes_px[:1]) if task == "grounding" else picture()
-    pose = TASKS[task].pose
-    return pose(one) if pose else one
+    own = TASKS[task](config(task, "strict"))
+    return own.prepare_batch(None, [own.prepare(one)])[0]
 
 
 @cache
 def config(task: str, parser: str, **flags: Any) -> TrainConfig:
     """The defaults, but for how answers are read."""
-    return TrainConfig(task=task, parser=parser, task_model="oracle" if TASKS[task].zooms else "mllm", **flags)
+    return TrainConfig(task=task, parser=parser, task_model="oracle" if TASKS[task].crops else "mllm", **flags)
 
 
 @cache
 def task_model(task: str) -> Any:
-    """Whoever works on the crops of a task."""
-    return TASKS[task].load("oracle", config(task, "strict"), None) if TASKS[task].zooms else None  # type: ignore[arg-type]
+    """The oracle of a task with crops."""
+    own = TASKS[task](config(task, "strict"))
+    return own.load_task_model("oracle", torch.device("cpu")) if own.crops else None
 
 
 FRAME = Frame((0.0, 0.0, 64.0, 48.0), (1000, 1000))
@@ -119,11 +117,14 @@ ACTOR: Any = SimpleNamespace(view_size=lambda size, pixels=None: (28, 28), text_
 
 def reward_of_one_turn(task: str, parser: str, text: str) -> dict[str, float]:
     """The terms and the total of an answer, read, acted on and scored as in training."""
-    own, settings = TASKS[task], config(task, parser)
-    assert own.read
-    rollout = Rollout(posed(task), (), text, True, *own.read(text, True, FRAME, posed(task), settings))
-    (outcome,) = own.act(task_model(task), [rollout], settings)
-    score = own.score(rollout, outcome, settings)
+    own, prompt = TASKS[task](config(task, parser)), PromptSpec(picture().image, FRAME, "")
+    rollout = Rollout(prepared(task), (), text, True, *own.parse(text, True, prompt, prepared(task)))
+    return _scored(own, rollout, task_model(task))
+
+
+def _scored(own: Task, rollout: Rollout, of_crops: Any) -> dict[str, float]:
+    (outcome,) = own.act(of_crops, [rollout])
+    score = own.reward(rollout, outcome)
     return {**score.terms, "total": score.total}
 
 
@@ -131,15 +132,13 @@ def reward_of_episode(kind: str, formula: str, parser: str, text: str) -> dict[s
     """The terms and the total of an episode whose turns all are this text."""
     settings, options = config("zoom_qa", parser, evidence=formula), OPTIONS if kind == "choice" else ()
     vqa = VQA("What is it?", ("B" if options else "42",), kind, options, evidence_px=picture().boxes_px)
-    example = replace(posed("zoom_qa"), vqa=vqa)
-    dialogue = task_zoom_qa.ZoomDialogue(ACTOR, example, PromptSpec(example.image, FRAME, ""), settings)
+    example = replace(prepared("zoom_qa"), vqa=vqa)
+    own = TASKS["zoom_qa"](settings)
+    dialogue = own.start(ACTOR, example, PromptSpec(example.image, FRAME, ""))
     for _ in range(settings.max_turns):
-        if dialogue.hear(text, True) is None:
+        if dialogue.step(text, True) is None:
             break
-    rollout = Rollout(example, (), text, True, *dialogue.reading())
-    (outcome,) = task_zoom_qa.as_told(None, [rollout], settings)  # type: ignore[arg-type]
-    score = task_zoom_qa.score(rollout, outcome, settings)
-    return {**score.terms, "total": score.total}
+    return _scored(own, Rollout(example, (), text, True, *dialogue.result()), None)
 
 
 def marks(benchmark: str, options: Sequence[str], right: str, text: str) -> dict[str, float]:
@@ -157,7 +156,7 @@ def _rewards() -> Iterator[tuple[str, Callable[[str], dict[str, float]]]]:
     """Every way from what a model wrote to a number, by name."""
     for parser in PARSERS:
         for task in TASKS:
-            if TASKS[task].read:
+            if not TASKS[task].turns:
                 yield f"{task}, {parser}", partial(reward_of_one_turn, task, parser)
         for kind in task_zoom_qa.KINDS:
             for formula in ("union", "per_call"):
