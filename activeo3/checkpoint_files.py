@@ -1,4 +1,4 @@
-"""The files of a checkpoint: what they were when they were written, and how they are read so that nothing in them runs.
+"""The files of a checkpoint: their digests, the random states, and reading them so that nothing in them runs.
 
 ``digests.json`` lists every other file of the checkpoint with its size in bytes and its SHA-256:
 
@@ -14,11 +14,13 @@ that are named here. Anything else that a file names is refused before it is imp
 
 import hashlib
 import json
+import random
 import re
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+import numpy as np
 import torch
 
 from activeo3 import outputs
@@ -26,6 +28,8 @@ from activeo3.cli import ConfigError, read_object
 from activeo3.data_io import regular
 
 DIGESTS = "digests.json"
+_WORDS = 624
+"""Words in the state of a Mersenne twister, which Python and numpy use."""
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 """``share(work, parts)``: ``work`` of every part, in order; several processes take turns at the parts (``Distributed.map``)."""
 
@@ -138,3 +142,52 @@ def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = 
         raise ConfigError(
             f"{path} is damaged: it cannot be read as tensors and plain values ({type(error).__name__})."
         ) from None
+
+
+# ---------------------------------------------------------------------- random generators
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed all generators, differently on every rank, so that ranks do not draw the same answers."""
+    random.seed(seed * 1000 + rank)
+    np.random.seed(seed * 1000 + rank)
+    torch.manual_seed(seed * 1000 + rank)
+
+
+def save_random_states(path: Path) -> None:
+    """Write the states of all generators of this process."""
+    kind, words, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    torch.save(
+        {
+            "python": random.getstate(),
+            "numpy": (kind, words.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+        },
+        path,
+    )
+
+
+def restore_random_states(path: Path) -> None:
+    """Put all generators back. Raises ConfigError if the file is damaged, or holds more than tensors and plain values."""
+    state = read_plain(path, _of_older_versions())
+    try:
+        words, position = state["numpy"][1:3]
+        if len(words) != _WORDS or not 0 <= position <= _WORDS:  # numpy would read beyond its words
+            raise ValueError("numpy's generator has no such state")
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{path} is damaged: it is no state of the random generators ({reason}).") from None
+
+
+def _of_older_versions() -> list[Any]:
+    """What names a numpy array in the files of older versions, which saved numpy's words as one."""
+    rebuild = np.empty(0).__reduce__()[0]
+    names = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]  # of numpy 1 and 2
+    return [*names, np.ndarray, np.dtype, type(np.dtype(np.uint32))]

@@ -10,20 +10,116 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
-from activeo3 import checkpoint_files, lora, outputs, paths, random_states
+from activeo3 import checkpoint_files, data_images, engine, lora, outputs, paths, processes
 from activeo3.cli import fields_of, read_object
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.log import counted
+from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.paths import Place
+from activeo3.task_models import TaskModel
+from activeo3.tasks import Task
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 SMALL_FILES = 2**20  # bytes: more than all parts of a checkpoint have that are not weights or states
 KEPT = 0.98
 """Merged weights that hold less of the adapters' corrections are worth a word."""
+
+
+def open_run(config: TrainConfig) -> tuple[Distributed, dict[str, Any] | None]:
+    """Join the process group and take the run's folder: the ranks, and the state to go on from as ``resumable`` says."""
+    data_images.limit_pixels(config.max_image_pixels)
+    processes.tell(kept=lambda: kept(config))
+    ranks = engine.start(Path(config.output_dir))
+    outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
+    return ranks, resumable(config, ranks)
+
+
+def load_models(
+    ranks: Distributed, task: Task, config: TrainConfig
+) -> tuple[Zero3Model, Zero3Model, TaskModel | Zero3Model]:
+    """The policy, the frozen reference and the frozen task model of a run."""
+    policy = load_policy(ranks, config)
+    reference = load_reference(policy, config)
+    return policy, reference, load_task_model(task, reference, config)
+
+
+def load_policy(ranks: Distributed, config: TrainConfig) -> Zero3Model:
+    """The start policy under ZeRO-3, to be trained."""
+    return _load(ranks, config, config.model, learns=True)
+
+
+def load_frozen(ranks: Distributed, config: TrainConfig, source: str) -> Zero3Model:
+    """A frozen model under ZeRO-3."""
+    return _load(ranks, config, source, learns=False)
+
+
+def load_reference(policy: Zero3Model, config: TrainConfig) -> Zero3Model:
+    """The frozen start policy: with adapters the policy without them, else a model of its own."""
+    return engine.WithoutAdapters(policy) if config.lora else load_frozen(policy.ranks, config, config.model)
+
+
+def load_task_model(task: Task, reference: Zero3Model, config: TrainConfig) -> TaskModel | Zero3Model:
+    """The frozen model that works on the crops: by default the reference itself, in its second role."""
+    if not task.crops:
+        return TaskModel()
+    if config.task_model == "mllm":
+        return load_frozen(reference.ranks, config, config.other_mllm) if config.other_mllm else reference
+    with reference.ranks.redirect_output():
+        return task.load_task_model(config.task_model, reference.ranks.device)
+
+
+def _load(ranks: Distributed, config: TrainConfig, source: str, learns: bool) -> Zero3Model:
+    with ranks.redirect_output():
+        vlm = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
+    return Zero3Model(vlm, ranks, config, learns)
+
+
+def begin(policy: Zero3Model, saved: dict[str, Any] | None, config: TrainConfig) -> int:
+    """Seed or restore the run and return its next step, from 1. Raises ConfigError without room for a checkpoint."""
+    checkpoint_files.seed_everything(config.seed, policy.ranks.rank)
+    if saved:
+        restore(policy, saved)
+    first = saved["step"] + 1 if saved else 1
+    if first <= config.steps:
+        check_room(policy, config)
+    return first
+
+
+@contextmanager
+def naming_last_good(config: TrainConfig, step: int, updates: int) -> Iterator[None]:
+    """Add to a ModelError of the block in which ``step`` it was raised, and the last checkpoint from before update ``updates``.
+
+    A learning rate that is too high makes weights of 1e18 in one update: finite numbers, whose logits are not.
+    """
+    try:
+        yield
+    except ModelError as error:
+        earlier = [
+            path for path in complete(Path(config.output_dir)) if int(path.name.removeprefix("checkpoint-")) < updates
+        ]
+        last = f"{earlier[-1]} is the last good one" if earlier else f"there is none, only {config.model}"
+        raise ModelError(
+            f"step {step}: {str(error).rstrip('.')}: {last}. Begin from it with a lower --lr in a new --output_dir."
+        ) from None
+
+
+def check_and_save(
+    policy: Zero3Model,
+    config: TrainConfig,
+    step: int,
+    say: Callable[[str], None],
+    check: Callable[[VisionLanguageModel], None],
+) -> None:
+    """``save``, after ``check`` of the whole policy: raises ModelError on all ranks if one of them finds it unusable."""
+    with naming_last_good(config, step, step), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
+        check(vlm)
+    with processes.held("the checkpoint that is being written"):
+        save(policy, config, step, say)
 
 
 def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
@@ -77,7 +173,7 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
                 lora.save(whole.model, config.model, building / "adapters")
             elif ranks.rank == 0:
                 whole.save(building)
-    random_states.save(building / f"random-{ranks.rank}.pt")
+    checkpoint_files.save_random_states(building / f"random-{ranks.rank}.pt")
     if ranks.rank == 0:
         state = {"step": step, "world": ranks.world, "sealed": True, "config": dataclasses.asdict(config)}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
@@ -323,4 +419,4 @@ def restore(sharded: Zero3Model, state: dict[str, Any]) -> None:
     """
     with sharded.ranks.redirect_output():
         sharded.load(state["path"])
-    random_states.restore(state["path"] / f"random-{sharded.ranks.rank}.pt")
+    checkpoint_files.restore_random_states(state["path"] / f"random-{sharded.ranks.rank}.pt")

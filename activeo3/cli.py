@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import os
 import shutil
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Collection, Iterable, Literal, Mapping, NamedTuple, NoReturn, Sequence, get_args, get_origin
 
+from activeo3 import processes, terminal
 from activeo3.data_io import read_json
 from activeo3.terminal import OneLine
 
@@ -29,6 +31,17 @@ LARGEST = 1e30
 
 class ConfigError(OneLine):
     """A flag that cannot be used, in one sentence that names it and says what to do."""
+
+
+def read_command_line(cls: Any, known: Mapping[str, Collection[str]]) -> Any:
+    """The config of a script, read before anything slow is imported; a wrong flag ends the program with its sentence."""
+    terminal.protect()
+    processes.watch()
+    with processes.one_sentence(OneLine):
+        config = cls.from_args(known=known)
+    if os.environ.get("RANK", "0") == "0":
+        print("activeo3: loading torch and transformers takes some seconds", file=sys.stderr, flush=True)
+    return config
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:

@@ -29,7 +29,7 @@ from activeo3.log import strict_json
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.progress import Progress
 from activeo3.proposals import greedy_rollouts
-from activeo3.tasks import prepared, task_of
+from activeo3.tasks import Task, prepared, task_of
 from activeo3.types import Example
 
 RANKED_BY = {"detection": "number"}
@@ -78,6 +78,13 @@ def _questions(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- train a stage
+
+
+def open_questions(config: TrainConfig, task: Task) -> Dataset:
+    """The questions of a run, before they are divided into stages."""
+    limit = config.limit or None
+    dataset = open_dataset(config.data, config.split, config.data_root, limit, *config.dataset_options)
+    return prepared(dataset, task)
 
 
 def stage_of(dataset: Dataset, config: TrainConfig) -> Dataset:
@@ -147,9 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = writable_folder(path.parent)
     outputs.claim(folder, path.name)
     ranks = engine.join(folder)
-    dataset = prepared(
-        open_dataset(config.data, config.split, config.data_root, config.limit or None, *config.dataset_options), task
-    )
+    dataset = open_questions(config, task)
     with ranks.redirect_output() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
     vlm.model.to(ranks.device)

@@ -52,10 +52,18 @@ class TrainingOrder:
         first = (step * self.world + self.rank) * self.prompts
         return [self._readable(first + k) for k in range(self.prompts)]
 
-    def recall(self, path: Path) -> None:
-        """Take up what this run had left out before it was interrupted, a line each in a file of ``name_left_out``."""
-        earlier = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
-        self.skipped |= dict(zip(earlier, earlier))
+    def recall(self, folder: Path, resumed: bool) -> None:
+        """Take up what a resumed run had left out, on one rank: the lines of ``left_out_file``."""
+        path = left_out_file(folder, self.dataset)
+        if resumed and self.rank == 0 and path.is_file():
+            earlier = path.read_text("utf-8").split("\n")[:-1]
+            self.skipped |= dict(zip(earlier, earlier))
+
+    def list_left_out(self, folder: Path, gather: "Gather", say: Callable[[str], None] = lambda line: None) -> None:
+        """Write what all ranks have left out into the run's folder, so that a resumed run knows it, and say it."""
+        reasons = self.left_out(gather)
+        if self.rank == 0:
+            name_left_out(reasons, say, left_out_file(folder, self.dataset))
 
     def left_out(self, gather: "Gather") -> list[str]:
         """What its reader and all ranks have left out of the data set so far, each once; a collective."""

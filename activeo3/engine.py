@@ -6,26 +6,24 @@ rank makes the same number of forwards, backwards and collectives, or ZeRO-3 wai
 """
 
 import ctypes
-import io
-import logging
 import math
 import os
 import re
 import resource
 import sys
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence, TextIO
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from activeo3 import families, lora, outputs, processes, terminal
+from activeo3 import families, grpo, lora, outputs, processes, terminal
 from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.cli import read_object, writable_folder
@@ -76,7 +74,7 @@ class Distributed:
         sys.stdout.flush(), sys.stderr.flush()
         try:
             with (
-                _opened(self.log) as log,
+                outputs.open_log(self.log) as log,
                 redirect_stdout(terminal.Protected(log)),
                 redirect_stderr(terminal.Protected(log)),
             ):
@@ -135,6 +133,11 @@ class Distributed:
         found = self.all_gather(own)
         return [found[index % self.world][index // self.world] for index in range(len(parts))]
 
+    def print(self, text: str) -> None:
+        """Print a text, if there is any, on one rank."""
+        if self.rank == 0 and text:
+            print(text, flush=True)
+
     def barrier(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
@@ -179,7 +182,7 @@ def start(output_dir: Path) -> Distributed:
     if in_use := ranks.all_gather(in_use)[0]:
         raise ConfigError(in_use)
     outputs.claim(output_dir, ranks.log.name)
-    _log_to_file("DeepSpeed", ranks.log)
+    outputs.log_to_file("DeepSpeed", ranks.log)
     return ranks
 
 
@@ -222,35 +225,6 @@ def stop() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-class _Log(io.FileIO):
-    """A log that ends nothing: what a full disk does not take is forgotten."""
-
-    def write(self, data: Any) -> int:
-        with suppress(OSError):
-            super().write(data)
-        return len(data)
-
-
-def _opened(path: Path) -> TextIO:
-    """The log at ``path``, to be added to; if it cannot be opened, nothing is kept."""
-    try:
-        log = _Log(path, "a")
-    except OSError:
-        log = _Log(os.devnull, "a")
-    return io.TextIOWrapper(io.BufferedWriter(log))
-
-
-def _log_to_file(name: str, path: Path) -> None:
-    """Route a library's logger to a file; its errors also reach the terminal."""
-    logger = logging.getLogger(name)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    quiet, loud = logging.StreamHandler(_opened(path)), logging.StreamHandler(sys.__stderr__)
-    loud.setLevel(logging.ERROR)
-    logger.addHandler(quiet)
-    logger.addHandler(loud)
 
 
 class Zero3Model:
@@ -338,6 +312,14 @@ class Zero3Model:
         """Logits (R, 1 + W, V) of a packed batch; a collective: every rank calls it equally often."""
         return self.vlm.forward_packed(packed, self.engine)
 
+    def token_logps(self, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+        """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled; a collective."""
+        logits = self.logits(packed)  # (P, 1 + W, V), or the columns that are needed of an episode
+        return grpo.answer_logps(
+            logits, packed.tokens, packed.columns, temperature, self.vlm.suppressed_ids, packed.logit_columns,
+            packed.completion_mask,
+        )  # fmt: skip
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's share of the step's loss.
 
@@ -402,8 +384,8 @@ class Unadapted(VisionLanguageModel):
             return super().forward_packed(packed, module)
 
 
-class WithoutAdapters:
-    """The frozen start policy, as ``Zero3Model``, inside a policy that learns adapters: it needs no memory of its own."""
+class WithoutAdapters(Zero3Model):
+    """The frozen start policy inside a policy that learns adapters: it needs no memory of its own."""
 
     def __init__(self, policy: Zero3Model) -> None:
         self.policy, self.ranks, self.vlm = policy, policy.ranks, Unadapted(policy.vlm)

@@ -173,7 +173,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Print one plain line (or several), never broken by the progress bar."""
-        if not self.speaks:
+        if not self.speaks or not text:
             return
         if self._bar is not None:
             tqdm.write(text, file=sys.stdout)
@@ -251,6 +251,11 @@ def introduction(
   step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; then an update at learning rate {config.lr:g}
   model   {policy.attention_summary}
   steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}"""
+
+
+def some_rollouts(samples: Sequence[tuple[Rollout, TaskResult, Reward]], count: int = 3) -> str:
+    """A few rollouts of a step with their results and rewards, as lines."""
+    return "\n\n".join(rollout_lines(*sample) for sample in spread_out(samples, count))
 
 
 def spread_out(items: Sequence[Any], count: int) -> list[Any]:

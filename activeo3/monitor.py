@@ -257,6 +257,17 @@ class TrainingMonitor:
         if row["tokens/truncated"] > TOO_MANY_CUT:
             self._warn(row, CUT_OFF, say)
 
+    def watch(
+        self,
+        row: dict[str, float],
+        samples: Sequence[tuple[Rollout, TaskResult, Reward]],
+        gather: Callable[[list[str]], list[list[str]]],
+        say: Callable[[str], None],
+    ) -> None:
+        """``check``, with the names taken from this rank's samples; ``gather`` is engine.Distributed.all_gather."""
+        ids = list(dict.fromkeys(rollout.example.id for rollout, _, _ in samples))
+        self.check(row, lambda: sum(gather(ids), []), lambda: sum(gather(faults(samples)), []), say)
+
     def _warn(self, row: dict[str, float], sentence: str, say: Callable[[str], None]) -> None:
         """Print a sentence, but only the first time."""
         if sentence not in self.warned:

@@ -15,6 +15,7 @@ they hold between machines that share a folder, by NFSv4 or by NFSv3 with its lo
 import errno
 import fcntl
 import io
+import logging
 import os
 import shlex
 import shutil
@@ -22,10 +23,10 @@ import socket
 import stat
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Iterator
+from typing import Any, Iterator, TextIO
 
 from PIL import Image
 
@@ -311,3 +312,35 @@ def _named(text: bytes) -> str:
         return "another process"  # which is about to sign
     pid, host, since, command = words[:4]
     return f"process {pid} on {host} ({command}, since {since})"
+
+
+# ---------------------------------------------------------------------- the libraries' log
+
+
+class _Log(io.FileIO):
+    """A log that ends nothing: what a full disk does not take is forgotten."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def open_log(path: Path) -> TextIO:
+    """The log at ``path``, to be added to; if it cannot be opened, nothing is kept."""
+    try:
+        log = _Log(path, "a")
+    except OSError:
+        log = _Log(os.devnull, "a")
+    return io.TextIOWrapper(io.BufferedWriter(log))
+
+
+def log_to_file(name: str, path: Path) -> None:
+    """Route a library's logger to a file; its errors also reach the terminal."""
+    logger = logging.getLogger(name)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    quiet, loud = logging.StreamHandler(open_log(path)), logging.StreamHandler(sys.__stderr__)
+    loud.setLevel(logging.ERROR)
+    logger.addHandler(quiet)
+    logger.addHandler(loud)

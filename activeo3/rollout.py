@@ -7,6 +7,7 @@ the loss as they are; text, regions and results are read off them here, once.
 from dataclasses import replace
 from typing import Sequence
 
+from activeo3 import lora, model_weights
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.tasks import Task
@@ -68,3 +69,10 @@ def transcript(policy: VisionLanguageModel, branch: Branch) -> str:
         words = policy.tokenizer.decode([token for token in prompt.ids.tolist() if token != policy.image_token])
         parts[i] += f"\n[{' '.join(words.split())}]\n"
     return "".join(parts)
+
+
+def check_finite_logits(task: Task, example: Example, vlm: VisionLanguageModel) -> None:
+    """Raise ModelError if weights, or the logits of the beginning of an answer, are not finite. Draws no random number."""
+    model_weights.check_finite(vlm.name, vlm.model)
+    lora.check_finite(vlm.name, vlm.model)
+    sample_rollouts(vlm, task, [example], sampling=Sampling(temperature=0.0, max_new_tokens=8))

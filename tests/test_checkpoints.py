@@ -1,4 +1,4 @@
-"""checkpoints.py, checkpoint_files.py and random_states.py: damage is named and never used, nothing in a folder is run."""
+"""checkpoints.py, and checkpoint_files.py: damage is named and never used, nothing in a folder is run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from attack.checkpoints import (
 )
 from test_engine import finely_sharded, ranks  # noqa: F401 (a fixture)
 
-from activeo3 import checkpoint_files, checkpoints, outputs, random_states
+from activeo3 import checkpoint_files, checkpoints, outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed
 from activeo3.model import ModelError, VisionLanguageModel
@@ -201,13 +201,13 @@ def test_all_generators_go_on_bit_for_bit(tmp_path: Path) -> None:
             torch.rand(5).tolist(),
         ]
 
-    random_states.seed_everything(3, rank=1)
+    checkpoint_files.seed_everything(3, rank=1)
     random.gauss(0, 1), np.random.randn(1), torch.randn(1)
     assert random.getstate()[2] is not None and np.random.get_state()[3] == 1
-    random_states.save(tmp_path / "a.pt")
+    checkpoint_files.save_random_states(tmp_path / "a.pt")
     expected = draw()
     assert draw() != expected
-    random_states.restore(tmp_path / "a.pt")
+    checkpoint_files.restore_random_states(tmp_path / "a.pt")
     assert draw() == expected
 
 
@@ -216,11 +216,11 @@ def test_all_generators_go_on_bit_for_bit(tmp_path: Path) -> None:
     {"torch": torch.zeros(5, dtype=torch.uint8)}, {"torch": None}, {"python": "3"}, {"numpy": None},
 ])  # fmt: skip
 def test_a_state_that_no_generator_has_is_named(change: dict[str, Any], tmp_path: Path) -> None:
-    random_states.save(tmp_path / "a.pt")
+    checkpoint_files.save_random_states(tmp_path / "a.pt")
     torch.save(torch.load(tmp_path / "a.pt") | change, tmp_path / "a.pt")
     with pytest.raises(ConfigError, match=f"^{tmp_path / 'a.pt'} is damaged: it is no state of the random generators"):
-        random_states.restore(tmp_path / "a.pt")
-    random_states.seed_everything(0, 0)
+        checkpoint_files.restore_random_states(tmp_path / "a.pt")
+    checkpoint_files.seed_everything(0, 0)
 
 
 # ---------------------------------------------------------------------- evaluation

@@ -38,7 +38,7 @@ DATA_NEEDS = "types geometry terminal paths processes outputs answer_text text_m
 """Rooms of the core that data sets and files may import."""
 
 NOT_NAMED_YET = dict.fromkeys(
-    "contest curriculum failures fixed headlines modes plots proposals rivals soundness swaps".split(), "eval"
+    "contest curriculum failures fixed headlines modes plots proposals rivals swaps".split(), "eval"
 )  # fmt: skip
 """Rooms whose names do not show their part."""
 

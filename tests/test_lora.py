@@ -290,7 +290,7 @@ def test_a_block_inside_a_gathered_block_changes_nothing(
     config: TrainConfig, tmp_path: Path, picture: Callable
 ) -> None:
     ranks = engine.start(tmp_path / "run")
-    policy = train.start_policy(ranks, config, learns=True)
+    policy = checkpoints.load_policy(ranks, config)
     start = engine.WithoutAdapters(policy)
     with policy.gathered() as policy, start.gathered() as task_model:
         assert torch.equal(logits(policy, picture), logits(task_model, picture))  # nothing learned yet

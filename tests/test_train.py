@@ -33,6 +33,7 @@ import train  # noqa: E402
 from activeo3 import (  # noqa: E402
     attention,
     checkpoints,
+    curriculum,
     engine,
     eval_core,
     eval_detection,
@@ -41,7 +42,6 @@ from activeo3 import (  # noqa: E402
     processes,
     proposals,
     scoring,
-    soundness,
     task_zoom_qa,
 )
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
@@ -109,7 +109,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train, "sample_rollouts", look_somewhere)
     for name in ("sense", "direct"):
         patch.setattr(TASKS[name], "reward", reward_of_ids)
-    patch.setattr(train, "open_dataset", lambda *_: World(small_pictures()))
+    patch.setattr(curriculum, "open_dataset", lambda *_: World(small_pictures()))
     patch.setattr(eval_detection, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
@@ -193,7 +193,7 @@ def test_the_sampler_and_the_scorer_agree(
 ) -> None:
     """The log-probability of every token when it was drawn is the one that the update starts from."""
     config = replace(config, temperature=0.7, model=models[family])
-    policy = train.start_policy(alone, config, learns=True)
+    policy = checkpoints.load_policy(alone, config)
     seen: list[Tensor] = []
     torch.manual_seed(0)
     with policy.gathered() as actor:
@@ -207,7 +207,7 @@ def test_the_sampler_and_the_scorer_agree(
     drawn[..., suppressed_ids] = -torch.inf
     packed = policy.vlm.pack(prompts, [[answer.token_ids for answer in of_one] for of_one in rollouts])
     with torch.no_grad():
-        logp, _ = train.log_probs(policy, packed, config)
+        logp, _ = policy.token_logps(packed, config.temperature)
     for p, of_one in enumerate(rollouts):
         for g, answer in enumerate(of_one):
             ids = torch.tensor(answer.token_ids)
@@ -219,7 +219,7 @@ def test_the_sampler_and_the_scorer_agree(
             for row in rollouts
         ]
         small = replace(config, prompts=2, micro_prompts=1, group=2, beta=0.0, lr=1e-9)
-        row = train.update(1, prompts, said, torch.zeros(2, 2), policy, policy, small)
+        row = train.update(1, prompts, said, torch.zeros(2, 2), policy, policy, train.task_of(small), small)
         assert row["logp_difference/mean"] == pytest.approx(apart, abs=1e-4)
         assert row["logp_difference/mean"] < row["logp_difference/max"] < apart + 1e-3
 
@@ -274,8 +274,8 @@ def learned(
         sgd = {"type": "SGD", "params": {"lr": LR}}
         patch.setattr(engine, "ds_config", lambda *args: original(*args) | ({"optimizer": sgd} if args[3] else {}))
         config = replace(config, lr=LR, warmup=0, grad_clip=1e9, beta=0.1)
-        policy = train.start_policy(ranks, config, learns=True)
-        frozen = train.start_policy(ranks, replace(config, model=reference), learns=False)
+        policy = checkpoints.load_policy(ranks, config)
+        frozen = checkpoints.load_frozen(ranks, config, reference)
     prompts, rollouts, advantage = batch_of(policy.vlm)
     mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
     if looked:
@@ -285,7 +285,9 @@ def learned(
             )
         assert len(policy.vlm.eyes._kept) == 3
     for step in (1, 2):
-        row = train.update(step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, config)
+        row = train.update(
+            step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, train.task_of(config), config
+        )
     return whole_weights(policy), {name: value for name, value in row.items() if name != "memory_gb"}
 
 
@@ -545,7 +547,7 @@ class Torn(World):
 def test_what_was_left_out_before_an_interruption_is_named_at_the_end(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "open_dataset", lambda *_: Torn(small_pictures()))
+    monkeypatch.setattr(curriculum, "open_dataset", lambda *_: Torn(small_pictures()))
     lists = []
     for steps in [(4,), (2, 4)]:
         folder = tmp_path / str(len(steps))
@@ -632,11 +634,11 @@ def test_another_language_model_acts_frozen_and_sharded(
         examples: list[Example],
         policy: Zero3Model,
         reference: Zero3Model,
-        config: TrainConfig,
         task_model: Zero3Model,
+        *others: Any,
     ) -> Any:
         before = whole_weights(task_model)
-        row, judged = step_of(step, examples, policy, reference, config, task_model)
+        row, judged = step_of(step, examples, policy, reference, task_model, *others)
         assert all(torch.equal(tensor, before[name]) for name, tensor in whole_weights(task_model).items())
         steps.append(judged)
         return row, judged
@@ -673,7 +675,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
             )
         return World(examples)
 
-    monkeypatch.setattr(train, "open_dataset", masked)
+    monkeypatch.setattr(curriculum, "open_dataset", masked)
     monkeypatch.setattr(eval_detection, "open_dataset", lambda *_: World(masked()[:3]))
 
     def look_well(*given: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
@@ -742,7 +744,7 @@ def test_answers_that_were_cut_off_may_teach_nothing(
     """The advantages that reach the update: with and without the answer that hit the length limit."""
     config = replace(config, mask_truncated=masked, group=4, prompts=1, micro_prompts=1)
     policy, looked, given, worth = (
-        train.start_policy(alone, config, learns=True),
+        checkpoints.load_policy(alone, config),
         train.sample_rollouts,
         [],
         iter((5.0, 1.0, 2.0, 6.0)),
@@ -755,7 +757,7 @@ def test_answers_that_were_cut_off_may_teach_nothing(
     monkeypatch.setattr(TASKS["sense"], "reward", lambda *_: Reward({}, next(worth)))
     monkeypatch.setattr(train, "sample_rollouts", look_cut)
     monkeypatch.setattr(train, "update", lambda step, prompts, rollouts, advantage, *_: given.append(advantage) or {})
-    train.train_step(1, small_pictures()[:1], policy, policy, config)
+    train.train_step(1, small_pictures()[:1], policy, policy, policy, train.task_of(config), config)
     rest = grpo.group_advantages(torch.tensor([[1.0, 2.0, 6.0]]))
     assert torch.equal(
         given[0],
@@ -802,8 +804,8 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
 def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: str) -> list[dict[str, Any]]:
     """The rows of the table at the end of a run, on this rank, without the seconds; three blocks, the last one smaller."""
     config = replace(config, output_dir=str(folder))
-    policy = train.start_policy(ranks, config, learns=True)
-    frozen = train.start_policy(ranks, replace(config, model=reference), learns=False)
+    policy = checkpoints.load_policy(ranks, config)
+    frozen = checkpoints.load_frozen(ranks, config, reference)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").touch()
     kept: list[dict[str, Any]] = []
@@ -832,8 +834,8 @@ def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: s
 
 def ragged_step(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     """One step in which rank 0 writes two tokens and has no crop, rank 1 writes twelve and has three."""
-    policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
-    task_model = train.other_task_model(ranks, config)
+    policy, reference = (checkpoints.load_policy(ranks, config), checkpoints.load_frozen(ranks, config, config.model))
+    task_model = checkpoints.load_task_model(train.task_of(config), reference, config)
     generate_multi_turn, look_once = VisionLanguageModel.generate_multi_turn, train.sample_rollouts
 
     def ragged(self: VisionLanguageModel, prompts: Any, group: int, sampling: Sampling, observe: Any = None) -> Any:
@@ -852,7 +854,9 @@ def ragged_step(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
         patch.setattr(policy.vlm.model.lm_head, "forward", never_ending(policy.vlm))
         group = torch.distributed.group.WORLD
         before = group._get_sequence_number_for_group()
-        row, judged = train.train_step(1, [small_pictures()[ranks.rank]], policy, reference, config, task_model)
+        row, judged = train.train_step(
+            1, [small_pictures()[ranks.rank]], policy, reference, task_model, train.task_of(config), config
+        )
         collectives = group._get_sequence_number_for_group() - before
     lengths, texts = [len(answer.token_ids) for answer, *_ in judged], [outcome.texts for _, outcome, _ in judged]
     no_numbers = without_numbers(config, ranks, policy, reference)
@@ -862,7 +866,7 @@ def ragged_step(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
 def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are over."""
     config = replace(config, task="zoom_qa", max_turns=4)
-    policy, reference = (train.start_policy(ranks, config, learns) for learns in (True, False))
+    policy, reference = (checkpoints.load_policy(ranks, config), checkpoints.load_frozen(ranks, config, config.model))
     looks = Said((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else Said(answer="7")
     picture = small_pictures()[ranks.rank]
     example = replace(picture, vqa=VQA("What is it?", ("7",), evidence_px=np.array([[8.0, 8, 24, 24]])))
@@ -872,7 +876,7 @@ def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
         patch.setattr(train.grpo, "advantages", lambda *_: torch.tensor([[1.0, -1.0]]))  # all rewards are alike here
         group = torch.distributed.group.WORLD
         before = group._get_sequence_number_for_group()
-        row, judged = train.train_step(1, [example], policy, reference, config)
+        row, judged = train.train_step(1, [example], policy, reference, reference, train.task_of(config), config)
         collectives = group._get_sequence_number_for_group() - before
     turns = [[len(turn) for turn in answer.branch.turns] for answer, *_ in judged]
     return {"turns": turns, "collectives": collectives, "row": row, "weights": whole_weights(policy)}
@@ -922,10 +926,10 @@ def without_numbers(
     examples, spoiled = [small_pictures()[ranks.rank]], lambda module, inputs, logits: logits * torch.nan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TASKS["sense"], "reward", score)
-        row, judged = train.train_step(2, examples, policy, reference, config)
+        row, judged = train.train_step(2, examples, policy, reference, reference, train.task_of(config), config)
     hook = policy.vlm.model.lm_head.register_forward_hook(spoiled) if ranks.rank == 1 else None
-    with pytest.raises(ModelError) as stopped, soundness.way_back(config, 3, 2):
-        train.train_step(3, examples, policy, reference, config)
+    with pytest.raises(ModelError) as stopped, checkpoints.naming_last_good(config, 3, 2):
+        train.train_step(3, examples, policy, reference, reference, train.task_of(config), config)
     if hook:
         hook.remove()
     return {"row": row, "faults": ranks.all_gather(monitor.faults(judged)), "stopped": str(stopped.value)}
