@@ -292,8 +292,8 @@ def test_a_block_inside_a_gathered_block_changes_nothing(
     ranks = engine.start(tmp_path / "run")
     policy = checkpoints.load_policy(ranks, config)
     start = engine.WithoutAdapters(policy)
-    with policy.gathered() as policy, start.gathered() as task_model:
-        assert torch.equal(logits(policy, picture), logits(task_model, picture))  # nothing learned yet
+    with policy.gathered() as vlm, start.gathered() as task_model:
+        assert torch.equal(logits(vlm, picture), logits(task_model, picture))  # nothing learned yet
     packed = policy.vlm.pack(policy.vlm.encode([picture(64, 64)], ["Where?"]), [[[100, 101]]])
     with torch.no_grad():
         assert torch.equal(policy.logits(packed), start.logits(packed))

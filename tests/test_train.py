@@ -86,7 +86,7 @@ class World(list[Example]):
 
 
 def look_somewhere(
-    actor: VisionLanguageModel, task: Task, examples: list[Example], group: int, sampling: Sampling
+    actor: VisionLanguageModel, task: Task, examples: list[Example], group: int = 1, sampling: Sampling | None = None
 ) -> tuple[list[Prompt], list[list[Rollout]]]:
     """sample_rollouts, with a region that follows from the sampled ids."""
     prompts, rollouts = sample_rollouts(actor, task, examples, group, sampling)
