@@ -92,7 +92,7 @@ class Config:
     """most zooms in an episode; a rejected zoom counts"""
     min_zooms: int = 0
     """zooms that an episode must have had before its answer counts; an earlier answer ends it without one"""
-    looks_at_once: Regions = 1
+    regions_per_turn: Regions = 1
     """regions that one turn may ask for, each a zoom (ACTIVE-O3's one step: 3, with --max_turns 2 --max_zooms 3)"""
     memory: Literal["views", "notes"] = "views"
     """which images stay visible: all, or only the latest (earlier ones are masked, their text remains)"""
@@ -139,7 +139,7 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
                 object.__setattr__(self, field.name, paths.expanded(getattr(self, field.name), field.name))
-        zooms = min(self.max_zooms, (self.max_turns - 1) * self.looks_at_once)
+        zooms = min(self.max_zooms, (self.max_turns - 1) * self.regions_per_turn)
         refuse({
             f"--episode_options least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}, both in 0 to 1":
                 not 0 <= self.least_zoom < self.most_zoom <= 1,

@@ -7,7 +7,7 @@ coordinates refer to the view that was shown last. Every crop is cut from the or
 size, so a crop of a crop is sharper, not blurrier. When a zoom request is rejected, the turn records a status code, the
 policy is told why, and the view stays.
 
-A turn may request up to ``looks_at_once`` zooms in one view. Those that are executed are shown in one user turn, in the
+A turn may request up to ``regions_per_turn`` zooms in one view. Those that are executed are shown in one user turn, in the
 order of the requests; the last of them is the next view. Each is a zoom of its own, with its status and its cost; the turn is
 ``zoom_executed`` if any was, else it has the status of the first. Further requests count for nothing.
 
@@ -86,7 +86,7 @@ class ZoomQA(Task):
         asked = asked_of(example)
         zooms = config.max_zooms if config.max_turns > 1 else 0
         words = prompts.episode_prompt(
-            asked.question, config.wording, zooms, asked.options, config.looks_at_once, config.memory == "notes",
+            asked.question, config.wording, zooms, asked.options, config.regions_per_turn, config.memory == "notes",
             least=config.min_zooms, hint=asked.hint, boxes=vlm.boxes,
         )  # fmt: skip
         return PromptSpec(view, frame, words)
@@ -134,7 +134,7 @@ class ZoomDialogue:
         if not finished:
             self.statuses.append("truncated")
         elif turn.zooms:
-            return self._zoom(turn.calls[: self.config.looks_at_once], last)
+            return self._zoom(turn.calls[: self.config.regions_per_turn], last)
         elif turn.answer is not None:
             zooms = sum(zoom.status == "zoom_executed" for zoom in self.zooms)
             enough = zooms >= self.config.min_zooms

@@ -153,7 +153,7 @@ def test_a_refused_look_leaves_the_view_as_it_was(family: str, tokenizer) -> Non
 
 # ---------------------------------------------------------------------- several looks at once
 
-TWICE = replace(CONFIG, looks_at_once=2)
+TWICE = replace(CONFIG, regions_per_turn=2)
 RIGHT = IN.removesuffix(END)
 LEFT = '<zoom_roi x0="0.25" y0="0.125" x1="0.5" y1="0.375"/>'
 FAULTS = [part.removesuffix(END) for part in (SMALL, LARGE, OUTSIDE, BROKEN)]
@@ -207,7 +207,7 @@ def test_after_several_crops_a_region_is_one_of_the_last(family: str, tokenizer)
 
 def test_the_single_step_of_three_regions_is_an_episode(family: str, tokenizer) -> None:
     """ACTIVE-O3's policy: three regions at once, then the answer; the list is the one that its own role writes."""
-    config = replace(CONFIG, looks_at_once=3, max_turns=2, max_zooms=3)
+    config = replace(CONFIG, regions_per_turn=3, max_turns=2, max_zooms=3)
     policy = Scripted(family, tokenizer, None)
     width, height = policy.text_scale((140, 84) if family == "qwen2_5_vl" else (160, 96))
     asked = boxes_answer(
@@ -253,7 +253,7 @@ def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, to
     policy = Scripted(family, tokenizer, script([ANSWER] * 2))
     for wording in prompts.WORDINGS:
         sample_rollouts(
-            policy, TASK(replace(CONFIG, wording=wording, looks_at_once=2)), [question()], 1, Sampling(1.0, 64)
+            policy, TASK(replace(CONFIG, wording=wording, regions_per_turn=2)), [question()], 1, Sampling(1.0, 64)
         )
     (_, long), (_, short) = policy.shown
     assert short == "What number is on the plate? Look at up to 2 regions at once."
@@ -265,8 +265,8 @@ def test_a_policy_is_asked_for_as_many_regions_as_it_may_look_at(family: str, to
     rollout = episode(family, tokenizer, [long + END, ANSWER], TWICE)  # copying the example is no zoom
     assert rollout.episode.statuses[0] == "malformed_zoom"
     for many in (0, 11):
-        with pytest.raises(ConfigError, match=f"--looks_at_once is {many}; it must be at least 1 and at most 10"):
-            TrainConfig(looks_at_once=many)
+        with pytest.raises(ConfigError, match=f"--regions_per_turn is {many}; it must be at least 1 and at most 10"):
+            TrainConfig(regions_per_turn=many)
 
 
 # ---------------------------------------------------------------------- what an episode carries along
@@ -308,7 +308,7 @@ def test_what_is_shown_follows_from_the_picture_and_the_policys_own_actions(
     tokenizer, turns, answer, box, at_once
 ) -> None:
     """Two examples with the same picture and question and another truth: to the last token the same episode."""
-    config = replace(CONFIG, looks_at_once=at_once)
+    config = replace(CONFIG, regions_per_turn=at_once)
     one, other = (
         episode("qwen3_vl", tokenizer, [*turns, ANSWER], config, example)
         for example in (question(), question(answer, box))
