@@ -23,22 +23,34 @@ Deviations from the authors' tools:
 
 Pictures that their tools have cut already (``divData``) are read as the tiles they are, if the whole pictures are not
 there. Then nothing says what is in a whole picture, and there is no table of whole pictures.
+
+SODA-A has 2,513 json files with 872,069 polygons, and some ten thousand after the authors have cut them. They are read once:
+what was in them is kept as arrays beside their folder, ``<folder>.index.npz``. A picture's file has ``images`` (file_name,
+width, height, id) and ``annotations`` (poly, category_id, area); a tile's has ``filename``, ``width``, ``height``, where it begins
+(``x_start``, ``y_start``), the name of the picture it is from (``ori_id``) and ``annotations`` (poly, cat_id). The kept file belongs
+to exactly the files that it was read from, their sizes and times of change, and to the program text that read them.
 """
 
+import hashlib
+import os
+import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from activeo3.data_annotations import Index, Question, read_coco
+from activeo3 import data_annotations, data_io
+from activeo3.data_annotations import LARGEST_SIDE, Index, Picture, Question, checked_picture, grouped, read_coco
 from activeo3.data_coco import box_questions
-from activeo3.data_io import DataError
+from activeo3.data_io import DataError, Id, LeftOut, is_number, needed, numbered, originals, read_json, shortened
 from activeo3.data_set import Dataset, Source, files_of, folder_of, look_for, register
-from activeo3.data_soda_a import read_aerial
-from activeo3.data_tiles import cut
+from activeo3.data_tiles import counted, cut
+from activeo3.geometry import area, as_boxes, clipped
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = {"train": 0, "val": 0, "test": 0}
+Arrays = Mapping[str, np.ndarray]
 ORIGIN = "https://shaunyuan22.github.io/SODA"
 TRAINED_ON = 1_000
 """Pictures of the training split that are asked about (ACTIVE-O3, section 5)."""
@@ -158,3 +170,210 @@ def drawn(index: Index, count: int, seed: int) -> Index:
     asked = sorted({question.image_id for question in index.questions})
     taken = set(np.random.default_rng(seed).permutation(asked)[:count].tolist())
     return index._replace(questions=tuple(q for q in index.questions if q.image_id in taken))
+
+
+# ---------------------------------------------------------------------- SODA-A's json files
+
+
+_CODE = [Path(__file__), Path(data_annotations.__file__), Path(data_io.__file__)]
+"""The program text that decides what is read from a file."""
+
+
+class Polygon(NamedTuple):
+    """A polygon of a file: its category, the smallest upright box (xyxy, pixels) around it, and its area."""
+
+    category: int
+    box_px: tuple[float, float, float, float]
+    area: float
+
+
+def read_aerial(paths: Sequence[Path], images: Path, names: Mapping[int, str], keep: bool) -> Index:
+    """The pictures and questions of all files; what is wrong is left out. ``keep`` as in ``remembered``.
+
+    Raises DataError if no file can be used.
+    """
+    folder = paths[0].parent
+    store = folder.with_name(f"{folder.name}.index.npz")
+    arrays = remembered(store, paths, _CODE, lambda: _read_files(paths, names), keep)
+    if not len(arrays["names"]):
+        left_out = LeftOut(arrays["dropped"].tolist())
+        raise left_out.nothing(f"{folder}: there is no picture in its {len(paths):,} files")
+    return _aerial_index(arrays, images, names)
+
+
+def _read_files(paths: Sequence[Path], names: Mapping[int, str]) -> Arrays:
+    """What is in the files: ``names``, ``sizes``, ``ids``, ``corners`` and ``sources`` of the pictures, and their ``places``
+    among the files; ``owners`` (pictures, by their position), ``categories``, ``boxes`` and ``areas`` of the polygons."""
+    pictures: list[tuple[int, Mapping[str, Any], Picture]] = []
+    owners, polygons = [], []
+    left_out = LeftOut()
+    for place, path in enumerate(counted(paths, f"reading {paths[0].parent}")):
+        with left_out:
+            content = read_json(path)
+            entry, picture = _picture(path, content)
+            own = _polygons(path, content["annotations"], picture.size, names, left_out)
+            owners += [len(pictures)] * len(own)
+            polygons += own
+            pictures.append((place, entry, picture))
+    entries = [entry for _, entry, _ in pictures]
+    return {
+        "places": np.array([place for place, _, _ in pictures], dtype=np.int64),
+        "names": np.array([str(picture.path) for _, _, picture in pictures], dtype=np.str_),
+        "sizes": np.array([picture.size for _, _, picture in pictures], dtype=np.int64).reshape(-1, 2),
+        "ids": np.array([str(entry.get("id", "")) for entry in entries], dtype=np.str_),
+        "corners": np.array([entry.get("corner", (0, 0)) for entry in entries], dtype=np.int64).reshape(-1, 2),
+        "sources": np.array([str(entry.get("source", "")) for entry in entries], dtype=np.str_),
+        "owners": np.array(owners, dtype=np.int64),
+        "categories": np.array([polygon.category for polygon in polygons], dtype=np.int64),
+        "boxes": as_boxes([polygon.box_px for polygon in polygons]),
+        "areas": np.array([polygon.area for polygon in polygons], dtype=np.float64),
+        "dropped": np.array(left_out, dtype=np.str_),
+    }
+
+
+def _picture(path: Path, content: Any) -> tuple[Mapping[str, Any], Picture]:
+    """The entry of a file's picture, and the picture without its folder. Raises DataError."""
+    entry, rows = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
+    if isinstance(content, dict) and "x_start" in content:
+        corner = [needed(path, "its tile", content, key) for key in ("x_start", "y_start")]
+        if not all(type(start) is int and 0 <= start <= LARGEST_SIDE for start in corner):
+            raise DataError(f"{path}: its tile begins at {shortened(corner)}, give whole pixels")
+        sizes = {key: content.get(key) for key in ("width", "height")}
+        entry = sizes | {
+            "file_name": content.get("filename"),
+            "corner": corner,
+            "source": needed(path, "its tile", content, "ori_id"),
+        }
+    if not isinstance(entry, dict) or not isinstance(rows, list):
+        raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
+    return entry, checked_picture(path, "its picture", entry, Path())
+
+
+def _polygons(
+    path: Path, rows: Sequence[Any], size: tuple[int, int], names: Mapping[int, str], left_out: LeftOut
+) -> list[Polygon]:
+    """The polygons of a file that have an area inside of a picture of ``size``, their boxes clipped to it."""
+    checked: list[tuple[int, Polygon]] = []
+    for number, row in enumerate(rows):
+        with left_out:
+            checked.append((number, _polygon(path, f"annotation {number}", row, names)))
+    raw = as_boxes([polygon.box_px for _, polygon in checked])
+    inner = clipped(raw, size)
+    found = []
+    for (number, polygon), outer, within, box in zip(checked, area(raw).tolist(), area(inner).tolist(), inner.tolist()):
+        if within > 0:
+            found.append(polygon._replace(box_px=tuple(box)))
+        else:
+            why = "has no area" if outer <= 0 else "lies outside of its picture"
+            left_out.append(f"{path}: annotation {number} {why} (box {polygon.box_px}), correct or remove it")
+    return found
+
+
+def _polygon(path: Path, what: str, row: Any, names: Mapping[int, str]) -> Polygon:
+    """A polygon of a file. Raises DataError."""
+    poly = needed(path, what, row, "poly")
+    if not isinstance(poly, list) or not all(map(is_number, poly)) or max(map(abs, poly), default=0) > LARGEST_SIDE:
+        raise DataError(f"{path}: {what} has the poly {shortened(poly)}, give the x, y of its corners")
+    if len(poly) < 6 or len(poly) % 2:
+        raise DataError(f"{path}: {what} is no polygon ({shortened(poly)}), correct or remove it")
+    category = needed(path, what, row, "cat_id" if "cat_id" in row else "category_id")
+    if type(category) is not int or category not in names:
+        raise DataError(f"{path}: {what} names the unknown category id {shortened(category)}, correct it")
+    x, y = poly[::2], poly[1::2]
+    size = row.get("area")
+    if size is not None and not is_number(size):
+        raise DataError(f"{path}: {what} has the area {shortened(size)}, give it in square pixels")
+    own = float(size) if size and size > 0 else _area(x, y)
+    return Polygon(category, (float(min(x)), float(min(y)), float(max(x)), float(max(y))), own)
+
+
+def _area(x: Sequence[float], y: Sequence[float]) -> float:
+    """The area of a polygon, by the shoelace formula.
+
+    >>> _area([0, 2, 2, 0], [0, 0, 3, 3])
+    6.0
+    """
+    return abs(sum(x[k - 1] * y[k] - x[k] * y[k - 1] for k in range(len(x)))) / 2
+
+
+def _aerial_index(arrays: Arrays, images: Path, names: Mapping[int, str]) -> Index:
+    """The index of what was read. Pictures have the ids of their files, or, if these are not all different, their places."""
+    ids = _ids(arrays)
+    own = numbered(ids)
+    numbers = np.array([own[one] for one in ids], dtype=np.int64)
+    sources = {source: number for number, source in enumerate(sorted(set(arrays["sources"].tolist()) - {""}), start=1)}
+    pictures = {}
+    columns = (arrays[key].tolist() for key in ("names", "sizes", "corners", "sources"))
+    for number, name, size, corner, source in zip(numbers.tolist(), *columns):
+        (width, height), (left, top) = size, corner
+        tile = {"window": (left, top, left + width, top + height), "source_id": sources[source]} if source else {}
+        pictures[number] = Picture(images / name, (width, height), **tile)
+    keys = np.stack([numbers[arrays["owners"]], arrays["categories"]], axis=1)
+    crowd = np.zeros(len(keys), dtype=bool)
+    questions = grouped(keys, arrays["boxes"], arrays["areas"], crowd, names)
+    paths = tuple(picture.path for picture in pictures.values())
+    return Index(pictures, questions, tuple(arrays["dropped"].tolist()), paths, names=names, image_ids=originals(own))
+
+
+def _ids(arrays: Arrays) -> list[Id]:
+    """An id for every picture: those of the files, or, if they are not all different, the places of the files from 1 on."""
+    ids: list[Id] = [
+        int(one) if one.isascii() and one.isdigit() and str(int(one)) == one else one for one in arrays["ids"].tolist()
+    ]
+    return ids if "" not in ids and len(set(ids)) == len(ids) else (arrays["places"] + 1).tolist()
+
+
+# ---------------------------------------------------------------------- what was read, kept as arrays
+
+
+VERSION = "version"
+
+
+def remembered(
+    store: Path, sources: Sequence[Path], code: Iterable[Path], read: Callable[[], Arrays], keep: bool = True
+) -> Arrays:
+    """``read()``, or what it returned when it last read the same ``sources`` with the same ``code``.
+
+    ``store`` is an ``.npz`` file. A folder that cannot be written to is no error, and ``keep`` False writes nothing:
+    then it is read again next time.
+    """
+    version = _version(sources, code)
+    arrays = _load(store, version)
+    if arrays is None:
+        arrays = read()
+        if keep:
+            _save(store, version, arrays)
+    return arrays
+
+
+def _version(sources: Sequence[Path], code: Iterable[Path]) -> str:
+    """A digest of names, sizes and times of change, and of the program text."""
+    found = hashlib.blake2b(digest_size=20)
+    for path in sources:
+        state = path.stat()
+        found.update(f"{path.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+    for path in code:
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _load(store: Path, version: str) -> Arrays | None:
+    """What is kept, or None: a file that is torn, or of another version, counts for nothing."""
+    try:
+        with np.load(store, allow_pickle=False) as kept:
+            return (
+                {name: kept[name] for name in kept.files if name != VERSION} if str(kept[VERSION]) == version else None
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _save(store: Path, version: str, arrays: Arrays) -> None:
+    part = store.with_suffix(f".part{os.getpid()}")  # ranks may write at once, each its own
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays, **{VERSION: np.array(version)})
+        part.replace(store)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()

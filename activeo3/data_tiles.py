@@ -5,15 +5,18 @@ side less the overlap, and the last tile is moved back to end at the border. Wha
 tile counts there if it is enough of the box, and is a crowd otherwise.
 """
 
-from typing import Mapping, Sequence
+import os
+import sys
+from typing import Iterator, Mapping, Sequence, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from activeo3.data_annotations import Index, Picture, Question
-from activeo3.data_cache import counted
 from activeo3.geometry import as_boxes, containment
 from activeo3.types import WholeImage
 
+T = TypeVar("T")
 TILES = 10_000
 """A tile's image id is its picture's times TILES plus its number; no picture has more tiles."""
 
@@ -88,3 +91,10 @@ def _parts(question: Question, tiles: Sequence[Window], enough: float) -> dict[i
         key = question.image_id * TILES + number, question.category_id
         found[number] = Question(*key, question.query, boxes, areas, crowd[own, number])
     return found
+
+
+def counted(items: Sequence[T], what: str, unit: str = "file") -> Iterator[T]:
+    """The items, with a bar on the first rank's stderr when it takes longer than two seconds."""
+    quiet = os.environ.get("RANK", "0") != "0"
+    every = 0.5 if sys.stderr.isatty() else 30.0
+    return iter(tqdm(items, desc=what, unit=unit, delay=2.0, mininterval=every, disable=quiet))

@@ -53,8 +53,7 @@ from activeo3.answer_parsing import (
 from activeo3.config import Config
 from activeo3.data_loader import Whole, as_it_is, readable
 from activeo3.data_set import Dataset
-from activeo3.data_vqa import COGNITION, HRBENCH_KINDS, PERCEPTION
-from activeo3.data_vstar import VSTAR_KINDS
+from activeo3.data_vqa import COGNITION, HRBENCH_KINDS, PERCEPTION, VSTAR_KINDS
 from activeo3.eval_config import OF_A_CHECKPOINT, EvalConfig
 from activeo3.eval_core import Record, Runner, trained_of
 from activeo3.eval_rollouts import Looked, proposed, seconds_of, timed

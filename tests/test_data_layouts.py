@@ -20,10 +20,9 @@ from activeo3 import (
     data_lvis,
     data_perception,
     data_refcoco,
-    data_refcoco_files,
     data_set,
     data_thinobject,
-    data_vstar,
+    data_vqa,
 )
 from activeo3.data import open_dataset
 from activeo3.data_set import files_of, folder_of, look_for, parent_of, present
@@ -247,9 +246,9 @@ def test_all_three_sets_by_all_names(root: Path) -> None:  # noqa: F811
 
 
 def test_lmms_labs_val_holds_two_partitions(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    assert (data_refcoco_files._UNC_VAL, data_refcoco_files._UNC_AND_GOOGLE) == (3_811, 8_811)
-    monkeypatch.setattr(data_refcoco_files, "_UNC_VAL", 1)
-    monkeypatch.setattr(data_refcoco_files, "_UNC_AND_GOOGLE", 2)
+    assert (data_refcoco._UNC_VAL, data_refcoco._UNC_AND_GOOGLE) == (3_811, 8_811)
+    monkeypatch.setattr(data_refcoco, "_UNC_VAL", 1)
+    monkeypatch.setattr(data_refcoco, "_UNC_AND_GOOGLE", 2)
     as_lmms_lab(root)
     data = open_dataset("refcoco", "val", str(root))
     assert [e.query for e in data] == [phrase for phrase, _ in WANTED[:2]]
@@ -258,7 +257,7 @@ def test_lmms_labs_val_holds_two_partitions(root: Path, monkeypatch: pytest.Monk
 
 BROKEN = [
     ({"solution": [1, 2, 3]}, "row 0 has the solution [1, 2, 3], give x1, y1, x2, y2 in pixels"),
-    ({"solution": "somewhere"}, "row 0 has the solution None"),
+    ({"solution": "somewhere"}, "row 0 has the solution 'somewhere'"),
     ({"solution": [5, 5, 5, 9]}, "row 0 has a box without area"),
     ({"image": "../secret.jpg"}, "outside of its folder"),
     ({"problem": None}, "row 0 has an empty phrase"),
@@ -380,11 +379,11 @@ def test_a_broken_row_of_vstar_is_left_out(tmp_path: Path, change: dict, sentenc
 
 
 def test_options_are_found_by_their_letters() -> None:
-    assert data_vstar.lettered("Which? (A) one (B) two, (C)three (C) four") == (
+    assert data_vqa.options_in("Which? (A) one (B) two, (C)three (C) four") == (
         "Which?",
         ("one", "two, (C)three", "four"),
     )
-    assert data_vstar.lettered("What does the sign (B) say?") == ("What does the sign (B) say?", ())
+    assert data_vqa.options_in("What does the sign (B) say?") == ("What does the sign (B) say?", ())
 
 
 # ---------------------------------------------------------------------- thin objects
@@ -423,9 +422,9 @@ def test_data_readme_shows_every_layout() -> None:
         *data_coco.COCO_FILES,
         *data_lvis.FILES,
         *data_lvis.FOLDERS,
-        *data_refcoco_files.LAYOUTS,
-        *data_vstar.TABLES,
-        data_vstar.LINES,
+        *data_refcoco.LAYOUTS,
+        *data_vqa.VSTAR_TABLES,
+        data_vqa.VSTAR_LINES,
     ]
     known += [*data_thinobject.FOLDERS, *data_perception.FOLDERS]
     firsts = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from activeo3 import data_scene_crops, data_scenes, geometry
+from activeo3 import data_scenes, geometry
 from activeo3.config import TrainConfig
 from activeo3.data import open_dataset
 from activeo3.tasks import known_tasks
@@ -15,12 +15,12 @@ def test_a_close_up_is_a_window_of_the_worlds_picture_in_its_own_pixels() -> Non
     for index in range(4):
         whole = data_scenes.scene("val", index)
         picture = np.asarray(whole.render())
-        for example, what in ((data_scene_crops.close_up("val", index), 2), (data_scene_crops.plate("val", index), 3)):
-            rng = data_scene_crops._draws("val", index, what)
+        for example, what in ((data_scenes.close_up("val", index), 2), (data_scenes.plate("val", index), 3)):
+            rng = data_scenes._draws("val", index, what)
             window = (
-                data_scene_crops.things_window(whole, whole.targets, rng)
+                data_scenes.things_window(whole, whole.targets, rng)
                 if what == 2
-                else data_scene_crops.plate_window(whole, rng)
+                else data_scenes.plate_window(whole, rng)
             )
             x1, y1, x2, y2 = map(int, window)
             assert (0 <= x1 < x2 <= whole.size[0]) and (0 <= y1 < y2 <= whole.size[1]) and x2 - x1 == y2 - y1
@@ -31,9 +31,9 @@ def test_things_are_those_of_the_picture_and_moved_with_the_window() -> None:
     """Against the pixels: the mask of a thing in the close-up is the window of its mask in the picture."""
     for index in range(6):
         whole = data_scenes.scene("train", index)
-        window = data_scene_crops.things_window(whole, whole.things, np.random.default_rng(index))
+        window = data_scenes.things_window(whole, whole.things, np.random.default_rng(index))
         x1, y1, x2, y2 = map(int, window)
-        here = data_scene_crops.within(whole, window)
+        here = data_scenes.within(whole, window)
         cut = [thing.mask(whole.size)[y1:y2, x1:x2] for thing in whole.things]
         held = [mask for thing, mask in zip(whole.things, cut) if mask.sum() > 0.5 * thing.mask(whole.size).sum()]
         assert 1 <= len(here.things) == len(held)
@@ -46,7 +46,7 @@ def test_things_are_those_of_the_picture_and_moved_with_the_window() -> None:
 def test_questions_have_one_true_answer_and_most_things_are_whole() -> None:
     whole = cut = 0
     for index in SOME:
-        example = data_scene_crops.close_up("test", index)
+        example = data_scenes.close_up("test", index)
         names, boxes = example.objects.labels, example.objects.boxes_px
         own = [box.tolist() for box, name in zip(boxes, names) if name == example.query]
         assert own == example.boxes_px.tolist() and example.count.number == len(own) >= 1
@@ -60,7 +60,7 @@ def test_questions_have_one_true_answer_and_most_things_are_whole() -> None:
 
 def test_a_plate_shows_its_number_dot_by_dot() -> None:
     for index in SOME:
-        example = data_scene_crops.plate("test", index)
+        example = data_scenes.plate("test", index)
         reading, picture = example.vqa, np.asarray(example.image)
         assert example.text == reading.answer == data_scenes.scene("test", index).number
         for figure, (x1, y1, x2, y2) in zip(

@@ -20,7 +20,7 @@ from activeo3.config import TrainConfig
 from activeo3.data import open_dataset
 from activeo3.data_loader import readable
 from activeo3.data_set import Dataset, Source
-from activeo3.data_vstar import open_vstar
+from activeo3.data_vqa import open_vstar
 from activeo3.eval_config import EvalConfig
 from activeo3.prompts import sensing_answer
 from activeo3.types import VQA, Example

@@ -204,7 +204,9 @@ def test_files_that_do_not_fit_together(root: Path) -> None:
         path.write_bytes(pickle.dumps(refs))
         assert sentence in complaint(lambda: open_dataset("refcoco", "val", str(root)))
     (path.parent / "instances.json").write_text("[]")
-    assert "needs lists of objects under 'images'" in complaint(lambda: open_dataset("refcoco", "val", str(root)))
+    assert "needs a list of objects under the key 'images'" in complaint(
+        lambda: open_dataset("refcoco", "val", str(root))
+    )
     path.unlink()
     looked_for = "neither mdetr_annotations/finetune_refcoco_val.json nor refcoco/data/validation-*.parquet nor refcoco/refs(unc).p nor val-*.parquet in"
     assert looked_for in complaint(lambda: open_dataset("refcoco", "val", str(root)))

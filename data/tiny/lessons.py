@@ -40,9 +40,8 @@ from views import (
     window_around,
 )
 
-from activeo3 import data_scene_crops, data_scenes, geometry, prompts
-from activeo3.data_scene_crops import Window
-from activeo3.data_scenes import Scene, Thing
+from activeo3 import data_scenes, geometry, prompts
+from activeo3.data_scenes import Scene, Thing, Window
 from activeo3.task_perception_words import labelled_answer, perception_prompt
 
 READ = perception_prompt("ocr", "text", "short")
@@ -127,7 +126,7 @@ def _regions_turn(question: str, clusters: Sequence[Sequence[Thing]], view: View
 
 def reading_lesson(scene: Scene, picture: Image.Image, rng: Rng) -> Lesson:
     """A close-up of the plate: for an episode the number that it shows, for ocr the form of a transcript."""
-    view = View(scene, picture, data_scene_crops.plate_window(scene, rng), CROP_VIEW)
+    view = View(scene, picture, data_scenes.plate_window(scene, rng), CROP_VIEW)
     answer = view.number(data_scenes.QUESTION, prompts.final_answer(scene.number))
     return view.lesson([answer, *(_transcript(view, rng) for _ in range(2))])
 
@@ -245,7 +244,7 @@ def _next_aims(view: View, at_once: int, rng: Rng) -> list[Aim]:
 
 def close_up_lesson(scene: Scene, picture: Image.Image, rng: Rng) -> Lesson:
     """A close-up of some things, and the form of an answer to each task that is about things."""
-    view = View(scene, picture, data_scene_crops.things_window(scene, scene.things, rng), CROP_VIEW)
+    view = View(scene, picture, data_scenes.things_window(scene, scene.things, rng), CROP_VIEW)
     writers = (_grounding, _grounding, _counting, _counting, *[_detection] * 4)  # naming is the hardest to learn
     return view.lesson([write(view, rng) for write in writers])
 

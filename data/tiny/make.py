@@ -30,7 +30,7 @@ from tiny_model import build
 from training import Batch, Recipe, train
 from views import CROP_VIEW, Rng, all_of, plate_sheet, practice_sheet, sample_pictures, training_scene
 
-from activeo3 import data_scene_crops, data_scenes, geometry, matching, processes, prompts, terminal
+from activeo3 import data_scenes, geometry, matching, processes, prompts, terminal
 from activeo3.answer_parsing import read_boxes
 from activeo3.model import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
 from activeo3.task_perception_words import perception_prompt, read_answer
@@ -199,7 +199,7 @@ def reading_score(vlm: VisionLanguageModel, pictures: int, seed: int = 1) -> flo
 
 def naming_score(vlm: VisionLanguageModel, pictures: int) -> float:
     """The share of right names among the things that greedy answers find in unseen validation close-ups."""
-    examples = [data_scene_crops.close_up("val", index) for index in range(pictures)]
+    examples = [data_scenes.close_up("val", index) for index in range(pictures)]
     views = [geometry.crop(example.image, all_of(example.image), CROP_VIEW) for example in examples]
     asked = vlm.encode(views, [perception_prompt("detection", data_scenes.KINDS, "short")] * pictures)
     answers = vlm.generate(asked, 1, Sampling(temperature=0, max_new_tokens=240))

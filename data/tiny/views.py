@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from activeo3 import data_scenes, geometry
-from activeo3.data_scene_crops import Window
-from activeo3.data_scenes import Scene, Thing
+from activeo3.data_scenes import Scene, Thing, Window
 
 PATCH, MERGE = 8, 2  # of the tiny vision tower: a visual token sees 16 x 16 pixels
 SENSING_SIDE = 96  # shorter side of the sensing view, pixels

@@ -12,8 +12,7 @@ from typing import Callable, Mapping, Sequence
 import numpy as np
 
 from activeo3.config import TrainConfig
-from activeo3.data_scene_crops import close_up, plate
-from activeo3.data_scenes import KINDS
+from activeo3.data_scenes import KINDS, close_up, plate
 from activeo3.task_perception_words import labelled_answer
 from activeo3.tasks import known_tasks
 from activeo3.types import Count, Example

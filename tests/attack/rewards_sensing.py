@@ -16,7 +16,7 @@ from PIL import Image
 
 from activeo3 import eval_baselines, task_zoom_qa
 from activeo3.config import Config, TrainConfig
-from activeo3.data_scene_crops import close_up
+from activeo3.data_scenes import close_up
 from activeo3.data_scenes import example as scene
 from activeo3.geometry import as_boxes, iou, mask_to_rle, rle_to_mask
 from activeo3.model import VisionLanguageModel

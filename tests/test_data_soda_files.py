@@ -1,4 +1,4 @@
-"""data_cache.py: what was read is read again exactly when a file, or the program, has changed."""
+"""data_soda.py: what was read is read again exactly when a file, or the program, has changed."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_data_soda import aerial, aerial_set
 
-from activeo3 import data_cache, data_soda_a
+from activeo3 import data_soda, data_tiles
 from activeo3.data import open_dataset
-from activeo3.data_cache import counted, remembered
 from activeo3.data_set import Source
-from activeo3.data_soda import open_soda_a
+from activeo3.data_soda import open_soda_a, remembered
+from activeo3.data_tiles import counted
 
 SQUARE = [0, 0, 9, 0, 9, 9, 0, 9]
 
@@ -84,8 +84,8 @@ def test_a_bar_for_what_takes_long(capsys: pytest.CaptureFixture, monkeypatch: p
     assert (
         list(counted(["a", "b"], "reading")) == ["a", "b"] and capsys.readouterr().err == ""
     )  # done before anybody waits
-    tqdm = data_cache.tqdm
-    monkeypatch.setattr(data_cache, "tqdm", lambda *a, **k: tqdm(*a, **(k | {"delay": 0})))
+    tqdm = data_tiles.tqdm
+    monkeypatch.setattr(data_tiles, "tqdm", lambda *a, **k: tqdm(*a, **(k | {"delay": 0})))
     assert list(counted(["a", "b"], "reading")) == ["a", "b"] and "reading: 100%" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert list(counted(["a", "b"], "reading")) == ["a", "b"] and capsys.readouterr().err == ""
@@ -103,7 +103,7 @@ def test_soda_a_is_the_same_from_its_files_and_kept(tmp_path: Path, monkeypatch:
     fresh = open_dataset("soda_a", "val", root, tile=0)
     store = tmp_path / "SODA-A" / "Annotations" / "val.index.npz"
     assert store.is_file()
-    monkeypatch.setattr(data_soda_a, "read_json", lambda path: 1 / 0)  # not one file is opened
+    monkeypatch.setattr(data_soda, "read_json", lambda path: 1 / 0)  # not one file is opened
     kept = open_dataset("soda_a", "val", root, tile=0)
     assert kept.dropped == fresh.dropped != () and kept.paths == fresh.paths and len(kept) == len(fresh) == 3
     for one, other in zip(kept, fresh):
