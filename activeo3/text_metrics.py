@@ -64,7 +64,7 @@ def need_packages(what: str) -> ModuleType:
         raise DataError(
             f'{what} needs the package {error.name} for words, BLEU and METEOR: pip install "activeo3[ocr]"'
         ) from None
-    jieba.setLogLevel(logging.WARNING)  # else it tells where its dictionary is
+    jieba.setLogLevel(logging.WARNING)  # else it prints where its dictionary is
     return jieba
 
 
@@ -82,14 +82,14 @@ def page_metrics(read: str, truth: str) -> dict[str, float]:
     from nltk.translate.bleu_score import sentence_bleu
     from nltk.translate.meteor_score import single_meteor_score
 
-    said, wanted = (jieba.lcut(text) if _CHINESE.search(read + truth) else text.split() for text in (read, truth))
-    # nltk says None where a share of nothing is asked for, and warns where BLEU has no common n-gram.
-    sets = [f(set(wanted), set(said)) or 0.0 for f in (scores.precision, scores.recall, scores.f_measure)]
-    orders = min(4, len(wanted)) or 1
-    common = orders <= len(said) and bool(_grams(said, orders) & _grams(wanted, orders))
-    bleu = sentence_bleu([wanted], said, weights=(1 / orders,) * orders) if common else 0.0
-    meteor = single_meteor_score(wanted, said, wordnet=_NoSynonyms()) if said and wanted else 0.0
-    if not said and not wanted:
+    words, true = (jieba.lcut(text) if _CHINESE.search(read + truth) else text.split() for text in (read, truth))
+    # nltk returns None for a share of nothing, and warns where BLEU has no common n-gram.
+    sets = [f(set(true), set(words)) or 0.0 for f in (scores.precision, scores.recall, scores.f_measure)]
+    orders = min(4, len(true)) or 1
+    common = orders <= len(words) and bool(_grams(words, orders) & _grams(true, orders))
+    bleu = sentence_bleu([true], words, weights=(1 / orders,) * orders) if common else 0.0
+    meteor = single_meteor_score(true, words, wordnet=_NoSynonyms()) if words and true else 0.0
+    if not words and not true:
         sets, bleu, meteor = [1.0] * 3, 1.0, 1.0
     distance = Levenshtein.normalized_distance(read, truth)
     return dict(zip(COLUMNS, map(float, (distance, *sets, bleu, meteor)), strict=True))

@@ -1,5 +1,6 @@
 """How the shipped policies are made: lessons say the truth about crops and plates, and nothing about where to look."""
 
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -209,6 +210,23 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(recipe: trai
         assert not torch.equal(ours, before[name]) or ours.dtype != torch.float32, name
     with pytest.raises(ValueError, match="remove it to start anew"):
         training.train(broken, replace(recipe, seed=1), tmp_path / "broken")
+
+
+def test_the_command_leaves_a_policy_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """From the shipped policy in two steps; a recipe's other numbers, and a folder that is none, are one sentence."""
+    few = "--see_steps 1 --speak_steps 1 --crops 1 --sheets 1 --reading 1 --turns 2 --close 1 --pictures 2".split()
+    command = ["make.py", "tasks", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *few]
+    monkeypatch.setattr(sys, "argv", command)
+    make.main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: in unseen crops, numbers read ")
+    made = VisionLanguageModel.load(str(tmp_path / "out"), torch.float32)
+    assert made.parameters == tiny_model.build(0).parameters
+    for changed, said in ((["--seed", "1"], "remove it to start anew"), (["--start", "nowhere"], "nowhere")):
+        monkeypatch.setattr(sys, "argv", [*command, *changed])
+        with pytest.raises(SystemExit, match=said):
+            make.main()
 
 
 def test_the_learning_rate_rises_and_falls_in_every_stage() -> None:
