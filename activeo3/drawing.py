@@ -1,7 +1,7 @@
-"""Pictures for people: a rollout drawn into its picture, its crops side by side, saved samples.
+"""Draws rollouts into their images, crops side by side, and saves samples.
 
-Green is true, orange is a region the policy proposed, dashed blue is what the task model found. Of a mask, green
-is right, red is missing and blue is too much.
+Green: true boxes; orange: regions of the policy; dashed blue: boxes that the task model found. Of a mask, green is right,
+red is missing and blue is surplus.
 """
 
 import functools

@@ -80,7 +80,7 @@ def _noted(folder: Path) -> set[str]:
 
 
 def _of_an_older_version(folder: Path) -> bool:
-    """Is this the folder of a run or an evaluation from before there were lists: a run, in a checkpoint, or with its results?"""
+    """Whether a run or an evaluation wrote this folder before there were lists."""
     if any(folder.glob("checkpoint-*/activeo3.json")) or (folder.parent / "activeo3.json").is_file():
         return True
     results = folder / "results.json"
@@ -88,7 +88,7 @@ def _of_an_older_version(folder: Path) -> bool:
 
 
 def leave(path: Path, data: bytes) -> None:
-    """Write a file of ours as a whole, a new one or in the place of an older one, in a folder that is made if need be.
+    """Write a whole file, new or in place of an older one of ours; make its folder if it is missing.
 
     Raises ConfigError as ``claim`` does.
     """
@@ -134,7 +134,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk. What is renamed before may be lost in a power cut."""
+    """Return when a file, or the names in a folder, are on the disk: a power cut can lose an earlier rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -146,7 +146,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what was half written in a folder when a run or an evaluation was killed: temporary files of ours."""
+    """Remove our temporary files that a killed run or evaluation left in a folder."""
     noted = _noted(folder)
     for path in folder.glob(".*.tmp"):
         if path.name[1:].removesuffix(".tmp") in noted and path.is_file():
@@ -154,13 +154,13 @@ def sweep(folder: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Does an error of whoever writes say that the disk, or the user's share of it, is full?"""
+    """Whether an error of any library means that the disk, or the user's share of it, is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
 
 
 @contextmanager
 def enough_room(path: Path) -> Iterator[None]:
-    """Raise ConfigError, one sentence, if ``path`` cannot be written inside the block: the disk is full, the folder gone or closed."""
+    """Raise ConfigError, one sentence, if ``path`` cannot be written inside the block: a full disk, a missing folder."""
     try:
         yield
     except OSError as error:
@@ -225,7 +225,7 @@ def lock_refusal(folder: Path) -> str:
 
 
 def unlock_all() -> None:
-    """Give up all locks of this process, at an end that others can see: the files are then empty."""
+    """Release all locks of this process and empty their files, which marks a regular end."""
     while _locked:
         _, descriptor = _locked.popitem()
         os.ftruncate(descriptor, 0)
@@ -233,12 +233,12 @@ def unlock_all() -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Does another process write into a folder, or into one right inside it? A checkpoint's evaluation does."""
+    """Whether another process writes into a folder, or into one right inside it, as a checkpoint's evaluation does."""
     return any(_holder(path) for path in [folder / LOCK, *folder.glob(f"*/{LOCK}")])
 
 
 def died_silently(folder: Path) -> bool:
-    """Has the process that had locked a folder ended without ``unlock_all``: was it killed? True for the first who asks."""
+    """Whether the last process that locked a folder was killed before ``unlock_all``. True only for the first call."""
     path = folder / LOCK
     if not path.is_file() or _holder(path):
         return False
@@ -268,7 +268,7 @@ def _holder(path: Path) -> str:
 
 
 def _opened(path: Path, flags: int) -> int:
-    """The descriptor of a regular file. A link is not followed: the folder may come from a stranger."""
+    """The descriptor of a regular file. Links are not followed: the folder may come from elsewhere."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -297,7 +297,7 @@ def _try(descriptor: int, path: Path) -> str:
 
 
 def _sign(descriptor: int, path: Path) -> None:
-    """Write who has locked a file: process id, host, time and command, one a line."""
+    """Write the owner of a lock into its file: process id, host, time and command, one a line."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines = [str(os.getpid()), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(command.split())]
     with enough_room(path):
@@ -306,7 +306,7 @@ def _sign(descriptor: int, path: Path) -> None:
 
 
 def _named(text: bytes) -> str:
-    """The process that signed a lock file, in words that are safe to print."""
+    """The owner that a lock file names, safe to print."""
     words = [one_line(line, 200) for line in text.decode("utf-8", "replace").splitlines()]
     if len(words) < 4:
         return "another process"  # which is about to sign
