@@ -1,7 +1,7 @@
 """Draws rollouts into their images, crops side by side, and saves samples.
 
-Green: true boxes; orange: regions of the policy; dashed blue: boxes that the task model found. Of a mask, green is right,
-red is missing and blue is surplus.
+Green: true boxes; orange: regions of the policy; dashed blue: boxes that the task model found. Of a mask, green is
+right, red is missing and blue is surplus.
 """
 
 import functools

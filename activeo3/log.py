@@ -244,11 +244,13 @@ def introduction(
     often = config.steps * pictures / examples
     reward = " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight) or "always 0"
     task_model = f", {config.expert_name(config.task_model)} on the crops" if config.other_mllm else ""
-    millions, trained = policy.parameters / 1e6, policy.trainable_parameters / 1e6
-    return f"""activeo3: {"continuing" if first > 1 else "training"} {config.model}, {millions:.1f} M parameters, of which {trained:.1f} M learn, on {counted(world, "process", "processes")}
+    begin = f"{'continuing' if first > 1 else 'training'} {config.model}, {policy.parameters / 1e6:.1f} M parameters"
+    trained = f"of which {policy.trainable_parameters / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}"
+    answers = f"{pictures} pictures x {config.group} answers = {pictures * config.group} answers"
+    return f"""activeo3: {begin}, {trained}
   data    {"+".join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average
   task    {config.task}{task_model}; the reward is {reward}
-  step    {pictures} pictures x {config.group} answers = {pictures * config.group} answers; then an update at learning rate {config.lr:g}
+  step    {answers}; then an update at learning rate {config.lr:g}
   model   {policy.attention_summary}
   steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}"""
 

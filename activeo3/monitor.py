@@ -140,9 +140,9 @@ def step_row(
 ) -> dict[str, float]:
     """The rewards and lengths of one step as a row, over all ranks.
 
-    ``scores`` (P*G) lie group after group; ``scored`` (P, G) is True where a reward is compared with its siblings'; ``zero_std_groups`` of
-    this rank have no spread; ``totals`` sums values over ranks. Means of rewards are over those that are finite
-    numbers, and NaN if none is; ``rewards_left_out`` is how many are not.
+    ``scores`` (P*G) lie group after group; ``scored`` (P, G) is True where a reward counts in its group;
+    ``zero_std_groups`` is how many groups of this rank have no spread; ``totals`` sums values over ranks. Means of
+    rewards are over finite ones, and NaN without any; ``rewards_left_out`` is the number of the others.
     """
     sound = [score for score in scores if not score.faults]
     rewards = np.array([0.0 if score.faults else score.total for score in scores]).reshape(scored.shape)  # (P, G)
@@ -172,7 +172,7 @@ def faults(scored: Iterable[tuple[Rollout, TaskResult, Reward]]) -> list[str]:
 
 
 def lost(rows: Iterable[Mapping[str, float]]) -> str:
-    """How many updates a run has skipped and how many rewards it has left out, by all of its rows; "" if there are none."""
+    """How many updates were skipped and rewards left out, by all rows of a run, in words; "" if none."""
     rows = list(rows)
     skipped, left_out = (
         max((row.get("skipped_steps", 0) for row in rows), default=0),
@@ -233,9 +233,8 @@ class TrainingMonitor:
         """
         new, self.skipped = row["skipped_steps"] > self.skipped, row["skipped_steps"]
         if new:
-            say(
-                f"step {row['step']}: loss or gradient not finite, update skipped; examples: {', '.join(map(one_line, ids()))}"
-            )
+            named = ", ".join(map(one_line, ids()))
+            say(f"step {row['step']}: loss or gradient not finite, update skipped; examples: {named}")
         if many := self.updates.too_much(new):
             raise ConfigError(
                 f"{many} skipped an update because a loss or gradient was not finite; "
@@ -243,9 +242,8 @@ class TrainingMonitor:
             )
         named = ", ".join(map(one_line, faults())) if row["rewards_left_out"] else ""
         if named:
-            say(
-                f"step {row['step']}: {counted(int(row['rewards_left_out']), 'reward')} not finite, left out of the group: {named}"
-            )
+            count = counted(int(row["rewards_left_out"]), "reward")
+            say(f"step {row['step']}: {count} not finite, left out of the group: {named}")
         if many := self.rewards.too_much(bool(named)):
             raise ConfigError(
                 f"{many} had a reward that was not finite, the last one of {named}; look at what gives these terms: "

@@ -1,4 +1,4 @@
-"""What a run or an evaluation leaves in a folder: its own files, never in place of a file that is not ours; one run at a time.
+"""Files of a run or an evaluation: never in place of a file that is not ours, and of one run at a time in a folder.
 
 A user may name a folder of their own as ``--output_dir``. So every folder has a list of what was written into it,
 ``.activeo3``, one name a line. A file with a name of ours that is not in the list is not ours: it stays, and the program
