@@ -113,17 +113,11 @@ class Sizes:
         return self.layers * rank * (attention + 3 * (self.hidden + self.mlp))
 
 
-def _qwen(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, vision_mlp: int) -> Sizes:
-    """A member of the Qwen2.5-VL family; they share nearly all of the vision tower."""
-    return Sizes("qwen2_5_vl", layers, hidden, mlp, heads, kv_heads, 128, vocabulary, hidden == 2048,
-                 32, 1280, vision_mlp, 14, 2)  # fmt: skip
-
-
 KNOWN = {
-    "3B": _qwen(36, 2048, 11_008, 16, 2, 151_936, 3_420),
-    "7B": _qwen(28, 3584, 18_944, 28, 4, 152_064, 3_420),
-    "32B": _qwen(64, 5120, 27_648, 40, 8, 152_064, 3_456),
-    "72B": _qwen(80, 8192, 29_568, 64, 8, 152_064, 3_456),
+    "3B": Sizes("qwen2_5_vl", 36, 2048, 11_008, 16, 2, 128, 151_936, True, 32, 1280, 3_420, 14, 2),
+    "7B": Sizes("qwen2_5_vl", 28, 3584, 18_944, 28, 4, 128, 152_064, False, 32, 1280, 3_420, 14, 2),
+    "32B": Sizes("qwen2_5_vl", 64, 5120, 27_648, 40, 8, 128, 152_064, False, 32, 1280, 3_456, 14, 2),
+    "72B": Sizes("qwen2_5_vl", 80, 8192, 29_568, 64, 8, 128, 152_064, False, 32, 1280, 3_456, 14, 2),
 }
 """Qwen2.5-VL by size; every other model is read from its folder."""
 
@@ -136,14 +130,13 @@ def sizes_of(model: str) -> Sizes:
         if not size or size[1] not in KNOWN:
             raise ConfigError(f"--model {model} is neither a folder nor one of: {', '.join(KNOWN)}.")
         return KNOWN[size[1]]
-    found = read_object(folder / "config.json", f"--model {folder / 'config.json'}")
-    counted = [name for name, family in FAMILIES.items() if family.saved]
+    path = folder / "config.json"
+    found, counted = read_object(path, f"--model {path}"), [name for name, family in FAMILIES.items() if family.saved]
     if found.get("model_type") not in counted:
         raise ConfigError(f"--model {model} is a {found.get('model_type')} model; supported are {', '.join(counted)}.")
     try:
         return Sizes.of(found)
     except KeyError as missing:
-        path = folder / "config.json"
         raise ConfigError(f"--model {path} has no {missing}; copy it from the original model.") from None
 
 
