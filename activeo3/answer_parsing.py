@@ -22,8 +22,8 @@ Words: what the benchmarks say, and where this differs from it
      thoughts, tags, asterisks and white space, which the evaluated models do not write.
      ``read_yes_or_no`` and ``read_word`` are kinder, for the column beside them.
 
-The ``lenient`` parser is for models that were not trained here. Where it finds more than the strict one, its result keeps
-the strict one's error, so the format reward is the same, and the strict result (``ParsedAnswer.strict``).
+The ``lenient`` parser is for models that were not trained here. Where it finds more than the strict one, its result
+keeps the strict one's error, so the format reward is the same, and the strict result (``ParsedAnswer.strict``).
 
 An answer that breaks the rules is data, never an exception: ``ParsedAnswer.error`` and ``Reading.error`` name the rule.
 """
@@ -72,8 +72,8 @@ def read_regions(
         finished: False when the answer hit the length limit.
         most: how many regions the prompt allowed; further ones are dropped and are an error.
         least: how many it asked for at least; fewer are an error, but are kept.
-        parser: ``lenient`` looks for boxes of any form where the strict reader finds none, also in a thought if there is
-            no answer beside it; the error stays.
+        parser: ``lenient`` looks for boxes of any form where the strict reader finds none, also in a thought if there
+            is no answer beside it; the error stays.
 
     Boxes are kept when the JSON is right although the tags are not: only the format reward is lost.
 
@@ -114,8 +114,8 @@ def _lenient_or(strict: ParsedAnswer, items: Sequence[Item]) -> ParsedAnswer:
 
 
 def answer_in(text: str) -> str:
-    """The part of an answer that the lenient reader reads, without tags: the text of the last ``<answer>``, closed or not;
-    without one, all text outside of thoughts.
+    """The part of an answer that the lenient reader reads, without tags: the text of the last ``<answer>``, closed or
+    not; without one, all text outside of thoughts.
 
     >>> answer_in("<think>a</think>so <answer>b"), answer_in("a</think>b</answer>"), answer_in("<think>a")
     ('b', 'b', '')
@@ -128,9 +128,10 @@ def answer_in(text: str) -> str:
 def read_boxes(text: str, finished: bool = True, points: bool = False, parser: str = "strict") -> ParsedAnswer:
     """Read the task role's answer: a JSON list of bbox_2d, bare or fenced; ``[]`` means nothing is there.
 
-    Any other text has an error, and is read object by object: whole boxes count in any container, beside broken ones, and
-    in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d instead; a point is a
-    box without sides. The ``lenient`` parser's boxes count where they are more; the error stays. Things beyond the MAX_BOXES-th are not read.
+    Any other text has an error, and is read object by object: whole boxes count in any container, beside broken ones,
+    and in a list that is cut short. Thoughts are not read. With ``points`` an item may be a point_2d instead; a point
+    is a box without sides. The ``lenient`` parser's boxes count where they are more; the error stays. Things beyond the
+    MAX_BOXES-th are not read.
 
     >>> read_boxes('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6', finished=False)
     ParsedAnswer(boxes_text=((1.0, 2.0, 3.0, 4.0),), labels=('',), error='unfinished')
@@ -158,7 +159,8 @@ def _read_boxes(text: str, finished: bool, points: bool) -> ParsedAnswer:
 
 
 def _objects_of(text: str, points: bool) -> Iterator[dict[str, Any]]:
-    """Every object with a box (or point) of a JSON value, wherever in it; of a text that is none, every whole object."""
+    """Every object with a box (or point) of a JSON value, wherever in it; of a text that is none, every whole
+    object."""
     whole = decoded(text, strict=False)  # not strict: a label may have line breaks
     if whole is not NO_JSON:
         yield from objects_in(whole, points)
@@ -284,8 +286,8 @@ def plain(text: str) -> str:
 def read_letter(text: str, options: Sequence[str], finished: bool = True) -> Reading:
     """The letter of one of the options. The first rule that finds any letter decides; it must find one only.
 
-    In order: the text is a letter or an option; "the answer is B"; "B or C"; a line begins with "B." or "(B)", or is "B";
-    "(B)" elsewhere; the words of exactly one option; a capital letter that stands alone.
+    In order: the text is a letter or an option; "the answer is B"; "B or C"; a line begins with "B." or "(B)", or is
+    "B"; "(B)" elsewhere; the words of exactly one option; a capital letter that stands alone.
 
     >>> read_letter("(B) the cat.", ["dog", "cat"]).value, read_letter("A cat", ["dog", "cat"]).value
     ('B', 'B')
@@ -397,8 +399,8 @@ def mme_script(text: str, finished: bool = True) -> Reading:
 def lmms_eval_word(text: str, question: str, finished: bool = True) -> Reading:
     """An answer in lower case, as it must equal the right one in lower case.
 
-    A number word that stands alone becomes a digit, punctuation goes, and the words of an option that the question lists
-    ("A. left") become its letter, wherever they stand; the first ones count.
+    A number word that stands alone becomes a digit, punctuation goes, and the words of an option that the question
+    lists ("A. left") become its letter, wherever they stand; the first ones count.
 
     >>> lmms_eval_word("Two", "How many?").value, lmms_eval_word("It is left.", "Where?\\nA. left\\nB. right").value
     ('2', 'a')

@@ -100,10 +100,12 @@ _PILE = re.compile(_MARK + "{30}")
 
 
 def normalised(text: str) -> str:
-    """The text in Unicode's form NFKC: wide letters are narrow ones, ligatures are letters (up to 18, so that it is limited anew).
+    """The text in Unicode's form NFKC: wide letters are narrow ones, ligatures are letters (up to 18, so that it is
+    limited anew).
 
-    Marks on a letter are put in order, by a sort that is quadratic. The text is cut where 30 of them have come one after the
-    other, as Unicode's Stream-Safe Text Format does (UAX 15, section 13); no language has so many on a letter.
+    Marks on a letter are put in order, by a sort that is quadratic. The text is cut where 30 of them have come one
+    after the other, as Unicode's Stream-Safe Text Format does (UAX 15, section 13); no language has so many on a
+    letter.
 
     >>> normalised("Ｂ ﬁ"), normalised("e\\u0301") == "\\u00e9"
     ('B fi', True)
@@ -173,7 +175,8 @@ _FAR = 1000  # characters from a box to the braces of its object, at most
 
 
 def boxes_in(text: str, points: bool = False) -> list[Item]:
-    """The boxes of a text in their order, MAX_BOXES at most; with ``points`` two numbers are a point, a box without sides.
+    """The boxes of a text in their order, MAX_BOXES at most; with ``points`` two numbers are a point, a box without
+    sides.
 
     >>> [item.box for item in boxes_in("I see {'bbox': ['1', 2, 30, 40,], 'label': 'cup'} and (5,6),(7,8).")]
     [(1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 7.0, 8.0)]
@@ -233,8 +236,8 @@ _LATIN = re.compile(r"[a-z]++")
 
 
 def last_number(text: str, items: list[Item], words: tuple[str, ...] = ()) -> int | None:
-    """The last whole number of a text that belongs to none of its boxes and labels, in digits or as one of ``words`` (for 0,
-    1, 2, ...); None without one.
+    """The last whole number of a text that belongs to none of its boxes and labels, in digits or as one of ``words``
+    (for 0, 1, 2, ...); None without one.
 
     >>> text = "Two: [1, 2, 3, 4], [5, 6, 7, 8]. There are 2 cups."
     >>> last_number(text, boxes_in(text)), last_number("I see two.", [], ("zero", "one", "two"))
@@ -253,7 +256,8 @@ def last_number(text: str, items: list[Item], words: tuple[str, ...] = ()) -> in
 
 
 def last_words(text: str) -> str | None:
-    """What a text without tags answers: behind the last "answer:", or else its last line (as Active-Perception-R1 reads it).
+    """What a text without tags answers: behind the last "answer:", or else its last line (as Active-Perception-R1 reads
+    it).
 
     >>> last_words("It is far away.\\nAnswer: 42"), last_words("I see\\n42\\n"), last_words(" ")
     ('42', '42', None)

@@ -17,8 +17,8 @@ cuDNN's attention is never used. On Hopper torch 2.11 and newer prefer it, its b
 whose number of keys is 64 modulo 128 (pytorch issue 196678, trl issue 7181), and it makes a plan for every new shape,
 which decoding and packed rows have at every step.
 
-The vision tower needs no masks: pictures, and windows of them, are pieces that see themselves alone. Flash-attention takes
-all of them in one call. Where it does not work, pieces of one length are a batch.
+The vision tower needs no masks: pictures, and windows of them, are pieces that see themselves alone. Flash-attention
+takes all of them in one call. Where it does not work, pieces of one length are a batch.
 """
 
 from collections import Counter
@@ -78,7 +78,8 @@ def in_two_calls(
 def flex_or_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask | Tensor | None, **options
 ) -> tuple[Tensor, Tensor | None]:
-    """FlexAttention under a mask of blocks, which only packed rows have, and sdpa under any other; as ``in_two_calls``."""
+    """FlexAttention under a mask of blocks, which only packed rows have, and sdpa under any other; as
+    ``in_two_calls``."""
     attend = flex_attention_forward if isinstance(attention_mask, BlockMask) else sdpa_attention_forward
     return attend(module, query, key, value, attention_mask, **options)
 
@@ -89,8 +90,8 @@ def together(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' own sdpa for the vision tower, in which pictures, or windows of one, see themselves alone.
 
-    Their patches stand in one row, ``query`` (1, heads, N, d), and ``cu_seq_lens_q`` (pieces + 1,) says where each begins.
-    All of one length are a batch: a call for each length instead of one for each piece.
+    Their patches stand in one row, ``query`` (1, heads, N, d), and ``cu_seq_lens_q`` (pieces + 1,) says where each
+    begins. All of one length are a batch: a call for each length instead of one for each piece.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -108,7 +109,8 @@ def together(
 
 @lru_cache(maxsize=16)  # every layer asks
 def _by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """Pieces of a row sorted by length: (pieces, length) of each length, the columns (N,) in that order, and the way back."""
+    """Pieces of a row sorted by length: (pieces, length) of each length, the columns (N,) in that order, and the way
+    back."""
     of_column = torch.repeat_interleave(
         torch.tensor(lengths), torch.tensor(lengths)
     )  # (N,) the length of a column's piece
@@ -131,7 +133,8 @@ def free_columns(attention: str, prefix: int) -> int:
 
 
 def packed_mask(attention: str, rule: Rule, ids: Tensor, free: int, dtype: torch.dtype) -> BlockMask | Tensor:
-    """The mask of packed rows ``ids`` (R, S + W) in the form that an ``attention`` takes, without lines for ``free`` columns.
+    """The mask of packed rows ``ids`` (R, S + W) in the form that an ``attention`` takes, without lines for ``free``
+    columns.
 
     Raises ValueError if it takes none (``mask_for``).
     """
@@ -143,9 +146,9 @@ def packed_mask(attention: str, rule: Rule, ids: Tensor, free: int, dtype: torch
 def mask_for(attention: str, allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask (R, 1, queries, keys), True where a query may look, as what is added to scores of a ``dtype``.
 
-    sdpa would take the booleans, but make this of them in every layer, and keep it there for the backward pass. So it is
-    made once, with lines that begin where the kernels for GPUs want them: at multiples of 8.
-    Some attentions, like flash attention, have no place for such a mask and would ignore it in silence: they raise ValueError.
+    sdpa would take the booleans, but make this of them in every layer, and keep it there for the backward pass. So it
+    is made once, with lines that begin where the kernels for GPUs want them: at multiples of 8. Some attentions, like
+    flash attention, have no place for such a mask and would ignore it in silence: they raise ValueError.
     """
     if attention not in ("sdpa", "eager", TWO_CALLS, FLEX):
         raise ValueError(

@@ -1,14 +1,14 @@
 """Which detection finds which true box: COCO's matching of one question, for all size classes and IoU thresholds.
 
-The rule is that of pycocotools' COCOeval. Detections take their turn, the best score first. Each takes the true box with
-which it has the highest IoU, if that reaches the threshold, among those that are not taken yet; of equals the last one. A
-true box that is not to be counted, because it is a crowd or of another size, is taken only if there is no other, and a
-crowd may be taken again and again. A detection that has taken such a box is not counted either, nor is one without any
-box whose own area is outside of the size class.
+The rule is that of pycocotools' COCOeval. Detections take their turn, the best score first. Each takes the true box
+with which it has the highest IoU, if that reaches the threshold, among those that are not taken yet; of equals the last
+one. A true box that is not to be counted, because it is a crowd or of another size, is taken only if there is no other,
+and a crowd may be taken again and again. A detection that has taken such a box is not counted either, nor is one
+without any box whose own area is outside of the size class.
 
 COCOeval compares every detection with every true box in Python, 30 s for a picture of SODA with a thousand cars. Here a
-detection looks only at the boxes that it overlaps enough, a tenth of a second. The IoU is pycocotools' own, and so are the
-results (tests/test_box_matching.py).
+detection looks only at the boxes that it overlaps enough, a tenth of a second. The IoU is pycocotools' own, and so are
+the results (tests/test_box_matching.py).
 """
 
 from typing import NamedTuple, Sequence
@@ -30,8 +30,8 @@ class Boxes(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """A question in one size class: ``truth`` true boxes count. Of its detections (D,), best first, ``hit`` (T, D) found
-    a true box at each threshold, ``skip`` (T, D) are not counted."""
+    """A question in one size class: ``truth`` true boxes count. Of its detections (D,), best first, ``hit`` (T, D)
+    found a true box at each threshold, ``skip`` (T, D) are not counted."""
 
     truth: int
     scores: np.ndarray

@@ -2,8 +2,9 @@
 
     <|object_ref_start|>red cup<|object_ref_end|><|box_start|>(120,310),(245,470)<|box_end|>
 
-(Qwen2-VL, arXiv 2409.12191.) Its later siblings write JSON, and so every reader here reads JSON: an answer in this
-form is turned into a list of the same boxes first. A name holds until the next one; a box that is cut short is left as it is.
+(Qwen2-VL, arXiv 2409.12191.) Its later siblings write JSON, and so every reader here reads JSON: an answer in this form
+is turned into a list of the same boxes first. A name holds until the next one; a box that is cut short is left as it
+is.
 """
 
 import json

@@ -1,13 +1,14 @@
-"""What a text tower remembers of the tokens that it has read: keys and values, and the running states of linear attention.
+"""What a text tower remembers of the tokens that it has read: keys and values, and the running states of linear
+attention.
 
 There are two uses. Decoding writes one token after the other into a cache without gradient (``new_cache``). Scoring
-reads a prompt once, with gradient, and then its answers as a batch behind it (``PromptCache``): the answers only read what
-the prompt left, so gradients reach the prompt through it, and a layer that is computed again for the backward pass
+reads a prompt once, with gradient, and then its answers as a batch behind it (``PromptCache``): the answers only read
+what the prompt left, so gradients reach the prompt through it, and a layer that is computed again for the backward pass
 (``--recompute``) finds what it found the first time.
 
-A layer of linear attention (the gated delta net of Qwen3.5) holds no column for each token but one state for all of them,
-and the last few columns of a short convolution. A state cannot be asked to forget a token, so such rows are never padded
-between two tokens; on the left, padding leaves the state at zero, and behind the last token nothing reads it.
+A layer of linear attention (the gated delta net of Qwen3.5) holds no column for each token but one state for all of
+them, and the last few columns of a short convolution. A state cannot be asked to forget a token, so such rows are never
+padded between two tokens; on the left, padding leaves the state at zero, and behind the last token nothing reads it.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Between the command line and a config: the dataclass is the command line, and its source holds the help.
 
-A field ``group`` is the flag ``--group``, the text under it is its help, the comment ``# ---- heading`` above it names its
-part of the help. Under a heading that ends with ``--FLAG`` the fields have that flag together: ``--FLAG tile=0 absent=0.2``.
-Nothing here imports torch, so a wrong flag is answered within a second.
+A field ``group`` is the flag ``--group``, the text under it is its help, the comment ``# ---- heading`` above it names
+its part of the help. Under a heading that ends with ``--FLAG`` the fields have that flag together: ``--FLAG tile=0
+absent=0.2``. Nothing here imports torch, so a wrong flag is answered within a second.
 """
 
 import argparse
@@ -34,7 +34,8 @@ class ConfigError(OneLine):
 
 
 def read_command_line(cls: Any, known: Mapping[str, Collection[str]]) -> Any:
-    """The config of a script, read before anything slow is imported; a wrong flag ends the program with its sentence."""
+    """The config of a script, read before anything slow is imported; a wrong flag ends the program with its
+    sentence."""
     terminal.protect()
     processes.watch()
     with processes.one_sentence(OneLine):
@@ -45,7 +46,8 @@ def read_command_line(cls: Any, known: Mapping[str, Collection[str]]) -> Any:
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ConfigError, with the nearest known name, for names that are not known; ``name:split`` counts as ``name``."""
+    """Raise ConfigError, with the nearest known name, for names that are not known; ``name:split`` counts as
+    ``name``."""
     if strangers := [name for name in names if name.partition(":")[0] not in known]:
         near = did_you_mean(strangers[0], known)
         raise ConfigError(f"--{flag} {' '.join(strangers)} is not known{near}; there are: {', '.join(known)}.")
@@ -97,7 +99,8 @@ class Range:
 
 
 class Field(NamedTuple):
-    """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under it.
+    """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under
+    it.
 
     ``joint`` is the flag of several rarely changed fields, "" for a flag of its own.
     """
@@ -120,7 +123,8 @@ class Field(NamedTuple):
 
 @cache
 def fields_of(cls: type) -> dict[str, Field]:
-    """The fields of a config dataclass, parents included, with the text under each and the heading above it (``# ---- heading``)."""
+    """The fields of a config dataclass, parents included, with the text under each and the heading above it (``# ----
+    heading``)."""
     docs, groups = {}, {}
     for owner in reversed(cls.__mro__[:-1]):
         lines, first = inspect.getsourcelines(owner)
@@ -166,8 +170,8 @@ def check_fields(config: Any) -> None:
 def read_flags(cls: type, argv: Sequence[str] | None, everyday: Collection[str], epilog: str = "") -> dict[str, Any]:
     """The flags of a command line as values of the fields of ``cls``; those that are not given are left out.
 
-    ``--help`` prints the ``everyday`` flags and ends the program, ``--help all`` prints all of them. Raises ConfigError for
-    a flag that is not known and for a value that cannot be read.
+    ``--help`` prints the ``everyday`` flags and ends the program, ``--help all`` prints all of them. Raises ConfigError
+    for a flag that is not known and for a value that cannot be read.
     """
     fields, words = fields_of(cls), list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(words):

@@ -1,8 +1,8 @@
 """Every number of an experiment, each with one owner and its reason.
 
-``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The command line is the
-dataclass (cli.py): ``--group 16`` sets the field ``group``, the text under a field is its help. Presets are merged in their
-order (``--preset paper gspo``); flags win.
+``TrainConfig`` holds what decides a result, ``ds_config.json`` how DeepSpeed runs on this machine. The command line is
+the dataclass (cli.py): ``--group 16`` sets the field ``group``, the text under a field is its help. Presets are merged
+in their order (``--preset paper gspo``); flags win.
 """
 
 import dataclasses
@@ -37,13 +37,15 @@ class Config:
 
     # ---- what is learned, on which data
     preset: tuple[str, ...] = ("tiny",)
-    """sets of values, merged in this order: a situation (tiny: a laptop; paper: Qwen2.5-VL-7B as in ACTIVE-O3 E.2), a whole
-    task such as zoom_qa or refcoco, and variants such as gspo; presets.py lists them"""
+    """sets of values, merged in this order: a situation (tiny: a laptop; paper: Qwen2.5-VL-7B as in ACTIVE-O3 E.2), a
+    whole task such as zoom_qa or refcoco, and variants such as gspo; presets.py lists them"""
     task: str = "sense"
-    """sense (propose regions to zoom into), direct (find things without a zoom: Direct RFT), segment (propose where a mask is
-    wrong), zoom_qa (answer a question after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
+    """sense (propose regions to zoom into), direct (find things without a zoom: Direct RFT), segment (propose where a
+    mask is wrong), zoom_qa (answer a question after zooms), or, in one step (Perception-R1): grounding, counting, ocr,
+    detection"""
     data: tuple[str, ...] = ("scenes",)
-    """the data set, or several that are mixed: scenes (embedded world), coco (your own folder); python -m activeo3.data lists all"""
+    """the data set, or several that are mixed: scenes (embedded world), coco (your own folder); python -m activeo3.data
+    lists all"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
@@ -67,19 +69,23 @@ class Config:
     sensing_side: Positive = 96
     """shorter side of the whole picture as the policy sees it, in pixels (paper: 1024)"""
     max_view_pixels: int = 2**22
-    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's 1024"""
+    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's
+    1024"""
     crop_side: Positive = 128
     """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
     crop_shape: Literal["square", "aspect"] = "square"
-    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept, its area at least that"""
+    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept, its area at least
+    that"""
 
     # ---- prompts and answers
     wording: Literal["paper", "short", "zoom_roi"] = "short"
-    """prompts: the paper's, the tiny policy's few words, or the paper's with Active-Perception-R1's own zoom call (zoom_qa)"""
+    """prompts: the paper's, the tiny policy's few words, or the paper's with Active-Perception-R1's own zoom call
+    (zoom_qa)"""
     thinking: bool = False
     """grounding, counting, ocr, detection: think before the answer (Perception-R1 found it to hurt)"""
     parser: Literal["strict", "lenient"] = "strict"
-    """how answers are parsed: in the form that was asked for, or boxes of any form; the format reward is always strict"""
+    """how answers are parsed: in the form that was asked for, or boxes of any form; the format reward is always
+    strict"""
     regions: Regions = 3
     """how many regions an answer may propose (paper: 3)"""
     max_new_tokens: Positive = 96
@@ -123,7 +129,8 @@ class Config:
     text_threshold: Share = 0.25
     """a detector's box belongs to the query if one of its words has this score"""
     least_seen: Annotated[float, Range(0)] = 16.0
-    """the oracle's smallest thing in pixels of a crop's view: a visual token (Qwen2.5-VL: 28); 0: any, and exact masks"""
+    """the oracle's smallest thing in pixels of a crop's view: a visual token (Qwen2.5-VL: 28); 0: any, and exact
+    masks"""
     clicks: Positive = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
 
@@ -143,9 +150,11 @@ class Config:
         refuse({
             f"--episode_options least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}, both in 0 to 1":
                 not 0 <= self.least_zoom < self.most_zoom <= 1,
-            f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a turn of "
+            f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a "
+            "turn of "
             f"--max_turns {self.max_turns} to answer in": not 0 <= self.min_zooms <= zooms,
-            f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side {self.sensing_side} has "
+            f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
+            f"{self.sensing_side} has "
             f"{self.sensing_side**2}": self.max_view_pixels < self.sensing_side**2,
             "--data names no data set": not self.data,
             f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}":
@@ -184,7 +193,8 @@ class Config:
         return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
 
     def expert_name(self, task_model: str) -> str:
-        """How tables name a task model: a language model that is not the start policy with its folder, ``mllm-Qwen2.5-VL-72B``."""
+        """How tables name a task model: a language model that is not the start policy with its folder,
+        ``mllm-Qwen2.5-VL-72B``."""
         if task_model != "mllm" or not self.other_mllm:
             return task_model
         parts = Path(paths.cached(self.other_mllm) or os.path.normpath(self.other_mllm)).parts
@@ -192,7 +202,8 @@ class Config:
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None, known: Mapping[str, Collection[str]] = {}) -> Self:
-        """Read the command line; ``known`` has the names that a flag may have, such as all data sets. Raises ConfigError."""
+        """Read the command line; ``known`` has the names that a flag may have, such as all data sets. Raises
+        ConfigError."""
         # A preset describes a training run; an evaluation takes from it what both scripts share.
         taken = fields_of(cls if cls is TrainConfig else Config)
         values = from_command_line(cls, argv, taken, {"task": TASKS, **known}, cls.EVERYDAY)
@@ -225,11 +236,13 @@ class TrainConfig(Config):
 
     # ---- the task model, which works on the crops
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """mllm (the start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth that a view can show)"""
+    """mllm (the start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth that a view can
+    show)"""
 
     # ---- steps
     steps: Positive = 160
-    """each samples P x G answers per rank and updates the policy --epochs times. A larger number continues a run that is over"""
+    """each samples P x G answers per rank and updates the policy --epochs times. A larger number continues a run that
+    is over"""
     prompts: int = 4
     """P: prompts per rank and step"""
     group: int = 8
@@ -237,7 +250,8 @@ class TrainConfig(Config):
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, with the same result"""
     scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
-    """a group as one packed row, a batch behind the cached prompt, or plain rows, with the same result; auto: packed if possible"""
+    """a group as one packed row, a batch behind the cached prompt, or plain rows, with the same result; auto: packed if
+    possible"""
     recompute: bool = False
     """activation checkpointing: much less memory for a third more time in the update, with the same result"""
     epochs: Positive = 1
@@ -251,16 +265,19 @@ class TrainConfig(Config):
     train_only: str = "self_attn"
     """train the parameters whose names match this regular expression (presets.py says why); empty: all (paper)"""
     lora: Natural = 0
-    """rank of LoRA adapters of the matrices that --train_only names; the reference is the model without them; 0: none (paper)"""
+    """rank of LoRA adapters of the matrices that --train_only names; the reference is the model without them; 0: none
+    (paper)"""
     beta: Annotated[float, Range(0)] = 0.04
     """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
-    """per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO, GPG)"""
+    """per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO,
+    GPG)"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
-    """a reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step (REINFORCE++),
-    the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups without spread (GPG)"""
+    """a reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step
+    (REINFORCE++), the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups
+    without spread (GPG)"""
 
     # ---- the update: --update_options
     warmup: Natural = 10
@@ -278,10 +295,12 @@ class TrainConfig(Config):
 
     # ---- the reward
     reward_weights: tuple[str, ...] = ()
-    """weights that differ from the task's, as format=0 task=2; 0 is an ablation. The first lines of a run show all of them"""
+    """weights that differ from the task's, as format=0 task=2; 0 is an ablation. The first lines of a run show all of
+    them"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
-    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 (paper B.4 b); regions at least 10 % object
-    (B.4 a). Of a mask's errors: their share in the regions times the share left out (ours), or the first alone (recall: 4.4)"""
+    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 (paper B.4 b); regions at least 10 %
+    object (B.4 a). Of a mask's errors: their share in the regions times the share left out (ours), or the first alone
+    (recall: 4.4)"""
     mask_truncated: bool = False
     """truncated answers get reward NaN and are excluded from their group, instead of counting as wrong (Mini-o3)"""
 
@@ -291,13 +310,15 @@ class TrainConfig(Config):
     evidence_gate: bool = True
     """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
     perception_reward: Literal["f1", "paper"] = "f1"
-    """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms, which can be earned blind (matching.py)"""
+    """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms, which can be earned blind
+    (matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"
     """counting, detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
     iou_power: Literal[1, 2] = 1
     """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
     places: Literal["near", "distance", "inside"] = "near"
-    """counting: 1 at a thing's centre to 0 a thing's size away, 1 - distance (Perception-R1), or 1 inside the true box"""
+    """counting: 1 at a thing's centre to 0 a thing's size away, 1 - distance (Perception-R1), or 1 inside the true
+    box"""
 
     # ---- what a run keeps
     output_dir: Place = Place("runs/tiny")

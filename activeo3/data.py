@@ -3,8 +3,8 @@
     python -m activeo3.data --data_root FOLDER                        # what is registered, found and missing
     python -m activeo3.data --data_root FOLDER --fetch pixmo_count    # images of a set that is a list of urls
 
-Every data set is registered by the function that opens it (data_set.py); ``--data_options extension=my_sets.py`` runs a file of your own
-that registers some.
+Every data set is registered by the function that opens it (data_set.py); ``--data_options extension=my_sets.py`` runs a
+file of your own that registers some.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def open_dataset(
     seed: int = Source.seed,
     absent: float = Source.absent,
 ) -> Dataset:
-    """Opens a registered data set by name, or several as one; ``limit`` keeps the first questions, the others as in ``Source``.
+    """Opens a registered data set by name, or several as one; ``limit`` keeps the first questions, the others as in
+    ``Source``.
 
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     image is where they say.

@@ -1,8 +1,9 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
 Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
-Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
-that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_io.py).
+Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that
+cannot be used is left out and named, and so are the boxes of a picture that is left out; only a file that is wrong as a
+whole is an error. Ids are of any kind (data_io.py).
 """
 
 from dataclasses import dataclass, replace
@@ -170,7 +171,8 @@ def checked_picture(
 ) -> Picture:
     """A checked entry of the list of images; ``categories`` has the number of every category id.
 
-    An entry of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in which picture, ``ori_id``.
+    An entry of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in which picture,
+    ``ori_id``.
     """
     size = (needed(path, what, row, "width"), needed(path, what, row, "height"))
     if not all(is_number(side) and int(side) == side and 0 < side <= LARGEST_SIDE for side in size):
@@ -202,7 +204,8 @@ def _tile_of(path: Path, what: str, row: Mapping[str, Any], size: tuple[int, int
 def category_set(
     path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]
 ) -> frozenset[int]:
-    """The numbers of a list of category ids, which may be missing; categories that the file does not have are passed over."""
+    """The numbers of a list of category ids, which may be missing; categories that the file does not have are passed
+    over."""
     ids = row.get(key) or []
     if not isinstance(ids, list):
         raise DataError(f"{path}: {what} has {key} {shortened(ids)}, give a list of ids")
@@ -278,8 +281,8 @@ def grouped(
     names: Mapping[int, str],
     crowds: bool = False,
 ) -> tuple[Question, ...]:
-    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as in
-    ``group_boxes``."""
+    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as
+    in ``group_boxes``."""
     order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
     starts = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
     questions = []

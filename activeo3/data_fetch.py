@@ -143,7 +143,8 @@ def _outcomes(missing: Sequence[Wanted], folder: Path, limits: Limits) -> Iterat
 
 def _summary(found: Fetched, folder: Path, say: Callable[[str], None]) -> None:
     say(
-        f"{found.new:,} files came, {len(found.dead):,} are unavailable, {len(found.later):,} may come when you try again"
+        f"{found.new:,} files came, {len(found.dead):,} are unavailable, {len(found.later):,} may come when you try "
+        "again"
     )
     for name, problems in (("unavailable", found.dead), ("not this time", found.later)):
         reasons = Counter(reason.rpartition(": ")[2] for reason in problems.values())

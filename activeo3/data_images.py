@@ -52,7 +52,8 @@ class Unreadable(Exception):
 
 
 class Decoded(NamedTuple):
-    """A picture as its file holds it, of any pixel type, and the EXIF ``orientation``, 1 to 8, that turns it upright."""
+    """A picture as its file holds it, of any pixel type, and the EXIF ``orientation``, 1 to 8, that turns it
+    upright."""
 
     stored: Image.Image
     orientation: int
@@ -190,7 +191,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The picture itself, or as 8-bit grey if it has grey values of more bits. Raises ValueError if their range is unknown."""
+    """The picture itself, or as 8-bit grey if it has grey values of more bits. Raises ValueError if their range is
+    unknown."""
     if image.mode != "I" and not image.mode.startswith(("I;16", "F")):
         return image
     values = np.asarray(image)

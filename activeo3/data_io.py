@@ -75,7 +75,8 @@ class LeftOut(list[str]):
         return found
 
     def nothing(self, what: str) -> DataError:
-        """The error that ends a run if no row is usable. ``what`` names file or set, and what to do if it has no rows."""
+        """The error that ends a run if no row is usable. ``what`` names file or set, and what to do if it has no
+        rows."""
         if not self:
             return DataError(what)
         others = f" (and {len(self) - 1:,} more)" if len(self) > 1 else ""
@@ -161,7 +162,8 @@ FourPixels = Annotated[tuple[Pixels, Pixels, Pixels, Pixels], Strict(False)]
 
 
 class Row(BaseModel, strict=True, frozen=True):
-    """An entry of a file, by its keys; a number is no text, a whole number no truth value. Other keys are passed over."""
+    """An entry of a file, by its keys; a number is no text, a whole number no truth value. Other keys are passed
+    over."""
 
 
 def checked(model: type[M], path: Path, what: str, row: Any) -> M:

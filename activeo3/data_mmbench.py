@@ -1,4 +1,5 @@
-"""MMBench and CCBench in every file in which they have been published (arXiv 2307.06281): choices among lettered options.
+"""MMBench and CCBench in every file in which they have been published (arXiv 2307.06281): choices among lettered
+options.
 
     mmbench           dev, English, version 1.1        mmbench_v10           version 1.0
     mmbench_cn        the same in Chinese              mmbench_cn_v10
@@ -37,7 +38,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "v10": (
         "{folder}/MMBench_{PART}_{language}.tsv", "{folder}/MMBench_{PART}_{language}_legacy.tsv",  # the authors'
         "{folder}/mmbench_{part}{cn}_20[0-9][0-9][0-9][0-9][0-9][0-9].tsv",  # theirs of 2023
-        "MMBench/{hub}/{part}-*.parquet", "MMBench_{language}/data/{part}-*.parquet",  # the hub's: lmms-lab/MMBench, MMBench_EN, ...
+        # the hub's: lmms-lab/MMBench, MMBench_EN, ...
+        "MMBench/{hub}/{part}-*.parquet", "MMBench_{language}/data/{part}-*.parquet",
     ),
     "cc": ("{folder}/CCBench.tsv", "{folder}/CCBench_legacy.tsv", "MMBench/cc/test-*.parquet"),
 }  # fmt: skip

@@ -24,11 +24,12 @@ Deviations from the authors' tools:
 Pictures that their tools have cut already (``divData``) are read as the tiles they are, if the whole pictures are not
 there. Then nothing says what is in a whole picture, and there is no table of whole pictures.
 
-SODA-A has 2,513 json files with 872,069 polygons, and some ten thousand after the authors have cut them. They are read once:
-what was in them is kept as arrays beside their folder, ``<folder>.index.npz``. A picture's file has ``images`` (file_name,
-width, height, id) and ``annotations`` (poly, category_id, area); a tile's has ``filename``, ``width``, ``height``, where it begins
-(``x_start``, ``y_start``), the name of the picture it is from (``ori_id``) and ``annotations`` (poly, cat_id). The kept file belongs
-to exactly the files that it was read from, their sizes and times of change, and to the program text that read them.
+SODA-A has 2,513 json files with 872,069 polygons, and some ten thousand after the authors have cut them. They are read
+once: what was in them is kept as arrays beside their folder, ``<folder>.index.npz``. A picture's file has ``images``
+(file_name, width, height, id) and ``annotations`` (poly, category_id, area); a tile's has ``filename``, ``width``,
+``height``, where it begins (``x_start``, ``y_start``), the name of the picture it is from (``ori_id``) and
+``annotations`` (poly, cat_id). The kept file belongs to exactly the files that it was read from, their sizes and times
+of change, and to the program text that read them.
 """
 
 import hashlib
@@ -64,7 +65,8 @@ DRIVING = ("people", "rider", "bicycle", "motor", "vehicle", "traffic-sign", "tr
 
 
 class Layout(NamedTuple):
-    """Where annotations lie, and the folders that the pictures may be in; ``tiles`` that the authors' tools have cut."""
+    """Where annotations lie, and the folders that the pictures may be in; ``tiles`` that the authors' tools have
+    cut."""
 
     annotations: str
     images: tuple[str, ...]
@@ -132,7 +134,8 @@ def _words(names: Sequence[str]) -> list[str]:
 
 
 def _finished(source: Source, index: Index, tiles: bool, rules: MetricRules, ignored: int, enough: float) -> Dataset:
-    """From pictures to what is asked: ignored areas spread, tiles cut unless they are ``tiles``, training pictures drawn."""
+    """From pictures to what is asked: ignored areas spread, tiles cut unless they are ``tiles``, training pictures
+    drawn."""
     index = spread_ignored(index, ignored)
     if tiles and (source.tile, source.tile_overlap) != (Source.tile, Source.tile_overlap):
         raise DataError(
@@ -202,8 +205,9 @@ def read_aerial(paths: Sequence[Path], images: Path, names: Mapping[int, str], k
 
 
 def _read_files(paths: Sequence[Path], names: Mapping[int, str]) -> Arrays:
-    """What is in the files: ``names``, ``sizes``, ``ids``, ``corners`` and ``sources`` of the pictures, and their ``places``
-    among the files; ``owners`` (pictures, by their position), ``categories``, ``boxes`` and ``areas`` of the polygons."""
+    """What is in the files: ``names``, ``sizes``, ``ids``, ``corners`` and ``sources`` of the pictures, and their
+    ``places`` among the files; ``owners`` (pictures, by their position), ``categories``, ``boxes`` and ``areas`` of the
+    polygons."""
     pictures: list[tuple[int, Mapping[str, Any], Picture]] = []
     owners, polygons = [], []
     left_out = LeftOut()
@@ -297,7 +301,8 @@ def _area(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _aerial_index(arrays: Arrays, images: Path, names: Mapping[int, str]) -> Index:
-    """The index of what was read. Pictures have the ids of their files, or, if these are not all different, their places."""
+    """The index of what was read. Pictures have the ids of their files, or, if these are not all different, their
+    places."""
     ids = _ids(arrays)
     own = numbered(ids)
     numbers = np.array([own[one] for one in ids], dtype=np.int64)
@@ -316,7 +321,8 @@ def _aerial_index(arrays: Arrays, images: Path, names: Mapping[int, str]) -> Ind
 
 
 def _ids(arrays: Arrays) -> list[Id]:
-    """An id for every picture: those of the files, or, if they are not all different, the places of the files from 1 on."""
+    """An id for every picture: those of the files, or, if they are not all different, the places of the files from 1
+    on."""
     ids: list[Id] = [
         int(one) if one.isascii() and one.isdigit() and str(int(one)) == one else one for one in arrays["ids"].tolist()
     ]

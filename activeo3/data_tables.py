@@ -142,7 +142,8 @@ def _decoded(text: str) -> bytes:
 
 
 class _Lines:
-    """Lines of a file as text; the ``offset`` in bytes of the next one, and the ``number`` of the last one, from 1 on."""
+    """Lines of a file as text; the ``offset`` in bytes of the next one, and the ``number`` of the last one, from 1
+    on."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -196,7 +197,8 @@ def _is_damaged(text: str) -> bool:
 
 
 def column_types(path: Path) -> dict[str, str]:
-    """The type of every column of a parquet file in pyarrow's words, by its name. Raises DataError if it cannot be read."""
+    """The type of every column of a parquet file in pyarrow's words, by its name. Raises DataError if it cannot be
+    read."""
     pyarrow = _pyarrow(path)
     with _reading(path):
         return {field.name: str(field.type) for field in pyarrow.parquet.ParquetFile(regular(path)).schema_arrow}
@@ -215,7 +217,8 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever pyarrow raises for a damaged file is a DataError: its own exceptions, OSError, UnicodeDecodeError, ..."""
+    """Whatever pyarrow raises for a damaged file is a DataError: its own exceptions, OSError, UnicodeDecodeError,
+    ..."""
     try:
         yield
     except DataError:
@@ -237,7 +240,8 @@ def _pyarrow(path: Path) -> ModuleType:
 
 
 class ParquetTable:
-    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, those bytes, or base64 text.
+    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, those bytes, or base64
+    text.
 
     Text that is too short for a picture stands for that of the row with this ``index``, as in ``TextTable``.
     """

@@ -7,9 +7,10 @@ others say whether general ability has survived a training.
 An example's ``query`` is the question, ``vqa`` what it is answered with; questions of one group have one ``image_id``.
 
 MME (arXiv 2306.13394) asks two yes-or-no questions about each image, in fourteen categories. The authors' archive has a
-folder per category, either with images and texts side by side or with ``images/`` and ``questions_answers_YN/``. The text of
-``0001.jpg`` is ``0001.txt``: a question, a tab and the answer in each line. The hub's table and VLMEvalKit's file hold the same
-in one table, with the images inside. The ``group`` of a question is the category and the name of the image.
+folder per category, either with images and texts side by side or with ``images/`` and ``questions_answers_YN/``. The
+text of ``0001.jpg`` is ``0001.txt``: a question, a tab and the answer in each line. The hub's table and VLMEvalKit's
+file hold the same in one table, with the images inside. The ``group`` of a question is the category and the name of the
+image.
 
 V*Bench has 191 questions, in the layouts that it is published in:
 
@@ -159,8 +160,8 @@ def open_realworldqa(source: Source) -> Dataset:
 @register("hrbench", {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words", aliases=ONE_SPLIT)
 @register("hrbench_8k", {"test": 800}, f"{HUB}/DreamMr/HR-Bench", answers="words", aliases=ONE_SPLIT)
 def open_hrbench(source: Source) -> Dataset:
-    """``HR-Bench/hr_bench_4k.tsv`` or ``.parquet`` (index, question, answer, category, A, B, C, D, cycle_category, image), or
-    those of 8K.
+    """``HR-Bench/hr_bench_4k.tsv`` or ``.parquet`` (index, question, answer, category, A, B, C, D, cycle_category,
+    image), or those of 8K.
 
     The file holds a question once for each rotation of its options; the authors' accuracy is the mean over the
     rotations, and so over all rows. Which rows are copies it does not say: those with the same question, options
@@ -196,7 +197,8 @@ def open_mme(source: Source) -> Dataset:
 
 
 def _of_mme(row: Mapping[str, str]) -> VQA:
-    """The question in a row of the hub's table, or of VLMEvalKit's file, which calls the image's name ``image_path``."""
+    """The question in a row of the hub's table, or of VLMEvalKit's file, which calls the image's name
+    ``image_path``."""
     name = row["question_id"] if "question_id" in row or "image_path" not in row else row["image_path"]
     vqa = in_words(row)
     category = f"{vqa.category}/"
@@ -345,7 +347,8 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
 
 
 def _of_list(path: Path, home: Path, left_out: LeftOut) -> list[VstarQuestion]:
-    """The questions of a list whose images lie below ``home`` or in the list itself; those that are wrong are left out."""
+    """The questions of a list whose images lie below ``home`` or in the list itself; those that are wrong are left
+    out."""
     table = None
     if path.suffix == ".jsonl":
         rows: Sequence[Any] = read_text(path).splitlines()

@@ -26,10 +26,10 @@ more, the row is done. Rows are numbered prompt by prompt, the first answer to t
 class DecodeBatch:
     """Rows of one batch, L columns wide.
 
-    ``row_ids`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far,
-    ``attended`` (rows, L) is 1 on the columns that belong to the row and can be seen; ``cache`` holds all columns but the
-    last, whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number
-    of its attended columns plus this (a picture has fewer positions than tokens, and none is lost with it).
+    ``row_ids`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far, ``attended``
+    (rows, L) is 1 on the columns that belong to the row and can be seen; ``cache`` holds all columns but the last,
+    whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number of its attended
+    columns plus this (a picture has fewer positions than tokens, and none is lost with it).
     """
 
     row_ids: list[int]
@@ -137,7 +137,8 @@ class DrawnLogps(LogitsProcessor):
             self._kept.append(self._last.gather(1, drawn[:, None])[:, 0])
 
     def of(self, new: Tensor) -> Tensor:
-        """Log-probabilities (rows, n) of ``new`` (rows, n), all tokens that were drawn; behind an end they mean nothing."""
+        """Log-probabilities (rows, n) of ``new`` (rows, n), all tokens that were drawn; behind an end they mean
+        nothing."""
         self._keep(new[:, -1])
         self._last = None
         return torch.stack(self._kept, dim=1)
@@ -146,8 +147,8 @@ class DrawnLogps(LogitsProcessor):
 class FiniteScores(LogitsProcessor):
     """Notes whether every row of scores, divided by a ``temperature``, was a distribution; changes no such score.
 
-    A row that is none (NaN, infinite, or nothing allowed) gets equal scores: drawing from it would end the process, on a GPU
-    without a word. The note stays on the device, so that no token waits for it.
+    A row that is none (NaN, infinite, or nothing allowed) gets equal scores: drawing from it would end the process, on
+    a GPU without a word. The note stays on the device, so that no token waits for it.
     """
 
     def __init__(self, temperature: float) -> None:

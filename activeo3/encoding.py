@@ -189,13 +189,15 @@ class Encoder:
         return sorted(tokens, key=len, reverse=True)
 
     def _masked(self, text: str) -> str:
-        """A text of the data's with a mark in the place of every special token that it quotes: it must not act as one."""
+        """A text of the data's with a mark in the place of every special token that it quotes: it must not act as
+        one."""
         for number, token in enumerate(self._special):
             text = text.replace(token, f"\ue000{number}\ue001")
         return text
 
     def _tokens(self, chat: str) -> list[int]:
-        """The ids of a chat: the template's special tokens are one id each, those that the data quotes are plain text."""
+        """The ids of a chat: the template's special tokens are one id each, those that the data quotes are plain
+        text."""
         ids: list[int] = []
         for place, part in enumerate(QUOTED.split(chat)):
             quoted = place % 2 == 1 and int(part) < len(self._special)

@@ -69,7 +69,8 @@ class Distributed:
 
     @contextmanager
     def redirect_output(self) -> Iterator[None]:
-        """Send what libraries print inside the block, Python or not, to the log; errors still surface, but none of the log itself."""
+        """Send what libraries print inside the block, Python or not, to the log; errors still surface, but none of the
+        log itself."""
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
         try:
@@ -187,7 +188,8 @@ def start(output_dir: Path) -> Distributed:
 
 
 def _init_distributed(device: torch.device, in_use: str) -> None:
-    """Join the process group. Raises ConfigError if the port is taken, or says ``in_use`` of the folder, which matters more."""
+    """Join the process group. Raises ConfigError if the port is taken, or says ``in_use`` of the folder, which matters
+    more."""
     import deepspeed
 
     # Shared-memory collectives are compiled on first use: a minute, and a compiler not everyone has.
@@ -313,7 +315,8 @@ class Zero3Model:
         return self.vlm.forward_packed(packed, self.engine)
 
     def token_logps(self, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-        """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled; a collective."""
+        """(P, G, T) log-probabilities and entropies of the answers under the distribution that was sampled; a
+        collective."""
         logits = self.logits(packed)  # (P, 1 + W, V), or the columns that are needed of an episode
         return grpo.answer_logps(
             logits, packed.tokens, packed.columns, temperature, self.vlm.suppressed_ids, packed.logit_columns,
@@ -361,7 +364,8 @@ class Zero3Model:
 
 
 def _read_state(path: str, map_location: Any = None) -> dict[str, Any]:
-    """A file of DeepSpeed's: tensors and plain values, and two small objects of its own. Raises ConfigError as ``read_plain`` does."""
+    """A file of DeepSpeed's: tensors and plain values, and two small objects of its own. Raises ConfigError as
+    ``read_plain`` does."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 

@@ -29,7 +29,8 @@ class Family:
     coordinates: Literal["pixels", "thousandths"]
     """the unit of boxes in text: pixels of the view that the model saw, or thousandths of the view's sides"""
     boxes: Literal["json", "tokens"] = "json"
-    """how it writes them: as JSON, or in special tokens (box_tokens.py). It is asked for what it is used to; both are read"""
+    """how it writes them: as JSON, or in special tokens (box_tokens.py). It is asked for what it is used to; both are
+    read"""
     states: bool = False
     """layers of the text tower keep a running state: no mask can hide a token that has gone into it"""
     deepstack: bool = False
@@ -61,28 +62,29 @@ def check_notes(family: str, config: Config) -> None:
     """Raise ConfigError if views are to be hidden from a model of a family that cannot forget one."""
     if FAMILIES[family].states and config.task == "zoom_qa" and config.memory == "notes":
         raise ConfigError(
-            f"--memory notes lets later turns no longer see a view, but a {family} model takes every view into a running "
-            "state, from which nothing can be removed; use --memory views."
+            f"--memory notes lets later turns no longer see a view, but a {family} model takes every view into a "
+            "running state, from which nothing can be removed; use --memory views."
         )
 
 
 def scoring_of(family: str, config: TrainConfig, sees: bool) -> str:
-    """How a run scores its groups: as --scoring says, or for ``auto`` as the family needs it. ``sees``: the vision tower
-    learns.
+    """How a run scores its groups: as --scoring says, or for ``auto`` as the family needs it. ``sees``: the vision
+    tower learns.
 
     Raises ConfigError for a way that would be wrong, or in which ranks would wait for each other.
     """
     states, crops = FAMILIES[family].states, config.task == "zoom_qa"
     if config.scoring == "packed" and states:
         raise ConfigError(
-            f"--scoring packed separates the answers of a row by a mask, and a {family} model has layers with a running state "
-            "that no mask reaches; leave --scoring at auto."
+            f"--scoring packed separates the answers of a row by a mask, and a {family} model has layers with a "
+            "running state that no mask reaches; leave --scoring at auto."
         )
-    # A rank whose answers were shown no crop would not call the sharded vision tower in their pass, and others would wait.
+    # A rank whose answers were shown no crop would not call the sharded vision tower in their pass, and others would
+    # wait.
     if config.scoring == "cached" and sees and crops:
         raise ConfigError(
-            "--scoring cached reads the crops of episodes apart from the prompts, which needs a vision tower that does not "
-            "learn; set --train_only to the text tower, or use --scoring rows."
+            "--scoring cached reads the crops of episodes apart from the prompts, which needs a vision tower that "
+            "does not learn; set --train_only to the text tower, or use --scoring rows."
         )
     if config.scoring != "auto":
         return config.scoring

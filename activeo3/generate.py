@@ -58,8 +58,8 @@ class Generator(Encoder):
         decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off is the
         last. Weights must be whole on this rank (engine.gathered).
 
-        Raises ValueError if an observation ``replaces`` views in the running state of such a family; ModelError if logits
-        are not finite.
+        Raises ValueError if an observation ``replaces`` views in the running state of such a family; ModelError if
+        logits are not finite.
         """
         with self._evaluating():
             rows = self._prefilled([[prompt] for prompt in prompts], group)
@@ -158,7 +158,8 @@ class Generator(Encoder):
         return fresh, [tuple(values[: len(tokens)]) for values, tokens in zip(logps, fresh)]
 
     def _settings(self, stretch: int, sampling: Sampling) -> GenerationConfig:
-        """How transformers is to write: from the model's own distribution, with the temperature and without image tokens.
+        """How transformers is to write: from the model's own distribution, with the temperature and without image
+        tokens.
 
         A checkpoint's own settings (beams, a least probability, bans and penalties, no cache) have no part in it. What
         is scored would be another distribution than the one that was sampled.

@@ -61,7 +61,8 @@ def advantages(
         rescaled       (r - m) B / (B - M)         GPG (arXiv 2504.02546), F_norm = 1: M of the B groups have
                                                   no spread, and the others make up for them
 
-    An answer that is not ``scored`` gets advantage 0 and is left out of every mean and spread; its reward may be any number.
+    An answer that is not ``scored`` gets advantage 0 and is left out of every mean and spread; its reward may be any
+    number.
 
     Args:
         rewards: (P, G), one row per prompt.
@@ -115,7 +116,8 @@ def group_advantages(rewards: Tensor, divide_by_std: bool = True, scored: Tensor
         scored: (P, G), True where the reward counts; None: everywhere.
 
     Raises:
-        ValueError: if G < 2, since one answer has nothing to be compared with; or if a reward that counts is not finite.
+        ValueError: if G < 2, since one answer has nothing to be compared with; or if a reward that counts is not
+        finite.
 
     >>> group_advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
     [[-1.0, 1.0], [0.0, 0.0]]

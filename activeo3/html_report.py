@@ -60,7 +60,8 @@ def write_picture_page(
     rows: Sequence[Row],
     columns: Sequence[str],
 ) -> Path:
-    """Write a page about one picture to ``path``: a summary, ``images`` of it, and a table of words. Returns the path."""
+    """Write a page about one picture to ``path``: a summary, ``images`` of it, and a table of words. Returns the
+    path."""
     parts = {"images": [_image(image) for image in images], "results": _table(rows, columns, "Answers")}
     return _write(Path(path), title, summary_lines, parts)
 

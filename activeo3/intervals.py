@@ -2,12 +2,12 @@
 
 1. Pictures are resampled, not questions: questions about one picture are not independent.
 2. The interval is that of the percentiles, moved by the bootstrap's own estimate of its bias. AP is not linear:
-   a resample repeats examples and reads higher than its sample where a query has few of them. In a simulation with
-   20 queries x 6 examples and tied scores the plain interval held the truth in 89 % of the cases, the moved one in 93 %.
-3. It is moved on the scale of log odds between the smallest and the largest value that is possible: 0 and 1 for AP,
-   and for a mean the smallest and the largest of its values. So its ends stay possible: a recall is not negative, a mean
-   error neither, an IoU is at most 1. Efron's bias-corrected percentiles stay possible as well, but are too short
-   for AP (83 % in the same simulation).
+   a resample repeats examples and reads higher than its sample where a query has few of them. In a simulation with 20
+   queries x 6 examples and tied scores the plain interval held the truth in 89 % of the cases, the moved one in 93 %.
+3. It is moved on the scale of log odds between the smallest and the largest value that is possible: 0 and 1 for AP, and
+   for a mean the smallest and the largest of its values. So its ends stay possible: a recall is not negative, a mean
+   error neither, an IoU is at most 1. Efron's bias-corrected percentiles stay possible as well, but are too short for
+   AP (83 % in the same simulation).
 """
 
 import math

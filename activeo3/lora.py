@@ -6,12 +6,12 @@ With the adapters on, the model is the policy; with them off it is the start pol
 and the task model. Nothing but A and B has gradients and optimizer states. The matrices are those of the text
 tower whose names match ``--train_only``; the layers are peft's, which is needed for this only.
 
-A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds, and a correction
-smaller than half a step of W's is gone: so a checkpoint says how much of the corrections its weights hold, and has A and B
-as well, in ``adapters/``, as peft saves them.
+A checkpoint holds the merged weights W', so that it is a plain model folder. In bfloat16 merging rounds, and a
+correction smaller than half a step of W's is gone: so a checkpoint says how much of the corrections its weights hold,
+and has A and B as well, in ``adapters/``, as peft saves them.
 
-A folder that holds an adapter only, of peft's or of a checkpoint's ``adapters/``, is a model too: its base model with the
-adapter merged in.
+A folder that holds an adapter only, of peft's or of a checkpoint's ``adapters/``, is a model too: its base model with
+the adapter merged in.
 """
 
 import re
@@ -34,7 +34,8 @@ SCALE = 2.0
 NAMES = "lora_"
 """The parameters of adapters have this in their names, and no others have."""
 MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "HRA")
-"""Kinds of adapters that can be merged into weights. Others, like learned prompts, load tokenizers and models that they name."""
+"""Kinds of adapters that can be merged into weights. Others, like learned prompts, load tokenizers and models that they
+name."""
 NAMES_TODAY = {r"^visual\.": "model.visual.", r"^model\.(?!visual\.|language_model\.)": "model.language_model."}
 """What modules were called up to transformers 4.51, and are called since."""
 
@@ -94,13 +95,15 @@ def merged(model: nn.Module) -> tuple[dict[str, Tensor], float]:
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raise ModelError if a corrected matrix would not be finite: A and B can be, and their product not. They must be whole."""
+    """Raise ModelError if a corrected matrix would not be finite: A and B can be, and their product not. They must be
+    whole."""
     for layer, module in _adapted(model).items():
         (adapter,) = module.active_adapters
         merged = module.get_base_layer().weight.detach().float() + module.get_delta_weight(adapter).detach().float()
         if not merged.isfinite().all():
             raise ModelError(
-                f"{name} has adapters that make weights which are not finite, in {layer}; its training went wrong, use an earlier one."
+                f"{name} has adapters that make weights which are not finite, in {layer}; its training went wrong, use "
+                "an earlier one."
             )
 
 
@@ -128,8 +131,8 @@ def save(model: nn.Module, start: str, folder: Path) -> None:
 def base_of(source: str, start: str = "") -> str:
     """The base model of a folder that holds an adapter only; "" for any other folder or hub id.
 
-    It is the one that the adapter names, as it stands or seen from the folders above; else ``start``, the start policy that
-    the user names; else a hub id.
+    It is the one that the adapter names, as it stands or seen from the folders above; else ``start``, the start policy
+    that the user names; else a hub id.
 
     Raises ModelError if there is an adapter beside whole weights, or its base model is not to be found.
     """
@@ -140,8 +143,8 @@ def base_of(source: str, start: str = "") -> str:
         path.name for pattern in ("model*.safetensors*", "pytorch_model*") for path in folder.glob(pattern)
     ):
         raise ModelError(
-            f"{source} has whole weights ({whole[0]}) and an adapter beside them; take adapter_config.json away if they are merged "
-            f"already, or the whole weights if the adapter is meant."
+            f"{source} has whole weights ({whole[0]}) and an adapter beside them; take adapter_config.json away if "
+            "they are merged already, or the whole weights if the adapter is meant."
         )
     config = read_json(source, "adapter_config.json")
     if (kind := str(config.get("peft_type")).upper()) not in MERGED:
@@ -161,7 +164,8 @@ def base_of(source: str, start: str = "") -> str:
         f"is an adapter of {named}, which is not there" if named else "is an adapter that does not name its base model"
     )
     raise ModelError(
-        f"{source} {reason}; write its folder into adapter_config.json as base_model_name_or_path, or evaluate with --start."
+        f"{source} {reason}; write its folder into adapter_config.json as base_model_name_or_path, or evaluate with "
+        "--start."
     )
 
 
@@ -171,7 +175,8 @@ def merge(model: nn.Module, source: str) -> None:
     The matrices are those that the folder has weights for, by today's names: an adapter that was trained with
     transformers 4 has others, and a regular expression in its config may mean more than it meant there.
 
-    Raises ConfigError if peft is not installed; ModelError for an adapter of another model or of a kind that cannot be merged.
+    Raises ConfigError if peft is not installed; ModelError for an adapter of another model or of a kind that cannot be
+    merged.
     """
     try:
         from peft import LoraConfig, PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -194,7 +199,8 @@ def merge(model: nn.Module, source: str) -> None:
     wrong = sorted(seen.unexpected_keys) or sorted(name for name in seen.missing_keys if NAMES in name)
     if wrong:
         raise ModelError(
-            f"{source} is an adapter of another model: {wrong[0]} is {'not in' if seen.unexpected_keys else 'in'} this one."
+            f"{source} is an adapter of another model: {wrong[0]} is {'not in' if seen.unexpected_keys else 'in'} this "
+            "one."
         )
     part_of(source, "adapter", lambda _: adapted.merge_and_unload())
 

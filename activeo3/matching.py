@@ -5,12 +5,13 @@
     ocr         format  text                               1 - edit distance over the longer text's length
     detection   format  location  class  number  missing   the four terms of its Table 6, under the matching
 
-Predictions are assigned to true things, each to one, so that the sum of their affinities is highest (the Hungarian method,
-by scipy). ``matched=False`` pairs the first with the first, the second with the second and so on: the
-paper's ablation without matching, which costs 8.4 AP in detection (Table 5).
+Predictions are assigned to true things, each to one, so that the sum of their affinities is highest (the Hungarian
+method, by scipy). ``matched=False`` pairs the first with the first, the second with the second and so on: the paper's
+ablation without matching, which costs 8.4 AP in detection (Table 5).
 
-``--reward_options perception_reward=f1`` is ours, and ``paper`` the terms as we read them in the paper. Answers that know less than they
-seem to earn much by the latter (tests/attack/rewards.py finds them), so in ours all that is said has to be paid for:
+``--reward_options perception_reward=f1`` is ours, and ``paper`` the terms as we read them in the paper. Answers that
+know less than they seem to earn much by the latter (tests/attack/rewards.py finds them), so in ours all that is said
+has to be paid for:
 
                 f1 (the default)                                    paper
     location    sum of the pairs' IoU, as F1                        mean IoU of the pairs
@@ -20,28 +21,30 @@ seem to earn much by the latter (tests/attack/rewards.py finds them), so in ours
     match       sum of the pairs' affinities, as F1                 the sum over the larger number of things
     count       the right number, times match                       the right number
 
-A sum as F1 is twice the sum over the number of predictions and true things. The hacks that ``paper`` allows: a box under
-every name there is has always the right one, and what is too much costs in ``number`` alone; one thing that is right has
-full ``location`` and ``class``; a few fixed points are never far from a thing, and their number is often right.
+A sum as F1 is twice the sum over the number of predictions and true things. The hacks that ``paper`` allows: a box
+under every name there is has always the right one, and what is too much costs in ``number`` alone; one thing that is
+right has full ``location`` and ``class``; a few fixed points are never far from a thing, and their number is often
+right.
 
 Readings of what the paper leaves open; its rewards for counting, OCR and detection are not released:
   1. IoU is the text's reward for grounding and IoU squared the code's; the power is a setting, and ours is 1.
      A box without area has IoU 0, where the released code divides by zero.
   2. ``distance`` compares places in 0-1 along both sides of the picture, 1 - distance / sqrt(2), as the released
-     predecessor compares points: two places drawn at random are worth 0.6. The predecessor takes the mean over the pairs,
-     which makes neither what is missing nor what is too much cost anything; here both cost alike. ``near``, ours, is
-     1 - distance / reach and 0 beyond it: the reach of a thing is the longer side of its box, or REACH of the picture's
-     diagonal where only its point is known. A place for one thing is then worth nothing for its neighbour.
+     predecessor compares points: two places drawn at random are worth 0.6. The predecessor takes the mean over the
+     pairs, which makes neither what is missing nor what is too much cost anything; here both cost alike. ``near``,
+     ours, is 1 - distance / reach and 0 beyond it: the reach of a thing is the longer side of its box, or REACH of the
+     picture's diagonal where only its point is known. A place for one thing is then worth nothing for its neighbour.
   3. ``inside`` gives a pair 1 if the centre of the prediction lies in the true box, or, where only true
      points are known, if the true point lies in the predicted box. The whole picture as a box holds every
      point, so this is for sets with true boxes.
-  4. Detection: only what overlaps is a pair. The affinity is IoU, and of boxes that fit alike the right name decides; in
-     ``paper`` it is IoU doubled by the right name. Predictions mostly inside a crowd that are in no pair count for nothing.
-     Nor do, on LVIS, those of a category that the picture was not checked for, or of which not every instance is boxed.
+  4. Detection: only what overlaps is a pair. The affinity is IoU, and of boxes that fit alike the right name decides;
+     in ``paper`` it is IoU doubled by the right name. Predictions mostly inside a crowd that are in no pair count for
+     nothing. Nor do, on LVIS, those of a category that the picture was not checked for, or of which not every instance
+     is boxed.
   5. Where nothing is to be found, silence is worth full marks, and anything said nothing. Silence is an answer that
      can be read and lists nothing; one that cannot be read is worth nothing (task_perception.py).
-  6. ``count`` of ours is paid as far as the places are right, so that no answer earns more by counting than by pointing: a
-     blind one earns at most twice its ``match`` beside its format.
+  6. ``count`` of ours is paid as far as the places are right, so that no answer earns more by counting than by
+     pointing: a blind one earns at most twice its ``match`` beside its format.
 """
 
 from typing import Sequence

@@ -123,7 +123,8 @@ KNOWN = {
 
 
 def sizes_of(model: str) -> Sizes:
-    """Sizes of a folder's model, or of a Qwen2.5-VL by size (``7B``) or hub id. Raises ConfigError for anything else."""
+    """Sizes of a folder's model, or of a Qwen2.5-VL by size (``7B``) or hub id. Raises ConfigError for anything
+    else."""
     folder = Path(model)
     if not folder.is_dir():
         size = re.fullmatch(r"(?:Qwen/Qwen2\.5-VL-)?(\d+B)(?:-Instruct)?", model)

@@ -98,10 +98,10 @@ def detection_metrics(
 
     ``rules`` are those of the examples' data set by default (metric_rules.py).
 
-    Keys: AP, AP_s, AP_m, AP_l, AR, AR_s, AR_m, AR_l, the same for further size classes of the rules, and
-    AP50, AR50, AP75 where 0.5 and 0.75 are among the thresholds. Values are in [0, 1], or NaN where no true box of that size exists. The
-    size of a true box is its area in original pixels, or ``example.areas`` (N,) if the example
-    has them, because COCO measures masks.
+    Keys: AP, AP_s, AP_m, AP_l, AR, AR_s, AR_m, AR_l, the same for further size classes of the rules, and AP50, AR50,
+    AP75 where 0.5 and 0.75 are among the thresholds. Values are in [0, 1], or NaN where no true box of that size
+    exists. The size of a true box is its area in original pixels, or ``example.areas`` (N,) if the example has them,
+    because COCO measures masks.
 
     Raises ValueError if examples and outcomes do not pair up, and, naming the example, if there
     are not as many scores as boxes or a number is not finite.

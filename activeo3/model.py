@@ -1,4 +1,5 @@
-"""Loading a Qwen-VL model, which is used in two ways: to sample answers (generate.py) and to score them (scoring.py)."""
+"""Loading a Qwen-VL model, which is used in two ways: to sample answers (generate.py) and to score them
+(scoring.py)."""
 
 import ctypes
 import json
@@ -30,14 +31,16 @@ class VisionLanguageModel(Generator, Scorer):
 
     @classmethod
     def load(cls, source: str, dtype: torch.dtype, attention: str = "auto", base: str = "") -> Self:
-        """Load a checkpoint folder or a hub id of one of FAMILIES; of an adapter, with its base model, see ``adapters.base_of``.
+        """Load a checkpoint folder or a hub id of one of FAMILIES; of an adapter, with its base model, see
+        ``adapters.base_of``.
 
         ``attention`` is that of the vision tower; the text tower has its own, for packed rows (attention.py), which
         is another one only with ``flex``. No part of this needs torchvision, or runs code of the checkpoint's own.
 
         Raises:
-            ModelError: the folder is not there, not a model or damaged (of a checkpoint: by its digests), the hub cannot be reached, or the
-                architecture is another one; weights are missing, misnamed, quantised or not finite; ``flex`` without a GPU.
+            ModelError: the folder is not there, not a model or damaged (of a checkpoint: by its digests), the hub
+                cannot be reached, or the architecture is another one; weights are missing, misnamed, quantised or not
+                finite; ``flex`` without a GPU.
         """
         vlm = cls._load(source, dtype, attention, base)
         vlm.name, vlm.trained_here = source, trained_here(source)
@@ -78,8 +81,8 @@ class VisionLanguageModel(Generator, Scorer):
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write a folder that plain transformers loads, with ``weights`` or the model's own, whole on this rank.
 
-        Its other files are those of the checkpoint that was loaded, so that a version of transformers that loads the one
-        loads the other. The weights have the names that they had there.
+        Its other files are those of the checkpoint that was loaded, so that a version of transformers that loads the
+        one loads the other. The weights have the names that they had there.
         """
         weights = weights or {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         if not self.files:
@@ -100,7 +103,8 @@ class VisionLanguageModel(Generator, Scorer):
 
 
 def trained_here(source: str) -> bool:
-    """Whether a model folder is a checkpoint of a run or a policy that ships with the project: it then has an activeo3.json.
+    """Whether a model folder is a checkpoint of a run or a policy that ships with the project: it then has an
+    activeo3.json.
 
     A checkpoint's ``adapters/`` is part of it.
     """

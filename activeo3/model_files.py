@@ -1,4 +1,5 @@
-"""The files of a model folder beside its weights: read as transformers' own processor reads them, and saved as they were read.
+"""The files of a model folder beside its weights: read as transformers' own processor reads them, and saved as they
+were read.
 
 Qwen-VL folders come in several layouts, by the version of transformers that wrote them:
 
@@ -7,13 +8,15 @@ Qwen-VL folders come in several layouts, by the version of transformers that wro
     picture settings   4.x: preprocessor_config.json          5.x: also nested in processor_config.json
     config             to 4.51: flat, with rope_scaling "mrope" and torch_dtype; later: text_config and rope_parameters
 
-Training changes weights and nothing else. So a checkpoint is the folder it began from with other weights: config, tokenizer
-and picture settings are written as they were read, and whatever version of transformers loads the one loads the other.
+Training changes weights and nothing else. So a checkpoint is the folder it began from with other weights: config,
+tokenizer and picture settings are written as they were read, and whatever version of transformers loads the one loads
+the other.
 
 Deviations from transformers' processor:
   1. A chat template without a place for a picture, or one that fails, is passed over for the next one.
   2. min_pixels and max_pixels (or ``size``) are read, kept and saved, but a view has the size that the method asks for:
-     --sensing_side and --crop_side (paper E.2), --max_view_pixels in questions. Mean, std, rescaling, patch and merge size hold.
+     --sensing_side and --crop_side (paper E.2), --max_view_pixels in questions. Mean, std, rescaling, patch and merge
+     size hold.
 """
 
 import json
@@ -74,7 +77,8 @@ def read_json(source: str, name: str) -> dict[str, Any]:
 
 
 def kernels_of(config: Mapping[str, Any]) -> Iterator[str]:
-    """What a config and its parts say about attention and experts that comes from the hub: transformers would fetch it and run it."""
+    """What a config and its parts say about attention and experts that comes from the hub: transformers would fetch it
+    and run it."""
     for key, value in config.items():
         if key.endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
             yield f"{key} {value}"
@@ -86,7 +90,8 @@ def kernels_of(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def templates(source: str) -> Iterator[tuple[str, str]]:
-    """(file, chat template) of all that a folder has, in the order in which transformers' processor, then its tokenizer, takes them."""
+    """(file, chat template) of all that a folder has, in the order in which transformers' processor, then its
+    tokenizer, takes them."""
     for name in ("processor_config.json", "chat_template.json"):
         yield from ((name, text) for text in _named(read_json(source, name).get("chat_template")))
     for name in ("chat_template.jinja", *more_templates(source)):
@@ -97,7 +102,8 @@ def templates(source: str) -> Iterator[tuple[str, str]]:
 
 
 def more_templates(source: str) -> list[str]:
-    """The files of ``additional_chat_templates/``, the one named "default" first; of a hub id, those that came with its tokenizer."""
+    """The files of ``additional_chat_templates/``, the one named "default" first; of a hub id, those that came with its
+    tokenizer."""
     folder = Path(source) if Path(source).is_dir() else Path(cached_file(source, "config.json")).parent
     names = sorted(folder.glob(f"{MORE_TEMPLATES}/*.jinja"), key=lambda path: (path.stem != "default", path.name))
     return [f"{MORE_TEMPLATES}/{path.name}" for path in names]
@@ -116,9 +122,11 @@ _TRIED: dict[str, bool] = {}
 
 
 def picture_template(source: str, tokenizer: Any) -> str:
-    """The first chat template that has a place for a picture; it has written prompts of all forms in a process of its own.
+    """The first chat template that has a place for a picture; it has written prompts of all forms in a process of its
+    own.
 
-    A template is tried once in a process: the copy is cheap before the weights of a first model are there, and dear later.
+    A template is tried once in a process: the copy is cheap before the weights of a first model are there, and dear
+    later.
 
     Raises ModelError if none has, naming those there are, or if one does not come to an end.
     """
@@ -186,8 +194,8 @@ def image_processor(source: str, vision: Any) -> Any:
     ):
         if getattr(processor, ours) != getattr(vision, theirs):
             raise ModelError(
-                f"{source}: {ours} is {getattr(processor, ours)} in {name} and {getattr(vision, theirs)} in config.json; "
-                f"copy {name} from the original model."
+                f"{source}: {ours} is {getattr(processor, ours)} in {name} and {getattr(vision, theirs)} in "
+                f"config.json; copy {name} from the original model."
             )
     return processor
 
@@ -196,7 +204,8 @@ def image_processor(source: str, vision: Any) -> Any:
 
 
 def check_vocabulary(source: str, tokenizer: Any, config: Any, rows: int) -> None:
-    """Raise ModelError unless the tokenizer fits to an embedding of ``rows`` rows and has the tokens that the config means."""
+    """Raise ModelError unless the tokenizer fits to an embedding of ``rows`` rows and has the tokens that the config
+    means."""
     highest = max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
     if highest >= rows:
         raise ModelError(
@@ -230,8 +239,8 @@ def check_ends(source: str, stated: Any) -> None:
 def kept(source: str, template: str) -> dict[str, bytes]:
     """The files of a folder that training does not change, by name; ``template`` is the chat template that is used.
 
-    It is there in the form of transformers 5.x and in that of 4.x, except beside additional templates, where 5.x refuses the latter.
-    No file has an ``auto_map``: code of the folder's own is neither run nor saved.
+    It is there in the form of transformers 5.x and in that of 4.x, except beside additional templates, where 5.x
+    refuses the latter. No file has an ``auto_map``: code of the folder's own is neither run nor saved.
     """
     more = more_templates(source)
     found = {name: part_of(source, name, read, name=name) for name in (*KEPT, *more)}

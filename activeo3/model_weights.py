@@ -1,7 +1,7 @@
 """The weights of a model folder: all of them as they were saved, or a sentence that says which are not.
 
-transformers draws weights at random where a folder has none, and leaves out what it has no place for. That is right for a
-new head, and wrong for a policy: it would be trained, or asked, in part at random and without a word.
+transformers draws weights at random where a folder has none, and leaves out what it has no place for. That is right for
+a new head, and wrong for a policy: it would be trained, or asked, in part at random and without a word.
 """
 
 import math
@@ -27,9 +27,11 @@ WRAPPERS = {
 
 
 def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
-    """The model of a checkpoint folder or hub id, as ``auto_class`` of transformers loads it; no code of the folder's own is run.
+    """The model of a checkpoint folder or hub id, as ``auto_class`` of transformers loads it; no code of the folder's
+    own is run.
 
-    Raises ModelError if weights are missing, misnamed, of another shape or not finite, or more than config.json has layers.
+    Raises ModelError if weights are missing, misnamed, of another shape or not finite, or more than config.json has
+    layers.
     """
     part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
     load = partial(
@@ -53,7 +55,8 @@ def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None
     if seen["mismatched_keys"]:
         name, found, wanted = sorted(seen["mismatched_keys"])[0]
         raise ModelError(
-            f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two models."
+            f"{source}: {name} has the shape {tuple(found)}, and config.json means {tuple(wanted)}; they are of two "
+            "models."
         )
     known = {_numberless(name) for name in own}
     unused = [name for name in extra if _numberless(name) in known or ".lora_" in name]
@@ -67,7 +70,8 @@ def check_finite(source: str, model: nn.Module) -> None:
     wrong = [name for name, weight in weights.items() if not torch.stack(weight.aminmax()).isfinite().all()]
     if wrong:
         raise ModelError(
-            f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier checkpoint."
+            f"{source} has weights that are not finite, {_first(wrong)}; its training went wrong, use an earlier "
+            "checkpoint."
         )
 
 
@@ -89,7 +93,8 @@ def largest(model: nn.Module) -> tuple[str, float]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' reports: what is wrong with a checkpoint is said here, in one sentence; its warnings are about spellings."""
+    """Without transformers' reports: what is wrong with a checkpoint is said here, in one sentence; its warnings are
+    about spellings."""
     said = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

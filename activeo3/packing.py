@@ -9,9 +9,9 @@ Observations are attended to like everything before them, but they are nobody's 
 holds the sampled ids alone, so no loss that is made of it can train an observation.
 
 Memory. An observation may take the place of all views before it (``Prompt.replaces``). From its first token on nothing
-can attend to the image tokens of those views any more, the first one included, while the text of the dialogue stays: what
-the policy thought, the coordinates that it wrote, the words that it was shown. This stands in the branch and nowhere
-else, so the sampler (decoding.Rows.forget) and the update (``branching_mask``) cannot disagree. What it is not:
+can attend to the image tokens of those views any more, the first one included, while the text of the dialogue stays:
+what the policy thought, the coordinates that it wrote, the words that it was shown. This stands in the branch and
+nowhere else, so the sampler (decoding.Rows.forget) and the update (``branching_mask``) cannot disagree. What it is not:
   1. Text keeps what it took in. The question and the turns were read and written while the old view could be
      seen, and their keys and values remain; a prompt made anew of the text alone would have lost that as well.
   2. Positions stay as they are, and so does the length: the old image tokens are hidden, not removed.
@@ -103,7 +103,8 @@ class Branch:
 
 
 def dialogue(prompt: Prompt, turns: Sequence[Sequence[int]], shown: Sequence[Prompt]) -> list[Prompt]:
-    """A prompt and the turns and observations that followed it, in order; a turn is given like words without a picture."""
+    """A prompt and the turns and observations that followed it, in order; a turn is given like words without a
+    picture."""
     spoken = [Prompt(torch.tensor(turn), prompt.pixels[:0], prompt.grids[:0]) for turn in turns]
     return [prompt, *(part for pair in zip(spoken, shown, strict=True) for part in pair)]
 
@@ -137,9 +138,9 @@ class Packed:
 class Layout:
     """R rows of branches, side by side: where everything stands in the W columns behind the prefix.
 
-    ``tokens``, ``completion_mask``, ``columns`` and ``logit_columns`` are those of ``Packed``; ``ids`` (R, W) is what stands
-    there, ``branch_id`` (R, W) the branch that a column belongs to, ``position_in_branch`` (R, W) how far into it; ``image_epoch``
-    (R, W) is that of ``Branch``, or None if no view was replaced.
+    ``tokens``, ``completion_mask``, ``columns`` and ``logit_columns`` are those of ``Packed``; ``ids`` (R, W) is what
+    stands there, ``branch_id`` (R, W) the branch that a column belongs to, ``position_in_branch`` (R, W) how far into
+    it; ``image_epoch`` (R, W) is that of ``Branch``, or None if no view was replaced.
     """
 
     tokens: Tensor
@@ -201,7 +202,8 @@ def lay_out(rows: Sequence[Sequence[Branch]], pad: int, device: torch.device) ->
 
 
 def sampler_logps(rows: Sequence[Sequence[Branch]]) -> Tensor:
-    """The sampler's log-probabilities (R, B, T) of R rows of B branches, laid out as ``Packed.tokens``; NaN where there is none."""
+    """The sampler's log-probabilities (R, B, T) of R rows of B branches, laid out as ``Packed.tokens``; NaN where there
+    is none."""
     longest = max(len(branch.answer) for row in rows for branch in row)
     return torch.tensor(
         [[[*branch.logps, *[torch.nan] * (longest - len(branch.logps))] for branch in row] for row in rows]
@@ -231,10 +233,10 @@ def mask_mod(
 ) -> Rule:
     """Who may see whom in ``prefix | branches``: True where the query may look.
 
-    ``attended`` (R, S) is True on a prefix's real tokens, ``branch_id`` (R, W) names the branch of a column.
-    Causal; a branch sees the prefix and itself only; padding is seen by nobody but itself (a query that sees
-    nothing would have a softmax of NaN). With ``image_epoch`` (R, W) of the columns behind the prefix, a column that holds
-    a ``picture`` (R, S + W) is seen by those of its own era only.
+    ``attended`` (R, S) is True on a prefix's real tokens, ``branch_id`` (R, W) names the branch of a column. Causal; a
+    branch sees the prefix and itself only; padding is seen by nobody but itself (a query that sees nothing would have a
+    softmax of NaN). With ``image_epoch`` (R, W) of the columns behind the prefix, a column that holds a ``picture`` (R,
+    S + W) is seen by those of its own era only.
     """
     branch = torch.cat([torch.full_like(attended, PREFIX, dtype=branch_id.dtype), branch_id], dim=1)  # (R, S + W)
     completion_mask = torch.cat([attended, branch_id != PADDING], dim=1)

@@ -1,7 +1,9 @@
-"""Files and folders that flags name: ``~``, the hub's cache, one folder spelled in two ways, a start policy beside its run.
+"""Files and folders that flags name: ``~``, the hub's cache, one folder spelled in two ways, a start policy beside its
+run.
 
-A field of type ``Place`` is a path, or a hub id where a model is meant. config.py expands all of them, whether they come
-from the command line, a preset or a program. What two spellings have in common is ``same``; nothing else compares paths.
+A field of type ``Place`` is a path, or a hub id where a model is meant. config.py expands all of them, whether they
+come from the command line, a preset or a program. What two spellings have in common is ``same``; nothing else compares
+paths.
 """
 
 import os
@@ -18,9 +20,11 @@ _CACHED = re.compile(r"models--(.+)")
 
 
 def expanded(text: Any, flag: str) -> Any:
-    """A path, or each of a tuple of paths, with ``~`` put in full, and a folder of the hub's cache as the snapshot in it; other texts are returned as they are.
+    """A path, or each of a tuple of paths, with ``~`` put in full, and a folder of the hub's cache as the snapshot in
+    it; other texts are returned as they are.
 
-    Raises ConfigError, naming the ``flag``, for a cached model without a snapshot, or with several and no ``refs/main``.
+    Raises ConfigError, naming the ``flag``, for a cached model without a snapshot, or with several and no
+    ``refs/main``.
     """
     if isinstance(text, tuple):
         return tuple(expanded(one, flag) for one in text)
@@ -77,7 +81,8 @@ def _canonical(text: str) -> str:
 
 
 def beside(run: Path, model: str) -> str:
-    """Where a model lies that a run names: as named; or, for a relative path, seen from the nearest folder above the run.
+    """Where a model lies that a run names: as named; or, for a relative path, seen from the nearest folder above the
+    run.
 
     A run is often evaluated from another folder than it was started in, or moved with all that it was made of. What is
     found in neither way is returned as it is named.

@@ -9,11 +9,11 @@ presets make two.
 
 The one-shot tasks' presets are Perception-R1's (arXiv 2504.07954, section 4.3): learning rate, answers, KL weight,
 temperature, two questions per rank and step in passes of one, and how many questions each task was trained on;
-``steps`` are these questions once, on 8 ranks. Three things differ. Counting and detection are paid by F1 (matching.py; the
-paper's rewards: --reward_options perception_reward=paper places=distance). All four start from Qwen2.5-VL-3B, where
-the paper has Qwen2-VL-2B for three of them, which writes boxes in special tokens. A picture has at most a
-million pixels, as in its script, but its shorter side is set: for COCO's pictures near their own size, for
-pages and pictures from the web at what the million allows.
+``steps`` are these questions once, on 8 ranks. Three things differ. Counting and detection are paid by F1 (matching.py;
+the paper's rewards: --reward_options perception_reward=paper places=distance). All four start from Qwen2.5-VL-3B, where
+the paper has Qwen2-VL-2B for three of them, which writes boxes in special tokens. A picture has at most a million
+pixels, as in its script, but its shorter side is set: for COCO's pictures near their own size, for pages and pictures
+from the web at what the million allows.
 """
 
 from pathlib import Path
@@ -43,9 +43,9 @@ _CLOSE_UP: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop. Only ``self_attn`` is trained:
-    # attention of the text tower decides where to zoom, and with few answers per step the other parameters follow the noise of
-    # the gradient (answers lost their format).
+    # Situations. ``tiny`` is the defaults: the shipped policy and the embedded world, on a laptop. Only ``self_attn``
+    # is trained: attention of the text tower decides where to zoom, and with few answers per step the other parameters
+    # follow the noise of the gradient (answers lost their format).
     "tiny": {},
     # ACTIVE-O3, section E.2; 1250 steps x 8 ranks ask 10,000 questions, as many as it has of LVIS.
     "paper": {
@@ -95,9 +95,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "curriculum_1": {"stage": 1, "stages": 3, "group": 8},
     "curriculum_2": {"stage": 2, "stages": 3, "group": 12},
     "curriculum_3": {"stage": 3, "stages": 3, "group": 16},
-    # What is trained. The data of the paper's headline rows; its reward ablation (Table 15); Direct RFT (Table 6).
-    # With SODA there are more than 10,000 questions: LVIS's 10,000, and one for every category in 2,000 of SODA's tiles. The
-    # paper names no number of steps; with the 1250 of ``paper`` a part of the mixture is not asked, another one with each seed.
+    # What is trained. The data of the paper's headline rows; its reward ablation (Table 15); Direct RFT (Table 6). With
+    # SODA there are more than 10,000 questions: LVIS's 10,000, and one for every category in 2,000 of SODA's tiles. The
+    # paper names no number of steps; with the 1250 of ``paper`` a part of the mixture is not asked, another one with
+    # each seed.
     "paper_data": {"data": ("lvis_small", "lvis_dense", "soda_a", "soda_d")},
     "task_only": {"reward_weights": ("format=0", "no_overlap=0", "area=0", "coverage=0")},
     "heuristic_only": {"reward_weights": ("task=0",)},
@@ -135,7 +136,8 @@ def from_command_line(
     known: Mapping[str, Collection[str]],
     everyday: Collection[str],
 ) -> dict[str, Any]:
-    """The values of a command line for a config: those of its presets for the ``taken`` fields, merged in order, and its flags.
+    """The values of a command line for a config: those of its presets for the ``taken`` fields, merged in order, and
+    its flags.
 
     ``known`` has the names that a flag may have. Raises ConfigError.
     """

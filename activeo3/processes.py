@@ -6,8 +6,8 @@ delays it, and no library prints a traceback. One sentence names what is kept, a
 convention: 128 plus the number of the signal. Only work inside ``held`` is finished first: a checkpoint that is being
 written or, with ``--save_on_exit``, the current step.
 
-A launcher of several processes passes no kill -9 on to them, and DeepSpeed's passes on nothing if only its outer process
-is killed. So the thread also checks, once a second, whether the launchers above this process are alive.
+A launcher of several processes passes no kill -9 on to them, and DeepSpeed's passes on nothing if only its outer
+process is killed. So the thread also checks, once a second, whether the launchers above this process are alive.
 
 ``run_limited`` runs work that may never end in a copy of this process that can be ended.
 """
@@ -79,7 +79,8 @@ def tell(
     at_end: Callable[[], None] | None = None,
     speaks: Callable[[], bool] | None = None,
 ) -> None:
-    """Set what the last sentence says is ``kept``, what is called ``at_end``, and whether this process prints at all."""
+    """Set what the last sentence says is ``kept``, what is called ``at_end``, and whether this process prints at
+    all."""
     _State.kept, _State.at_end, _State.speaks = kept or _State.kept, at_end or _State.at_end, speaks or _State.speaks
 
 
@@ -107,7 +108,8 @@ def whole(steps: Iterable[int], really: bool) -> Iterator[int]:
 
 
 def leave(number: int = 0) -> NoReturn:
-    """Print what is kept and end, with the exit code of the signal that asked this process, or another rank (``number``)."""
+    """Print what is kept and end, with the exit code of the signal that asked this process, or another rank
+    (``number``)."""
     if not _State.leaving.acquire(blocking=False):
         time.sleep(GRACE)  # the other thread is leaving
     number = _State.asked or number
@@ -128,7 +130,8 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def one_sentence(*known: type[Exception]) -> Iterator[None]:
-    """The frame of a program: a known error ends it with its sentence and exit code 1, and so does the end of another rank."""
+    """The frame of a program: a known error ends it with its sentence and exit code 1, and so does the end of another
+    rank."""
     try:
         yield
     except known as error:
@@ -159,7 +162,8 @@ def together(gather: Callable[[Any], list[Any]]) -> Iterator[None]:
 
 
 def launchers() -> list[int]:
-    """The process ids from this process up to its outermost launcher, each the child of the next; [] without a launcher."""
+    """The process ids from this process up to its outermost launcher, each the child of the next; [] without a
+    launcher."""
     chain, found = [os.getpid()], 0
     while parent := _parent(chain[-1]):
         chain.append(parent)
@@ -241,7 +245,8 @@ class Failed(Exception):
 
 
 def run_limited(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, a JSON value. Raises TimeoutError after LIMIT_SECONDS, Failed for any error or a dead copy.
+    """What ``work`` returns, a JSON value. Raises TimeoutError after LIMIT_SECONDS, Failed for any error or a dead
+    copy.
 
     The copy has one thread and must not touch a GPU. A process that has reserved more memory than the machine has
     (DeepSpeed reserves some) cannot be copied: it does the work itself, without limits.

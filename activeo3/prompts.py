@@ -76,7 +76,8 @@ _EPISODE = {
     "paper": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
         'that you were shown last, write {{"bbox_2d": [x1, y1, x2, y2]}} with its corners in that view, and wait. '
-        "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> </answer> tags."
+        "First reason inside <think> </think> tags, then either zoom, or give the final answer inside <answer> "
+        "</answer> tags."
     ),
     "short": "{question}",
     # The edges have names and no numbers: a zoom that is copied from here cannot be read.
@@ -84,14 +85,15 @@ _EPISODE = {
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
         'that you were shown last, end your reasoning with the tag <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, '
         "in which every edge is a share of the width or height of that view, from 0 to 1, and wait. "
-        "Reason inside <think> </think> tags, the tag of a zoom included; if you do not zoom, give the final answer behind them "
-        "inside <answer> </answer> tags."
+        "Reason inside <think> </think> tags, the tag of a zoom included; if you do not zoom, give the final answer "
+        "behind them inside <answer> </answer> tags."
     ),
 }
 _EPISODE_AT_ONCE = {
     "paper": (
-        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of them "
-        "at once: to look at regions of the view that you were shown last, write a JSON list of up to {at_once} objects "
+        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of "
+        "them at once: to look at regions of the view that you were shown last, write a JSON list of up to {at_once} "
+        "objects "
         'of the form {{"bbox_2d": [x1, y1, x2, y2]}} with their corners in that view, and wait. You are then shown the '
         "regions one after the other in the order of your list, and the last of them is the view for what follows. "
         "First reason inside <think> </think> tags, then either write such a list, or give the final answer inside "
@@ -99,13 +101,14 @@ _EPISODE_AT_ONCE = {
     ),
     "short": "{question} Look at up to {at_once} regions at once.",
     "zoom_roi": (
-        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of them "
-        "at once: to look at regions of the view that you were shown last, end your reasoning with a tag for each, up to "
+        "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of "
+        "them at once: to look at regions of the view that you were shown last, end your reasoning with a tag for "
+        "each, up to "
         '{at_once}, of the form <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, in which every edge is a share of the '
-        "width or height of that view, from 0 to 1, and wait. You are then shown the regions one after the other in the order "
-        "of your tags, and the last of them is the view for what follows. "
-        "Reason inside <think> </think> tags, the tags of zooms included; if you do not zoom, give the final answer behind them "
-        "inside <answer> </answer> tags."
+        "width or height of that view, from 0 to 1, and wait. You are then shown the regions one after the other in "
+        "the order of your tags, and the last of them is the view for what follows. "
+        "Reason inside <think> </think> tags, the tags of zooms included; if you do not zoom, give the final answer "
+        "behind them inside <answer> </answer> tags."
     ),
 }
 _NOTES = {
@@ -152,8 +155,8 @@ _TOKENS = (
     (r"their bounding boxes as JSON", f"their bounding boxes as {_CORNERS}"),
     (r"in the order of your list", "in the order of your boxes"), (r"write such a list", "write such boxes"),
 )  # fmt: skip
-"""What takes the place of JSON in a template where a model writes boxes in special tokens. The tokens themselves are not
-written: in words they would be text (encoding.py)."""
+"""What takes the place of JSON in a template where a model writes boxes in special tokens. The tokens themselves are
+not written: in words they would be text (encoding.py)."""
 
 
 def in_form(template: str, boxes: str) -> str:
@@ -215,9 +218,9 @@ def episode_prompt(
 ) -> str:  # fmt: skip
     """A question that a policy may answer after ``least`` to ``zooms`` zooms.
 
-    Without zooms it has to answer at once; then ``crops`` enlarged parts may follow the image. With ``at_once`` above 1 a
-    turn may ask for as many regions; the next turn refers to the last of them. With ``notes`` only the last views stay
-    visible, and the policy has to write down what it still needs of earlier ones.
+    Without zooms it has to answer at once; then ``crops`` enlarged parts may follow the image. With ``at_once`` above 1
+    a turn may ask for as many regions; the next turn refers to the last of them. With ``notes`` only the last views
+    stay visible, and the policy has to write down what it still needs of earlier ones.
 
     >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
     'Which is it?\\nA. red\\nB. blue'
@@ -231,7 +234,8 @@ def episode_prompt(
 
 
 def _asked(question: str, options: Sequence[str], hint: str, crops: int) -> list[str]:
-    """The lines of a question: what ``crops`` beside the picture show, a hint, itself, each option behind its letter."""
+    """The lines of a question: what ``crops`` beside the picture show, a hint, itself, each option behind its
+    letter."""
     parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
     beside = [f"The first picture is the whole scene, {parts} of it enlarged."] if crops else []
     hints = [f"Hint: {hint}"] if hint else []
@@ -292,7 +296,8 @@ def zooms_turn(
 ) -> str:
     """A well-formed turn that zooms, in the notation that a wording asks for.
 
-    The boxes are in a model's own numbers, of which ``scale`` are the whole width or height; ``listed``: as a list, even of one.
+    The boxes are in a model's own numbers, of which ``scale`` are the whole width or height; ``listed``: as a list,
+    even of one.
 
     >>> print(zooms_turn(" red", [[10, 20, 300, 400]], "paper"))
     <think> red</think>{"bbox_2d":[10,20,300,400]}

@@ -21,8 +21,9 @@ Deviations from the paper, and readings of what it leaves open:
   5. A region's sides are x2 - x1 and y2 - y1, as everywhere here; the paper's area ratio adds a pixel to
      each. Crowds, which are neither asked for nor punished, count for no term.
   6. The first four terms pay in full for three strips that overlap a little, for every picture the same ones: they hold
-     every box, and tau lets them pass. The task term tells them from good regions, because in crops so large a task model
-     finds little. A reward without it (``--reward_weights task=0``, an ablation of the paper) can be earned blind.
+     every box, and tau lets them pass. The task term tells them from good regions, because in crops so large a task
+     model finds little. A reward without it (``--reward_weights task=0``, an ablation of the paper) can be earned
+     blind.
 """
 
 import numpy as np

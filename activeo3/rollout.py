@@ -72,7 +72,8 @@ def transcript(policy: VisionLanguageModel, branch: Branch) -> str:
 
 
 def check_finite_logits(task: Task, example: Example, vlm: VisionLanguageModel) -> None:
-    """Raise ModelError if weights, or the logits of the beginning of an answer, are not finite. Draws no random number."""
+    """Raise ModelError if weights, or the logits of the beginning of an answer, are not finite. Draws no random
+    number."""
     model_weights.check_finite(vlm.name, vlm.model)
     lora.check_finite(vlm.name, vlm.model)
     sample_rollouts(vlm, task, [example], sampling=Sampling(temperature=0.0, max_new_tokens=8))

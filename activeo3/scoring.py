@@ -127,8 +127,8 @@ class Scorer(Encoder):
         return Packed(inputs, ids.shape[1] - cached, tokens, completion_mask, columns, laid.logit_columns)
 
     def _seen(self, attended: Tensor, laid: Layout, everything: Tensor, cached: int) -> Tensor:
-        """What rows of one branch may see: 1 on real columns (rows, S + W), or if views were replaced, a mask of its own
-        for every column behind the cached ones."""
+        """What rows of one branch may see: 1 on real columns (rows, S + W), or if views were replaced, a mask of its
+        own for every column behind the cached ones."""
         if laid.image_epoch is None:
             return torch.cat([attended, (laid.branch_id != PADDING).to(attended)], dim=1)
         rule = mask_mod(attended.bool(), laid.branch_id, laid.image_epoch, everything == self.image_token)

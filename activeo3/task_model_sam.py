@@ -3,9 +3,10 @@
     sam       the click simulator clicks, and SAM, SAM 2 or the tracker of SAM 3 turns the clicks into a mask
     oracle    the true mask inside the region, as fine as its view shows it: the ceiling
 
-The next click goes to the point of an error that is farthest from the error's border. Of the two kinds of error, missing
-object and surplus mask, the one with the farther such point is corrected first: a positive click on missing object, a
-negative one on surplus mask. task_segmentation.py says which masks and crops these are (ACTIVE-O3, section 5.4 and E.3).
+The next click goes to the point of an error that is farthest from the error's border. Of the two kinds of error,
+missing object and surplus mask, the one with the farther such point is corrected first: a positive click on missing
+object, a negative one on surplus mask. task_segmentation.py says which masks and crops these are (ACTIVE-O3, section
+5.4 and E.3).
 
 Deviations from the paper, and readings of what it leaves open:
   1. It names neither SAM variant nor number of clicks; both are arguments.
@@ -14,12 +15,13 @@ Deviations from the paper, and readings of what it leaves open:
   3. Windows are widened to whole pixels, because a mask has no others.
   4. A first mask by SAM is its answer to one oracle click on the whole picture, which it sees squeezed to its
      own size; so thin parts are wrong until they are zoomed into.
-  5. The paper's oracle "simulates perfect click feedback". Ours is perfect in the view of the crop, which has CELLS cells of a
-     mask to a visual token (``--task_options least_seen``) along each side, as SAM has (64 tokens and 256 logits along 1024 pixels). So a small
-     region mends fine errors, and a large one draws over them. An oracle that is right to the pixel (0) makes every
-     picture right with the same three tiles.
-  6. "Perfect click feedback" is no rule. The one above is the usual rule of interactive segmentation; the border of the window
-     counts as an error's border, a tie goes to the missing object, and among equal points to the first in reading order.
+  5. The paper's oracle "simulates perfect click feedback". Ours is perfect in the view of the crop, which has CELLS
+     cells of a mask to a visual token (``--task_options least_seen``) along each side, as SAM has (64 tokens and 256
+     logits along 1024 pixels). So a small region mends fine errors, and a large one draws over them. An oracle that is
+     right to the pixel (0) makes every picture right with the same three tiles.
+  6. "Perfect click feedback" is no rule. The one above is the usual rule of interactive segmentation; the border of the
+     window counts as an error's border, a tie goes to the missing object, and among equal points to the first in
+     reading order.
 
 The processors of SAM 2 and SAM 3 need torchvision. They only resize and normalise, which is done here, so
 none of this needs it.
@@ -115,8 +117,8 @@ def depth_inside(region: np.ndarray) -> np.ndarray:
 
 
 def drawn_in_cells(mask: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) as a model of low resolution draws it: (columns, rows) of ``cells`` hold their share of it, which is
-    interpolated between them and cut at one half."""
+    """A mask (H, W) as a model of low resolution draws it: (columns, rows) of ``cells`` hold their share of it, which
+    is interpolated between them and cut at one half."""
     share = Image.fromarray(mask.astype(np.uint8) * 255).resize(cells, Image.Resampling.BOX)
     return np.asarray(share.resize(mask.shape[::-1], Image.Resampling.BILINEAR)) > 127
 
@@ -143,7 +145,8 @@ class ClickCrop:
 
     @classmethod
     def of(cls, image: Image.Image, true: np.ndarray, mask: np.ndarray, region: Region) -> Self:
-        """The part of two masks (H, W) that a region shows, in whole pixels; empty for a region without area or outside."""
+        """The part of two masks (H, W) that a region shows, in whole pixels; empty for a region without area or
+        outside."""
         ((rows, columns),) = windows([region], mask.shape)
         window = (columns.start, rows.start, columns.stop, rows.stop)
         return cls(image, window, true[rows, columns], mask[rows, columns].copy())
@@ -216,7 +219,8 @@ class Sam(Corrector):
         for crop, masks, k in zip(crops, out.pred_masks[:, 0], best.tolist()):
             if not masks[k].isfinite().all():
                 raise ModelError(
-                    "the task model gives masks that are not finite; try --task_model oracle, or another --task_checkpoint."
+                    "the task model gives masks that are not finite; try --task_model oracle, or another "
+                    "--task_checkpoint."
                 )
             crop.logits = masks[k : k + 1].cpu()
             crop.mask = self.as_mask(crop)

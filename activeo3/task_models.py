@@ -18,10 +18,10 @@ Deviations from the paper, and readings of what it leaves open:
      the longer), but resampled once, from the original pixels, and with sides in whole strides of 32.
      So crops of one size form a batch without padding, which its group norms would let through to every
      box. The paper says "official preprocessing" and names neither checkpoint nor thresholds.
-  5. The oracle overlooks what is smaller than a visual token in a crop's view (``--task_options least_seen``), as models do: in random
-     windows around its things, the shipped tiny policy finds 21 % of those below 12 pixels, 67 % of those up to 16, and
-     79 % of the larger ones. An oracle that sees everything (0) finds as much in three overlapping strips, for every
-     picture the same ones, as in the best regions.
+  5. The oracle overlooks what is smaller than a visual token in a crop's view (``--task_options least_seen``), as
+     models do: in random windows around its things, the shipped tiny policy finds 21 % of those below 12 pixels, 67 %
+     of those up to 16, and 79 % of the larger ones. An oracle that sees everything (0) finds as much in three
+     overlapping strips, for every picture the same ones, as in the best regions.
 """
 
 import math
@@ -86,9 +86,11 @@ class TaskModel:
 
 
 def of_no_numbers(what: str, example: Example) -> ModelError:
-    """What to say of a task model that gives numbers which are not finite: no box and no mask would be a wrong answer."""
+    """What to say of a task model that gives numbers which are not finite: no box and no mask would be a wrong
+    answer."""
     return ModelError(
-        f"the task model gives {what} that are not finite for example {example.id}; try it on this picture alone, or another one."
+        f"the task model gives {what} that are not finite for example {example.id}; try it on this picture alone, or "
+        "another one."
     )
 
 
@@ -265,10 +267,12 @@ class GroundingDino(TaskModel):
 
 
 class Oracle(TaskModel):
-    """Finds exactly the true boxes that a window holds (90 % of their area) and shows large enough, and nothing else."""
+    """Finds exactly the true boxes that a window holds (90 % of their area) and shows large enough, and nothing
+    else."""
 
     def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
-        """The true boxes, crowds apart, inside each window, from ``config.least_seen`` pixels of its view on (reading 5)."""
+        """The true boxes, crowds apart, inside each window, from ``config.least_seen`` pixels of its view on (reading
+        5)."""
         found = []
         for look in looks:
             true = asked_boxes(look.example)

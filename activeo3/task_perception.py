@@ -8,7 +8,8 @@ reward, the table and the drawings alike:
     ocr         text
     detection   boxes_px (N, 4) of everything, crowds marked, objects with labels (N) and categories
 
-The policy sees the whole image once, at --sensing_side. task_perception_words.py reads the answers, matching.py has the rewards.
+The policy sees the whole image once, at --sensing_side. task_perception_words.py reads the answers, matching.py has the
+rewards.
 """
 
 from abc import abstractmethod
@@ -120,7 +121,8 @@ class Counting(Perception):
         return terms | {"match": 0.0, "count": float(right) if kind == "paper" else 0.0}
 
     def _affinity(self, example: Example, result: TaskResult) -> np.ndarray:
-        """How well the answer's places fit the true ones (A, B); without true places each fits, and only numbers count."""
+        """How well the answer's places fit the true ones (A, B); without true places each fits, and only numbers
+        count."""
         places = example.count.places_px
         if places is None:
             return np.ones((len(result.boxes_px), example.count.number))

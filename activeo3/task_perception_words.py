@@ -10,8 +10,8 @@ in a few words. Thinking, which the paper found to hurt all four (Table 5), is a
 stand inside ``<answer>`` after a ``<think>``, and without it the answer is the whole text, without any tag.
 
 Deviations from the paper:
-  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in special
-     tokens. That model is asked for them here, too (box_tokens.py).
+  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in
+     special tokens. That model is asked for them here, too (box_tokens.py).
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and
@@ -83,8 +83,8 @@ ERRORS = (
 class Answer(ParsedAnswer):
     """An answer to a one-shot task, read. A point is a box without sides.
 
-    ``count`` is the number of things, as it was said or else as they were listed, -1 if neither can be read; ``text`` is
-    what was read off a page, and empty for the other tasks.
+    ``count`` is the number of things, as it was said or else as they were listed, -1 if neither can be read; ``text``
+    is what was read off a page, and empty for the other tasks.
     """
 
     count: int = 0
@@ -220,7 +220,8 @@ def _any_box(body: str, strict: Answer) -> Answer:
 
 
 def _any_count(body: str, strict: Answer) -> Answer:
-    """Places of any form, and the last number beside them, in digits or in words; without one, how many places there are."""
+    """Places of any form, and the last number beside them, in digits or in words; without one, how many places there
+    are."""
     items = boxes_in(body, points=True)
     kind = _listed(items, strict)
     if strict.error == "count_differs" or strict.count >= 0 and not kind.boxes_text:

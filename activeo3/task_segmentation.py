@@ -1,8 +1,8 @@
 """Segmentation: propose regions in which a mask is wrong; it is corrected there, and the IoU is the reward.
 
 The policy is shown the image under a first mask and proposes exactly K regions; they are zoomed into one after the
-other, and the task model (task_model_sam.py) corrects the mask in each (ACTIVE-O3, section 5.4, E.3 and Fig. 6). Two reward
-terms differ from those of boxes (rewards.py):
+other, and the task model (task_model_sam.py) corrects the mask in each (ACTIVE-O3, section 5.4, E.3 and Fig. 6). Two
+reward terms differ from those of boxes (rewards.py):
 
     coverage    share of the mask's wrong pixels that lie in a region x share of the image that lies in none
     task        IoU of the corrected mask with the true one, 0 to 1                      (4.4, R_seg)

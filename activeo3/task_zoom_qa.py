@@ -7,12 +7,12 @@ coordinates refer to the view that was shown last. Every crop is cut from the or
 size, so a crop of a crop is sharper, not blurrier. When a zoom request is rejected, the turn records a status code, the
 policy is told why, and the view stays.
 
-A turn may request up to ``regions_per_turn`` zooms in one view. Those that are executed are shown in one user turn, in the
-order of the requests; the last of them is the next view. Each is a zoom of its own, with its status and its cost; the turn is
-``zoom_executed`` if any was, else it has the status of the first. Further requests count for nothing.
+A turn may request up to ``regions_per_turn`` zooms in one view. Those that are executed are shown in one user turn, in
+the order of the requests; the last of them is the next view. Each is a zoom of its own, with its status and its cost;
+the turn is ``zoom_executed`` if any was, else it has the status of the first. Further requests count for nothing.
 
-``--memory`` says which images stay visible: ``views``, all; ``notes``, only the latest: earlier ones are masked, their text
-remains. packing.py says what exactly is masked.
+``--memory`` says which images stay visible: ``views``, all; ``notes``, only the latest: earlier ones are masked, their
+text remains. packing.py says what exactly is masked.
 
     R = answer + evidence + calls      each times its weight
     answer     0 to 1, by the kind of question: exact, number, anls (DocVQA), choice
@@ -34,12 +34,14 @@ Readings of what that system leaves open:
      costs stay. There, the last line of any text was an answer.
 
 Deviation from DocVQA: its script divides the distance of two answers without surplus white space by the length of the
-longer one as it was written. Here that is the length without it, too: spaces around an answer do not make it more alike.
+longer one as it was written. Here that is the length without it, too: spaces around an answer do not make it more
+alike.
 
 Differences from Active-Perception-R1 (commit 14f2841), beside those of zoom_calls.py and of the reward:
   1. What a policy is shown follows from its own action alone. There it learned which true region it had hit.
   2. A zoom is rejected if no turn is left to use it: ``zoom_limit``, as is one too many.
-  3. Only what stands in ``<answer>`` is an answer; there, a last line was one too, as it is here for ``--parser lenient``.
+  3. Only what stands in ``<answer>`` is an answer; there, a last line was one too, as it is here for ``--parser
+     lenient``.
 """
 
 import re

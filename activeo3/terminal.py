@@ -1,7 +1,8 @@
 """Text that is not ours, made harmless: the one place where it leaves for a terminal, a log, a page or a table.
 
 Names of files, ids, categories and answers of models may hold what a terminal obeys (it clears the screen, renames the
-window, moves the cursor) and what a reader is deceived by (text that runs backwards, a line that looks like one of the log).
+window, moves the cursor) and what a reader is deceived by (text that runs backwards, a line that looks like one of the
+log).
 
     protect()     all that a program prints, errors and tracebacks of libraries included, passes through ``printable``
     printable()   shows a character that could act as a dot; line breaks stay
@@ -14,7 +15,8 @@ import unicodedata
 from typing import Any, TextIO
 
 SHOWN = frozenset("\n\t\u200c\u200d")
-"""Characters that do not count as printable and yet only show: the last two join letters, in Persian, Hindi and emoji."""
+"""Characters that do not count as printable and yet only show: the last two join letters, in Persian, Hindi and
+emoji."""
 
 
 def printable(text: str, limit: int = 0) -> str:

@@ -44,11 +44,11 @@ class VQA:
 
     ``answers`` are the right answer and its aliases, with ``options`` the letter of the right one (A is the first);
     there are none if they are not public. ``kind`` is one of evidence.KINDS; empty, it is "choice" with options, else
-    "exact". ``tolerance`` is a number's, relative to the right one. ``hint`` should be known beforehand. ``evidence_px``
-    (E, 4) are the places that show the answer. ``category`` is the kind of question and ``ability`` what it is a part of
-    (MMBench's l2_category). Questions of one ``group`` count together (MME's two about a picture, a question with rotated
-    options); ``rotations`` is how many the file has of this one, 0 if it lacks the one without rotation. ``columns``
-    is the published row of a question without a public answer, to be submitted.
+    "exact". ``tolerance`` is a number's, relative to the right one. ``hint`` should be known beforehand.
+    ``evidence_px`` (E, 4) are the places that show the answer. ``category`` is the kind of question and ``ability``
+    what it is a part of (MMBench's l2_category). Questions of one ``group`` count together (MME's two about a picture,
+    a question with rotated options); ``rotations`` is how many the file has of this one, 0 if it lacks the one without
+    rotation. ``columns`` is the published row of a question without a public answer, to be submitted.
     """
 
     question: str
@@ -120,8 +120,8 @@ class WholeImage(NamedTuple):
 class SourceImage:
     """Where an image is from: its ``file_name`` and the file's own ids where these are no numbers of 64 bits.
 
-    A tile has its ``window_px`` (x1, y1, x2, y2) in the image ``whole_id``, and the question about the ``whole`` if that
-    is known.
+    A tile has its ``window_px`` (x1, y1, x2, y2) in the image ``whole_id``, and the question about the ``whole`` if
+    that is known.
     """
 
     file_name: str = ""
@@ -134,13 +134,15 @@ class SourceImage:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One question about one image: where is every ``query``? Data sets of other kinds fill in what they know beside it.
+    """One question about one image: where is every ``query``? Data sets of other kinds fill in what they know beside
+    it.
 
-    ``boxes_px`` (N, 4) holds the true boxes and may be empty. ``crowd`` (N,) is True for a box that is neither asked for
-    nor punished (COCO's ``iscrowd``). ``areas`` (N,) in square pixels are those of the boxes if None; ``masks()`` returns
-    one RLE per box. ``rules`` say how the set is scored; ``exhaustive`` is False if not every instance has a box;
-    ``frequency`` is LVIS's r, c or f. ``text`` is all that can be read. ``draft`` holds the true mask and the one to
-    correct as RLE (task_segmentation). ``place`` is the index in a data set whose images are put aside (data_loader).
+    ``boxes_px`` (N, 4) holds the true boxes and may be empty. ``crowd`` (N,) is True for a box that is neither asked
+    for nor punished (COCO's ``iscrowd``). ``areas`` (N,) in square pixels are those of the boxes if None; ``masks()``
+    returns one RLE per box. ``rules`` say how the set is scored; ``exhaustive`` is False if not every instance has a
+    box; ``frequency`` is LVIS's r, c or f. ``text`` is all that can be read. ``draft`` holds the true mask and the one
+    to correct as RLE (task_segmentation). ``place`` is the index in a data set whose images are put aside
+    (data_loader).
     """
 
     id: str
@@ -185,8 +187,8 @@ class Example:
 class ParsedAnswer:
     """A model's answer, read. ``error`` names what is wrong with it, or is None; it never raises.
 
-    ``boxes_text`` are finite numbers exactly as the model wrote them, in the order it wrote them. ``strict`` is what the
-    strict reader made of an answer of which only the lenient one could read (all) that is here, else None.
+    ``boxes_text`` are finite numbers exactly as the model wrote them, in the order it wrote them. ``strict`` is what
+    the strict reader made of an answer of which only the lenient one could read (all) that is here, else None.
     """
 
     boxes_text: tuple[tuple[float, float, float, float], ...]
@@ -293,7 +295,8 @@ class Reward:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Which terms, or else ``total``, are no finite numbers of single precision; none in a reward that can be compared.
+        """Which terms, or else ``total``, are no finite numbers of single precision; none in a reward that can be
+        compared.
 
         >>> Reward({"format": 1.0, "task": float("nan")}, float("nan")).faults, Reward({"task": 2.0}, 2.0).faults
         (('task',), ())

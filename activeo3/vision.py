@@ -23,7 +23,8 @@ class Eyes:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.keep = False
-        # Of each prompt: its visual tokens (N, hidden), and with ``deepstack`` those of every layer that adds further ones.
+        # Of each prompt: its visual tokens (N, hidden), and with ``deepstack`` those of every layer that adds further
+        # ones.
         self._kept: WeakKeyDictionary[Prompt, tuple[Tensor, ...]] = WeakKeyDictionary()
         self._kind: type = dict  # in which transformers returns them
         self._deep = FAMILIES[model.config.model_type].deepstack
@@ -46,10 +47,12 @@ class Eyes:
             self._kept[prompt] = tuple(torch.cat([next(of_layer) for _ in prompt.grids]) for of_layer in pictures)
 
     def shown(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The arguments of a forward pass that is shown the pictures of these prompts, in order: what was kept, or pixels.
+        """The arguments of a forward pass that is shown the pictures of these prompts, in order: what was kept, or
+        pixels.
 
-        It is pixels for all if one of them was not looked at. Ranks must agree in this, because with sharded weights those
-        that see pixels would wait for the others: a step's prompts come from its rollouts on every rank, or on none.
+        It is pixels for all if one of them was not looked at. Ranks must agree in this, because with sharded weights
+        those that see pixels would wait for the others: a step's prompts come from its rollouts on every rank, or on
+        none.
         """
         given = [prompt for prompt in prompts if len(prompt.grids)]
         if not given:

@@ -115,8 +115,8 @@ _ROUNDING = 1e-9
 def read_turn(text: str, parser: str = "strict") -> Said:
     """What a turn says; the text is without its end token.
 
-    Where the strict reader finds neither an answer nor a zoom that can be read, the ``lenient`` one takes boxes of any form
-    outside of thoughts for zooms, or, if there are none, the last words for an answer.
+    Where the strict reader finds neither an answer nor a zoom that can be read, the ``lenient`` one takes boxes of any
+    form outside of thoughts for zooms, or, if there are none, the last words for an answer.
 
     >>> read_turn('<think>top <zoom_roi x0="0" y0="0" x1="0.5" y1="0.4"/></think>').call
     Call(box=(0.0, 0.0, 0.5, 0.4), shares=True)

@@ -1,9 +1,9 @@
 """Model folders as their publishers leave them: random weights and the real vocabulary, in every layout that is in use.
 
-Not the files themselves but their form: the names of files, keys and weights, and what is in them of a kind (eos ids as a
-list, a text-only template with tools in tokenizer_config.json, pixels as limits or as ``size``). The sources are the folders
-of Qwen2-VL-7B, Qwen2.5-VL-7B-Instruct and Qwen3-VL-4B-Instruct, and what ``save_pretrained`` of transformers 4.51, 4.57 and 5.x writes.
-ACTIVE-O3's release was made with 4.51.
+Not the files themselves but their form: the names of files, keys and weights, and what is in them of a kind (eos ids as
+a list, a text-only template with tools in tokenizer_config.json, pixels as limits or as ``size``). The sources are the
+folders of Qwen2-VL-7B, Qwen2.5-VL-7B-Instruct and Qwen3-VL-4B-Instruct, and what ``save_pretrained`` of transformers
+4.51, 4.57 and 5.x writes. ACTIVE-O3's release was made with 4.51.
 """
 
 import json
@@ -25,16 +25,17 @@ WITH_PICTURES = (
     "{%- if loop.first and turn.role != 'system' and SYSTEM -%}"
     "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
     "{{ '<|im_start|>' + turn.role + '\\n' }}{%- if turn.content is string -%}{{ turn.content }}{%- else -%}"
-    "{%- for part in turn.content -%}{%- if part.type == 'image' or 'image' in part -%}{%- set seen.pictures = seen.pictures + 1 -%}"
-    "{%- if add_vision_id -%}{{ 'Picture ' ~ seen.pictures ~ ': ' }}{%- endif -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- elif 'text' in part -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    "{%- for part in turn.content -%}{%- if part.type == 'image' or 'image' in part -%}{%- set seen.pictures = "
+    "seen.pictures + 1 -%}{%- if add_vision_id -%}{{ 'Picture ' ~ seen.pictures ~ ': ' }}{%- endif -%}{{ "
+    "'<|vision_start|><|image_pad|><|vision_end|>' }}{%- elif 'text' in part -%}{{ part.text }}{%- endif -%}{%- "
+    "endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ "
+    "'<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 TEXT_ONLY = (
-    "{%- if tools -%}{{ '<|im_start|>system\\n# Tools\\n<tools>' }}{%- for tool in tools -%}{{ tool | tojson }}{%- endfor -%}"
-    "{{ '</tools><|im_end|>\\n' }}{%- endif -%}"
-    "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' + '\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    "{%- if tools -%}{{ '<|im_start|>system\\n# Tools\\n<tools>' }}{%- for tool in tools -%}{{ tool | tojson }}{%- "
+    "endfor -%}{{ '</tools><|im_end|>\\n' }}{%- endif -%}"
+    "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' + turn.content + '<|im_end|>' + '\\n' }}{%- "
+    "endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 CLIP = dict(
     patch_size=14, image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711]
@@ -172,7 +173,8 @@ def sizes(family: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 
 
 def rope(family: str, version: str) -> dict[str, Any]:
-    """The rotary positions: "mrope" under rope_scaling at first, later "default", now with theta under rope_parameters."""
+    """The rotary positions: "mrope" under rope_scaling at first, later "default", now with theta under
+    rope_parameters."""
     section = dict(mrope_section=[2, 1, 1])
     if family == "qwen3_vl":
         section["mrope_interleaved"] = True

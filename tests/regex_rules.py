@@ -3,10 +3,11 @@
 A pattern is linear if
   1. no repetition of more than FEW goes back: it is possessive, or what follows it begins with none of its characters;
   2. no repetition that goes back stands inside another that does;
-  3. inside an unbounded repetition, alternatives begin differently, and so does what may be left out from what follows it:
+  3. inside an unbounded repetition, alternatives begin differently, and so does what may be left out from what follows
+     it:
      else a text is passed twice in one round, and again in the next;
-  4. searching for it, no unbounded repetition runs over a place where the pattern could begin anew, unless nothing behind the
-     repetition can fail: else every such place leads to a run of its own.
+  4. searching for it, no unbounded repetition runs over a place where the pattern could begin anew, unless nothing
+     behind the repetition can fail: else every such place leads to a run of its own.
 
 Characters are those of ALPHABET and of the pattern itself. Python's own parser of patterns does the reading.
 """

@@ -1,4 +1,5 @@
-"""answer_text.py, and what keeps all readers of answers linear: their patterns, against rules and against simpler ones."""
+"""answer_text.py, and what keeps all readers of answers linear: their patterns, against rules and against simpler
+ones."""
 
 import ast
 import doctest

@@ -1,4 +1,5 @@
-"""tests/attack/rewards.py at small size: no blind answer earns what honest ones do, and the search finds what is there to find."""
+"""tests/attack/rewards.py at small size: no blind answer earns what honest ones do, and the search finds what is there
+to find."""
 
 from random import Random
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Killed in writing a row; no room for the last file of the first checkpoint; killed before that has its name; killed as an old
-# one is removed; a closed folder at the end. Each time the same command goes on.
+# Killed in writing a row; no room for the last file of the first checkpoint; killed before that has its name; killed as
+# an old one is removed; a closed folder at the end. Each time the same command goes on.
 WORK = """
 from tests.attack.disks import Harm, faults_on_a_disk, refusal
 from tests.attack.kills import Kill

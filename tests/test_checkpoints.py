@@ -242,7 +242,8 @@ def test_a_damaged_model_is_not_evaluated(copy: Target) -> None:
 
 
 def test_weights_of_strangers_run_nothing(target: Target, tmp_path: Path) -> None:
-    """Weights and adapters in PyTorch's own format are pickles, too; transformers and peft read them as tensors only."""
+    """Weights and adapters in PyTorch's own format are pickles, too; transformers and peft read them as tensors
+    only."""
     pytest.importorskip("peft")
     for name in ("pytorch_model.bin", "adapter_model.bin"):
         folder = tmp_path / name.partition(".")[0]
@@ -288,7 +289,8 @@ def test_adapters_are_part_of_their_checkpoint(tmp_path: Path) -> None:
 
 
 def test_everything_is_on_the_disk_before_the_checkpoint_appears(copy: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files and their folders before the rename, the folder that holds the name after it, and only then older ones go."""
+    """Files and their folders before the rename, the folder that holds the name after it, and only then older ones
+    go."""
     calls: list[tuple[str, str]] = []
     fsync, rename = os.fsync, os.replace
 
@@ -369,7 +371,8 @@ def test_what_killed_runs_left_is_swept_at_every_start(copy: Target) -> None:
 
 
 def test_a_checkpoint_too_many_goes_at_the_next_start_once_the_newest_is_found_whole(copy: Target) -> None:
-    """As a kill leaves it, between the name of a new checkpoint and the removal of the old one: a run that is over removes none."""
+    """As a kill leaves it, between the name of a new checkpoint and the removal of the old one: a run that is over
+    removes none."""
     config = replace(copy.config, steps=2, keep=1)
     data = (copy.newest / OPTIMIZER).read_bytes()
     flip(copy.newest / OPTIMIZER)

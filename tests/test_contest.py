@@ -190,7 +190,8 @@ def straight_of_a_kind(of_a_kind: EvalConfig, tmp_path_factory) -> tuple[Path, i
 
 
 class Thread:
-    """One of two ranks that are threads of this process. One works while the other waits: models are not made for threads."""
+    """One of two ranks that are threads of this process. One works while the other waits: models are not made for
+    threads."""
 
     world, device, log = 2, torch.device("cpu"), Path(os.devnull)
     works = threading.Lock()
@@ -253,7 +254,8 @@ class Killed(BaseException):
 def test_a_killed_evaluation_goes_on_where_it_stopped(
     straight_of_a_kind: tuple[Path, int], of_a_kind: EvalConfig, tmp_path: Path, monkeypatch
 ) -> None:
-    """It is killed while its second block is being kept: the torn one is worked on again, and the bar ends where it should."""
+    """It is killed while its second block is being kept: the torn one is worked on again, and the bar ends where it
+    should."""
     straight, worked = straight_of_a_kind
     assert worked >= 4
     kept: list[Path] = []

@@ -660,8 +660,8 @@ def test_the_list_says_what_is_there_and_what_is_missing(tmp_path: Path, capsys:
         in text
     )
     assert (
-        f"    train: NOT USABLE  {tmp_path}: there is no *.json in SODA-A/Annotations/train or SODA/SODA-A/Annotations/train or"
-        in text
+        f"    train: NOT USABLE  {tmp_path}: there is no *.json in SODA-A/Annotations/train or "
+        "SODA/SODA-A/Annotations/train or" in text
     )
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -11,7 +11,8 @@ from test_data_vqa import parquet_set, picture
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 
-ITEMS = [  # category, name, whether the category has images/ and questions_answers_YN/, two questions with their answers
+# category, name, whether the category has images/ and questions_answers_YN/, two questions with their answers
+ITEMS = [
     (
         "count",
         "000000006040.jpg",

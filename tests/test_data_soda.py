@@ -417,7 +417,8 @@ def test_pictures_have_the_ids_of_their_files(tmp_path: Path, ids: tuple, wanted
 
 
 def aerial_tiles(home: Path, split: str = "val") -> None:
-    """What sodaa_split.py writes: a json and a jpg per tile, without ``images``; cat_id and trunc in place of category_id."""
+    """What sodaa_split.py writes: a json and a jpg per tile, without ``images``; cat_id and trunc in place of
+    category_id."""
     for below in ("Annotations", "Images"):
         (home / "divData" / split / below).mkdir(parents=True)
     for source, left, top in (("00012", 0, 0), ("00012", 650, 0), ("00003", 0, 650)):

@@ -1,4 +1,5 @@
-"""All readers on files in which a value is replaced by an odd one: a row may be left out, and nothing else may happen."""
+"""All readers on files in which a value is replaced by an odd one: a row may be left out, and nothing else may
+happen."""
 
 import base64
 import json
@@ -51,7 +52,8 @@ def replaced(content: Any, at: tuple, value: Any) -> Any:
 
 
 def survives(name: str, split: str, root: Path) -> bool:
-    """Opens a data set, reads every example in both directions and writes what an evaluation would; False if it is refused."""
+    """Opens a data set, reads every example in both directions and writes what an evaluation would; False if it is
+    refused."""
     try:
         data: Dataset = open_dataset(name, split, str(root), tile=0)
     except DataError as error:

@@ -258,7 +258,8 @@ def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_text_table_is_what_csv_reads(tmp_path: Path, seed: int) -> None:
-    """Rows with and without quotation marks, tabs and line breaks inside, ends of lines of both kinds, a byte-order mark."""
+    """Rows with and without quotation marks, tabs and line breaks inside, ends of lines of both kinds, a byte-order
+    mark."""
     rng = np.random.default_rng(seed)
     cells = ["cat", "", "größer", 'say "it"', "a\tb", "two\nlines", '"', " x ", "'"]
     rows = [[str(k), *rng.choice(cells, 3), base64.b64encode(picture(k + 1)).decode()] for k in range(25)]
@@ -381,7 +382,8 @@ def test_hrbench_as_the_hub_stores_it(tmp_path: Path, wrapped: bool) -> None:
 def test_a_picture_in_parquet_is_read_without_the_gigabytes_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One group of rows, as pandas writes it; pictures of 90 kB are read two at a time, forwards, and again from the start."""
+    """One group of rows, as pandas writes it; pictures of 90 kB are read two at a time, forwards, and again from the
+    start."""
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 

@@ -197,7 +197,8 @@ RELATIVES = get_args(grpo.Advantage)
 
 
 def written_out(rewards: list[list[float]], kind: str) -> list[list[float]]:
-    """Every relative's advantages as its paper writes them; what is not scored, a NaN here, is left out of all and gets 0."""
+    """Every relative's advantages as its paper writes them; what is not scored, a NaN here, is left out of all and gets
+    0."""
     groups = [[r for r in group if not math.isnan(r)] for group in rewards]
     everything = [r for group in groups for r in group]
     centred = [r - statistics.fmean(group) for group in groups for r in group]

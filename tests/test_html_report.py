@@ -122,7 +122,8 @@ def test_smoothing_keeps_level_and_place() -> None:
 
 
 def test_a_chart_has_its_points_where_the_values_are_and_the_colours_of_the_page() -> None:
-    """Three values on a straight line: equal steps to the right, equal steps up, within the frame; no colour is fixed."""
+    """Three values on a straight line: equal steps to the right, equal steps up, within the frame; no colour is
+    fixed."""
     (chart,) = charts([{"step": step, "reward": value} for step, value in ((1, 0.0), (2, 2.0), (3, 4.0))])
     assert (chart["name"], chart["unit"], chart["wide"]) == ("reward", "points", True)
     places = np.array(re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', chart["svg"]), dtype=float)

@@ -236,7 +236,8 @@ def test_every_file_can_be_read_in_one_sitting() -> None:
     "words", [["check", "--output-format", "concise"], ["format", "--check"]], ids=["check", "format"]
 )
 def test_ruff_finds_nothing(words: list[str]) -> None:
-    """Unused names and imports, their order, and the form of the code, by ruff.toml: ``ruff check --fix; ruff format``."""
+    """Unused names and imports, their order, and the form of the code, by ruff.toml: ``ruff check --fix; ruff
+    format``."""
     run = subprocess.run(
         [sys.executable, "-m", "ruff", *words, "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
     )
@@ -253,7 +254,8 @@ def test_no_text_is_run_and_no_error_is_swallowed_unseen() -> None:
 
 
 def test_no_file_is_read_that_could_run_code() -> None:
-    """Every ``torch.load`` takes tensors and plain values only, and ``np.load`` no objects; pickles have an owner above."""
+    """Every ``torch.load`` takes tensors and plain values only, and ``np.load`` no objects; pickles have an owner
+    above."""
     safe = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
     found = [
         (name, node)

@@ -337,7 +337,8 @@ def test_crowds_are_neither_asked_for_nor_punished(reward: str) -> None:
 
 
 def test_what_is_forgiven_is_right_or_nothing() -> None:
-    """LVIS: a detection of a category that was not checked, or was boxed in part, finds things of its own name or nothing."""
+    """LVIS: a detection of a category that was not checked, or was boxed in part, finds things of its own name or
+    nothing."""
     boxes, labels = as_boxes([CUP, DOG, CAR, [200, 0, 220, 20]]), [*NAMES, "zebra"]
     full = {"location": 1, "class": 1, "number": 1, "missing": 0}
     assert detection_terms(boxes, labels, TRUE, NAMES)["number"] == pytest.approx(6 / 7)
@@ -354,7 +355,8 @@ def test_what_is_forgiven_is_right_or_nothing() -> None:
 
 @given(st.integers(0, 10_000))
 def test_nothing_is_said_for_free(seed: int) -> None:
-    """Every box beside all things lowers what was earned for others, whatever its name; the paper pays no less for it."""
+    """Every box beside all things lowers what was earned for others, whatever its name; the paper pays no less for
+    it."""
     found, labels, truth, names = random_picture(seed)
     assume(truth)
     for reward in REWARDS:

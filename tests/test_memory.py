@@ -158,7 +158,8 @@ def test_the_mask_is_the_one_that_a_packed_row_has(make_vlm: Callable[..., Visio
 
 
 def test_what_other_ways_of_scoring_hold() -> None:
-    """Rows read the prompt, and a tower that learns sees its picture, once for every answer; a cache is repeated for each."""
+    """Rows read the prompt, and a tower that learns sees its picture, once for every answer; a cache is repeated for
+    each."""
     whole = replace(PAPER, train_only="")
     work, sizes, G = Work.of(KNOWN["7B"], whole), KNOWN["7B"], whole.group
 

@@ -1,4 +1,5 @@
-"""model.py, generate.py and scoring.py by second opinion: shared prefill and packed rows against plain transformers, one row at a time."""
+"""model.py, generate.py and scoring.py by second opinion: shared prefill and packed rows against plain transformers,
+one row at a time."""
 
 import copy
 from pathlib import Path
@@ -454,7 +455,8 @@ def with_settings(make_vlm: Make, family: str = "qwen3_vl", **settings) -> Visio
 def test_a_checkpoints_own_settings_of_generation_have_no_part_in_sampling(
     make_vlm: Make, picture: Picture, biased: Callable, settings: dict
 ) -> None:
-    """The same ids are drawn and the same log-probabilities kept as without them, and they are still there to be saved."""
+    """The same ids are drawn and the same log-probabilities kept as without them, and they are still there to be
+    saved."""
     drawn = []
     for vlm in (with_settings(make_vlm), stated := with_settings(make_vlm, **settings)):
         torch.manual_seed(3)

@@ -1,4 +1,5 @@
-"""modes.py and eval_zoom_qa.py under scripted policies: what each mode shows, allows and takes, and every number by hand."""
+"""modes.py and eval_zoom_qa.py under scripted policies: what each mode shows, allows and takes, and every number by
+hand."""
 
 import json
 import runpy

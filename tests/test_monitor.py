@@ -48,7 +48,8 @@ def test_the_watch_names_examples_and_ends_a_run_that_only_skips() -> None:
 
 
 def test_a_run_that_skips_too_often_ends_although_never_twice_in_a_row() -> None:
-    """Every 9th update is skipped: the 11th such step is more than a tenth of the last hundred, before it all was allowed."""
+    """Every 9th update is skipped: the 11th such step is more than a tenth of the last hundred, before it all was
+    allowed."""
     watch, skipped = TrainingMonitor(most=5, skipped=0), 0
     for step in range(1, 100):
         skipped += step % 9 == 0

@@ -1,5 +1,5 @@
-"""packing.py, decoding.py and their use in generate.py and scoring.py: episodes of several turns against plain transformers,
-one whole row at a time without cache, packing or padding."""
+"""packing.py, decoding.py and their use in generate.py and scoring.py: episodes of several turns against plain
+transformers, one whole row at a time without cache, packing or padding."""
 
 import doctest
 from dataclasses import replace
@@ -35,7 +35,8 @@ MEMORIES = pytest.mark.parametrize("episodes", ["views", "notes"], indirect=True
 def episodes(
     request: pytest.FixtureRequest, vlm: VisionLanguageModel, picture: Picture
 ) -> tuple[list[Prompt], list[list[Branch]]]:
-    """Two prompts with three branches each: one to three turns, crops of different shapes, two at once, words without one.
+    """Two prompts with three branches each: one to three turns, crops of different shapes, two at once, words without
+    one.
 
     With the memory ``notes``, every crop takes the place of all views before it.
     """
@@ -393,7 +394,8 @@ def test_an_observation_is_a_user_turn_of_the_chat_template(vlm: VisionLanguageM
 
 
 def test_a_cache_with_room_holds_what_one_without_does() -> None:
-    """Written to token by token, repeated, selected, and longer than its room; and rows do not write into each other."""
+    """Written to token by token, repeated, selected, and longer than its room; and rows do not write into each
+    other."""
     plain, roomy = DynamicCache(), new_cache(PreTrainedConfig(num_hidden_layers=2))
     draw = lambda rows, columns: torch.randn(rows, 2, columns, 4)  # noqa: E731
     for rows, change in (

@@ -1,5 +1,5 @@
-"""scoring.py and caches.py: three ways to score a group, for every family, against plain transformers on whole rows; and
-sampling with running states. The naive rows are those of test_packing.py."""
+"""scoring.py and caches.py: three ways to score a group, for every family, against plain transformers on whole rows;
+and sampling with running states. The naive rows are those of test_packing.py."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +21,8 @@ Picture = Callable[..., Image.Image]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 WAYS = ("packed", "cached", "rows")
 TOLERANCE = {False: (1e-5, 1e-5), True: (5e-5, 5e-4)}
-"""Of log-probabilities and of gradients, by whether a family has running states: transformers computes those in float32 by
-solving triangular systems of 64 tokens, which plain rows of other lengths round differently as well."""
+"""Of log-probabilities and of gradients, by whether a family has running states: transformers computes those in float32
+by solving triangular systems of 64 tokens, which plain rows of other lengths round differently as well."""
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,8 @@ def test_views_that_were_replaced_are_hidden_in_every_way(
 def test_what_was_seen_is_not_looked_at_again(
     every_family: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a frozen tower the prompts' pictures and the answers' crops are given as features, in every pass of every way."""
+    """With a frozen tower the prompts' pictures and the answers' crops are given as features, in every pass of every
+    way."""
     vlm = every_family
     prompts = vlm.encode([picture(64, 48, 0), picture(80, 32, 1)], ["Where is a red star?", "Read it."])
     (seen,) = vlm.encode_next([picture(48, 32, 2)], ["Closer."])

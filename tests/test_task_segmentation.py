@@ -1,4 +1,5 @@
-"""task_segmentation.py: first masks, the green overlay and the errors' squares, each against a naive loop or pycocotools."""
+"""task_segmentation.py: first masks, the green overlay and the errors' squares, each against a naive loop or
+pycocotools."""
 
 import doctest
 

@@ -1,8 +1,10 @@
-"""The real commands, many times and fast: what they import is imported once, and every command is a fork of this process.
+"""The real commands, many times and fast: what they import is imported once, and every command is a fork of this
+process.
 
-``Command("train.py", flags).start(folder)`` runs the script's own ``__main__`` block, with its own exit code, in a child
-that stands in ``folder``; a start costs milliseconds and not ten seconds. The child can be asked to call a function before
-each of its file operations below the output folder: that is how an attack kills it there, or takes its disk away.
+``Command("train.py", flags).start(folder)`` runs the script's own ``__main__`` block, with its own exit code, in a
+child that stands in ``folder``; a start costs milliseconds and not ten seconds. The child can be asked to call a
+function before each of its file operations below the output folder: that is how an attack kills it there, or takes its
+disk away.
 """
 
 import atexit
@@ -30,9 +32,11 @@ SAID, MODULES = "said.txt", "modules.txt"
 PORT = "PORT"
 """Stands in the words of a launcher for a port that is free."""
 PATIENCE = 1800.0
-"""Seconds after which a command that has not ended counts as hanging: on a busy machine, some minutes are no sign of it."""
+"""Seconds after which a command that has not ended counts as hanging: on a busy machine, some minutes are no sign of
+it."""
 GRACE = 2.0
-"""Seconds that other ranks have to end by themselves when one of them has died, before they are killed as a launcher does."""
+"""Seconds that other ranks have to end by themselves when one of them has died, before they are killed as a launcher
+does."""
 
 
 class Operation(NamedTuple):
@@ -81,7 +85,8 @@ class Command:
         return [str(ROOT / self.script), *self.flags, "--output_dir", OUTPUT]
 
     def start(self, folder: Path, before: Before | None = None, rank: int | None = None) -> "Process":
-        """The command in processes that stand in ``folder``; that of ``rank``, or all of them, call ``before`` (forks only)."""
+        """The command in processes that stand in ``folder``; that of ``rank``, or all of them, call ``before`` (forks
+        only)."""
         folder.mkdir(parents=True, exist_ok=True)
         sys.stdout.flush()
         (folder / SAID).write_text("")
@@ -101,7 +106,8 @@ class Command:
         return self.start(folder, before, rank).wait()
 
     def run_undisturbed(self, folder: Path) -> Ended:
-        """How a command goes that nothing disturbs. A fork lists its file operations, and what it imports this process imports, too."""
+        """How a command goes that nothing disturbs. A fork lists its file operations, and what it imports this process
+        imports, too."""
         if self.program:
             return self.run(folder)
         sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
@@ -167,7 +173,8 @@ class Process:
         self.codes: dict[int, int] = {}  # of the children that have ended
 
     def wait(self, seconds: float = PATIENCE) -> Ended:
-        """Its end: the code of the rank that failed first. It is killed if its end has not come after so many seconds."""
+        """Its end: the code of the rank that failed first. It is killed if its end has not come after so many
+        seconds."""
         until, hangs = self.began + seconds, False
         while len(self.codes) < len(self.children):
             for child in set(self.children) - set(self.codes):
@@ -224,10 +231,11 @@ _EVENTS = {  # of sys.addaudithook: where among what it is told the open folder 
 
 
 def watch_operations(root: Path, before: Before) -> None:
-    """Call ``before`` with every file operation of this process below ``root`` that changes something, before it is done.
+    """Call ``before`` with every file operation of this process below ``root`` that changes something, before it is
+    done.
 
-    Python tells of its own (sys.addaudithook). fsync is wrapped, and so are the writers that are not Python: torch's and
-    safetensors'.
+    Python tells of its own (sys.addaudithook). fsync is wrapped, and so are the writers that are not Python: torch's
+    and safetensors'.
     """
     import safetensors.torch
     import torch
@@ -266,7 +274,8 @@ def watch_operations(root: Path, before: Before) -> None:
 
 
 def _absolute(path: Any, descriptor: Any) -> Path:
-    """The absolute path of what an operation is told: a name, bytes or an open file, in a folder that may be an open one."""
+    """The absolute path of what an operation is told: a name, bytes or an open file, in a folder that may be an open
+    one."""
     if isinstance(path, int):
         return Path(os.readlink(f"/proc/self/fd/{path}"))
     folder = (
@@ -276,7 +285,8 @@ def _absolute(path: Any, descriptor: Any) -> Path:
 
 
 def _does_nothing(kind: str, path: Path) -> bool:
-    """Will the operation fail or change nothing: a folder that is there or has no place, a file to be removed that is not there?"""
+    """Will the operation fail or change nothing: a folder that is there or has no place, a file to be removed that is
+    not there?"""
     if kind == "os.mkdir":
         return path.exists() or not path.parent.exists()
     return kind == "os.remove" and not os.path.lexists(path)
@@ -299,7 +309,8 @@ def _list_of(rank: int) -> str:
 
 
 def kill_at(wanted: str, half: bool = False) -> Before:
-    """A ``Before`` that kills the process before the first operation that is ``wanted``, or, ``half``, in the middle of it.
+    """A ``Before`` that kills the process before the first operation that is ``wanted``, or, ``half``, in the middle of
+    it.
 
     A file that is written in several pieces is then left with half of what this operation wrote.
     """

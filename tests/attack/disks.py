@@ -1,11 +1,12 @@
-"""Take the disk away from the real commands: full in several sizes, full, closed, gone or replaced at every file operation.
+"""Take the disk away from the real commands: full in several sizes, full, closed, gone or replaced at every file
+operation.
 
     python -m tests.attack.disks                                     # everything: an hour
     python -m tests.attack.disks --parts sizes
     python -m tests.attack.disks --only "train: full 31, gone open metrics.jsonl"
 
-trials.py says how a trial is judged; here it begins on a disk of its own (a tmpfs in a namespace of its own, which needs no root
-where users may have namespaces). What may befall the command:
+trials.py says how a trial is judged; here it begins on a disk of its own (a tmpfs in a namespace of its own, which
+needs no root where users may have namespaces). What may befall the command:
 
     size 40      the disk has 40 MB, until the command has ended
     full 31      before operation 31 (or the first that a pattern fits to) a stranger's file takes all room that is left
@@ -13,9 +14,9 @@ where users may have namespaces). What may befall the command:
     file 31      ... it is renamed, and a file has its name
     closed 31    ... nobody may write into it any more
 
-The command must say one sentence, with the folder and the free space where that is what is missing, and exit with 1; it may
-also end well if it needed nothing more. Nothing half written is left, and the complete checkpoints that were there still are.
-Then the disk is as before, and the command that goes on is judged.
+The command must say one sentence, with the folder and the free space where that is what is missing, and exit with 1; it
+may also end well if it needed nothing more. Nothing half written is left, and the complete checkpoints that were there
+still are. Then the disk is as before, and the command that goes on is judged.
 """
 
 import ctypes
@@ -51,7 +52,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def own_disk(disk: Path) -> None:
-    """Mount an empty disk of LARGE MB for this process and its children alone. Raises OSError where that is not allowed."""
+    """Mount an empty disk of LARGE MB for this process and its children alone. Raises OSError where that is not
+    allowed."""
     user, group = os.geteuid(), os.getegid()
     _checked(_LIBC.unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if user else 0)))
     if user:

@@ -6,15 +6,17 @@
     python -m tests.attack.folders --only "evaluate TERM at 12" "train INT 2.5"
     python -m tests.attack.folders --only "9.5 KILL launcher, 0.2 TERM worker-1"
 
-``train + evaluate 1.25``: an evaluation into the folder of a training that began 1.25 seconds before. One of the two may be
-refused, in one sentence that names the other; the other one leaves what it leaves alone; and the refused one then goes on.
+``train + evaluate 1.25``: an evaluation into the folder of a training that began 1.25 seconds before. One of the two
+may be refused, in one sentence that names the other; the other one leaves what it leaves alone; and the refused one
+then goes on.
 
-``evaluate TERM at 12``: an evaluation that gets a SIGTERM before its 12th file operation; ``2.5`` is after so many seconds. It
-ends with 143, one sentence and no traceback, and the command that goes on leaves what an undisturbed one leaves, bit for bit.
+``evaluate TERM at 12``: an evaluation that gets a SIGTERM before its 12th file operation; ``2.5`` is after so many
+seconds. It ends with 143, one sentence and no traceback, and the command that goes on leaves what an undisturbed one
+leaves, bit for bit.
 
-``9.5 KILL launcher, 0.2 TERM worker-1``: ``deepspeed train.py`` on two ranks, whose outer process is killed after 9.5 seconds
-and whose second worker is sent a SIGTERM 0.2 seconds later. No process may go on, at most one sentence and no traceback of
-ours is printed, and the command that goes on leaves what an undisturbed one leaves, bit for bit.
+``9.5 KILL launcher, 0.2 TERM worker-1``: ``deepspeed train.py`` on two ranks, whose outer process is killed after 9.5
+seconds and whose second worker is sent a SIGTERM 0.2 seconds later. No process may go on, at most one sentence and no
+traceback of ours is printed, and the command that goes on leaves what an undisturbed one leaves, bit for bit.
 """
 
 import os
@@ -103,7 +105,8 @@ def _ended(process: Process) -> bool:
 
 
 def _one_after_the_other(ends: Sequence[Ended], delay: float) -> bool:
-    """May the second command have come to its work when the first had ended? It has a start of some seconds before that."""
+    """May the second command have come to its work when the first had ended? It has a start of some seconds before
+    that."""
     return ends[0].seconds - delay < ends[1].seconds
 
 

@@ -4,9 +4,9 @@
     python -m tests.attack.kills --parts moments --trials 1000 --seed 7
     python -m tests.attack.kills --only "train: half 31, 12, 2.5s"  # one trial again
 
-trials.py says how a trial is judged. A kill comes before the file operation of a number (``31``) or that a pattern fits to
-(``os.rename checkpoint-2``), in the middle of writing it (``half 31``), or after some seconds (``2.5s``). ``@1`` behind it: of
-rank 1, and not of the process that was started.
+trials.py says how a trial is judged. A kill comes before the file operation of a number (``31``) or that a pattern fits
+to (``os.rename checkpoint-2``), in the middle of writing it (``half 31``), or after some seconds (``2.5s``). ``@1``
+behind it: of rank 1, and not of the process that was started.
 """
 
 import os
@@ -47,7 +47,8 @@ class Kill(NamedTuple):
         return cls(text, rank=int(rank) if rank else None, **at)
 
     def befalls(self, command: Command, folder: Path) -> list[str]:
-        """Start the command and kill it; nothing of it may go on. By the clock, or as it goes on, the kill may come too late."""
+        """Start the command and kill it; nothing of it may go on. By the clock, or as it goes on, the kill may come too
+        late."""
         if self.wanted:
             must = not self.wanted.isdecimal() or not (folder / OUTPUT).exists()
             ended = command.run(folder, kill_at(self.wanted, self.half), self.rank)
@@ -73,7 +74,8 @@ class Kill(NamedTuple):
 
 
 def every(name: str, ranks: Sequence[int] = (0,), but: str = "") -> list[Trial]:
-    """A kill before every operation of a command, and in the middle of every one that writes; not those that the command ``but`` has."""
+    """A kill before every operation of a command, and in the middle of every one that writes; not those that the
+    command ``but`` has."""
     known = {(one.kind, one.path) for one in operations(undisturbed(but).folder)} if but else set()
     kills = []
     for rank in ranks:

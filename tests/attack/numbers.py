@@ -1,7 +1,8 @@
-"""Numbers that are none: learning rates up to 1e30, and NaN, infinities and 1e38 planted where a run takes numbers from others.
+"""Numbers that are none: learning rates up to 1e30, and NaN, infinities and 1e38 planted where a run takes numbers from
+others.
 
-A trial ends well in one of two ways: in one sentence, or it goes on and what was planted is counted and named. It never ends in
-a traceback, leaves a metrics.jsonl that is no JSON, or leaves a newest checkpoint that cannot be sampled from.
+A trial ends well in one of two ways: in one sentence, or it goes on and what was planted is counted and named. It never
+ends in a traceback, leaves a metrics.jsonl that is no JSON, or leaves a newest checkpoint that cannot be sampled from.
 
     python -m tests.attack.numbers --trials 200 --seed 0
 """
@@ -158,7 +159,8 @@ def reward(world: World, rng: random.Random) -> str:
 
 
 def weight(world: World, rng: random.Random, value: float | None = None) -> str:
-    """A model folder in which one weight is NaN, infinite or very large: refused by the name of the weight, or it answers."""
+    """A model folder in which one weight is NaN, infinite or very large: refused by the name of the weight, or it
+    answers."""
     value = rng.choice((*PLANTED, 1e38, -1e38, 1e20)) if value is None else value
     folder = world.new()
     VisionLanguageModel.load(world.config.model, torch.float32).save(folder)
@@ -173,7 +175,8 @@ def weight(world: World, rng: random.Random, value: float | None = None) -> str:
 
 
 def logit(world: World, rng: random.Random) -> str:
-    """One logit, or all of a row, that is NaN or infinite at a random token, greedy or drawn, at a random temperature."""
+    """One logit, or all of a row, that is NaN or infinite at a random token, greedy or drawn, at a random
+    temperature."""
     value, at, whole = rng.choice(PLANTED), rng.randrange(8), rng.random() < 0.5
     vlm = VisionLanguageModel.load(world.config.model, torch.float32)
     calls = iter(range(10**6))
@@ -189,7 +192,8 @@ def logit(world: World, rng: random.Random) -> str:
     prompts = vlm.encode([example.image], [example.query])
     sampling = Sampling(rng.choice((0.0, 0.01, 1.0, 5.0)), 12)
     how, said = ended(lambda: vlm.generate(prompts, 3, sampling))
-    # The first call is the prefill, whose logits nothing is drawn from; minus infinity alone is a token without a chance.
+    # The first call is the prefill, whose logits nothing is drawn from; minus infinity alone is a token without a
+    # chance.
     harmless = at == 0 or value == -math.inf and not whole
     reached = next(calls) > at
     fine = how == ("done" if harmless or not reached else "sentence")

@@ -1,9 +1,10 @@
-"""Damaged pictures: each is a picture or a DataError that names it, within a time and some memory, and no decoder crashes.
+"""Damaged pictures: each is a picture or a DataError that names it, within a time and some memory, and no decoder
+crashes.
 
     python -m tests.attack.pictures --trials 100000 --seed 0
 
-Files of all formats that Pillow writes, of several pixel types, and some that it does not write, are damaged in seven ways.
-The decoders run in processes of their own, so that one that crashes or hangs costs one trial, which is named.
+Files of all formats that Pillow writes, of several pixel types, and some that it does not write, are damaged in seven
+ways. The decoders run in processes of their own, so that one that crashes or hangs costs one trial, which is named.
 """
 
 import argparse
@@ -107,7 +108,8 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files that a decoder makes very much of: pixels, a tile, texts, a colour profile, a picture inside of an icon."""
+    """Small files that a decoder makes very much of: pixels, a tile, texts, a colour profile, a picture inside of an
+    icon."""
     zeros = deflated(2**26)
     size = struct.pack(">IIBBBBB", 40000, 40000, 8, 6, 0, 0, 0)
     end = png_chunk(b"IEND", b"")
@@ -256,7 +258,8 @@ def memory() -> int:
 
 
 def work(seed: int, first: int, last: int) -> None:
-    """Trials ``first`` to ``last``, in this process: a line ``number fault`` before each, so that a crash is known by its number."""
+    """Trials ``first`` to ``last``, in this process: a line ``number fault`` before each, so that a crash is known by
+    its number."""
     warnings.simplefilter("ignore")
     limit_pixels(PIXELS)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -315,7 +318,8 @@ def main() -> None:
     print(*faults, sep="\n")
     formats = {name.split()[0] for name, _ in whole_files()}
     print(
-        f"{len(formats)} formats, {len(formats & set(FORMATS))} of them read; reproduce a trial N: --write FILE --trials N --seed {options.seed}"
+        f"{len(formats)} formats, {len(formats & set(FORMATS))} of them read; reproduce a trial N: --write FILE "
+        f"--trials N --seed {options.seed}"
     )
     print(f"pictures {options.trials} {len(faults)}")
 

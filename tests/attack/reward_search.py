@@ -1,9 +1,9 @@
 """A search for answers that earn a reward without looking at the picture.
 
-A *blind* answer is one set of parameters, used for every example. The search climbs from degenerate answers (nothing, the
-whole picture, tiles, one box under all names) by small changes, and keeps what earns more in the mean over all examples.
-An *honest* answer is the truth with stated mistakes. An attack succeeds if a blind answer earns more than honest ones do
-less ``MARGIN``.
+A *blind* answer is one set of parameters, used for every example. The search climbs from degenerate answers (nothing,
+the whole picture, tiles, one box under all names) by small changes, and keeps what earns more in the mean over all
+examples. An *honest* answer is the truth with stated mistakes. An attack succeeds if a blind answer earns more than
+honest ones do less ``MARGIN``.
 
 A new attack is an ``Attack``: where the search starts, how an answer is changed, what it earns, what honest ones earn.
 """
@@ -33,7 +33,8 @@ PATIENCE = 40  # changes without a gain after which the search goes on from anot
 
 @dataclass(frozen=True)
 class Attack(Generic[T]):
-    """An attack on the reward of a task. ``honest`` is what answers of a stated quality earn, by what is said of them."""
+    """An attack on the reward of a task. ``honest`` is what answers of a stated quality earn, by what is said of
+    them."""
 
     name: str
     starts: Sequence[T]

@@ -3,8 +3,8 @@
     python -m tests.attack.rewards --trials 2000 --seed 0
     python -m tests.attack.rewards --only counting "counting, paper" --trials 200
 
-Each line is an attack: what the best blind answer earns and what honest answers of a stated quality earn, in the mean over
-the same 50 examples.
+Each line is an attack: what the best blind answer earns and what honest answers of a stated quality earn, in the mean
+over the same 50 examples.
 """
 
 import argparse

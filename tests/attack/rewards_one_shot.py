@@ -100,7 +100,8 @@ def misread(example: Example) -> str:
 def of_lists(
     task: str, write: Callable[[Sequence[Item]], str], honest: str, labels: Names = ("",), **flags: bool | str
 ) -> Attack[Items]:
-    """A blind list of boxes against one with most things found, which is described by ``honest``; for flags see ``judge``."""
+    """A blind list of boxes against one with most things found, which is described by ``honest``; for flags see
+    ``judge``."""
     scored = judge(task, **flags)  # type: ignore[arg-type]
     bar = scored.each(
         lambda example: write(one_misnamed(most_found(example)) if task == "detection" else most_found(example))

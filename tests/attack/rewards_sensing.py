@@ -1,7 +1,8 @@
 """Attacks on the rewards of the tasks that look: regions, zooms and answers that are the same for every picture.
 
-``sense`` and ``segment`` are attacked with their oracles, ``sense`` also with the shipped policy as the task model, which is
-slow; its boxes are kept by region. ``zoom_qa`` is asked for the number on a plate, and to choose among four numbers.
+``sense`` and ``segment`` are attacked with their oracles, ``sense`` also with the shipped policy as the task model,
+which is slow; its boxes are kept by region. ``zoom_qa`` is asked for the number on a plate, and to choose among four
+numbers.
 """
 
 from dataclasses import dataclass, field, replace

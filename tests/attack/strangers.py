@@ -1,9 +1,10 @@
-"""Model folders of strangers: no loader runs what lies in one, asks whether it may, or reads a pickle that calls something.
+"""Model folders of strangers: no loader runs what lies in one, asks whether it may, or reads a pickle that calls
+something.
 
     python -m tests.attack.strangers --trials 500 --seed 0
 
-Small healthy folders of every kind are given one to three tricks. Each trick leaves a mark if it works: a file that a module, a
-pickle or a template writes, a question on the terminal, a kernel that would be fetched from the hub.
+Small healthy folders of every kind are given one to three tricks. Each trick leaves a mark if it works: a file that a
+module, a pickle or a template writes, a question on the terminal, a kernel that would be fetched from the hub.
 """
 
 import argparse
@@ -229,7 +230,8 @@ def template_that_escapes(folder: Path, mark: Path) -> None:
 
 
 def modules_beside(folder: Path, mark: Path) -> None:
-    """Modules with the names of packages, which are imported from the folder that one stands in if it is on Python's path."""
+    """Modules with the names of packages, which are imported from the folder that one stands in if it is on Python's
+    path."""
     for name in (
         "torch",
         "numpy",

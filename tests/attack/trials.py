@@ -1,8 +1,9 @@
 """What the attacks on running commands share: which commands, trials in a short notation, and how they are judged.
 
-A trial is a command and what befalls it: ``train: half 31, 12`` is disturbed at its 31st file operation, and the same command,
-which goes on, at its 12th. Then the command runs to its end. It must exit with 0 and leave what the same command leaves that
-nothing disturbs: the same files and none more, the same metrics, checkpoints, tables and pictures, bit for bit.
+A trial is a command and what befalls it: ``train: half 31, 12`` is disturbed at its 31st file operation, and the same
+command, which goes on, at its 12th. Then the command runs to its end. It must exit with 0 and leave what the same
+command leaves that nothing disturbs: the same files and none more, the same metrics, checkpoints, tables and pictures,
+bit for bit.
 """
 
 import argparse
@@ -49,8 +50,8 @@ COMMANDS = {
     "python evaluate.py": replace(_EVALUATE, program=(sys.executable,)),
     "deepspeed train.py": replace(_TRAIN, program=_DEEPSPEED),
 }
-"""Small, but everything is done: several checkpoints, of which one is deleted, pictures, tables, a page. The first seven are
-forks, which can be disturbed at a file operation; the others start as a user starts them."""
+"""Small, but everything is done: several checkpoints, of which one is deleted, pictures, tables, a page. The first
+seven are forks, which can be disturbed at a file operation; the others start as a user starts them."""
 
 
 class Disturbance(Protocol):
@@ -117,7 +118,8 @@ def last_words(ended: Ended) -> str:
 
 
 def flags_of(doc: str | None, parts: Sequence[str], what: str, trials: int, of: str) -> argparse.ArgumentParser:
-    """The flags that an attack on running commands has: ``what`` its ``parts`` are, and ``of`` what so many ``trials`` are made."""
+    """The flags that an attack on running commands has: ``what`` its ``parts`` are, and ``of`` what so many ``trials``
+    are made."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help=what)
     parser.add_argument("--trials", type=int, default=trials, help=of)

@@ -52,7 +52,8 @@ def run_section(name: str, out: Path, tiny: bool) -> None:
 
 
 def start_section(name: str, out: Path, tiny: bool, limit: float) -> None:
-    """Run one section in a process of its own, which is killed after ``limit`` seconds; its findings are printed as they come."""
+    """Run one section in a process of its own, which is killed after ``limit`` seconds; its findings are printed as
+    they come."""
     began = time.perf_counter()
     command = [sys.executable, __file__, "--out", str(out), "--one", name, *["--tiny"] * tiny]
     with open(out / f"{name}.log", "w") as log:

@@ -1,4 +1,5 @@
-"""Sections of gpu.py that need no model: the card, and torch's attention in the shapes that the project calls it with."""
+"""Sections of gpu.py that need no model: the card, and torch's attention in the shapes that the project calls it
+with."""
 
 import contextlib
 import math

@@ -1,4 +1,5 @@
-"""Sections of gpu.py that need a model: equality, decoding, the update, the vision tower, and whole runs under DeepSpeed."""
+"""Sections of gpu.py that need a model: equality, decoding, the update, the vision tower, and whole runs under
+DeepSpeed."""
 
 import json
 import os
@@ -64,7 +65,8 @@ def answers_of(vlm: VisionLanguageModel, rows: int, group: int, tokens: int, rag
 
 
 def equal(probe: Probe) -> None:
-    """Packed rows against plain rows, log-probabilities and gradients: all else rests on it, and here the kernels are others."""
+    """Packed rows against plain rows, log-probabilities and gradients: all else rests on it, and here the kernels are
+    others."""
     size, high, wide, T = ("3b-slice", 20, 26, 48) if not probe.tiny else ("toy", 16, 18, 12)
 
     def packed_run(vlm: VisionLanguageModel, prompts: list[Prompt], answers: Answers) -> torch.Tensor:
@@ -253,7 +255,8 @@ def default(probe: Probe) -> None:
 
 
 def zero3(probe: Probe) -> None:
-    """Policy and reference under ZeRO-3 in this process: memory against the planner, and what hooks and gathers cost."""
+    """Policy and reference under ZeRO-3 in this process: memory against the planner, and what hooks and gathers
+    cost."""
     room = torch.cuda.get_device_properties(0).total_memory / 1e9 if CUDA else 0
     size = "toy" if probe.tiny else "3b" if room > 120 else "3b-half"
     P, G, T, shape = (2, 8, 100, (36, 36)) if not probe.tiny else (2, 2, 6, (6, 7))
@@ -332,7 +335,8 @@ def zero3(probe: Probe) -> None:
 
 
 def update(probe: Probe) -> None:
-    """Reference and update of packed rows without DeepSpeed, by attention and recompute: times, MFU, memory against the planner."""
+    """Reference and update of packed rows without DeepSpeed, by attention and recompute: times, MFU, memory against the
+    planner."""
     size, shape, G, T = ("3b", (36, 36), 8, 100) if not probe.tiny else ("toy", (16, 17), 2, 8)
     vlm = build(size, torch.bfloat16)
     rate = 790e12 if CUDA else 1e12
