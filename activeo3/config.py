@@ -352,7 +352,8 @@ class TrainConfig(Config):
             f"--group is {self.group}; an answer needs at least one sibling to be compared with": self.group < 2,
             f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
                 not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,
-            f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}": not 1 <= self.stage <= self.stages,
+            f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}":
+                not 1 <= self.stage <= self.stages,
             f"--update_options divide_by_std=false belongs to --advantage group, and --advantage is {self.advantage}":
                 self.advantage != "group" and not self.divide_by_std,
             "--update_options clip_low must lie between 0 and 1": not 0 < self.clip_low < 1,

@@ -11,8 +11,8 @@ What is read:
                   bits are shown by their upper 8, as Pillow reads them
     transparent   parts become white
     CMYK, LAB     by Pillow's formula and by LittleCMS
-    refused       grey of floats or of more than 16 bits, whose range is not known; more pixels than limit_pixels() allows,
-                  by the size that the file states, before anything is decoded, or a picture or tile inside of it
+    refused       grey of floats or of more than 16 bits, whose range is not known; more pixels than limit_pixels()
+                  allows, by the size that the file states, before anything is decoded, or an image or tile inside it
 
 A picture takes up to 20 bytes of memory a pixel while it is read (JPEG 2000; 16 with transparency, 8 for most).
 """
@@ -26,8 +26,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "ICO", "ICNS", "PSD", "QOI", "SGI", "SUN",
-           "DDS", "BLP", "PCX", "TGA")  # fmt: skip
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "ICO", "ICNS", "PSD", "QOI",
+           "SGI", "SUN", "DDS", "BLP", "PCX", "TGA")  # fmt: skip
 """Pillow's names of the formats that are read. TGA files have no mark of their own, so that format is tried last."""
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that grey values of a file of 16 bits may really have."""
@@ -43,7 +43,8 @@ ORIENTATION = 0x0112
 TILE = (0x0142, 0x0143)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
 

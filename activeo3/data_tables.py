@@ -120,7 +120,8 @@ class TextTable:
         for row, start, other in zip(self.rows, self.offsets, self.references):
             with self.dropped:
                 if other.isdigit() and other not in there:
-                    what = f"the row with the index {shortened(row.get('index', ''))} has the picture of an unknown index {other}"
+                    index = shortened(row.get("index", ""))
+                    what = f"the row with the index {index} has the picture of an unknown index {other}"
                     raise DataError(f"{self.path}: {what}, download the file again")
                 kept.append((row, there.get(other, start)))
         self.rows, self.offsets = [row for row, _ in kept], [start for _, start in kept]

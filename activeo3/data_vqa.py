@@ -14,10 +14,10 @@ image.
 
 V*Bench has 191 questions, in the layouts that it is published in:
 
-    vstar_bench/direct_attributes/sa_4690.json, .jpg    the authors' files: options, and where the things are
-    vstar_bench/test_questions.jsonl                    the authors' list for language models: options with letters, no places
-    vstar-bench/data/test-*.parquet                     the same list with the pictures inside (the hub's lmms-lab/vstar-bench)
-    vstar_bench/default/test/*.parquet                  the same list, as the hub turns it into parquet; the pictures beside it
+    vstar_bench/direct_attributes/sa_4690.json, .jpg  the authors' files: options, and where the things are
+    vstar_bench/test_questions.jsonl                  the authors' list for language models: lettered options, no places
+    vstar-bench/data/test-*.parquet                   the same list, pictures inside (the hub's lmms-lab/vstar-bench)
+    vstar_bench/default/test/*.parquet                the same list, turned into parquet by the hub; pictures beside it
 
 The first one that is there is read. In the first the right option is always the first one, so the order is drawn from
 the seed; the others have an order of their own.
@@ -383,7 +383,8 @@ def _of_row(path: Path, what: str, row: Mapping[str, Any], picture: Place) -> Vs
 def options_in(text: str) -> tuple[str, tuple[str, ...]]:
     """A question and its options, from a text in which each has its letter; what follows the last one's line is cut.
 
-    >>> options_in("What is it?\\n(A) a cup\\n(B) a dog\\nAnswer with the option's letter from the given choices directly.")
+    >>> options_in("What is it?\\n(A) a cup\\n(B) a dog\\nAnswer with the option's letter "
+    ...            "from the given choices directly.")
     ('What is it?', ('a cup', 'a dog'))
     """
     question, *parts = _LETTER.split(text)

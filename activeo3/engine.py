@@ -202,8 +202,8 @@ def _init_distributed(device: torch.device, in_use: str) -> None:
         port = os.environ["MASTER_PORT"]
         raise ConfigError(
             in_use
-            or f"the port {port} is in use, probably by a run in another folder, for no other one writes into this folder; "
-            f"choose another port: deepspeed --master_port {int(port) + 1} train.py."
+            or f"the port {port} is in use, probably by a run in another folder, for no other one writes into this "
+            f"folder; choose another port: deepspeed --master_port {int(port) + 1} train.py."
         ) from None
 
 

@@ -282,7 +282,8 @@ def xywh(boxes: np.ndarray) -> list[list[float]]:
 def _pooled(curves: list[list[Curve]], weights: np.ndarray, rules: MetricRules) -> tuple[np.ndarray, np.ndarray]:
     """AP and AR (R, thresholds): the mean over the queries that have a true box in the resample."""
     both = np.array([
-        [(curve.best(rules.for_ap).ap(weights), curve.best(rules.for_ar).ar(weights)) for curve in row] for row in curves
+        [(curve.best(rules.for_ap).ap(weights), curve.best(rules.for_ar).ar(weights)) for curve in row]
+        for row in curves
     ])  # (Q, t, 2, R)  # fmt: skip
     there = ~np.isnan(both)
     mean = ratio(np.where(there, both, 0.0).sum(axis=0), there.sum(axis=0))  # (t, 2, R)

@@ -136,9 +136,8 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
         raise ModelError(f"{source} has no config.json that can be used: it holds no json object.")
     family = str(config.get("model_type") or "")
     if not family:
-        raise ModelError(
-            f"{source} has no config.json that can be used: {'it names no model_type' if config else 'it is not there'}."
-        )
+        why = "it names no model_type" if config else "it is not there"
+        raise ModelError(f"{source} has no config.json that can be used: {why}.")
     if family not in supported:
         raise ModelError(f"{source} is a {family} model; supported are {', '.join(supported)}.")
     if quantised := config.get("quantization_config"):

@@ -35,8 +35,9 @@ IMAGE_PROCESSOR = "Qwen2VLImageProcessor"
 """The class that all supported families name, with or without "Fast": Qwen3-VL's is the same with other numbers."""
 MORE_TEMPLATES = "additional_chat_templates"
 KEPT = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
 """Files that are saved again as they were read; chat templates are written in both forms, see ``saved_again``."""
 
@@ -182,7 +183,8 @@ def image_processor(source: str, vision: Any) -> Any:
     kind = settings.get("image_processor_type")
     if kind is not None and str(kind).removesuffix("Fast").removesuffix("Pil") != IMAGE_PROCESSOR:
         raise ModelError(
-            f'{source}: {name} names the image processor {kind}; write "image_processor_type": "{IMAGE_PROCESSOR}" instead.'
+            f'{source}: {name} names the image processor {kind}; write "image_processor_type": "{IMAGE_PROCESSOR}" '
+            "instead."
         )
     processor = part_of(
         source, "image processor", AutoImageProcessor.from_pretrained, backend="pil", trust_remote_code=False

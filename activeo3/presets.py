@@ -70,8 +70,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Episodes on a laptop, from the shipped policy that knows their form. A look costs nothing: in groups without a
     # right answer, most at first, the cost is the only difference, and divided by its own spread it outweighs all else.
     "zoom_qa": {
-        "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1, "least_zoom": 0.005,
-        "reward_weights": ("calls=0",), "steps": 80, "save_every": 80, "eval_examples": 200,
+        "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1,
+        "least_zoom": 0.005, "reward_weights": ("calls=0",), "steps": 80, "save_every": 80, "eval_examples": 200,
     },
     # One-shot perception on a laptop, a task each: close-ups of the embedded world, and the same policy.
     "grounding": _CLOSE_UP | {"task": "grounding", "max_new_tokens": 40},
@@ -80,16 +80,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ocr": _CLOSE_UP | {"task": "ocr", "data": ("plates",), "max_new_tokens": 12},
     # Perception-R1, a task each.
     "refcoco": _ONE_SHOT | {
-        "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000, "steps": 312,
+        "task": "grounding", "data": ("refcoco",), "sensing_side": 480, "max_new_tokens": 256, "limit": 5_000,
+        "steps": 312,
     },
     "pixmo_count": _ONE_SHOT | {
-        "task": "counting", "data": ("pixmo_count",), "sensing_side": 768, "max_new_tokens": 1024, "limit": 10_000, "steps": 625,
+        "task": "counting", "data": ("pixmo_count",), "sensing_side": 768, "max_new_tokens": 1024, "limit": 10_000,
+        "steps": 625,
     },
     "pageocr": _ONE_SHOT | {
         "task": "ocr", "data": ("pageocr",), "sensing_side": 880, "max_new_tokens": 2048, "limit": 5_000, "steps": 312,
     },
     "coco_det": _ONE_SHOT | {
-        "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000, "steps": 6_875,
+        "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000,
+        "steps": 6_875,
     },
     # Stages of a curriculum, from easy to hard with more and more answers (Perception-R1; curriculum.py, reading 2).
     "curriculum_1": {"stage": 1, "stages": 3, "group": 8},

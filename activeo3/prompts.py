@@ -69,7 +69,8 @@ _MIN_ZOOMS = {
     "short": "",
 }
 _WITHOUT_ZOOM = {
-    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> </answer> tags.",
+    "paper": "{question} First reason inside <think> </think> tags, then give the final answer inside <answer> "
+    "</answer> tags.",
     "short": "{question}",
 }
 _EPISODE = {
@@ -83,8 +84,8 @@ _EPISODE = {
     # The edges have names and no numbers: a zoom that is copied from here cannot be read.
     "zoom_roi": (
         "{question} You may look closer before you answer, up to {zooms} times: to zoom into a region of the view "
-        'that you were shown last, end your reasoning with the tag <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, '
-        "in which every edge is a share of the width or height of that view, from 0 to 1, and wait. "
+        'that you were shown last, end your reasoning with the tag <zoom_roi x0="left" y0="top" x1="right" y1="bottom" '
+        "/>, in which every edge is a share of the width or height of that view, from 0 to 1, and wait. "
         "Reason inside <think> </think> tags, the tag of a zoom included; if you do not zoom, give the final answer "
         "behind them inside <answer> </answer> tags."
     ),
@@ -103,10 +104,9 @@ _EPISODE_AT_ONCE = {
     "zoom_roi": (
         "{question} You may look closer before you answer, at up to {zooms} regions in all and at up to {at_once} of "
         "them at once: to look at regions of the view that you were shown last, end your reasoning with a tag for "
-        "each, up to "
-        '{at_once}, of the form <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, in which every edge is a share of the '
-        "width or height of that view, from 0 to 1, and wait. You are then shown the regions one after the other in "
-        "the order of your tags, and the last of them is the view for what follows. "
+        'each, up to {at_once}, of the form <zoom_roi x0="left" y0="top" x1="right" y1="bottom" />, in which every '
+        "edge is a share of the width or height of that view, from 0 to 1, and wait. You are then shown the regions "
+        "one after the other in the order of your tags, and the last of them is the view for what follows. "
         "Reason inside <think> </think> tags, the tags of zooms included; if you do not zoom, give the final answer "
         "behind them inside <answer> </answer> tags."
     ),
@@ -145,9 +145,12 @@ for _templates in (_MIN_ZOOMS, _WITHOUT_ZOOM, _NOTES):
 _CORNERS = "(x1,y1),(x2,y2) in your box tokens"
 _JSON = r'\{\{"bbox_2d": \[x1, y1, x2, y2\]'
 _TOKENS = (
-    (rf' as a JSON list of objects of the form {_JSON}, "label": "([^"]*)"\}}\}}', rf", each as '\1' with its corners {_CORNERS}"),
-    (rf"a JSON list of objects of the form {_JSON}, \"label\": \"name\"\}}\}}", f"each name and its corners {_CORNERS}"),
-    (r", or a point, of every (.*?) as a JSON list .*?, and after the list", rf" of every \1 as {_CORNERS}, and after them"),
+    (rf' as a JSON list of objects of the form {_JSON}, "label": "([^"]*)"\}}\}}',
+     rf", each as '\1' with its corners {_CORNERS}"),
+    (rf"a JSON list of objects of the form {_JSON}, \"label\": \"name\"\}}\}}",
+     f"each name and its corners {_CORNERS}"),
+    (r", or a point, of every (.*?) as a JSON list .*?, and after the list",
+     rf" of every \1 as {_CORNERS}, and after them"),
     (rf"a JSON list of up to (\S+) objects of the form {_JSON}\}}\}}", rf"up to \1 boxes {_CORNERS}"),
     (rf"{_JSON}\}}\}}", _CORNERS),
     (r"\[x1, y1, x2, y2\]", _CORNERS),
