@@ -26,6 +26,7 @@ setup(
         "rapidfuzz>=3.6",
         "jinja2>=3.1",
         "matplotlib>=3.8",
+        "tabulate>=0.9",
     ],
     extras_require={
         "flash": ["flash-attn>=2.7"],

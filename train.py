@@ -19,11 +19,10 @@ if __name__ == "__main__":  # flags are read before torch is imported, so a wron
 
 import torch
 
-from activeo3 import checkpoints, curriculum, engine, eval_detection, eval_segmentation, grpo, log, memory, monitor
+from activeo3 import checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor
 from activeo3.data_loader import PrefetchLoader, TrainingOrder
 from activeo3.drawing import Sample, save_samples
 from activeo3.engine import Zero3Model
-from activeo3.eval_core import Runner
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.rollout import check_finite_logits, sample_rollouts
 from activeo3.task_models import TaskModel
@@ -107,7 +106,7 @@ def main(config: TrainConfig) -> None:
     folder, task = Path(config.output_dir), task_of(config)
     ranks, saved = checkpoints.open_run(config)
     dataset = curriculum.stage_of(curriculum.open_questions(config, task), config)
-    held_out = eval_detection.held_out(config, ranks.all_gather, ranks.rank == 0)
+    held_out = eval_setup.held_out(config, ranks.all_gather, ranks.rank == 0)
     ranks.print(memory.forecast(config, ranks.world, ranks.gpu_memory_gb()))
     policy, reference, task_model = checkpoints.load_models(ranks, task, config)
     first = checkpoints.begin(policy, saved, config)
@@ -138,9 +137,8 @@ def main(config: TrainConfig) -> None:
         run_log.say(monitor.lost(run_log.rows()))
         order.list_left_out(folder, ranks.all_gather, run_log.say)
         if held_out:
-            compare = eval_segmentation if config.task == "segment" else eval_detection
             with policy.gathered() as vlm, reference.gathered() as start, task_model.gathered() as frozen:
-                compare.compare_start_and_trained(vlm, start, held_out, config, run_log.say, Runner(ranks), frozen)
+                eval_setup.compare_start_and_trained(vlm, start, frozen, held_out, config, ranks)
             ranks.barrier()
     engine.stop()
 

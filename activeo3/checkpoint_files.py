@@ -17,6 +17,7 @@ import json
 import random
 import re
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -120,6 +121,39 @@ def _difference(path: Path, size: int, digest: str) -> str:
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     return f"{path} is damaged: {f'it has {found:,} bytes of {size:,}' if found != size else 'its content is not what was written'}"
+
+
+@lru_cache(maxsize=None)
+def identity(source: str) -> str:
+    """A name for the content of a model folder; of a hub id, the id itself.
+
+    Files whose digest is known, by the list of a checkpoint or by their name in the hub's cache, are not read.
+    """
+    folder = Path(source)
+    top = folder.parent if folder.name == "adapters" else folder
+    listed = _listed(top / DIGESTS) if is_sealed(top) else {}
+    found = [source] if not folder.is_dir() else []
+    for path in sorted(path for path in folder.glob("*") if path.is_file() and path.name != DIGESTS):
+        name, blob = path.relative_to(top).as_posix(), path.resolve().name
+        known = listed[name][1] if name in listed else blob if re.fullmatch("[0-9a-f]{64}", blob) else _digest(path)[1]
+        found.append(f"{path.name} {known}")
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def run_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run: the ``step``, the ``world`` size and the ``config``.
+
+    Raises ConfigError if its ``activeo3.json`` cannot be read or lacks one of them.
+    """
+    path = checkpoint / "activeo3.json"
+    state = read_object(path, str(path))
+    for name, kind in (("step", int), ("world", int), ("config", dict)):
+        if type(state.get(name)) is not kind or kind is int and state[name] < 0:
+            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
+    for name in ("model", "task"):
+        if not isinstance(state["config"].get(name, ""), str):
+            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
+    return state
 
 
 def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = "cpu") -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 from activeo3 import checkpoint_files, data_images, engine, lora, outputs, paths, processes
-from activeo3.cli import fields_of, read_object
+from activeo3.cli import fields_of
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.log import counted
@@ -253,22 +253,6 @@ def complete(folder: Path) -> list[Path]:
     return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
-def run_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run: the ``step``, the ``world`` size and the ``config``.
-
-    Raises ConfigError if its ``activeo3.json`` cannot be read or lacks one of them.
-    """
-    path = checkpoint / "activeo3.json"
-    state = read_object(path, str(path))
-    for name, kind in (("step", int), ("world", int), ("config", dict)):
-        if type(state.get(name)) is not kind or kind is int and state[name] < 0:
-            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
-    for name in ("model", "task"):
-        if not isinstance(state["config"].get(name, ""), str):
-            raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
-    return state
-
-
 def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The state of the checkpoint of ``output_dir`` to go on from, or None for a fresh start; a collective.
 
@@ -288,7 +272,7 @@ def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None
         _prune(folder, config.keep)  # a run that was killed between a new checkpoint and the removal of an old one
         if not checkpoint_files.is_sealed(path):
             say(f"activeo3: {path} was made by an older version and has no digests: it is used unchecked")
-    return run_state(path) | {"path": path}
+    return checkpoint_files.run_state(path) | {"path": path}
 
 
 def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Distributed) -> tuple[Path, list[Path]]:
@@ -315,7 +299,7 @@ def _damage(path: Path, config: TrainConfig, ranks: Distributed) -> str:
     Raises ConfigError for one of another run, before gigabytes are read.
     """
     try:
-        state = run_state(path)
+        state = checkpoint_files.run_state(path)
     except ConfigError as error:
         return str(error).removesuffix(".")
     if str(state["step"]) != path.name.removeprefix("checkpoint-"):

@@ -24,11 +24,10 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError, is_number
 from activeo3.data_set import Dataset
-from activeo3.eval_core import Runner
+from activeo3.eval_baselines import greedy_rollouts
+from activeo3.eval_runner import Runner
 from activeo3.log import strict_json
 from activeo3.model import ModelError, VisionLanguageModel
-from activeo3.progress import Progress
-from activeo3.proposals import greedy_rollouts
 from activeo3.tasks import Task, prepared, task_of
 from activeo3.types import Example
 
@@ -158,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ranks.redirect_output() if ranks.world > 1 else nullcontext():  # one loading bar is enough
         vlm = VisionLanguageModel.load(config.model, engine.pick_dtype(config.dtype), config.attention)
     vlm.model.to(ranks.device)
-    progress = Progress(len(dataset), ranks.world, speaks=ranks.rank == 0)
-    runner = Runner(ranks, folder / f".{path.name}.unfinished", progress)
+    runner = Runner(ranks, folder / f".{path.name}.unfinished", len(dataset))
+    runner.expect(len(dataset))
     rewards = rank(dataset, vlm, config, runner)
     if ranks.rank == 0:
         by = RANKED_BY.get(config.task, "reward")
@@ -167,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs.leave(path, (strict_json(content) + "\n").encode())
         known = [reward for reward in rewards if reward is not None]
         mean = sum(known) / max(1, len(known))
-        progress.say(f"{len(known)} of {len(rewards)} questions ranked by {by}, mean {mean:.2f}: {path}")
+        runner.say(f"{len(known)} of {len(rewards)} questions ranked by {by}, mean {mean:.2f}: {path}")
     ranks.barrier()
     runner.close()
     if ranks.world > 1:

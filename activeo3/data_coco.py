@@ -156,7 +156,7 @@ def open_coco(source: Source) -> Dataset:
     return box_questions(source, index, rules_of_file(index))
 
 
-@register("coco_det", {"train": 118_287, "val": 5_000}, "https://cocodataset.org", any_split=True)
+@register("coco_det", {"train": 118_287, "val": 5_000}, "https://cocodataset.org", answers="detection", any_split=True)
 def open_coco_det(source: Source) -> Dataset:
     """The first of COCO_FILES that is there; one question per image."""
     root = source.folder()

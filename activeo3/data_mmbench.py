@@ -13,7 +13,7 @@ rows; the ``legacy`` ones and the hub's tables repeat it. Rows may be in any ord
 rows of a question follow each other, so that ``--limit`` takes whole questions.
 
 A question of a test file has no answer but all ``columns`` of its row but the picture, for the file that is submitted
-(eval_submission.py).
+(eval_vqa.py).
 
 Deviation from VLMEvalKit, which reads the files with pandas: an option "None" or "NA" is an option here, and an empty
 cell there.

@@ -115,7 +115,11 @@ class Counted(NamedTuple):
 
 
 @register(
-    "pixmo_count", dict.fromkeys(SPLITS, 0), "https://huggingface.co/datasets/allenai/pixmo-count", fetched=FETCHED
+    "pixmo_count",
+    dict.fromkeys(SPLITS, 0),
+    "https://huggingface.co/datasets/allenai/pixmo-count",
+    answers="counting",
+    fetched=FETCHED,
 )
 def open_pixmo_count(source: Source) -> Dataset[Counted]:
     """Reads the tables of TABLES (image_url, image_sha256, count, points, label, and maybe image), or one of LISTS.
@@ -230,15 +234,15 @@ class Page(NamedTuple):
     text: str
 
 
-@register("pageocr", {"train": 0, "val": 0}, "your own pages, see data/README.md", any_split=True)
+@register("pageocr", {"train": 0, "val": 0}, "your own pages, see data/README.md", answers="ocr", any_split=True)
 def open_pageocr(source: Source) -> Dataset[Page]:
     """``pageocr/<split>.json`` with the images in ``pageocr/images``."""
     folder = source.folder("pageocr")
     return _open_pages(source, folder / f"{source.split}.json", folder / "images")
 
 
-@register("fox_en", {"test": 112}, "https://github.com/ucaslcl/Fox", aliases=ONE_SPLIT)
-@register("fox_cn", {"test": 0}, "https://github.com/ucaslcl/Fox", aliases=ONE_SPLIT)
+@register("fox_en", {"test": 112}, "https://github.com/ucaslcl/Fox", answers="ocr", aliases=ONE_SPLIT)
+@register("fox_cn", {"test": 0}, "https://github.com/ucaslcl/Fox", answers="ocr", aliases=ONE_SPLIT)
 def open_fox(source: Source) -> Dataset[Page]:
     """Fox's 112 English pages, or its Chinese ones."""
     root, language = source.folder(), source.name.removeprefix("fox_")

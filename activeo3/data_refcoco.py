@@ -378,4 +378,4 @@ LAYOUTS: dict[str, Read] = {
 """What reads the files of a split, by where they lie (data_set.py), in the order in which they are looked for."""
 
 for _name, _family in FAMILIES.items():
-    register(_name, _family.sizes, ORIGIN)(open_refcoco)
+    register(_name, _family.sizes, ORIGIN, answers="grounding")(open_refcoco)

@@ -156,8 +156,8 @@ class Registered(NamedTuple):
     """A data set of the registry: what opens it; how many images (or questions, where images are packed together) each
     split should hold, 0 if not known; where it is to be had; how many ``images`` all splits together should hold.
 
-    ``answers`` says what its questions are answered with: ``boxes`` (eval_detection.py), ``words`` that are right or wrong
-    (eval_vqa.py) or free ``text`` that is more or less right (eval_zoom_qa.py). ``aliases`` are further names of splits;
+    ``answers`` says what its questions are answered with: ``boxes`` that fit several tasks, ``words`` that are right or wrong
+    (eval_vqa.py), free ``text`` that is more or less right (eval_zoom_qa.py), or the task that it is made for. ``aliases`` are further names of splits;
     with ``any_split``, a split of any name may be there. ``fetched`` is the folder below the data root that the images of
     a list of urls are downloaded to.
     """

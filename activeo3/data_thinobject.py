@@ -23,7 +23,10 @@ FOLDERS = tuple(f"{home}/images_{{split}}/*.jpg" for home in reversed(HOMES))
 
 
 @register(
-    "thinobject5k", {"train": 4_748, "val": 500, "test": 500}, "https://github.com/liewjunhao/thin-object-selection"
+    "thinobject5k",
+    {"train": 4_748, "val": 500, "test": 500},
+    "https://github.com/liewjunhao/thin-object-selection",
+    answers="segment",
 )
 def open_thinobject5k(source: Source) -> Dataset:
     """The authors' list of a split, one file name a line, of an image or its mask; or all of SAM-HQ's folder of it."""

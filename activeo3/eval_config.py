@@ -10,10 +10,11 @@ from activeo3.cli import Range, check_known
 from activeo3.config import Config, ConfigError, Natural, Regions, Share, TrainConfig
 from activeo3.paths import Place
 
-METHODS = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
-MORE_METHODS = ("direct-native", "repeat", "answer")  # to be asked for
-OF_A_CHECKPOINT = ("active", "repeat", "answer")  # one row for each checkpoint; the others are the same for all
-MODES = ("baseline", "default", "strict_zoom", "oracle_crop")  # of episodes: modes.py
+METHODS = (
+    "direct", "direct-native", "random", "grid", "fixed", "cot", "active", "repeat", "answer", "oracle-regions",
+)  # fmt: skip
+"""Every method of eval_baselines.py; a benchmark has some of them."""
+MODES = ("baseline", "default", "strict_zoom", "oracle_crop")  # of episodes: eval_zoom_qa.py
 ABSENT = 0.2
 """The share of questions about absent categories in a table, also in that at the end of a run."""
 TASK_MODELS = get_args(get_type_hints(TrainConfig)["task_model"])
@@ -35,10 +36,10 @@ class EvalConfig(Config):
     """the untrained policy and the task model mllm; by default what the checkpoint was trained from"""
     benchmark: tuple[str, ...] = ()
     """data sets to evaluate on; by default --data"""
-    methods: tuple[str, ...] = METHODS
-    """rows of the table; beside the default ones there are: direct-native (the whole picture at its own
-    size and shape), repeat (one region, sampled as often as there are regions) and answer (the checkpoint
-    itself finds things, in the whole picture)"""
+    methods: tuple[str, ...] = ()
+    """rows of the table, by default those that fit the benchmark: direct, random, grid, fixed, cot, active, oracle-regions. Of boxes
+    there are also direct-native (the whole image at its own size and shape), repeat (one region, sampled as often as there
+    are regions) and answer (the checkpoint itself finds things, in the whole image)"""
     mode: tuple[str, ...] = ()
     """how questions in words are asked in episodes, a row each: baseline (one look at the whole picture), default (may
     zoom), strict_zoom (no zoom, no answer) and oracle_crop (is shown where the answer is). Means --task zoom_qa,
@@ -95,10 +96,10 @@ class EvalConfig(Config):
         self._check_picture()
         if self.image and len(self.checkpoint) > 1:
             raise ConfigError("--image shows what one policy does; name one --checkpoint.")
-        for flag, known in (("methods", METHODS + MORE_METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
+        for flag, known in (("methods", METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
             wanted = getattr(self, flag)
             check_known(flag, wanted, known)
-            if not wanted and flag != "mode":
+            if not wanted and flag == "task_model":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._check_named(data=not self.image and not self.benchmark)
         if self.mode and (self.image or self.task not in ("sense", "zoom_qa")):

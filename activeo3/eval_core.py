@@ -1,246 +1,389 @@
-"""The work of an evaluation: divided over the ranks, kept on disk, never done twice.
+"""The frame of every evaluation: settings x examples -> records -> metrics -> rows.
 
-``Runner.map(work, items, key)`` is the only place of an evaluation that knows ranks, files and progress. Items are worked
-on in blocks of BATCH, in the same way wherever and whenever that is, so a table is the same on any number of ranks and
-after any interruption. ``work`` returns records, which are plain JSON: pictures, which are large, stay where they are.
-
-A block is kept under the digest of everything that decides its records: the key (settings; weights, words and image
-processing of the models that work), the items (pixels, question, true boxes, regions), this program's own text and the
-versions below it. A changed setting, picture or checkpoint makes another name, so nothing stale can be used.
-JSON brings numbers back bit for bit. Nothing that is read here is ever run.
+A ``Benchmark`` names the rows of its table (``settings``), lets the models work on examples (``predict``: one JSON record each) and
+measures the records (``metrics``). ``evaluate`` runs one. Several checkpoints, budgets of regions, the blind control, several
+processes and resumption are here and in eval_runner.py, and hold for every benchmark.
 """
 
-import hashlib
-import json
-import re
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from functools import lru_cache
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Protocol, Sequence, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Callable, Literal, NamedTuple, Sequence, TypeVar
 
 import numpy as np
-import torch
+from PIL import Image
 
-from activeo3.config import Config
+from activeo3.config import Config, ConfigError, TrainConfig
+from activeo3.drawing import Sample
+from activeo3.eval_config import EvalConfig
+from activeo3.eval_runner import Model, Record, Runner
+from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
+from activeo3.intervals import Metric
 from activeo3.model import VisionLanguageModel
-from activeo3.outputs import enough_room, make_folder, replace_file
-from activeo3.progress import Progress
-from activeo3.task_model_sam import Corrector
-from activeo3.task_models import TaskModel
-from activeo3.types import Example
-
-BATCH = 16
-"""How many examples are worked on together."""
+from activeo3.task_perception_words import Answer
+from activeo3.tasks import task_of
+from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
 
 T = TypeVar("T")
-Record = Any
-"""What is known of one item after the work: plain JSON."""
+ITSELF = "itself"
+"""The task model of a row in which the policy itself answers."""
+STRICT, LENIENT_ONLY, CROPS_LENIENT_ONLY = "_strict", "lenient_only", "crops_lenient_only"
+"""Ends of metrics had only the strict reader been there; shares of answers that only the lenient one could read."""
 Map = Callable[..., list[Record]]
-"""``Runner.map``."""
-
-_NAME = re.compile(r"\.?[0-9a-f]{40}\.json(\.tmp)?")
-"""A file of a Runner."""
+"""``map(work, items, key)``: see ``Runner.map``; here it also reads images and counts ``seconds``."""
 
 
-def trained_of(sources: Mapping[str, str]) -> list[str]:
-    """The titles of the trained policies among those of a table; the start policy is its own if there is no other.
-
-    >>> trained_of({"start": "data/tiny", "a": "runs/a"}), trained_of({"start": "data/tiny"})
-    (['a'], ['start'])
-    """
-    return [title for title in sources if title != "start"] or ["start"]
+# ---------------------------------------------------------------------- rows
 
 
-class Processes(Protocol):
-    """The processes that divide the work (engine.Ranks)."""
-
-    rank: int
-    world: int
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """Every process's value, on every process."""
-
-    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """``work(part)`` of every part, in order, on every process; they take turns at the parts."""
-
-
-class OneProcess:
-    """A group of one."""
-
-    rank, world = 0, 1
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        return [work(part) for part in parts]
-
-
-class Runner:
-    """Does the work of an evaluation. By default in one process, keeping nothing.
+@dataclass(frozen=True)
+class Method:
+    """How a row gets from examples to rollouts.
 
     Args:
-        ranks: the processes that divide the work; all of them must call ``map`` with the same arguments.
-        folder: where finished blocks are kept. Each rank writes its own, and all read what any of them finds.
-        progress: counts items.
+        propose: ``propose(policy, examples, config)`` gives a rollout per example; None where the benchmark has a way of its own.
+        policy: which policies have a row: none is asked, the start policy, each trained one, or every one.
+        zooms: False where the budget of regions makes no difference.
+        overrides: fields of the config that the method fixes.
+    """
+
+    propose: Callable[[VisionLanguageModel | None, Sequence[Example], Config], list[Rollout]] | None = None
+    policy: Literal["none", "start", "trained", "every"] = "trained"
+    zooms: bool = True
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a table: a method, the title of its policy, the name of its task model, its budget of regions (0: no zoom),
+    and whether it is the control in which images are black."""
+
+    method: str
+    policy: str = ""
+    task_model: str = ""
+    regions: int = 0
+    blind: bool = False
+
+
+class Row(NamedTuple):
+    """A row with its records, one per example; ``parser`` is lenient if the answers of any of its models are read so."""
+
+    benchmark: str
+    setting: Setting
+    n: int
+    metrics: dict[str, Metric | float | int | None]
+    records: list[Record]
+    parser: str = "strict"
+
+
+class Models:
+    """The policies of a table by title, and the frozen task models by name.
+
+    Args:
+        policies: title -> model, or its source, which ``load`` loads; "start" is the untrained policy.
+        task_models: the task models by name.
+        trained: the titles of the policies that are evaluated; by default all but "start".
+        trained_for: title -> the task of its training run.
     """
 
     def __init__(
-        self, ranks: Processes | None = None, folder: Path | None = None, progress: Progress | None = None
+        self,
+        policies: Mapping[str, VisionLanguageModel | str],
+        task_models: Mapping[str, Model] | None = None,
+        load: Callable[[str], VisionLanguageModel] | None = None,
+        trained: Sequence[str] = (),
+        trained_for: Mapping[str, str] | None = None,
     ) -> None:
-        self.ranks = ranks or OneProcess()
-        self.folder, self.progress = folder, progress or Progress(0, speaks=False)
-        self._digests: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of what takes long to read
+        self.policies, self.task_models, self.load = policies, task_models or {}, load
+        self.trained = list(trained) or [title for title in policies if title != "start"] or ["start"]
+        self.trained_for = trained_for or {}
+
+    def __getitem__(self, title: str) -> VisionLanguageModel | None:
+        """The policy of a title, loaded if it is not there; None for ""."""
+        policy = self.policies[title] if title else None
+        return self.load(policy) if self.load and isinstance(policy, str) else policy
+
+    def titles(self, which: str) -> list[str]:
+        """The titles that ``Method.policy`` means."""
+        every = list(dict.fromkeys(["start", *self.trained]))
+        return {"none": [""], "start": ["start"], "trained": self.trained, "every": every}[which]
+
+    def turn(self, setting: Setting) -> int:
+        """Rows of one turn need no other checkpoint beside the start policy than each other."""
+        places = {title: place for place, title in enumerate(self.policies)}
+        return max(places.get(setting.policy, 0), places.get(setting.task_model, 0))
+
+
+# ---------------------------------------------------------------------- benchmarks
+
+
+class Benchmark(ABC):
+    """A data set, the rows of its table, and what they measure.
+
+    Args:
+        name: the data set, also the name of the table.
+        config: flags of the evaluation.
+        rewards: the weights of the reward that pages and episodes show; by default those of a training run.
+    """
+
+    methods: Mapping[str, Method]
+    default_methods: tuple[str, ...]
+    flag = "methods"
+    """The flag that chooses among the methods."""
+    lazy = False
+    """True: images are read block by block, because all of them do not fit into memory."""
+    columns: tuple[str, ...] = ()
+    """Metrics of the headline table."""
+    known_columns: frozenset[str] = frozenset()
+    """Metrics that --columns may name beside ``columns``."""
+    training: Sequence[Example] = ()
+    """Training examples that a method is fitted on, as many as ``fitted_on``."""
+    fitted_on = 0
+
+    def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:
+        self.name, self.config, self.rewards = name, config, rewards or TrainConfig()
+        self.task = type(task_of(config))(config, self.rewards)
+        self.chosen, self.digits = getattr(config, self.flag) or self.default_methods, config.digits
+        if unknown := [method for method in self.chosen if method not in self.methods]:
+            what = f"--{self.flag} {' '.join(unknown)} not known for {name} (--task {config.task})"
+            raise ConfigError(f"{what}; there are: {', '.join(self.methods)}.")
+        if unknown := [column for column in config.columns if column not in {*self.columns, *self.known_columns}]:
+            usual = ", ".join(self.columns)
+            raise ConfigError(
+                f"--columns {' '.join(unknown)}: for {name} there are {usual} and what else results.json has."
+            )
+
+    def tables(self, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+        """Title -> metrics that are its columns; the first is the headline table. Metrics that no row has are not shown.
+
+        The headline table has --columns, or the usual ones and those of both readers if some row is read leniently.
+        """
+        chosen = tuple(name for name in self.config.columns if any(name in row.metrics for row in rows))
+        lenient = any(row.parser == "lenient" for row in rows)
+        readers = [name for row in rows for name in row.metrics if name.endswith((STRICT, LENIENT_ONLY))]
+        return {"": chosen or (*self.columns, *(readers if lenient else ()))}
+
+    def shown(self, row: Row) -> bool:
+        """Whether the page shows the answers of a row."""
+        return bool(row.setting.policy) and not row.setting.blind
+
+    def settings(self, models: Models) -> list[Setting]:
+        """The rows, method by method, each with its policies, budgets, task models and the blind control."""
+        return [
+            Setting(method, policy, task_model, regions, blind)
+            for method in self.chosen
+            for policy in models.titles(self.methods[method].policy)
+            for regions in self.budgets(method, policy, models)
+            for task_model in self.task_models(method, policy, models)
+            for blind in ((False, True) if self.config.black and self.can_be_blind(method) else (False,))
+        ]
+
+    def budgets(self, method: str, policy: str, models: Models) -> list[int]:
+        """How many regions a method may propose: --regions for the tables, --budgets for the curve."""
+        return sorted({self.config.regions, *self.config.budgets}) if self.methods[method].zooms else [0]
 
     @property
-    def writes(self) -> bool:
-        """True on the one rank that writes tables."""
-        return self.ranks.rank == 0
+    def main_budget(self) -> int:
+        """The budget whose rows stand in the tables."""
+        return self.config.regions
 
-    def say(self, text: str) -> None:
-        """Print a line on the rank that writes."""
-        self.progress.say(text)
+    def task_models(self, method: str, policy: str, models: Models) -> list[str]:
+        """The names of the task models that work for a method; "" where the policy's answer is the result."""
+        return [""]
 
-    def map(
-        self, work: Callable[[Sequence[T]], Sequence[Record]], items: Sequence[T], key: tuple, block: int = 0
-    ) -> list[Record]:
-        """``work(block of items)`` of all blocks, joined: one record per item, in order, on every rank.
+    def can_be_blind(self, method: str) -> bool:
+        """Whether a method has a row of the control in which images are black."""
+        return True
 
-        Args:
-            work: returns one record per item, plain JSON.
-            key: all that decides the records beside the items.
-            block: how many items are worked on together, by default BATCH.
+    def config_of(self, setting: Setting) -> EvalConfig:
+        """The flags under which a row is made."""
+        regions = {"regions": setting.regions} if setting.regions else {}
+        return replace(self.config, **regions, **self.methods[setting.method].overrides)
 
-        Raises TypeError if a part of ``key`` or of an item has no digest.
-        """
-        block = block or BATCH
-        blocks = [items[first : first + block] for first in range(0, len(items), block)]
-        names = self._names(blocks, key)
-        kept: dict[str, list[Record]] = {}
-        for of_rank in self.ranks.all_gather(
-            {name: found for name in names if (found := self._read(name)) is not None}
-        ):
-            kept |= of_rank
-        missing = [index for index, name in enumerate(names) if name not in kept]
-        self.progress.known(sum(len(of_one) for name, of_one in zip(names, blocks) if name in kept))
+    def models_of(self, setting: Setting, models: Models) -> list[Model | None]:
+        """The models whose answers a row reads."""
+        return [models[setting.policy], models.task_models.get(setting.task_model)]
 
-        def work_and_keep(index: int) -> list[Record]:
-            text = json.dumps({"block": names[index], "records": list(work(blocks[index]))})
-            if self.folder:
-                make_folder(self.folder)
-                replace_file(self.folder / f"{names[index]}.json", text.encode())
-            self.progress.done(len(blocks[index]))
-            return json.loads(text)["records"]  # as it will be read
+    def asked(self, setting: Setting, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples that a row can be asked about."""
+        return examples
 
-        fresh = dict(zip(missing, self.ranks.map(work_and_keep, missing), strict=True))
-        self.progress.arrived(sum(len(blocks[index]) for index in missing))
-        found = [fresh[index] if index in fresh else kept[name] for index, name in enumerate(names)]
-        return [record for of_block in found for record in of_block]
+    def prepare(self, examples: Sequence[Example], models: Models) -> list[Example]:
+        """The examples with what the benchmark needs to know of them; before ``evaluate``."""
+        return list(examples)
 
-    def close(self) -> None:
-        """Remove the kept blocks when everything is in the tables, so that the same command measures again. Other files stay."""
-        self.progress.close()
-        if not self.folder:
-            return
-        for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.tmp")]:
-            if _NAME.fullmatch(path.name):
-                with enough_room(path):
-                    path.unlink(missing_ok=True)  # of several ranks each may be the first
-        with suppress(OSError):
-            self.folder.rmdir()
+    def passes(self, setting: Setting) -> int:
+        """How often ``predict`` maps every example: for the bar."""
+        return 1
 
-    def _read(self, name: str) -> list[Record] | None:
-        """The kept records of a block, or None: a file that is torn or of another block counts for nothing."""
-        if not self.folder:
-            return None
-        try:
-            content = json.loads((self.folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return content.get("records") if isinstance(content, dict) and content.get("block") == name else None
+    @abstractmethod
+    def predict(self, setting: Setting, examples: Sequence[Example], models: Models, map: Map) -> list[Record]:
+        """One record per example."""
 
-    # ------------------------------------------------------------------ what decides a record
+    @abstractmethod
+    def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
+        """The numbers of a row by name."""
 
-    def _names(self, blocks: Sequence[Sequence[Any]], key: tuple) -> list[str]:
-        """A name for every block; where nothing is kept, its number."""
-        if not self.folder:
-            return [str(number) for number in range(len(blocks))]
-        common = self._digest(key)
-        return [digest(common, self._digest(block)) for block in blocks]
+    def sample(self, example: Example, record: Record, title: str) -> Sample | None:
+        """What the page shows of one answer; None: nothing."""
+        return None
 
-    def _digest(self, thing: Any) -> str:
-        """A digest of whatever may decide a record; large things are read once."""
-        match thing:
-            case None | bool() | int() | float() | str() | bytes() | np.generic():
-                return digest(repr(thing))
-            case tuple() | list() | range():
-                return digest(str(len(thing)), *map(self._digest, thing))
-            case set() | frozenset():
-                return digest(*sorted(map(self._digest, thing)))
-            case Mapping():
-                return digest(*(part for name in sorted(thing) for part in (name, self._digest(thing[name]))))
-            case np.ndarray():
-                return digest(f"{thing.dtype} {thing.shape}", np.ascontiguousarray(thing).tobytes())
-            case Config():
-                return digest(repr([(field.name, getattr(thing, field.name)) for field in fields(Config)]))
-            case Example() | VisionLanguageModel() | TaskModel() | Corrector():
-                if thing not in self._digests:
-                    self._digests[thing] = self._of_example(thing) if isinstance(thing, Example) else _of_model(thing)
-                return self._digests[thing]
-        if is_dataclass(thing) and not isinstance(thing, type):
-            return digest(type(thing).__name__, *(self._digest(getattr(thing, field.name)) for field in fields(thing)))
-        raise TypeError(f"a {type(thing).__name__} has no digest")
-
-    def _of_example(self, example: Example) -> str:
-        known = {field.name: getattr(example, field.name) for field in fields(example)}
-        for apart in ("image", "masks"):  # masks are a function that reads the image's own file
-            known.pop(apart)
-        known |= {"boxes_px": np.asarray(example.boxes_px, dtype=np.float64), "crowd": example.asked_for.tolist()}
-        return digest(repr((example.image.mode, example.size_px)), self._digest(known), example.image.tobytes())
+    def write(self, folder: Path, examples: Sequence[Example], rows: Mapping[str, Row]) -> str:
+        """Write files of the benchmark's own, ``rows`` by their labels; return what is to be said of them."""
+        return ""
 
 
-def digest(*parts: str | bytes | memoryview) -> str:
-    """One name for several texts or bytes; where one ends and the next begins counts.
+def evaluate(
+    benchmark: Benchmark,
+    examples: Sequence[Example],
+    models: Models,
+    runner: Runner,
+    load: Callable[[Example], Example] | None = None,
+) -> list[Row]:
+    """The rows of a benchmark in the order of its settings, of examples that it has prepared; every checkpoint is loaded once.
 
-    >>> digest("ab", "c") == digest("a", "bc")
-    False
+    ``load`` reads the image of an example that was put aside (``Dataset.without_images``).
     """
-    found = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        found.update(len(data).to_bytes(8, "big"))
-        found.update(data)
-    return found.hexdigest()
+    settings = benchmark.settings(models)
+    rows: dict[Setting, Row] = {}
+    for setting in sorted(settings, key=models.turn):
+        runner.expect(len(examples) * benchmark.passes(setting))
+        if asked := benchmark.asked(setting, examples):
+            records = benchmark.predict(setting, asked, models, _map_examples(runner.map, load))
+            records = [{"id": example.id} | record for example, record in zip(asked, records, strict=True)]
+            measured = benchmark.metrics(setting, asked, records)
+            parser = parser_of(benchmark.config, benchmark.models_of(setting, models))
+            row = rows[setting] = Row(benchmark.name, setting, len(asked), measured, records, parser)
+            runner.say(f"{benchmark.name} {_said(row)}")
+        else:
+            runner.say(f"{benchmark.name} {setting.method}: no row, because no example has what it needs")
+        runner.expect(0)
+    return [rows[setting] for setting in settings if setting in rows]
 
 
-def _of_model(model: VisionLanguageModel | TaskModel | Corrector) -> str:
-    """Weights, and how words and images become their input; with the program that runs them. An oracle has its type only."""
-    parts: list[str | bytes] = [
-        type(model).__name__,
-        program(),
-        str(getattr(model, "trained_here", "")),
-    ]  # --parser auto asks for it
-    if tokenizer := getattr(model, "tokenizer", None):
-        parts += [repr(sorted(tokenizer.get_vocab().items())), str(tokenizer.chat_template)]
-    if processor := getattr(model, "image_processor", None):
-        parts += [processor.to_json_string()]
-    if network := getattr(model, "model", None):
-        parts += [network.config.to_json_string(), str(network.device.type)]
-        for name, tensor in network.state_dict().items():
-            whole = tensor.detach().cpu().contiguous()
-            parts += [
-                f"{name} {whole.dtype} {tuple(whole.shape)}",
-                digest(whole.reshape(-1).view(torch.uint8).numpy().data),
-            ]
-    return digest(*parts)
+def total_work(benchmark: Benchmark, questions: int, models: Models) -> int:
+    """How many questions ``evaluate`` counts, every pass of every row."""
+    return questions * sum(map(benchmark.passes, benchmark.settings(models)))
 
 
-@lru_cache(maxsize=1)
-def program() -> str:
-    """This package's own text, and the versions of what computes."""
-    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    return digest(*texts, *(version(package) for package in ("torch", "transformers", "numpy", "pillow")))
+def _map_examples(run: Map, load: Callable[[Example], Example] | None) -> Map:
+    """``Runner.map`` for work on examples (or pairs with one): images are read, and every record gets its ``seconds``."""
+
+    def loaded(item: Any) -> Any:
+        return (load(item[0]), *item[1:]) if isinstance(item, tuple) else load(item)
+
+    def map_examples(
+        work: Callable[[Sequence[T]], Sequence[Record]], items: Sequence[T], key: tuple, **more: int
+    ) -> list[Record]:
+        def timed(block: Sequence[T]) -> list[Record]:
+            began = time.perf_counter()
+            records = work([loaded(item) for item in block] if load else block)
+            seconds = (time.perf_counter() - began) / len(block)
+            return [record | {"seconds": seconds} for record in records]
+
+        return run(timed, items, key, **more)
+
+    return map_examples
+
+
+def _said(row: Row) -> str:
+    """A row in a few words: its setting and its first metric."""
+    name, value = next(iter(row.metrics.items()), ("", None))
+    number = value.value if isinstance(value, Metric) else value
+    shown = filter(
+        None, [row.setting.method, row.setting.policy, row.setting.task_model and f"with {row.setting.task_model}"]
+    )
+    return (
+        f"{' '.join(shown)}{' blind' * row.setting.blind}: {name} {number if number is None else format(number, '.3f')}"
+    )
+
+
+def parser_of(config: Config, models: Sequence[Any]) -> str:
+    """How the answers of these models are read: leniently if those of any are. Task models of another kind have none."""
+    written = [model for model in models if isinstance(model, VisionLanguageModel)]
+    lenient = any(config.decided(model.trained_here).parser == "lenient" for model in written)
+    return "lenient" if lenient else "strict"
+
+
+def strictly_read(rollout: Rollout) -> Rollout:
+    """The answer, had only the strict reader been there: it had no region where only the lenient one found some."""
+    strict = rollout.action.strict
+    if strict is None:
+        return rollout
+    return replace(
+        rollout, action=strict, regions=(), result=rollout.result and (rollout.result.strict or rollout.result)
+    )
+
+
+def strict_columns(metrics: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """These metrics, measured of what was strictly read or found, under the names of their columns."""
+    return {f"{name}{STRICT}": metrics[name] for name in names}
+
+
+def shares(rollouts: Sequence[Rollout], outcomes: Sequence[TaskResult] = ()) -> dict[str, float]:
+    """lenient_only of answers and, where there are any, of what was said about crops."""
+    found = {LENIENT_ONLY: sum(rollout.action.strict is not None for rollout in rollouts) / len(rollouts)}
+    calls = sum(outcome.calls for outcome in outcomes)
+    return found | ({CROPS_LENIENT_ONLY: sum(outcome.lenient_only for outcome in outcomes) / calls} if calls else {})
+
+
+def blackened(examples: Sequence[Example]) -> list[Example]:
+    """The same questions about black images; those of one size share their pixels."""
+    black = {size: Image.new("RGB", size) for size in {example.size_px for example in examples}}
+    return [replace(example, image=black[example.size_px]) for example in examples]
+
+
+# ---------------------------------------------------------------------- records
+
+
+def rollout_record(rollout: Rollout) -> dict[str, Any]:
+    """A rollout of one turn without its example."""
+    return {
+        "token_ids": rollout.token_ids, "text": rollout.text, "finished": rollout.finished, "action": _answer_record(rollout.action),
+        "regions": rollout.regions, "result": rollout.result and result_record(rollout.result),
+    }  # fmt: skip
+
+
+def rollout_of(example: Example, record: Mapping[str, Any]) -> Rollout:
+    """The rollout of a record."""
+    return Rollout(
+        example, tuple(record["token_ids"]), record["text"], record["finished"], _answer_of(record["action"]),
+        regions_of(record["regions"]), record["result"] and result_of(record["result"]),
+    )  # fmt: skip
+
+
+def regions_of(boxes: Sequence[Sequence[float]]) -> tuple[Region, ...]:
+    """Regions from lists of four numbers."""
+    return tuple(Region(*box) for box in boxes)
+
+
+def result_record(outcome: TaskResult) -> dict[str, Any]:
+    """An outcome, its mask as run lengths."""
+    return {
+        "boxes_px": outcome.boxes_px.tolist(), "scores": outcome.scores.tolist(), "texts": outcome.texts, "calls": outcome.calls,
+        "tokens": outcome.tokens, "lenient_only": outcome.lenient_only, "strict": outcome.strict and result_record(outcome.strict),
+        "mask": None if outcome.mask is None else mask_to_rle(outcome.mask),
+    }  # fmt: skip
+
+
+def result_of(record: Mapping[str, Any]) -> TaskResult:
+    """The outcome of a record."""
+    return TaskResult(
+        as_boxes(record["boxes_px"]), np.array(record["scores"], dtype=np.float64), tuple(record["texts"]), record["calls"],
+        record["tokens"], None if record["mask"] is None else rle_to_mask(record["mask"]),
+        record["strict"] and result_of(record["strict"]), record["lenient_only"],
+    )  # fmt: skip
+
+
+def _answer_record(action: ParsedAnswer) -> dict[str, Any]:
+    record = {"boxes_text": action.boxes_text, "labels": action.labels, "error": action.error}
+    record |= {"strict": action.strict and _answer_record(action.strict)}
+    return record | ({"count": action.count, "text": action.text} if isinstance(action, Answer) else {})
+
+
+def _answer_of(record: Mapping[str, Any]) -> ParsedAnswer:
+    boxes, strict = tuple(map(tuple, record["boxes_text"])), record["strict"] and _answer_of(record["strict"])
+    common = (boxes, tuple(record["labels"]), record["error"], strict)
+    return Answer(*common, count=record["count"], text=record["text"]) if "count" in record else ParsedAnswer(*common)

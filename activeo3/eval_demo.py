@@ -24,13 +24,14 @@ from PIL import Image
 from activeo3 import data_io, drawing, outputs, prompts
 from activeo3.answer_parsing import LETTERS, answer_in, read_letter
 from activeo3.config import ConfigError
+from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_config import EvalConfig
-from activeo3.eval_rollouts import Expert
+from activeo3.eval_core import Models, Setting
+from activeo3.eval_runner import Model
 from activeo3.eval_vqa import views
+from activeo3.eval_zoom_qa import ZoomQABenchmark
 from activeo3.html_report import write_picture_page
 from activeo3.model import VisionLanguageModel
-from activeo3.modes import ways
-from activeo3.proposals import greedy_rollouts
 from activeo3.task_detection import Sense
 from activeo3.task_models import act, is_valid_region
 from activeo3.tasks import task_of
@@ -75,11 +76,12 @@ def own_picture(config: EvalConfig) -> Example:
     return Example(path.stem, data_io.read_picture(path), config.question or config.find, vqa=vqa)
 
 
-def show(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig, folder: Path) -> None:
+def show(example: Example, models: Models, config: EvalConfig, folder: Path) -> None:
     """Let the policy look at a picture, print what came of it, and write PNG and page into ``folder``.
 
-    Raises ConfigError if ``task_model``, which works on the crops, is to answer in words and is no language model.
+    Raises ConfigError if the task model, which works on the crops, is to answer in words and is no language model.
     """
+    policy, task_model = models[models.trained[0]], next(iter(models.task_models.values()))
     if config.question and not isinstance(task_model, VisionLanguageModel):
         raise ConfigError(f"--question is answered in words: leave out --task_model {config.task_model[0]}.")
     if config.find:
@@ -108,7 +110,7 @@ def draw(example: Example, told: Told) -> list[Image.Image]:
 # ---------------------------------------------------------------------- boxes
 
 
-def found(example: Example, policy: VisionLanguageModel, task_model: Expert, config: EvalConfig) -> Told:
+def found(example: Example, policy: VisionLanguageModel, task_model: Model, config: EvalConfig) -> Told:
     """Where the policy wants to look, and what the task model finds there."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     (outcome,) = act(task_model, [example], [rollout.regions], config)
@@ -147,7 +149,7 @@ def answered(
     """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and crops."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     regions = tuple(filter(is_valid_region, rollout.regions))
-    whole, *crops = views(task_model, example, regions, config, native=False, black=False)
+    whole, *crops = views(task_model, example, regions, config, native=False, blind=False)
     if config.protocol == "per_crop":
         shown = [(f"crop {place} alone", [crop]) for place, crop in enumerate(crops, start=1)]
     else:
@@ -184,10 +186,9 @@ def in_turns(
     example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
 ) -> Told:
     """The policy's dialogue, turn by turn, and its answer without a zoom; the ``task_model`` has no part in it."""
-    task = task_of(config)
-    told = []
-    for way in ways(task, config, ["baseline", "default"]):
-        (rollout,) = greedy_rollouts(policy, way.task, [example])
+    told, benchmark = [], ZoomQABenchmark("image", config)
+    for setting in (Setting("baseline"), Setting("default", regions=benchmark.main_budget)):
+        (rollout,) = greedy_rollouts(policy, benchmark.task_of(setting), [example])
         answer = rollout.episode.answer
         told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
     (_, at_once), (rollout, said) = told

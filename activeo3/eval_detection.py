@@ -1,337 +1,362 @@
-"""Benchmark suites: one table whose rows are ways of choosing regions, with everything else equal.
+"""The benchmark of boxes: one table whose rows are ways of choosing regions (eval_baselines.py), with everything else equal.
 
-    direct           no zoom: the task model sees the whole picture as one crop, squeezed to a square
-    direct-native    no zoom, and the picture keeps its shape and its size (a language model only: a
-                     detector always keeps the shape)
-    random           K random regions of sensible size
-    grid             K uniform tiles that cover the picture
-    fixed            the best K regions that ignore the picture, fitted on training pictures
-    repeat           the checkpoint is asked for one region, K times, by sampling (paper, Table 13)
-    cot              the start policy, prompted and untrained (the paper's Qwen2.5-VL-CoT)
-    active           the checkpoint
-    answer           no zoom: the checkpoint itself is the task model, on the whole picture as one crop.
-                     What a checkpoint of Direct RFT (paper, Table 6) was trained for: its ``active`` is this
-    oracle-regions   K regions cut around the true boxes: the ceiling of any sensing policy
+The same frozen task model works on the crops of all rows, greedily; each method has a row for each task model, on the same regions.
 
-The same frozen task model works on the crops of all of them, greedily. With several task models, each
-method has a row for each, on the same regions.
+Sensing and task apart (ACTIVE-O3, Table 10), as counts over all questions together, at one IoU threshold, with COCO's matching:
 
-The second table (failures.py) tells sensing from task, and may add a control: how much the task model
-scores on black crops. What it scores there does not come from looking. Two swap columns (swaps.py) tell a
-policy that looks from one that has learned good average regions.
+    sensing_recall   share of the true boxes that some region holds: what the sensing policy achieved
+    recall_inside    of those, the share that the task model found: what the task model achieved
+    recall           share of all true boxes that were found, TP / (TP + FN)
+    precision        share of the detections that are right, TP / (TP + FP)
+    TP, FP, FN       detections that found a true box, those that did not, true boxes not found
+    missed           true boxes not even touched: no detection has an IoU of 0.1 with them; the rest of FN was seen and badly localised
+
+Does a policy look, or has it learned good average regions? How far region recall falls when they are swapped; a policy that ignores its
+input loses nothing:
+
+    swap_picture       each image gets the regions of another image
+    swap_query       the same image is asked for another query
+
+Numbers that single data sets ask for beside COCO's:
+
+    AP_r, AP_c, AP_f   LVIS: the mean over rare, common and frequent categories alone (ACTIVE-O3, Table 11)
+    AP10, AR10, ...    SODA: AP and AR at an IoU of 0.1 (ACTIVE-O3, E.3)
+    AP_s_whole, ...    SODA: tiles merged back into whole images (eval_tiles.py)
+
+Readings of what the paper leaves open:
+  1. The thresholds of Table 10 are not said; ours are 0.5 for a match and 0.1 for a touch. Crowds count for nothing, and neither does
+     a detection that matches nothing where not every instance is boxed (LVIS).
+  2. "The IoU threshold is lowered to 0.1" is read as the one threshold 0.1, which is the table's headline. The other reading, COCO's mean
+     with 0.1 as its first threshold (0.1, 0.15 ... 0.95), is AP10_95 and AR10_95 in results.json. COCO's own AP and AR are there too.
+  3. The reward stays at an IoU of 0.5 on every data set, as the paper writes R_detect (4.4).
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import eval_output, eval_parsing, eval_perception, eval_zoom_qa, log, metrics, outputs
-from activeo3.config import Config, TrainConfig
-from activeo3.data import open_dataset
-from activeo3.data_loader import Gather, one_rank, readable
+from activeo3 import eval_baselines, eval_output, geometry, intervals, metrics
 from activeo3.drawing import Sample
-from activeo3.eval_baselines import NO_ZOOM
-from activeo3.eval_config import ABSENT
-from activeo3.eval_core import Runner
-from activeo3.eval_rollouts import Expert, found, proposed
-from activeo3.failures import failures
-from activeo3.fixed import fit_fixed
-from activeo3.headlines import headlines
-from activeo3.html_report import write_page
+from activeo3.eval_baselines import FITTED_ON, METHODS, find, fit_fixed, from_unit, sensed, to_unit
+from activeo3.eval_core import (
+    ITSELF,
+    Benchmark,
+    Map,
+    Models,
+    Row,
+    Setting,
+    regions_of,
+    result_of,
+    rollout_of,
+    rollout_record,
+    shares,
+    strict_columns,
+)
+from activeo3.eval_runner import Model, Record
+from activeo3.eval_tiles import SUFFIX, on_whole_pictures
+from activeo3.intervals import Metric
+from activeo3.metric_rules import LOW_OVERLAP, SIZES, SODA_SIZES, UNLIMITED
+from activeo3.metrics import best_of_pictures, evaluate_detections, rules_of
 from activeo3.model import VisionLanguageModel
-from activeo3.monitor import lost
-from activeo3.proposals import ASKED, greedy_rollouts
-from activeo3.swaps import sensing_metrics
-from activeo3.tasks import Task, prepared, task_of
-from activeo3.types import Example, Rollout, TaskResult
+from activeo3.task_models import merge_crops
+from activeo3.types import Example, Region, Rollout, TaskResult
 
-Shows = dict[str, tuple[list[Rollout], list[TaskResult]]]
-"""What was proposed and what was found there, by the label of the row."""
+COLUMNS = ("AP", "AP50", "AP_s", "AR", "AR_s", "region_recall", "swap_picture", "swap_query", "regions", "seconds")
+AT_LOW_OVERLAP = {"AP": "AP10", "AP_s": "AP10_s", "AR": "AR10", "AR_s": "AR10_s"}
+"""Columns that stand in the headline table instead, where a data set is scored from an IoU of 0.1 on."""
+FAILURES = ("sensing_recall", "recall_inside", "recall", "precision", "TP", "FP", "FN", "missed")
+FREQUENCIES = {"r": "AP_r", "c": "AP_c", "f": "AP_f"}
+"""LVIS's marks of a category: in up to 10, up to 100, or more training images."""
+WHOLE = tuple(
+    f"{name}{SUFFIX}"
+    for name in ("AP_s", "AP50_s", "AP75_s", "AP_eS", "AP_rS", "AP_gS", "AP_N", "AR_s", "AP10_s", "AR10_s")
+)
+"""Columns of whole images that were cut into tiles."""
+_SIZES = (*SIZES, *dict(SODA_SIZES))
+KNOWN_COLUMNS = frozenset({
+    *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75", "AR50",
+    *(f"{name}{size}{SUFFIX}" for name in ("AP", "AR") for size in (*_SIZES, "50", "75", "10", "50_s", "75_s", "10_s")),
+    *FREQUENCIES.values(), *FAILURES, "calls", "tokens", "AP_strict", "AP50_strict", "lenient_only", "crops_lenient_only",
+})  # fmt: skip
+"""Every number that a row may have. Which of them it has, the rules of its data set say (metric_rules.py)."""
+LOW_RANGE = tuple(np.linspace(LOW_OVERLAP, 0.95, 18).tolist())
+MATCH, TOUCH = 0.5, 0.1  # IoU of a detection with a true box
 
-
-class Line(NamedTuple):
-    """A row of the tables, with what was proposed for every example and what was found there."""
-
-    row: dict[str, Any]
-    rollouts: list[Rollout]
-    outcomes: list[TaskResult]
-
-
-class Acted(NamedTuple):
-    """What one task model found in the regions of a method, the seconds of proposing and finding, and
-    what it found in black crops (nothing unless asked for)."""
-
-    outcomes: list[TaskResult]
-    seconds: float
-    blind: list[TaskResult]
-
-
-def run(
-    benchmark: str,
-    methods: Sequence[str],
-    examples: Sequence[Example],
-    policy: VisionLanguageModel,
-    start: VisionLanguageModel,
-    config: Config,
-    training: Sequence[Example] = (),
-    resamples: int = 1000,
-    say: Callable[[str], None] = print,
-    task_models: Mapping[str, Expert] | None = None,
-    black: bool = False,
-    runner: Runner | None = None,
-) -> tuple[list[dict[str, Any]], Shows]:
-    """Evaluate every method on the examples: (table rows, {label of the row: (rollouts, outcomes)}).
-
-    Args:
-        actor, start: the checkpoint, and the start policy.
-        training: pictures that ``fixed`` may be fitted on, with the first task model.
-        say: told about each row as soon as it is there.
-        experts: the task models by name; by default the start policy is the only one.
-        black: also score the task models on black crops.
-        runner: divides and keeps the models' work; by default one process that keeps nothing.
-    """
-    task_models, runner = task_models or {"mllm": start}, runner or Runner()
-    fixed = fit_fixed(next(iter(task_models.values())), training, config, runner) if "fixed" in methods else None
-    made = lines(benchmark, methods, examples, policy, start, config, task_models, runner, fixed, resamples, say, black)
-    return [line.row for line in made], shown(made)
+Regions = Sequence[Sequence[Region]]
 
 
-def shown(made: Sequence[Line]) -> Shows:
-    """Rollouts and outcomes by the label of their row."""
-    rows = [line.row for line in made]
-    return {eval_output.label(line.row, rows): (line.rollouts, line.outcomes) for line in made}
+class DetectionBenchmark(Benchmark):
+    """Boxes of one query per example, found in the regions that each method proposes."""
+
+    methods = METHODS
+    default_methods = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
+    columns = COLUMNS
+    known_columns = KNOWN_COLUMNS
+    fixed: np.ndarray | None = None
+
+    @property
+    def fitted_on(self) -> int:
+        return FITTED_ON if "fixed" in self.chosen else 0
+
+    def tables(self, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+        low = all("AP10" in row.metrics for row in rows)
+        self.columns = tuple(AT_LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS)
+        return super().tables(rows) | {
+            "sensing apart from task": FAILURES,
+            "AP by how often a category occurs": tuple(FREQUENCIES.values()),
+            "tiles merged back into whole images": WHOLE,
+        }
+
+    def itself(self, method: str, policy: str, models: Models) -> bool:
+        """Whether the policy finds things itself, without a zoom."""
+        return method == "answer" or method == "active" and models.trained_for.get(policy) == "direct"
+
+    def budgets(self, method: str, policy: str, models: Models) -> list[int]:
+        return [0] if self.itself(method, policy, models) else super().budgets(method, policy, models)
+
+    def task_models(self, method: str, policy: str, models: Models) -> list[str]:
+        """All of them; for direct-native those that are language models, because the others see the same as in direct."""
+        if self.itself(method, policy, models):
+            return [ITSELF]
+        named = models.task_models.items()
+        return [name for name, model in named if method != "direct-native" or isinstance(model, VisionLanguageModel)]
+
+    def models_of(self, setting: Setting, models: Models) -> list[Model | None]:
+        return [models[setting.policy], models.task_models.get(setting.task_model)]
+
+    def swaps(self, setting: Setting) -> bool:
+        """Whether the swaps of a row are measured: at the main budget of regions."""
+        return setting.regions == self.main_budget and not setting.blind
+
+    def asks_again(self, setting: Setting) -> bool:
+        """Whether the policy of a row is asked for another query as well."""
+        return self.swaps(setting) and self.methods[setting.method].propose is sensed
+
+    def passes(self, setting: Setting) -> int:
+        return 2 + self.asks_again(setting)
+
+    def predict(self, setting: Setting, examples: Sequence[Example], models: Models, map: Map) -> list[Record]:
+        """Regions, what the task model finds there, and the regions for another query."""
+        config, policy = self.config_of(setting), models[setting.policy]
+        method = "answer" if setting.task_model == ITSELF else setting.method
+        propose = self.methods[method].propose or self._propose_fixed(models, map)
+
+        def rollouts(block: Sequence[Example]) -> list[Record]:
+            return [rollout_record(rollout) for rollout in propose(policy, block, config)]
+
+        greedy = propose is sensed
+        proposed = map(rollouts, examples, ("propose", "greedy" if greedy else method, policy, config))
+        task_model = models.task_models.get(setting.task_model) or policy
+        found = find(
+            task_model, [(e, regions_of(r["regions"])) for e, r in zip(examples, proposed)], config, map, setting.blind
+        )
+        records = [
+            one
+            | {"image_id": example.image_id, "seconds": one["seconds"] + result["seconds"]}
+            | {"found": {name: value for name, value in result.items() if name != "seconds"}}
+            for example, one, result in zip(examples, proposed, found, strict=True)
+        ]
+        if self.asks_again(setting) and len({example.query for example in examples}) > 1:
+            asked = [replace(example, query=other_query(examples, i)) for i, example in enumerate(examples)]
+            for record, other in zip(records, map(rollouts, asked, ("propose", "greedy", policy, config))):
+                record["regions_of_other_query"] = other["regions"]
+        return records
+
+    def _propose_fixed(self, models: Models, map: Map) -> Any:
+        if self.fixed is None:
+            budgets = super().budgets("fixed", "", models)
+            self.fixed = fit_fixed(
+                next(iter(models.task_models.values())), self.training, self.config, map, max(budgets)
+            )
+        return eval_baselines.by_rule(lambda example, regions: from_unit(self.fixed[:regions], example.size_px))
+
+    def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
+        """COCO's numbers, sensing, those that the data set asks for, both readers, costs, and sensing apart from task."""
+        rollouts = [rollout_of(*pair) for pair in zip(examples, records, strict=True)]
+        results, regions = [result_of(record["found"]) for record in records], [one.regions for one in rollouts]
+        resamples = self.config.resamples
+        values: dict[str, Any] = {**evaluate_detections(examples, results, resamples=resamples)}
+        others = [record["regions_of_other_query"] for record in records if "regions_of_other_query" in record]
+        values |= sensing_metrics(examples, regions, others, resamples, self.swaps(setting))
+        values |= headlines(examples, results, resamples)
+        if self.config.parser != "strict":
+            values |= self._strict(examples, rollouts, results, values)
+        return values | costs(records, results) | failures(examples, regions, results)
+
+    def _strict(
+        self,
+        examples: Sequence[Example],
+        rollouts: Sequence[Rollout],
+        results: Sequence[TaskResult],
+        values: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """AP and AP50 had only the strict reader been there, and what share of the answers only the lenient one could read."""
+        pairs = zip(rollouts, results, strict=True)
+        found = [
+            merge_crops([], self.config.merge) if one.action.strict else result.strict or result
+            for one, result in pairs
+        ]
+        if any(own is not other for own, other in zip(found, results)):
+            values = evaluate_detections(examples, found, resamples=self.config.resamples)
+        return strict_columns(values, ("AP", "AP50")) | shares(rollouts, results)
+
+    def shown(self, row: Row) -> bool:
+        return super().shown(row) or self.config.task == "direct" and row.setting.method.startswith("direct")
+
+    def sample(self, example: Example, record: Record, title: str) -> Sample:
+        result = result_of(record["found"])
+        rollout = replace(rollout_of(example, record), result=result if self.config.task == "direct" else None)
+        return Sample.of(rollout, result, self.task.reward(rollout, result), title)
+
+    def write(self, folder: Path, examples: Sequence[Example], rows: Mapping[str, Row]) -> str:
+        """The questions as a COCO data set, and the detections of every row in COCO's results format."""
+        eval_output.write_json(folder / f"truth-{self.name}.json", eval_output.truth(examples))
+        for label, row in rows.items():
+            if not row.setting.blind and row.setting.regions in (0, self.main_budget):
+                found = eval_output.predictions(examples, [result_of(record["found"]) for record in row.records])
+                eval_output.write_json(folder / f"predictions-{self.name}-{label}.json", found)
+        return ""
 
 
-def lines(
-    benchmark: str,
-    methods: Sequence[str],
-    examples: Sequence[Example],
-    policy: VisionLanguageModel | None,
-    start: VisionLanguageModel,
-    config: Config,
-    task_models: Mapping[str, Expert],
-    runner: Runner,
-    fixed: np.ndarray | None = None,
-    resamples: int = 1000,
-    say: Callable[[str], None] = print,
-    black: bool = False,
-    checkpoint: str = "",
-    answers: bool = False,
-    swaps: bool = True,
-) -> list[Line]:
-    """The rows of ``run`` for one checkpoint and one budget of regions.
-
-    ``checkpoint`` is its name among several, and ``answers`` says that it was trained to answer without a
-    zoom. A row holds ``benchmark``, ``method``, ``checkpoint``, ``task_model``, ``budget`` (of regions; 0
-    without a zoom), ``n``, ``parser`` (lenient if any of its models is read so), and two mappings from column to ``intervals.Metric`` (value, low, high) or a plain
-    number: ``metrics`` and ``failures``.
-    """
-    made = []
-    for method in methods:
-        way = "answer" if answers and method == "active" else method
-        policy = start if way == "cot" else policy
-        rollouts, acted = judged(way, examples, policy, task_models, config, runner, fixed, black)
-        regions = [rollout.regions for rollout in rollouts]
-        sensing = sensing_metrics(way, examples, regions, policy, config, resamples, runner, swaps)
-        for name, (outcomes, seconds, blind) in acted.items():
-            values: dict[str, Any] = {**metrics.evaluate_detections(examples, outcomes, resamples=resamples), **sensing}
-            values |= headlines(examples, outcomes, resamples)
-            if config.parser != "strict":
-                values |= _both_readings(examples, rollouts, outcomes, values, config, resamples)
-            values |= costs(rollouts, outcomes, seconds)
-            lost = failures(examples, regions, outcomes)
-            if black:
-                lost[eval_output.BLACK] = metrics.evaluate_detections(examples, blind, resamples=resamples)["AP50"]
-            row = {"benchmark": benchmark, "method": method, "checkpoint": checkpoint, "task_model": name}
-            row |= {"budget": 0 if way in NO_ZOOM else config.regions, "n": len(examples)}
-            row |= {
-                "parser": eval_parsing.parser_of(
-                    config, [policy if way in ASKED else None, task_models.get(name, policy)]
-                )
-            }
-            made.append(Line(row | {"metrics": values, "failures": lost}, rollouts, outcomes))
-            with_whom = f" with {name}" if len(task_models) > 1 else ""
-            whose = " ".join(filter(None, [method, checkpoint]))
-            recall = values["region_recall"].value
-            say(f"{benchmark} {whose}{with_whom}: AP50 {values['AP50'].value:.3f}, region recall {recall:.3f}")
-    return made
-
-
-def _both_readings(
-    examples: Sequence[Example], rollouts: Sequence[Rollout], outcomes: Sequence[TaskResult], values: Mapping[str, Any],
-    config: Config, resamples: int,
-) -> dict[str, Any]:  # fmt: skip
-    """AP and AP50 had only the strict reader been there, and what share of the answers only the lenient one could read."""
-    found, strict = eval_parsing.strictly_found(rollouts, outcomes, config.merge), values
-    if any(own is not other for own, other in zip(found, outcomes)):
-        strict = metrics.evaluate_detections(examples, found, resamples=resamples)
-    return eval_parsing.strict_columns(strict, ("AP", "AP50")) | eval_parsing.shares(rollouts, outcomes)
-
-
-def costs(rollouts: Sequence[Rollout], outcomes: Sequence[TaskResult], seconds: float) -> dict[str, float]:
-    """What a picture costs on average: regions read, crops that the task model worked on, tokens that policy
+def costs(records: Sequence[Record], results: Sequence[TaskResult]) -> dict[str, float]:
+    """What an image costs on average: regions read, crops that the task model worked on, tokens that policy
     and task model wrote, seconds."""
     sums = {
-        "regions": sum(len(rollout.regions) for rollout in rollouts),
-        "calls": sum(outcome.calls for outcome in outcomes),
-        "tokens": sum(len(rollout.token_ids) for rollout in rollouts) + sum(outcome.tokens for outcome in outcomes),
-        "seconds": seconds,
+        "regions": sum(len(record["regions"]) for record in records),
+        "calls": sum(result.calls for result in results),
+        "tokens": sum(len(record["token_ids"]) for record in records) + sum(result.tokens for result in results),
+        "seconds": sum(record["seconds"] for record in records),
     }
-    return {name: value / len(rollouts) for name, value in sums.items()}
+    return {name: value / len(records) for name, value in sums.items()}
 
 
-def as_seen(method: str, config: Config) -> Config:
-    """How the task model sees the crops of a method: the two readings of ``direct`` fix the shape."""
-    shapes: dict[str, Any] = {"direct": "square", "direct-native": "aspect"}
-    return replace(config, crop_shape=shapes.get(method, config.crop_shape))
+# ---------------------------------------------------------------------- does the policy look?
 
 
-def judged(
-    method: str,
-    examples: Sequence[Example],
-    policy: VisionLanguageModel | None,
-    task_models: Mapping[str, Expert],
-    config: Config,
-    runner: Runner,
-    fixed: np.ndarray | None = None,
-    black: bool = False,
-) -> tuple[list[Rollout], dict[str, Acted]]:
-    """What a method proposes for every example, and what each task model finds there."""
-    if method == "direct-native":  # the others see the same as in ``direct``
-        task_models = {
-            name: task_model for name, task_model in task_models.items() if isinstance(task_model, VisionLanguageModel)
-        }
-    if method == "answer":
-        task_models = {eval_output.ITSELF: policy}
-    seen_as = as_seen(method, config)
-    rollouts, proposing = proposed(method, examples, policy, config, runner, fixed)
-    regions = [rollout.regions for rollout in rollouts]
-    acted = {}
-    for name, task_model in task_models.items():
-        outcomes, acting = found(task_model, examples, regions, seen_as, runner)
-        blind = found(task_model, examples, regions, seen_as, runner, black=True)[0] if black else []
-        acted[name] = Acted(outcomes, proposing + acting, blind)
-    return rollouts, acted
+def sensing_metrics(
+    examples: Sequence[Example], regions: Regions, of_other_query: Regions, resamples: int, swaps: bool = True
+) -> dict[str, Metric | None]:
+    """Region recall and what it loses when image or query are swapped (None where that is meaningless).
 
-
-# ---------------------------------------------------------------------- results for people
-
-
-def gallery(shown: Shows, titles: Mapping[str, str], task: Task, count: int = 12) -> list[tuple[Sample, ...]]:
-    """The same picture in several rows (their labels with a title each), for ``count`` examples; none without a row."""
-    columns = [
-        [
-            Sample.of(rollout, outcome, task.reward(rollout, outcome), title)
-            for rollout, outcome in zip(*(items[:count] for items in shown[label]))
-        ]
-        for label, title in titles.items()
-    ]
-    return list(zip(*columns))
-
-
-def answered(
-    policies: Mapping[str, VisionLanguageModel],
-    examples: Sequence[Example],
-    task: Task,
-    count: int = 12,
-) -> list[tuple[Sample, ...]]:
-    """The same for a task whose answers are the results: what policies (by a title each) say of ``count`` examples."""
-    columns = []
-    for title, policy in policies.items():
-        answers = greedy_rollouts(policy, task, examples[:count])
-        outcomes = task.act(policy, answers)
-        columns.append([Sample.of(a, found, task.reward(a, found), title) for a, found in zip(answers, outcomes)])
-    return list(zip(*columns))
-
-
-def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
-    """The pictures of the table at the end of a run: the first ones of the held-out split, the same on all ranks.
-
-    ``gather`` and ``speaks`` as in ``stream.readable``.
+    ``of_other_query``: the regions that the policy proposed for another query of each image, if it was asked.
     """
-    if not config.eval_examples:
-        return []
-    eval_perception.ready(config.task)
-    options = replace(config, absent=max(config.absent, ABSENT)).dataset_options
-    dataset = open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *options)
-    return readable(prepared(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
+    images = [example.image_id for example in examples]
+    own = recalls(examples, regions)
+    interval = lambda values: intervals.bootstrap_interval(values, images, resamples)  # noqa: E731
+    found: dict[str, Metric | None] = {"region_recall": interval(own), "swap_picture": None, "swap_query": None}
+    if swaps and len(set(images)) > 1:
+        units = [to_unit(of_one, example.size_px) for of_one, example in zip(regions, examples)]
+        lent = [from_unit(units[other_image(examples, i)], example.size_px) for i, example in enumerate(examples)]
+        found["swap_picture"] = interval(own - recalls(examples, lent))
+    if of_other_query:
+        found["swap_query"] = interval(own - recalls(examples, of_other_query))
+    return found
 
 
-def compare_start_and_trained(
-    policy: VisionLanguageModel,
-    start: VisionLanguageModel,
-    examples: Sequence[Example],
-    config: TrainConfig,
-    say: Callable[[str], None],
-    runner: Runner | None = None,
-    task_model: Expert | None = None,
-) -> None:
-    """The end of a run: the start policy and the trained one on held-out pictures, as table and page.
+def recalls(examples: Sequence[Example], regions: Regions) -> np.ndarray:
+    """Region recall (E,) of every example, as the coverage reward reads it; NaN without true boxes."""
+    pairs = zip(examples, regions, strict=True)
+    return np.array([metrics.region_recall(of_one, metrics.asked_boxes(example)) for example, of_one in pairs])
 
-    All ranks come here and share the work; one of them writes. ``task_model`` works on the crops; by
-    default the start policy does. A policy that has learned to answer without a zoom is put in the place of
-    the task model, beside the start policy: on the whole picture, and on the best crops.
+
+def other_image(examples: Sequence[Example], index: int) -> int:
+    """Where the nearest earlier example of another image is; several questions may share an image."""
+    earlier = (k % len(examples) for k in range(index - 1, index - len(examples), -1))
+    return next(k for k in earlier if examples[k].image_id != examples[index].image_id)
+
+
+def other_query(examples: Sequence[Example], index: int) -> str:
+    """The query of the nearest later example that asks for something else."""
+    own = examples[index].query
+    later = [*examples[index + 1 :], *examples[:index]]
+    return next((example.query for example in later if example.query != own), own)
+
+
+# ---------------------------------------------------------------------- numbers of single data sets
+
+
+def headlines(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
+    """The numbers that the data set of these examples asks for; none for most data sets.
+
+    An example asks by its fields: ``frequency`` (r, c or f) and the ``lowest_iou`` of its ``rules``, and ``whole``.
     """
-    folder, task, runner = Path(config.output_dir), task_of(config), runner or Runner()
-    data = "+".join(config.data)
-    say(f"evaluating on {len(examples)} held-out pictures ({data}, {config.eval_split})")
-    policies = {"before": start, "after": policy}
-    if task.turns:
-        rows = eval_zoom_qa.exam(policies, examples, task, runner, say=say)
-        if not runner.writes:
-            return
-        outputs.leave(folder / "results.json", (log.strict_json({"rows": rows}) + "\n").encode())
-        table, turns = eval_zoom_qa.tables(rows)
-        say(log.table(*turns, "what the turns came to"))
-        _finish(
-            folder,
-            config,
-            say,
-            "to zoom, look again and answer",
-            table,
-            answered(policies, examples, task),
-            len(examples),
-        )
-        return
-    if task.crops:
-        methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-        task_models = {config.expert_name(config.task_model): task_model or start}
-    else:
-        methods = ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")
-        task_models = {"start": start, "trained": policy}
-    if task.benchmark == "perception":  # in a table of its own
-        rows, _ = eval_perception.compare(task, task_models, data, examples, runner, say=say)
-    else:
-        rows, shown = run(
-            data, methods, examples, policy, start, config, say=say, task_models=task_models, runner=runner
-        )
-    if not runner.writes:
-        return
-    eval_output.write_results(folder, rows)
-    table = eval_output.first_table(rows)
-    if task.crops:
-        pairs = gallery(shown, {"cot": "before", "active": "after"}, task)
-    else:
-        pairs = answered(policies, examples, task)
-    _finish(folder, config, say, "where to look" if task.crops else "to answer at once", table, pairs, len(examples))
+    found = by_frequency(examples, outcomes, resamples) | at_low_overlap(examples, outcomes, resamples)
+    return found | on_whole_pictures(examples, outcomes, resamples)
 
 
-def _finish(
-    folder: Path, config: TrainConfig, say: Callable[[str], None], learned: str,
-    table: tuple[list[dict[str, Any]], list[str]], pairs: Sequence[tuple[Sample, ...]], pictures: int,
-) -> None:  # fmt: skip
-    """The page of a run and its last words."""
-    data, steps = "+".join(config.data), log.read_rows(folder / "metrics.jsonl")
-    write_page(
-        folder / "report.html",
-        f"activeo3: learning {learned}",
-        [f"policy: {config.model}", f"data: {data} ({config.split})", f"steps: {config.steps}",
-         f"answers per step: {config.prompts} pictures x {config.group}", f"seed: {config.seed}", *filter(None, [lost(steps)])],
-        steps,
-        *table,
-        pairs,
-    )  # fmt: skip
-    say(log.table(*table, f"{data}, {pictures} pictures"))
-    say(log.where(folder))
+def by_frequency(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
+    """AP of the questions about rare, common and frequent categories; NaN for a group without a question."""
+    marks = [example.frequency for example in examples]
+    if not any(marks):
+        return {}
+    found = dict.fromkeys(FREQUENCIES.values(), Metric(np.nan, np.nan, np.nan))
+    outcomes = best_of_pictures(examples, outcomes, rules_of(examples).of_picture)  # the limit is one of all categories
+    for mark, name in FREQUENCIES.items():
+        own = [index for index, other in enumerate(marks) if other == mark]
+        if own:
+            part = evaluate_detections([examples[k] for k in own], [outcomes[k] for k in own], resamples=resamples)
+            found[name] = part["AP"]
+    return found
+
+
+def at_low_overlap(examples: Sequence[Example], outcomes: Sequence[TaskResult], resamples: int) -> dict[str, Metric]:
+    """AP and AR by size from an IoU of LOW_OVERLAP on, if all examples ask for it."""
+    rules = rules_of(examples)
+    if rules.lowest_iou != LOW_OVERLAP:
+        return {}
+    found = {}
+    for suffix, thresholds in (("10", (LOW_OVERLAP,)), ("10_95", LOW_RANGE)):
+        rows = evaluate_detections(examples, outcomes, thresholds, resamples=resamples)
+        found |= {f"{name}{suffix}{size}": rows[f"{name}{size}"] for name in ("AP", "AR") for size in rules.sizes}
+    return found
+
+
+# ---------------------------------------------------------------------- sensing apart from task
+
+
+def failures(
+    examples: Sequence[Example],
+    regions: Sequence[Sequence[Region]],
+    outcomes: Sequence[TaskResult],
+    match: float = MATCH,
+) -> dict[str, Any]:
+    """The columns of one row, by name; shares are NaN where there is nothing to count."""
+    hits, false, asked = _counts(examples, outcomes, match)
+    seen = [_inside(example, of_one) for example, of_one in zip(examples, regions, strict=True)]
+    # A box outside every region is made a crowd: it is not asked for, and who found it by luck is not punished.
+    inside = [replace(example, crowd=~example.asked_for | ~held) for example, held in zip(examples, seen)]
+    found_inside, _, asked_inside = _counts(inside, outcomes, match)
+    return {
+        "sensing_recall": _share(asked_inside, asked),
+        "recall_inside": _share(found_inside, asked_inside),
+        "recall": _share(hits, asked),
+        "precision": _share(hits, hits + false),
+        "TP": hits,
+        "FP": false,
+        "FN": asked - hits,
+        "missed": sum(_untouched(example, outcome) for example, outcome in zip(examples, outcomes)),
+    }
+
+
+def _counts(examples: Sequence[Example], outcomes: Sequence[TaskResult], match: float) -> tuple[int, int, int]:
+    """(detections that match, detections that do not, true boxes) over all examples."""
+    queries = metrics.match(examples, outcomes, (match,), {"": SIZES[""]}, UNLIMITED)[""]
+    curves = [curve for (curve,) in queries]
+    hits = sum(int(curve.hit.sum()) for curve in curves)
+    return hits, sum(len(curve.hit) for curve in curves) - hits, sum(int(curve.truth.sum()) for curve in curves)
+
+
+def _inside(example: Example, regions: Sequence[Region]) -> np.ndarray:
+    """True (N,) for the boxes that some region holds."""
+    return geometry.held(geometry.as_boxes(example.boxes_px), geometry.as_boxes(regions)).any(axis=1)
+
+
+def _untouched(example: Example, outcome: TaskResult) -> int:
+    """How many true boxes no detection comes near."""
+    return int((geometry.iou(metrics.asked_boxes(example), outcome.boxes_px).max(axis=1, initial=0.0) < TOUCH).sum())
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -1,275 +1,254 @@
-"""What an evaluation leaves behind: results.json, its tables as Markdown and LaTeX, and COCO files.
+"""What an evaluation leaves behind: results.json, tables as text, Markdown and LaTeX, a file with the records of every row, and a page.
 
-Rows come from suites.lines; those of other tables (eval_vqa.py, eval_perception.py) have ``columns`` of their own.
-``predictions-<benchmark>-<row>.json`` is in COCO's results format and
-``truth-<benchmark>.json`` holds the same questions as a COCO data set, so that pycocotools scores a row
-without us and finds our number.
+results.json                        {"rows": [...]}: benchmark, setting, n, parser, metrics, and the 95 % intervals of the metrics
+results.md, results.tex             the tables of all benchmarks
+answers-<benchmark>-<row>.json      the records of a row: what was asked, answered, found, and what it cost
+<benchmark>.html                    its tables, and the answers of several rows about the same images side by side
 """
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
+from PIL import Image
+from tabulate import tabulate
 
-from activeo3 import failures, geometry, log, outputs
-from activeo3.eval_tiles import SUFFIX
+from activeo3 import geometry, log, outputs
+from activeo3.drawing import Sample
+from activeo3.eval_core import ITSELF, Benchmark, Row
+from activeo3.html_report import write_page
 from activeo3.intervals import Metric
-from activeo3.metric_rules import SIZES, SODA_SIZES
 from activeo3.metrics import rules_of, xywh
+from activeo3.plots import Panel, draw
 from activeo3.terminal import one_line
 from activeo3.types import Example, TaskResult
 
-COLUMNS = (
-    "method",
-    "AP",
-    "AP50",
-    "AP_s",
-    "AR",
-    "AR_s",
-    "region_recall",
-    "swap_picture",
-    "swap_query",
-    "regions",
-    "seconds",
-)
-BUDGET_COLUMNS = ("budget", "AP50", "region_recall", "regions", "calls", "tokens", "seconds")
-BLACK = "AP50_black"
-"""AP50 of the same task model on black crops: what does not come from looking."""
-
-LOW_OVERLAP = {"AP": "AP10", "AP_s": "AP10_s", "AR": "AR10", "AR_s": "AR10_s"}
-"""What stands in the first table instead, where a data set is scored from an IoU of 0.1 on (headlines.py)."""
-FREQUENCIES = ("AP_r", "AP_c", "AP_f")
-WHOLE = {
-    f"{name}_whole": name
-    for name in ("AP_s", "AP50_s", "AP75_s", "AP_eS", "AP_rS", "AP_gS", "AP_N", "AR_s", "AP10_s", "AR10_s")
-}  # fmt: skip
-"""Numbers of whole pictures that were cut into tiles (eval_tiles.py), and how they are shown."""
-ITSELF = "itself"
-"""The task model of a row in which the checkpoint itself answers."""
-
-_SIZES = (*SIZES, *dict(SODA_SIZES))
-BOX_COLUMNS = frozenset({
-    *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75", "AR50",
-    *(f"{name}{size}{SUFFIX}" for name in ("AP", "AR") for size in (*_SIZES, "50", "75", "10", "50_s", "75_s", "10_s")),
-    *FREQUENCIES, "region_recall", "swap_picture", "swap_query", "regions", "calls", "tokens", "seconds",
-    "AP_strict", "AP50_strict", "lenient_only", "crops_lenient_only",
-})  # fmt: skip
-"""Every number that a row of boxes may have. Which of them it has, the rules of its data set say (metric_rules.py)."""
-
-STRICT, LENIENT_ONLY, CROPS_LENIENT_ONLY = "_strict", "lenient_only", "crops_lenient_only"
-"""Columns of eval_parsing.py: the end of a metric's name, and two shares."""
-
-Row = Mapping[str, Any]
-Table = tuple[list[dict[str, Any]], list[str]]
-"""(rows, columns) as report.table wants them."""
+BUDGET_COLUMNS = ("region_recall", "regions", "calls", "tokens", "seconds")
+SHOWN_SAMPLES, SHOWN_ROWS = 12, 4
+"""How many images a page shows, and of how many rows."""
 
 
-class TableStyle(NamedTuple):
-    """How tables of boxes are shown: the columns beside the method (none: COLUMNS), and their decimals."""
+class Finished(NamedTuple):
+    """A benchmark with its rows."""
 
-    columns: tuple[str, ...] = ()
-    digits: int = 2
+    benchmark: Benchmark
+    split: str
+    rows: list[Row]
+
+    @property
+    def main(self) -> list[Row]:
+        """The rows of the tables: those of the main budget."""
+        return [row for row in self.rows if row.setting.regions in (0, self.benchmark.main_budget)]
+
+
+class Table(NamedTuple):
+    """A table as log.table takes it."""
+
+    title: str
+    cells: list[dict[str, Any]]
+    columns: list[str]
+    digits: int
 
 
 # ---------------------------------------------------------------------- rows for people
 
 
-def shown_as(row: Row) -> str:
-    """How a row's method is shown: with the checkpoint where several are compared."""
-    return " ".join(filter(None, [row["method"], row["checkpoint"]]))
-
-
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """A row's name among ``rows``, fit for a file: the method, the checkpoint, and the task model where there
-    is more than one."""
-    several = len({other["task_model"] for other in rows} - {ITSELF}) > 1
-    return "-".join(filter(None, [row["method"], row["checkpoint"], row["task_model"] if several else ""]))
+    """A row's name among ``rows``, fit for a file: its method, and what tells it from the others of that method."""
+    setting = row.setting
+    policies = {other.setting.policy for other in rows if other.setting.method == setting.method}
+    task_models = {other.setting.task_model for other in rows} - {ITSELF}
+    parts = [setting.method, setting.policy * (len(policies) > 1), setting.task_model * (len(task_models) > 1)]
+    return "-".join(filter(None, [*parts, "blind" * setting.blind]))
 
 
-def first_table(rows: Sequence[Row], chosen: Sequence[str] = ()) -> Table:
-    """Metrics with their intervals; rows of another kind than boxes bring ``columns`` of their own.
-
-    Of the ``chosen`` columns those are shown that some row has; if none has any, the usual ones.
-    """
-    chosen = [name for name in chosen if any(name in row["metrics"] for row in rows)]
-    if chosen:
-        return _flat(rows, "metrics"), _columns(rows, chosen)
-    if rows and "columns" in rows[0]:
-        return _flat(rows, "metrics"), _columns(rows, [*rows[0]["columns"], *_of_readers(rows)])
-    low = all("AP10" in row["metrics"] for row in rows)
-    usual = [LOW_OVERLAP.get(name, name) if low else name for name in COLUMNS[1:]]
-    return _flat(rows, "metrics"), _columns(rows, [*usual, *_of_readers(rows)])
+def labels(one: Finished) -> dict[str, Row]:
+    """All rows by their names; those of another budget than the main one end in it."""
+    main = {label(row, one.rows): row for row in one.main}
+    others = [row for row in one.rows if row.setting not in {row.setting for row in one.main}]
+    return main | {f"{label(row, one.rows)}-{row.setting.regions}": row for row in others}
 
 
-def _of_readers(rows: Sequence[Row]) -> list[str]:
-    """The columns of eval_parsing.py, where some row is read leniently."""
-    if not any(row.get("parser") == "lenient" for row in rows):
-        return []
-    names = dict.fromkeys(name for row in rows for name in row["metrics"])
-    return [name for name in names if name.endswith((STRICT, LENIENT_ONLY))]
+def table(title: str, rows: Sequence[Row], columns: Sequence[str], digits: int) -> Table:
+    """The settings as far as they differ, and those of the metrics that some row has; no columns if there are none."""
+    settings = [asdict(row.setting) | {"blind": "yes" * row.setting.blind} for row in rows]
+    cells = [{("budget" if name == "regions" else name): value for name, value in one.items()} for one in settings]
+    differ = {name: {one[name] for one in cells} for name in ("policy", "task_model", "budget", "blind")}
+    differ["budget"] -= {0}
+    names = [name for name, values in differ.items() if len(values) > 1]
+    if "task_model" not in names and any(one["task_model"].startswith("mllm-") for one in cells):
+        names.append("task_model")  # another than the start policy: say which
+    known = [name for name in dict.fromkeys(columns) if any(name in row.metrics for row in rows)]
+    cells = [{name: one[name] for name in ("method", *names)} | row.metrics for one, row in zip(cells, rows)]
+    return Table(title, cells, ["method", *names, *known] if known else [], digits)
 
 
-def second_table(rows: Sequence[Row]) -> Table:
-    """Sensing apart from task, and the control with black crops; for rows with ``columns`` of their own, what
-    went wrong by its name."""
-    if rows and "columns" in rows[0]:
-        wrong = list(rows[0]["failures"])
-        return (_flat(rows, "failures"), _columns(rows, wrong)) if wrong else ([], [])
-    black = [BLACK] if any(BLACK in row["failures"] for row in rows) else []
-    return _flat(rows, "failures"), _columns(rows, [*failures.COLUMNS, *black])
+def tables(one: Finished) -> list[Table]:
+    """All tables of a benchmark that have columns, the headline table first."""
+    name, digits = one.benchmark.name, one.benchmark.digits
+    titles = one.benchmark.tables(one.main)
+    found = [table(f"{name}, {title}", one.main, columns, digits) for title, columns in titles.items()]
+    found[0] = found[0]._replace(title=f"{name} ({one.split}), {max(row.n for row in one.rows)} questions")
+    if len(one.rows) > len(one.main):
+        columns = (one.benchmark.columns[0], *BUDGET_COLUMNS)
+        found.append(table(f"{name}, what a budget of regions buys", one.rows, columns, digits))
+    return [part for part in found if part.columns]
 
 
-def frequency_table(rows: Sequence[Row]) -> Table:
-    """AP of rare, common and frequent categories; no columns where categories have no frequency."""
-    known = any(name in row["metrics"] for row in rows for name in FREQUENCIES)
-    return _flat(rows, "metrics"), _columns(rows, FREQUENCIES) if known else []
+def as_text(one: Table) -> str:
+    return log.table(one.cells, one.columns, one.title, one.digits)
 
 
-def whole_table(rows: Sequence[Row]) -> Table:
-    """Numbers of whole pictures; no columns where pictures were not cut into tiles."""
-    known = any(name in row["metrics"] for row in rows for name in WHOLE)
-    cells = [row | {shown: row.get(name) for name, shown in WHOLE.items()} for row in _flat(rows, "metrics")]
-    return cells, _columns(rows, list(WHOLE.values())) if known else []
+def as_markdown(parts: Sequence[Table]) -> str:
+    """Tables as the text of a Markdown file, in which no name becomes a tag, an image or a link."""
+    return "\n\n".join(map(as_text, parts)).replace("<", "&lt;").replace("](", "]&#40;")
 
 
-def _flat(rows: Sequence[Row], part: str) -> list[dict[str, Any]]:
-    return [{"method": shown_as(row), "task_model": row["task_model"], **row[part]} for row in rows]
+def as_latex(one: Table) -> str:
+    """A LaTeX table (of the package booktabs) with the same cells."""
+    numbers = [all(log.is_number(row.get(name)) for row in one.cells) for name in one.columns]
+    body = [[one_line(log.figure(row.get(name), one.digits)) for name in one.columns] for row in one.cells]
+    text = tabulate(
+        [[cell.replace(log.MISSING, "--") for cell in row] for row in body], one.columns, "latex_booktabs", disable_numparse=True,
+        colalign=["right" if number else "left" for number in numbers],
+    )  # fmt: skip
+    caption = tabulate([[one_line(one.title)]], tablefmt="latex").splitlines()[2].removesuffix(r"\\").strip()
+    return f"\\begin{{table}}\n\\caption{{{caption}}}\n{text}\n\\end{{table}}"
 
 
-def _columns(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    names = {row["task_model"] for row in rows}
-    named = len(names) > 1 or any(
-        name.startswith("mllm-") for name in names
-    )  # another than the start policy: say which
-    return ["method", *["task_model"] * named, *columns]
+# ---------------------------------------------------------------------- files
 
 
-def titled(
-    rows: Sequence[Row], curves: Sequence[Row] = (), chosen: Sequence[str] = ()
-) -> list[tuple[str, list[dict[str, Any]], list[str]]]:
-    """(title, rows, columns) of the tables of every benchmark; ``curves`` are the rows of all budgets, ``chosen``
-    the columns of the first table."""
-    found = []
-    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
-        own = [row for row in rows if row["benchmark"] == benchmark]
-        found.append((f"{benchmark}, {own[0]['n']} questions", *first_table(own, chosen)))
-        second = "answers that cannot be read" if "columns" in own[0] else "sensing apart from task"
-        found.append((f"{benchmark}, {second}", *second_table(own)))
-        found.append((f"{benchmark}, AP by how often a category occurs", *frequency_table(own)))
-        found.append((f"{benchmark}, tiles merged back into whole pictures", *whole_table(own)))
-        of_curve = [row for row in curves if row["benchmark"] == benchmark]
-        found.append((f"{benchmark}, what a budget of regions buys", *budget_table(of_curve)))
-    return [(title, cells, columns) for title, cells, columns in found if cells and columns]
+def results(rows: Sequence[Row]) -> dict[str, Any]:
+    """What results.json holds: values under their names, intervals under ``intervals``."""
+    return {
+        "rows": [
+            {"benchmark": row.benchmark, "setting": asdict(row.setting), "n": row.n, "parser": row.parser}
+            | {
+                "metrics": {
+                    name: cell.value if isinstance(cell, Metric) else cell for name, cell in row.metrics.items()
+                }
+            }
+            | {
+                "intervals": {
+                    name: [cell.low, cell.high] for name, cell in row.metrics.items() if isinstance(cell, Metric)
+                }
+            }
+            for row in rows
+        ]
+    }
 
 
-def budget_table(rows: Sequence[Row]) -> Table:
-    """Success and cost of every method at every budget of regions."""
-    cells = [
-        {"method": shown_as(row), "task_model": row["task_model"], "budget": row["budget"], **row["metrics"]}
-        for row in rows
-    ]
-    return cells, _columns(rows, BUDGET_COLUMNS)
-
-
-def markdown(tables: Sequence[str]) -> str:
-    """Tables as the text of a Markdown file, in which no name becomes a tag, a picture or a link.
-
-    >>> print(markdown(["| <script> | ![a](http://b) |"]))
-    | &lt;script> | ![a]&#40;http://b) |
-    """
-    return "\n\n".join(tables).replace("<", "&lt;").replace("](", "]&#40;")
-
-
-def latex(rows: Sequence[Row], columns: Sequence[str], title: str, digits: int = 2) -> str:
-    """A LaTeX table (of the package booktabs) with the same cells as report.table.
-
-    >>> print(latex([{"method": "a_b", "AP": 0.414}], ["method", "AP"], "50 % more"))
-    \\begin{table}
-    \\caption{50 \\% more}
-    \\begin{tabular}{lr}
-    \\toprule
-    method & AP \\\\
-    \\midrule
-    a\\_b & 0.41 \\\\
-    \\bottomrule
-    \\end{tabular}
-    \\end{table}
-    """
-    sides = "".join("r" if all(log.is_number(row.get(name)) for row in rows) else "l" for name in columns)
-    lines = [[escaped(name) for name in columns]]
-    lines += [[escaped(log.figure(row.get(name), digits)) for name in columns] for row in rows]
-    head, *body = [" & ".join(cells) + r" \\" for cells in lines]
-    return "\n".join([
-        r"\begin{table}", rf"\caption{{{escaped(title)}}}", rf"\begin{{tabular}}{{{sides}}}",
-        r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
-    ])  # fmt: skip
-
-
-def escaped(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    special = {character: f"\\{character}" for character in "&%$#_{}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", log.MISSING: "--"}
-    return "".join(special.get(character, character) for character in one_line(text))
-
-
-# ---------------------------------------------------------------------- rows for programs
-
-
-def results(rows: Sequence[Row], curves: Sequence[Row] = ()) -> dict[str, Any]:
-    """What results.json holds: values under their names, intervals under ``intervals``.
-
-    ``budgets``, if several were asked for, has the rows of all of them.
-    """
-    return {"rows": _plain(rows)} | ({"budgets": _plain(curves)} if curves else {})
-
-
-def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    written = []
-    for row in rows:
-        cells = {**row["metrics"], **row["failures"]}
-        spans = {name: [cell.low, cell.high] for name, cell in cells.items() if isinstance(cell, Metric)}
-        names = (
-            "benchmark",
-            "method",
-            "checkpoint",
-            "task_model",
-            "budget",
-            "n",
-            "parser",
-            "categories",
-            "l2_categories",
-        )
-        named = {key: row[key] for key in names if key in row}
-        written.append(named | {part: _values(row[part]) for part in ("metrics", "failures")} | {"intervals": spans})
-    return written
-
-
-def _values(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: cell.value if isinstance(cell, Metric) else cell for name, cell in cells.items()}
-
-
-def write_results(
-    folder: Path, rows: Sequence[Row], curves: Sequence[Row] = (), style: TableStyle = TableStyle()
-) -> None:
-    """``results.json``, ``results.md`` and ``results.tex``, each replaced as a whole."""
-    parts = titled(rows, curves, style.columns)
+def write_results(folder: Path, finished: Sequence[Finished]) -> None:
+    """``results.json``, ``results.md`` and ``results.tex`` of all benchmarks so far, each replaced as a whole."""
+    parts = [part for one in finished for part in tables(one)]
     texts = {
-        "results.json": log.strict_json(results(rows, curves)),
-        "results.md": markdown([log.table(cells, columns, title, style.digits) for title, cells, columns in parts]),
-        "results.tex": "\n\n".join(latex(cells, columns, title, style.digits) for title, cells, columns in parts),
+        "results.json": log.strict_json(results([row for one in finished for row in one.rows])),
+        "results.md": as_markdown(parts),
+        "results.tex": "\n\n".join(map(as_latex, parts)),
     }
     for name, text in texts.items():
         outputs.leave(folder / name, (text + "\n").encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One JSON file, replaced as a whole."""
+    outputs.leave(path, (log.strict_json(content) + "\n").encode())
+
+
+def write_records(folder: Path, one: Finished, examples: Sequence[Example]) -> str:
+    """Write the records of every row, and the files of the benchmark's own; returns what is to be said of those."""
+    for name, row in labels(one).items():
+        write_json(folder / f"answers-{one.benchmark.name}-{name}.json", row.records)
+    return one.benchmark.write(folder, examples, labels(one))
+
+
+def write_report(
+    path: Path,
+    one: Finished,
+    examples: Sequence[Example],
+    load: Callable[[Example], Example] | None,
+    title: str,
+    summary: Sequence[str],
+    steps: Sequence[dict[str, Any]] = (),
+) -> None:
+    """The page of a benchmark; of a run's end with the curves of its ``steps``."""
+    first, curve = tables(one)[0], curve_of(one)
+    if curve:
+        outputs.leave_picture(path.with_name(f"budgets-{one.benchmark.name}.png"), curve)
+    write_page(path, title, summary, steps, first.cells, first.columns, samples(one, examples, load), curve)
+
+
+def curve_of(one: Finished) -> Image.Image | None:
+    """Success over cost, if there are several budgets: of every method, over the budget and over the tokens written."""
+    if len(one.rows) == len(one.main):
+        return None
+    lines: dict[str, list[Row]] = {}
+    for row in one.rows:
+        lines.setdefault(label(row, one.rows), []).append(row)
+    panels = []
+    for value, over in (
+        (one.benchmark.columns[0], "budget"),
+        ("region_recall", "budget"),
+        (one.benchmark.columns[0], "tokens"),
+    ):
+        points = {
+            name: [(float(row.setting.regions if over == "budget" else row.metrics[over]), row.metrics[value]) for row in rows if value in row.metrics and (over == "budget" or over in row.metrics)]
+            for name, rows in lines.items()
+        }  # fmt: skip
+        if any(points.values()):
+            panels.append(Panel(value, "regions allowed" if over == "budget" else "tokens per image", points))
+    return draw(panels, f"{one.benchmark.name}, {one.rows[0].n} questions")
+
+
+def samples(
+    one: Finished, examples: Sequence[Example], load: Callable[[Example], Example] | None
+) -> list[tuple[Sample, ...]]:
+    """The same image in several rows, those in which a policy is asked, for the first examples that all of them have."""
+    rows = [row for row in one.main if one.benchmark.shown(row)][:SHOWN_ROWS]
+    records = [{record["id"]: record for record in row.records} for row in rows]
+    common = [example for example in examples if all(example.id in of_row for of_row in records)]
+    shown = []
+    for example in common[:SHOWN_SAMPLES] if rows else ():
+        whole = load(example) if load else example
+        columns = [
+            one.benchmark.sample(whole, of_row[example.id], label(row, one.rows)) for row, of_row in zip(rows, records)
+        ]
+        shown.append(tuple(filter(None, columns)))
+    return [columns for columns in shown if columns]
+
+
+def write(
+    folder: Path,
+    finished: Sequence[Finished],
+    examples: Sequence[Example],
+    load: Callable[[Example], Example] | None,
+    checkpoints: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """The tables of all benchmarks so far; the tables, files and page of the newest one, whose ``examples`` these are."""
+    one = finished[-1]
+    name = one.benchmark.name
+    write_results(folder, finished)
+    told = write_records(folder, one, examples)
+    for part in tables(one):
+        say("\n" + as_text(part))
+    if told:
+        say(told)
+    summary = [*(f"checkpoint: {source}" for source in checkpoints), f"data: {name} ({one.split})"]
+    write_report(folder / f"{name}.html", one, examples, load, f"activeo3: {name}", summary)
+    say(f"\nnumbers: {folder / 'results.json'}; images: {folder / f'{name}.html'}; records of every row beside them")
 
 
 # ---------------------------------------------------------------------- COCO's formats
 
 
 def truth(examples: Sequence[Example]) -> dict[str, Any]:
-    """The questions as a COCO data set: pictures, categories, and the true boxes that were asked about.
+    """The questions as a COCO data set: images, categories, and the true boxes that were asked about.
 
-    Of a federated set a picture also names what it was checked for, so that LVISEval runs from these files alone.
-    A tile also says where it is from: ``source_id``, the picture's id in the data set, and its ``window`` x1, y1,
+    Of a federated set a image also names what it was checked for, so that LVISEval runs from these files alone.
+    A tile also says where it is from: ``source_id``, the image's id in the data set, and its ``window`` x1, y1,
     x2, y2 in it; boxes are in pixels of the tile.
     """
     annotations = []
@@ -280,13 +259,11 @@ def truth(examples: Sequence[Example]) -> dict[str, Any]:
             annotations.append(
                 {"id": len(annotations) + 1} | _ids(example) | {"bbox": box, "area": area, "iscrowd": int(not asked)}
             )
-    pictures = {example.image_id: _picture(example) for example in examples}
+    images = {example.image_id: _coco_image(example) for example in examples}
     categories = {_ids(example)["category_id"]: _category(example) for example in examples}
     if rules_of(examples).federated:
-        pictures = {
-            key: row | _checked_for([e for e in examples if e.image_id == key]) for key, row in pictures.items()
-        }
-    return {"images": list(pictures.values()), "categories": list(categories.values()), "annotations": annotations}
+        images = {key: row | _checked_for([e for e in examples if e.image_id == key]) for key, row in images.items()}
+    return {"images": list(images.values()), "categories": list(categories.values()), "annotations": annotations}
 
 
 def _category(example: Example) -> dict[str, Any]:
@@ -296,7 +273,7 @@ def _category(example: Example) -> dict[str, Any]:
 
 
 def _checked_for(examples: Sequence[Example]) -> dict[str, list[int | str]]:
-    """LVIS's two lists of a picture, of the categories that it was asked for: those that are known to be absent, and
+    """LVIS's two lists of a image, of the categories that it was asked for: those that are known to be absent, and
     those of which not every instance has a box."""
     absent = (_ids(example)["category_id"] for example in examples if not len(example.boxes_px))
     partly = (_ids(example)["category_id"] for example in examples if not example.exhaustive)
@@ -304,7 +281,7 @@ def _checked_for(examples: Sequence[Example]) -> dict[str, list[int | str]]:
 
 
 def _ids(example: Example) -> dict[str, int | str]:
-    """The ids that the picture and the category have in the user's own file (data_io.py)."""
+    """The ids that the image and the category have in the user's own file (data_io.py)."""
     source = example.source
     return {
         "image_id": example.image_id if source.image_id is None else source.image_id,
@@ -312,7 +289,7 @@ def _ids(example: Example) -> dict[str, int | str]:
     }
 
 
-def _picture(example: Example) -> dict[str, Any]:
+def _coco_image(example: Example) -> dict[str, Any]:
     """An entry of the list of images."""
     width, height = example.size_px
     row: dict[str, Any] = {"id": _ids(example)["image_id"], "width": width, "height": height}
@@ -344,8 +321,3 @@ def predictions(examples: Sequence[Example], outcomes: Sequence[TaskResult]) -> 
     for one in found:
         one["score"] = before = float(min(one["score"], np.nextafter(before, -np.inf)))
     return found
-
-
-def write_coco(folder: Path, name: str, content: Any) -> None:
-    """One COCO file, ``<name>.json``, replaced as a whole."""
-    outputs.leave(folder / f"{name}.json", (log.strict_json(content) + "\n").encode())

@@ -16,23 +16,33 @@ Deviations from the reference's evaluation:
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from activeo3 import eval_output, intervals, log, metrics, text_metrics
-from activeo3.data_loader import readable
-from activeo3.data_set import Dataset
+from activeo3 import intervals, metrics, text_metrics
+from activeo3.config import TrainConfig
+from activeo3.drawing import Sample
+from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_config import EvalConfig
-from activeo3.eval_core import Runner
-from activeo3.eval_parsing import parser_of, shares, strict_columns, strictly_read
-from activeo3.eval_rollouts import answers
+from activeo3.eval_core import (
+    Benchmark,
+    Map,
+    Method,
+    Models,
+    Setting,
+    blackened,
+    rollout_of,
+    rollout_record,
+    shares,
+    strict_columns,
+    strictly_read,
+)
+from activeo3.eval_detection import KNOWN_COLUMNS
+from activeo3.eval_runner import Record
 from activeo3.geometry import as_boxes, iou
 from activeo3.intervals import Metric
 from activeo3.matching import plain
-from activeo3.model import VisionLanguageModel
-from activeo3.tasks import Task, prepared, task_of
 from activeo3.types import Example, Rollout, TaskResult
 
 ACCURACIES = {"Acc50": 0.5, "Acc75": 0.75, "Acc95": 0.95}
@@ -135,61 +145,39 @@ def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tup
     return questions, outcomes
 
 
-# ---------------------------------------------------------------------- policies beside each other
+# ---------------------------------------------------------------------- the benchmark
 
 
-def compare(
-    task: Task,
-    policies: Mapping[str, VisionLanguageModel],
-    benchmark: str,
-    examples: Sequence[Example],
-    runner: Runner,
-    resamples: int = 1000,
-    say: Callable[[str], None] = print,
-) -> tuple[list[dict[str, Any]], dict[str, list[Rollout]]]:
-    """A table row for every policy, as eval_output.py takes it, and its answers; ``runner`` as in suites.run."""
-    rows, kept = [], {}
-    for name, policy in policies.items():
-        kept[name] = answers(task, policy, examples, runner)
-        found, first = measure(task.name, examples, kept[name], resamples), COLUMNS[task.name][0]
-        if task.config.parser != "strict":
-            strict = measure(task.name, examples, [strictly_read(answer) for answer in kept[name]], resamples)
-            found |= strict_columns(strict, [first]) | shares(kept[name])
-        rows.append({"benchmark": benchmark, "method": name, "checkpoint": "", "task_model": "", "n": len(examples), "columns": COLUMNS[task.name],
-                     "parser": parser_of(task.config, [policy]), "metrics": found, "failures": {}})  # fmt: skip
-        say(f"{benchmark} {task.name} {name}: {first} {found[first].value:.3f}, form {found['form'].value:.3f}")
-    return rows, kept
+class PerceptionBenchmark(Benchmark):
+    """The table of a single-turn task: one greedy answer of every policy, which is the result."""
 
+    methods = {"answer": Method(policy="every", zooms=False)}
+    default_methods = ("answer",)
 
-def passes(config: EvalConfig, policies: int) -> int:
-    """How often ``evaluate`` works on every question."""
-    return policies
+    def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:
+        self.columns = COLUMNS[config.task]
+        self.known_columns = KNOWN_COLUMNS if config.task == "detection" else frozenset()
+        super().__init__(name, config, rewards)
+        ready(config.task)
 
+    def predict(self, setting: Setting, examples: Sequence[Example], models: Models, map: Map) -> list[Record]:
+        policy = models[setting.policy]
 
-def evaluate(
-    opened: Mapping[str, Dataset],
-    sources: Mapping[str, str],
-    load: Callable[[str], VisionLanguageModel],
-    task_models: Mapping[str, Any],
-    config: EvalConfig,
-    folder: Path,
-    runner: Runner,
-) -> None:
-    """Every benchmark: start policy and checkpoints in the task's own table; they answer themselves, not ``task_models``.
+        def work(block: Sequence[Example]) -> list[Record]:
+            block = blackened(block) if setting.blind else block
+            return [rollout_record(rollout) for rollout in greedy_rollouts(policy, self.task, block)]
 
-    Policies are given by title and source; ``load(source)`` gives one, and they are loaded one after the other.
-    """
-    task, rows = task_of(config), []
-    for name, dataset in opened.items():
-        examples, found = readable(prepared(dataset, task), folder, runner.ranks.all_gather, runner.writes), []
-        for title, source in sources.items():
-            policy = {title: load(source)}
-            found += compare(task, policy, name, examples, runner, config.resamples, runner.say)[0]
-        rows += found
-        if not runner.writes:
-            continue
-        style = eval_output.TableStyle(config.columns, config.digits)
-        eval_output.write_results(folder, rows, style=style)
-        title = f"{name}, {config.task}, {len(examples)} questions"
-        runner.say(log.table(*eval_output.first_table(found, style.columns), title, style.digits))
-    runner.say(f"numbers: {folder / 'results.json'}")
+        return map(work, examples, ("answer", self.config.task, policy, self.config, setting.blind))
+
+    def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
+        """COLUMNS of the task; with a lenient reader also what the strict one would have left."""
+        answers = [rollout_of(*pair) for pair in zip(examples, records, strict=True)]
+        found: dict[str, Any] = measure(self.config.task, examples, answers, self.config.resamples)
+        if self.config.parser != "strict":
+            strict = measure(self.config.task, examples, [strictly_read(a) for a in answers], self.config.resamples)
+            found |= strict_columns(strict, self.columns[:1]) | shares(answers)
+        return found | {"seconds": float(np.mean([record["seconds"] for record in records]))}
+
+    def sample(self, example: Example, record: Record, title: str) -> Sample:
+        rollout = rollout_of(example, record)
+        return Sample.of(rollout, rollout.result, self.task.reward(rollout, rollout.result), title)

@@ -47,7 +47,7 @@ class MetricRules:
     Of the detections of one question the best ``for_ap`` count in AP and the best ``for_ar`` in AR; of all
     detections of one picture, over its questions, only the best ``of_picture``. ``own_sizes`` are the size
     classes that it has beside COCO's. ``lowest_iou`` asks for AP and AR from that threshold on as well
-    (headlines.py). A ``federated`` set names the categories of which a picture was checked, and no others.
+    (eval_detection.py). A ``federated`` set names the categories of which a picture was checked, and no others.
     """
 
     name: str

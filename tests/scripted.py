@@ -4,16 +4,23 @@ Only the network is missing: tokens, view sizes and coordinate systems are those
 that what is tested is everything between a model's ids and boxes in original pixels.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from activeo3.config import Config, TrainConfig
 from activeo3.drawing import Sample
-from activeo3.eval_core import OneProcess, Runner
+from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Benchmark, Models, Row, evaluate
+from activeo3.eval_detection import DetectionBenchmark
+from activeo3.eval_output import Finished
+from activeo3.eval_runner import OneProcess, Runner
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
@@ -171,3 +178,44 @@ def sample_of(
     """An answer about ``grey_example``, as people see it."""
     score = Reward({"format": 1.0, "task": 0.25}, 1.25)
     return Sample(grey_example(), text, regions, outcome, score, title)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def table(
+    kind: type[Benchmark],
+    examples: Sequence[Example],
+    policies: Mapping[str, VisionLanguageModel],
+    config: EvalConfig | TrainConfig,
+    task_models: Mapping[str, Any] | None = None,
+    runner: Runner | None = None,
+    name: str = "toys",
+    load: Callable[[Example], Example] | None = None,
+    **flags: Any,
+) -> list[Row]:
+    """The rows of a benchmark with models that are in memory."""
+    benchmark, models = kind(name, evaluated(config, **flags)), Models(policies, task_models)
+    return evaluate(benchmark, benchmark.prepare(examples, models), models, runner or Runner(), load)
+
+
+def evaluated(config: EvalConfig | TrainConfig, **flags: Any) -> EvalConfig:
+    """The flags of a run or an evaluation as those of an evaluation, with others in their place."""
+    shared = {one.name: getattr(config, one.name) for one in fields(Config)}
+    return (
+        replace(config, **flags)
+        if isinstance(config, EvalConfig)
+        else EvalConfig(**shared | {"checkpoint": ("x",)} | flags)
+    )
+
+
+def finished(
+    rows: Sequence[Row], kind: type[Benchmark] = DetectionBenchmark, name: str = "toys", **flags: Any
+) -> Finished:
+    """Rows as an evaluation has finished them."""
+    return Finished(kind(name, EvalConfig(**{"checkpoint": ("x",)} | flags)), "test", list(rows))
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json, with what their settings are beside them."""
+    return [row | row["setting"] for row in json.loads((folder / "results.json").read_text())["rows"]]

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import END, Scripted, blobs, finds, painted, written
+from scripted import END, Scripted, blobs, finds, finished, painted, table, written
 
-from activeo3 import answer_text, eval_detection, eval_output
+from activeo3 import answer_text, eval_output
 from activeo3.answer_parsing import read_boxes, read_letter, read_regions, read_word, read_yes_or_no
 from activeo3.answer_text import boxes_in, last_number, last_words
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
-from activeo3.eval_core import Runner
-from activeo3.eval_parsing import announced
-from activeo3.eval_perception import compare
+from activeo3.eval_core import Row
+from activeo3.eval_detection import COLUMNS, KNOWN_COLUMNS, DetectionBenchmark
+from activeo3.eval_perception import PerceptionBenchmark
+from activeo3.eval_setup import announced
 from activeo3.rollout import sample_rollouts
 from activeo3.task_perception_words import TASKS as ONE_SHOT
 from activeo3.task_perception_words import read_answer
@@ -437,27 +438,33 @@ def strange(tokenizer: Any, says: Any = in_own_words, ours: bool = False) -> Scr
     return model
 
 
-def rows_of(start: Scripted, config: Any) -> dict[str, dict[str, Any]]:
-    made, _ = eval_detection.run(
-        "mine", ["direct", "cot", "oracle-regions"], [question()], start, start, config, resamples=0, say=lambda _: None
+def rows_of(start: Scripted, config: Any) -> dict[str, Row]:
+    methods = ("direct", "cot", "oracle-regions")
+    rows = table(
+        DetectionBenchmark, [question()], {"start": start}, config, {"mllm": start}, methods=methods, resamples=0
     )
-    return {row["method"]: row for row in made}
+    return {row.setting.method: row for row in rows}
+
+
+def headline(rows: Any) -> list[str]:
+    """The columns of the headline table."""
+    return eval_output.tables(finished(rows))[0].columns
 
 
 def test_a_prompted_policy_does_not_lose_by_its_form(tokenizer: Any) -> None:
     """--parser auto: a model that was not trained here is read leniently, and the table has both readings."""
     rows = rows_of(strange(tokenizer), CONFIG)
     for method, row in rows.items():
-        seen = row["metrics"]
+        seen = row.metrics
         assert (
-            row["parser"] == "lenient"
+            row.parser == "lenient"
             and seen["AP50"].value == 1.0
             and seen["AP50_strict"].value == seen["AP_strict"].value == 0.0
         )
         assert (seen["lenient_only"], seen["crops_lenient_only"]) == (float(method == "cot"), 1.0)
-    _, columns = eval_output.first_table(list(rows.values()))
+    columns = headline(rows.values())
     assert columns[-4:] == ["AP_strict", "AP50_strict", "lenient_only", "crops_lenient_only"]
-    assert set(columns[1:]) - {"task_model"} <= eval_output.BOX_COLUMNS
+    assert set(columns[1:]) <= {"policy", *COLUMNS, *KNOWN_COLUMNS}
     plain = eval_output.results(list(rows.values()))["rows"][1]
     assert plain["parser"] == "lenient" and plain["metrics"]["AP50_strict"] == 0.0
 
@@ -470,9 +477,9 @@ def test_a_policy_of_ours_is_read_strictly_unless_told_otherwise(tokenizer: Any)
         (strange(tokenizer, ours=True), replace(CONFIG, parser="lenient"), "lenient"),
     ):
         rows = list(rows_of(start, config).values())
-        assert {row["parser"] for row in rows} == {parser}
-        assert {row["metrics"]["AP50"].value for row in rows} == {float(parser == "lenient")}
-        assert any(name.endswith("strict") for name in eval_output.first_table(rows)[1]) == (parser == "lenient")
+        assert {row.parser for row in rows} == {parser}
+        assert {row.metrics["AP50"].value for row in rows} == {float(parser == "lenient")}
+        assert any(name.endswith("strict") for name in headline(rows)) == (parser == "lenient")
 
 
 def test_what_both_readers_read_is_the_same_in_both_columns(tokenizer: Any) -> None:
@@ -482,7 +489,7 @@ def test_what_both_readers_read_is_the_same_in_both_columns(tokenizer: Any) -> N
         else finds(m, v, q)
     )  # noqa: E731
     for row in rows_of(strange(tokenizer, says), CONFIG).values():
-        seen = row["metrics"]
+        seen = row.metrics
         assert seen["AP50"] == seen["AP50_strict"] and seen["AP"] == seen["AP_strict"]
         assert seen["lenient_only"] == seen["crops_lenient_only"] == 0.0
 
@@ -514,11 +521,12 @@ def test_the_format_reward_stays_strict(name: str, said: str, tokenizer: Any) ->
 
 def test_the_tables_of_one_shot_tasks_have_both_readings(tokenizer: Any) -> None:
     example = TASKS["counting"](CONFIG).prepare(question())
-    (row,), _ = compare(TASKS["counting"](CONFIG), {"start": strange(tokenizer, lambda *_: "I see two." + END)}, "mine", [example],
-                        Runner(), resamples=0, say=lambda _: None)  # fmt: skip
-    assert row["parser"] == "lenient" and row["metrics"]["exact"].value == 1.0 and row["metrics"]["form"].value == 0.0
-    assert row["metrics"]["exact_strict"].value == 0.0 and row["metrics"]["lenient_only"] == 1.0
-    assert eval_output.first_table([row])[1] == ["method", "exact", "MAE", "form", "exact_strict", "lenient_only"]
+    model, flags = strange(tokenizer, lambda *_: "I see two." + END), {"task": "counting", "resamples": 0}
+    (row,) = table(PerceptionBenchmark, [example], {"start": model}, CONFIG, **flags)
+    assert row.parser == "lenient" and row.metrics["exact"].value == 1.0 and row.metrics["form"].value == 0.0
+    assert row.metrics["exact_strict"].value == 0.0 and row.metrics["lenient_only"] == 1.0
+    columns = eval_output.tables(finished([row], PerceptionBenchmark, **flags))[0].columns
+    assert columns == ["method", "exact", "MAE", "form", "exact_strict", "lenient_only"]
 
 
 def test_an_episode_that_only_the_lenient_reader_could_read_says_so(tokenizer: Any) -> None:

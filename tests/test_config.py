@@ -16,7 +16,7 @@ from activeo3 import checkpoints, engine, tasks
 from activeo3.cli import fields_of, flags_of
 from activeo3.config import TASKS, ConfigError, TrainConfig
 from activeo3.engine import Distributed, ds_config
-from activeo3.eval_config import METHODS, EvalConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.presets import PRESETS
 from activeo3.rewards import SENSING_TERMS
 
@@ -100,7 +100,7 @@ def test_booleans_are_words(text: str, value: bool) -> None:
 def test_flags_of_many_words() -> None:
     config = EvalConfig.from_args([*CHECKPOINT, "--methods", "grid", "oracle-regions", "--benchmark", "scenes"])
     assert config.methods == ("grid", "oracle-regions") and config.benchmark == ("scenes",)
-    assert EvalConfig.from_args(CHECKPOINT).methods == METHODS
+    assert EvalConfig.from_args(CHECKPOINT).methods == ()  # those of the benchmark
     assert EvalConfig.from_args(CHECKPOINT).benchmark == ()
 
 
@@ -313,7 +313,6 @@ def test_a_bad_value_is_one_sentence_that_names_its_flag(argv: str, named: tuple
 EVAL_REFUSED = [
     ("", ("--checkpoint",)),
     ("--checkpoint x --methods random psychic", ("--methods", "psychic", "oracle-regions")),
-    ("--checkpoint x --methods", ("--methods", "oracle-regions")),
     ("--checkpoint x --limit -1", ("--limit", "-1")),
     ("--checkpoint x --resamples -1", ("--resamples", "-1")),
     ("--checkpoint x --image a.jpg", ("--image", "--find")),

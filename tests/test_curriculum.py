@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import commands
+from scripted import rows_in
 from test_engine import rank_environment
 
 from activeo3 import curriculum, engine
@@ -19,9 +20,9 @@ from activeo3.curriculum import rewards_of, stage, stage_of
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 from activeo3.data_set import Dataset
+from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_config import EvalConfig
 from activeo3.model import VisionLanguageModel
-from activeo3.proposals import greedy_rollouts
 from activeo3.tasks import prepared, task_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
@@ -253,6 +254,6 @@ def test_a_supervised_start_is_a_row_beside_the_others(here: None, make_vlm: Cal
                 [*small, "--start", str(tmp_path / start), "--checkpoint", *paths, "--output_dir", str(out)]
             )
         )
-        rows = json.loads((out / "results.json").read_text())["rows"]
-        assert [row["method"] for row in rows] == (["start", "sft", "rl"] if start == "base" else ["start", "trained"])
+        rows = rows_in(out)
+        assert [row["policy"] for row in rows] == (["start", "sft", "rl"] if start == "base" else ["start", "trained"])
     assert "| sft" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""data_mmbench.py and eval_submission.py: every published file as its publisher builds it, and what MMBench's server takes."""
+"""data_mmbench.py and eval_vqa.py: every published file as its publisher builds it, and what MMBench's server takes."""
 
 import base64
 import csv
@@ -9,16 +9,20 @@ from typing import Any, Sequence
 
 import numpy as np
 import pytest
+from scripted import rows_in
 from test_data_vqa import picture
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
-from activeo3 import data, data_mmbench, eval_vqa
+from activeo3 import data, data_mmbench
 from activeo3.answer_parsing import final_text
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 from activeo3.data_mmbench import NAMES
+from activeo3.eval_config import EvalConfig
+from activeo3.eval_vqa import MMBenchBenchmark
 from activeo3.task_zoom_qa import asked_of
 
+MMBENCH = MMBenchBenchmark("mmbench", EvalConfig(checkpoint=("x",)))
 QUESTIONS = {
     241: ("What is it?", ("cat", "dog", "hen", "owl"), 1),
     252: ("Where is <|image_pad|>?", ("left", "<|im_end|>"), 0),
@@ -162,14 +166,14 @@ def test_rows_in_any_order_and_groups_that_are_not_whole(tmp_path: Path) -> None
     together = [str(group + turn * 1_000_000) for group in groups for turn in range(len(QUESTIONS[group][1]))]
     assert [asked.picture[0].rows[asked.picture[1]]["index"] for asked in shuffled.items] == together
     some = open_dataset("mmbench", "dev", str(tmp_path), limit=5)
-    assert len(eval_vqa.whole_groups("mmbench", [some[k] for k in range(5)])) >= 1
+    assert len(MMBENCH.groups([some[k] for k in range(5)])) >= 1
 
     legacy = published(references=False)
     write_tsv(path, [row for row in legacy if row["index"] not in ("2000241", "252")])
     data = open_dataset("mmbench", "dev", str(tmp_path))
     assert {example.vqa.group: example.vqa.rotations for example in data} == {"241": 3, "252": 0, "3": 3}
     right = np.array([float(example.vqa.group != "3") for example in data])
-    assert eval_vqa.scores("mmbench", list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
+    assert MMBENCH.scores(list(data), right, resamples=0)["circular"].value == 0.5  # of 241 and 3
 
 
 def test_a_dev_row_without_an_answer_is_left_out_and_a_file_that_is_not_there_named(tmp_path: Path) -> None:
@@ -207,8 +211,12 @@ def test_a_test_file_writes_what_the_server_takes(checkpoint: str, evaluate, tmp
         assert {key: row[key] for key in row if key != "prediction"} == {
             key: wanted[key] for key in wanted if key != "image"
         }
-    (row,) = json.loads((out / "results.json").read_text())["rows"]
-    assert set(row["metrics"]) == {"unread", "regions", "seconds"} and all(one["right"] is None for one in given)
+    (row,) = rows_in(out)
+    assert (
+        {"unread", "regions", "seconds"} <= set(row["metrics"])
+        and "accuracy" not in row["metrics"]
+        and all(one["right"] is None for one in given)
+    )
 
 
 def test_results_have_categories_and_abilities(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
@@ -219,14 +227,17 @@ def test_results_have_categories_and_abilities(checkpoint: str, evaluate, tmp_pa
         "--output_dir", str(out), *SMALL,
     )  # fmt: skip
     assert complaint == "" and "circular" in printed and not list(out.glob("submission-*"))
-    (row,) = json.loads((out / "results.json").read_text())["rows"]
-    assert {name: cells["n"] for name, cells in row["l2_categories"].items()} == {
-        "attribute_reasoning": 4,
-        "logic_reasoning": 5,
+    (row,) = rows_in(out)
+    counts = {name: value for name, value in row["metrics"].items() if name.startswith("n/")}
+    assert counts == {
+        "n/kind 0": 4,
+        "n/kind 1": 2,
+        "n/kind 2": 3,
+        "n/l2/attribute_reasoning": 4,
+        "n/l2/logic_reasoning": 5,
     }
-    assert {name: cells["n"] for name, cells in row["categories"].items()} == {"kind 0": 4, "kind 1": 2, "kind 2": 3}
-    assert {"accuracy", "circular"} <= set(row["metrics"]) and {"n", "accuracy", "circular"} == set(
-        row["categories"]["kind 0"]
+    assert {"accuracy", "circular", "accuracy/kind 0", "circular/kind 0", "circular/l2/logic_reasoning"} <= set(
+        row["metrics"]
     )
 
 

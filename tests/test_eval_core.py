@@ -1,6 +1,9 @@
-"""eval_core.py: no work twice, and never a record of other weights, settings or pictures; rollouts come back as they were."""
+"""eval_runner.py: no work twice, and never a record of other weights, settings or pictures; rollouts come back as they were."""
 
+import io
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Sequence
@@ -9,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import std
 
+from activeo3 import checkpoint_files
+from activeo3.checkpoint_files import alone, identity, seal
 from activeo3.eval_config import EvalConfig
-from activeo3.eval_core import OneProcess, Processes, Runner, digest
-from activeo3.eval_rollouts import outcome_of, outcome_record, rollout_of, rollout_record
+from activeo3.eval_core import result_of, result_record, rollout_of, rollout_record
+from activeo3.eval_runner import OneProcess, Processes, Runner, digest
+from activeo3.eval_setup import loader
 from activeo3.geometry import as_boxes
-from activeo3.progress import Progress
 from activeo3.task_model_sam import Perfect
-from activeo3.task_models import GroundingDino, Oracle
+from activeo3.task_models import Oracle
 from activeo3.task_perception_words import Answer
 from activeo3.types import VQA, Example, Objects, ParsedAnswer, Region, Rollout, TaskResult
 
@@ -24,7 +30,7 @@ CONFIG = EvalConfig(checkpoint=("x",))
 
 
 def runner_in(folder: Path, ranks: Processes | None = None) -> Runner:
-    return Runner(ranks, folder, Progress(10, speaks=False))
+    return Runner(ranks, folder)
 
 
 def example(**changes: Any) -> Example:
@@ -42,7 +48,6 @@ def test_no_item_is_worked_on_twice(tmp_path: Path) -> None:
     assert runner_in(tmp_path).map(square, [3, 1, 2], ("square",), block=1) == [9, 1, 4] and done == [3, 1, 2]
     second = runner_in(tmp_path)
     assert second.map(square, [5, 2, 3], ("square",), block=1) == [25, 4, 9] and done == [3, 1, 2, 5]
-    assert second.progress.finished == 3 and second.progress.worked == 1
     assert second.map(lambda block: [item**3 for item in block], [3], ("cube",), block=1) == [27]
     second.close()
     assert not tmp_path.exists()
@@ -126,15 +131,35 @@ def test_another_setting_is_another_block(change: dict, tmp_path: Path) -> None:
     )  # these decide no job
 
 
-def test_one_changed_weight_is_another_model(make_vlm, make_detector, tmp_path: Path) -> None:
-    runner, folder = runner_in(tmp_path), make_detector("grounding-dino")
-    detectors = [GroundingDino.load(folder, torch.device("cpu"), 0.1, 0.1) for _ in range(2)]
-    for one, other in ((make_vlm("qwen3_vl"), make_vlm("qwen3_vl")), detectors):
-        assert runner._digest(one) == runner_in(tmp_path)._digest(other)
-        with torch.no_grad():
-            next(other.model.parameters()).view(-1)[-1] += 1e-6
-        assert runner._digest(one) != runner_in(tmp_path)._digest(other)
-    assert len({runner._digest(model) for model in (Oracle(), Perfect(), make_vlm("qwen3_vl"), detectors[0])}) == 4
+def test_a_model_is_its_files_and_one_made_here_is_itself(make_vlm, tmp_path: Path) -> None:
+    """One changed byte is another model; so is another base of an adapter, or another precision."""
+    make_vlm("qwen3_vl").save(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    load = lambda folder, dtype=torch.float32: loader(  # noqa: E731
+        "", "", "auto", dtype, torch.device("cpu")
+    )(str(tmp_path / folder))
+    one, same, half = load("a"), load("b"), load("a", torch.bfloat16)
+    assert one.identity == same.identity != half.identity
+    path = tmp_path / "b" / "tokenizer_config.json"
+    path.write_text(path.read_text() + " ")
+    identity.cache_clear()
+    assert load("b").identity != one.identity
+    runner = runner_in(tmp_path)
+    own = [make_vlm("qwen3_vl") for _ in range(2)]
+    assert runner._digest(own[0]) == runner._digest(own[0]) != runner._digest(own[1])
+    assert len({runner._digest(model) for model in (*own, one, half, Oracle(), Perfect())}) == 6
+
+
+def test_a_checkpoints_files_are_known_by_its_list(tmp_path: Path) -> None:
+    (tmp_path / "activeo3.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    identity.cache_clear()
+    read = identity(str(tmp_path))
+    seal(tmp_path, alone, True)
+    identity.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_files, "_digest", lambda path: pytest.fail("it is read again"))
+        assert identity(str(tmp_path)) == read
 
 
 def test_regions_and_their_order_count(tmp_path: Path) -> None:
@@ -178,6 +203,57 @@ def test_rollouts_and_outcomes_come_back_as_they_were() -> None:
         )
         assert type(found.action) is type(action) and found.action.strict == action.strict
         assert np.array_equal(found.result.mask, mask) and found.result.boxes_px.shape == (0, 4)
-    again = outcome_of(json.loads(json.dumps(outcome_record(plain))))
+    again = result_of(json.loads(json.dumps(result_record(plain))))
     assert np.array_equal(again.boxes_px, plain.boxes_px) and again.scores.dtype == plain.scores.dtype
     assert (again.texts, again.calls, again.tokens, again.lenient_only, again.strict) == (("x",), 2, 7, 1, None)
+
+
+# ---------------------------------------------------------------------- progress
+
+
+class Stream(io.StringIO):
+    """stderr, which may be a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: terminal  # type: ignore[method-assign]
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, **more: Any) -> str:
+    """What a runner shows of ten questions, of which four were known and six take ten seconds each."""
+    now, stream = [1000.0], Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(std, "time", lambda: now[0])
+
+    def work(block: Sequence[int]) -> list[int]:
+        now[0] += 10.0
+        return list(block)
+
+    runner = Runner(total=10, **more)
+    runner.expect(10)
+    runner.map(lambda block: list(block), range(4), ("work",), block=1)
+    runner.map(work, range(10), ("work",), block=1)
+    runner.close()
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_counts_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert "evaluating: |" in text and "10 of 10 questions  ETA 00:00" in text and "\r" in text
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, terminal=False).split("\n")
+    told = [line.strip() for line in lines if "evaluating" in line]
+    assert 1 <= len(told) <= 3 and all(" of 10 questions  ETA " in line for line in told) and "\r" not in "".join(lines)
+
+
+class Second(OneProcess):
+    rank = 1
+
+
+def test_one_rank_shows_and_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert shown(monkeypatch, terminal=True, ranks=Second()) == ""
+    Runner(Second()).say("a row")
+    Runner().say("a row")
+    assert capsys.readouterr().out == "a row\n"

@@ -13,6 +13,7 @@ from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 from activeo3 import drawing, eval_demo
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Models
 from activeo3.prompts import final_answer, sensing_answer, zoom_call
 from activeo3.task_models import Oracle
 
@@ -69,7 +70,7 @@ def test_picture_and_crops_are_asked_about_in_one_prompt(
     family: str, photo: Path, tokenizer, tmp_path: Path, capsys
 ) -> None:
     model, config = seeing(tokenizer, family), config_of(photo)
-    eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+    eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
     assert [count for count, _ in shown_of(model)] == [1, 3]
     assert model.shown[0][1] == f"Where should one look to answer: {QUESTION}"
     assert shown_of(model)[0][1] == QUESTION and "the other 2 show parts of it enlarged" in shown_of(model)[1][1]
@@ -82,7 +83,7 @@ def test_picture_and_crops_are_asked_about_in_one_prompt(
 def test_per_crop_asks_about_each_crop_alone(photo: Path, tokenizer, tmp_path: Path, capsys) -> None:
     """The authors' demo: no whole picture beside it, and no word of other pictures."""
     model, config = seeing(tokenizer), config_of(photo, protocol="per_crop")
-    eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+    eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
     assert shown_of(model) == [(1, QUESTION)] * 3
     said = told(capsys)
     assert said["crop 1 alone"] == said["crop 2 alone"] == "1 of 1" and said["whole picture, no zoom"] == "0 of 1"
@@ -95,7 +96,7 @@ def test_options_are_asked_with_and_the_chosen_one_is_named(photo: Path, tokeniz
         "qwen3_vl", tokenizer, lambda *given: looks(*given) if given[2].startswith("Where") else "(B)" + END
     )
     config = config_of(photo, options=("green", "red"))
-    eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+    eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
     assert (
         all(text.splitlines()[-3:-1] == ["A. green", "B. red"] for _, text in shown_of(model))
         and len(shown_of(model)) == 2
@@ -113,7 +114,7 @@ def test_a_policy_that_zooms_in_turns_is_followed(photo: Path, tokenizer, tmp_pa
 
     model = Scripted("qwen3_vl", tokenizer, says)
     config = config_of(photo, task="zoom_qa", wording="paper", least_zoom=0.001)
-    eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+    eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
     said = told(capsys)
     assert list(said) == ["whole picture, no zoom", "turn 1 (zoom_executed)", "turn 2 (answered)", "region 1", "answer"]
     assert (
@@ -127,7 +128,7 @@ def test_an_answer_without_regions_leaves_the_picture_alone(photo: Path, tokeniz
     model = Scripted("qwen3_vl", tokenizer, lambda model, view, text: "red" + END)
     for protocol in ("together", "per_crop"):
         config = config_of(photo, protocol=protocol)
-        eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+        eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
         said = told(capsys)
         assert (
             said["regions"] == "none, so there is no crop: the answer has a wrong form (tags)"
@@ -149,7 +150,9 @@ def test_a_checkpoint_that_was_trained_to_zoom_in_turns_does_so(photo: Path) -> 
 def test_what_cannot_speak_cannot_answer(photo: Path, tokenizer, tmp_path: Path) -> None:
     config = config_of(photo, task_model=("oracle",))
     with pytest.raises(ConfigError, match="--question is answered in words: leave out --task_model oracle"):
-        eval_demo.show(eval_demo.own_picture(config), seeing(tokenizer), Oracle(), config, tmp_path)
+        eval_demo.show(
+            eval_demo.own_picture(config), Models({"start": seeing(tokenizer)}, {"mllm": Oracle()}), config, tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_flags_that_do_not_go_together_are_named(flags: dict, words: tuple[str, 
 
 def test_png_and_page_show_the_same_words(photo: Path, tokenizer, tmp_path: Path) -> None:
     model, config = seeing(tokenizer), config_of(photo, question="Which colour is <b>it</b>?")
-    eval_demo.show(eval_demo.own_picture(config), model, model, config, tmp_path)
+    eval_demo.show(eval_demo.own_picture(config), Models({"start": model}, {"mllm": model}), config, tmp_path)
     page = (tmp_path / "photo.png.looked.html").read_text()
     assert ">2 of 3</td>" in page and "Which colour is &lt;b&gt;it&lt;/b&gt;?" in page and page.count("<img") == 2
     assert "true box" not in page and "default-src 'none'" in page

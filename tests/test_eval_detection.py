@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scripted import COLOURS, END, Scripted, backwards, blobs, finds, looks, painted, written
+from scripted import COLOURS, END, Scripted, backwards, blobs, evaluated, finds, looks, painted, table, written
 
 from activeo3 import (
     data_scenes,
@@ -16,15 +16,14 @@ from activeo3 import (
     eval_core,
     eval_detection,
     eval_output,
-    eval_rollouts,
-    fixed,
+    eval_runner,
+    eval_setup,
     geometry,
-    proposals,
-    swaps,
 )
-from activeo3.config import TrainConfig
-from activeo3.eval_config import METHODS
-from activeo3.eval_core import Runner
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.eval_core import Row
+from activeo3.eval_detection import DetectionBenchmark
+from activeo3.eval_runner import OneProcess, Runner
 from activeo3.geometry import as_boxes
 from activeo3.intervals import Metric
 from activeo3.metrics import ap_ar_50, region_recall
@@ -70,6 +69,23 @@ def deaf(model: Scripted, view: Image.Image, question: str) -> str:
 def both_roles(senses):
     """Asked where to look it answers as ``senses`` does, asked to find as a perfect task model."""
     return lambda model, view, question: (senses if question.startswith("Where") else finds)(model, view, question)
+
+
+def boxes_table(methods, examples, policy, start, task_models=None, training=(), config=CONFIG, **more) -> list[Row]:
+    """The rows of a few methods; ``training`` is what the fixed regions are fitted on."""
+    kind = type("Fitted", (DetectionBenchmark,), {"training": training})
+    flags = {"methods": tuple(methods), "resamples": 10} | more
+    runner = flags.pop("runner", None)
+    return table(
+        kind, examples, {"start": start, "trained": policy}, config, task_models or {"mllm": start}, runner, **flags
+    )
+
+
+def fitted(task_model, training: list[Example], config=CONFIG) -> np.ndarray:
+    run = lambda work, items, key, **more: Runner().map(  # noqa: E731
+        lambda block: [one | {"seconds": 0.0} for one in work(block)], items, key, **more
+    )
+    return eval_baselines.fit_fixed(task_model, training, config, run, config.regions)
 
 
 @pytest.fixture
@@ -132,8 +148,8 @@ def test_random_regions_differ_from_example_to_example() -> None:
     assert np.abs(centres.mean(axis=0) - 0.5).max() < 0.06  # anywhere, not in one corner
 
 
-def test_the_whole_picture_is_one_region() -> None:
-    assert eval_baselines.whole_picture(plain((640, 480)), 3) == (Region(0.0, 0.0, 640.0, 480.0),)
+def test_the_whole_image_is_one_region() -> None:
+    assert eval_baselines.whole_image(plain((640, 480)), 3) == (Region(0.0, 0.0, 640.0, 480.0),)
 
 
 # ---------------------------------------------------------------------- the ceiling
@@ -216,10 +232,12 @@ def test_the_fixed_regions_are_the_best_of_the_lattice(tokenizer) -> None:
         training.append(Example(f"e{k}", image, "red", as_boxes(boxes)))
     task_model = Scripted("qwen3_vl", tokenizer, short_sighted)
     config = TrainConfig(crop_side=64, regions=2)
-    two = fixed.fit_fixed(task_model, training, config, Runner())
+    two = fitted(task_model, training, config)
     chosen = {tuple(box.round(2)) for box in two}
     assert len(chosen) == len(two) == 2 and chosen < set(wanted)  # the second for what the first does not show
-    (rollout,) = proposals.propose("fixed", [plain((800, 600))], None, config, two)
+    benchmark = DetectionBenchmark("toys", evaluated(config))
+    benchmark.fixed = two
+    (rollout,) = benchmark._propose_fixed(None, None)(None, [plain((800, 600))], config)
     assert rollout.regions == eval_baselines.from_unit(two, (800, 600))
 
 
@@ -232,22 +250,15 @@ def test_the_fixed_regions_are_fitted_by_the_merging_of_the_table(merge: str, be
     regions = [Region(0, 0, 100, 100), Region(0, 0, 300, 300)]
     one_by_one = [act(task_model, [example], [[region]], config) for region in regions]
     together = act(task_model, [example], [regions], config)
-    reward = fixed._joint_reward([example], one_by_one, merge)
+    reward = eval_baselines._joint_reward([example], one_by_one, merge)
     assert reward == sum(ap_ar_50(example, together[0])) and (reward == 2.0) == best
 
 
 def test_fitting_the_fixed_regions_is_not_part_of_their_seconds(policy, monkeypatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(eval_rollouts.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(
-        eval_detection,
-        "fit_fixed",
-        lambda *_, **__: [next(clock) for _ in range(100)] and eval_baselines.fixed_candidates()[:3],
-    )
-    rows, _ = eval_detection.run(
-        "toys", ("fixed",), scattered(2), policy(looks), policy(looks), CONFIG, scattered(1), resamples=5
-    )
-    assert rows[0]["metrics"]["seconds"] == 0.5  # a tick to act for two pictures; a rule proposes in no time
+    monkeypatch.setattr(eval_core.time, "perf_counter", lambda: float(next(clock)))
+    (row,) = boxes_table(["fixed"], scattered(2), policy(looks), policy(looks), training=scattered(1))
+    assert row.metrics["seconds"] == 1.0  # a tick to propose for two images, and one to act
 
 
 def test_the_lattice_lies_inside_the_picture() -> None:
@@ -257,23 +268,17 @@ def test_the_lattice_lies_inside_the_picture() -> None:
 
 
 def test_fixed_regions_need_training_pictures(tokenizer) -> None:
-    with pytest.raises(ValueError, match="training pictures"):
-        fixed.fit_fixed(Scripted("qwen3_vl", tokenizer, finds), [], CONFIG, Runner())
+    with pytest.raises(ValueError, match="training images"):
+        fitted(Scripted("qwen3_vl", tokenizer, finds), [])
 
 
 # ---------------------------------------------------------------------- swapping picture and query
 
 
-def proposed(method: str, examples: list[Example], policy, start) -> proposals.Regions:
-    return [
-        rollout.regions for rollout in proposals.propose(method, examples, start if method == "cot" else policy, CONFIG)
-    ]
-
-
-def swapped(senses, examples: list[Example], policy) -> dict[str, Metric | None]:
-    policy = policy(senses)
-    regions = proposed("active", examples, policy, policy)
-    return swaps.sensing_metrics("active", examples, regions, policy, CONFIG, resamples=20, runner=Runner())
+def swapped(senses, examples: list[Example], policy, method: str = "active") -> dict[str, Metric | None]:
+    policy = policy(senses) if policy else None
+    (row,) = boxes_table([method], examples, policy, policy, {"oracle": Oracle()}, resamples=20)
+    return row.metrics
 
 
 def test_a_policy_that_looks_and_listens_loses_both_ways(policy) -> None:
@@ -298,29 +303,25 @@ def test_a_blind_policy_loses_nothing(policy) -> None:
 
 
 def test_the_start_policy_is_swapped_with_its_own_answers(policy) -> None:
-    examples, policy, start = scattered(10), policy(looks), policy(deaf)
-    regions = proposed("cot", examples, policy, start)
-    result = swaps.sensing_metrics("cot", examples, regions, start, CONFIG, resamples=20, runner=Runner())
-    assert result["region_recall"].value == 1.0 and result["swap_query"].value == 0.0
+    (row,) = boxes_table(["cot"], scattered(10), policy(looks), policy(deaf), {"oracle": Oracle()})
+    assert row.metrics["region_recall"].value == 1.0 and row.metrics["swap_query"].value == 0.0
 
 
 @pytest.mark.parametrize("method, low, high", [("random", -0.1, 0.1), ("grid", 0, 0), ("oracle-regions", 0.6, 1)])
-def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float, policy) -> None:
-    examples = scattered(120)
-    regions = proposed(method, examples, None, None)
-    result = swaps.sensing_metrics(method, examples, regions, None, CONFIG, resamples=20, runner=Runner())
+def test_methods_without_a_model_have_a_swap_too(method: str, low: float, high: float) -> None:
+    result = swapped(None, scattered(120), None, method)
     assert low <= result["swap_picture"].value <= high
     assert result["swap_query"] is None
 
 
-def test_a_swapped_picture_is_another_picture() -> None:
+def test_a_swapped_picture_is_another_image() -> None:
     """Data sets ask several questions about one picture in a row; a neighbour's regions may be its own."""
     examples = [
         plain(SIZE, [(60 * k, 0, 60 * k + 20, 20)], f"e{k}-{i}", image_id=k) for k in range(4) for i in range(3)
     ]
     regions = [eval_baselines.oracle_regions(example, 3) for example in examples]
-    result = swaps.sensing_metrics("oracle-regions", examples, regions, None, CONFIG, resamples=20, runner=Runner())
-    lenders = [swaps.other_picture(examples, i) for i in range(len(examples))]
+    result = eval_detection.sensing_metrics(examples, regions, [], resamples=20)
+    lenders = [eval_detection.other_image(examples, i) for i in range(len(examples))]
     assert [examples[k].image_id for k in lenders] == [3, 3, 3, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert result["swap_picture"].value == 1.0
 
@@ -332,23 +333,22 @@ def test_a_swap_that_means_nothing_is_left_out(policy) -> None:
     assert swapped(looks, one_query, policy)["swap_query"] is None
     assert swapped(looks, one_query, policy)["swap_picture"] is not None
     assert swapped(looks, one_picture, policy)["swap_picture"] is None
-    whole = [eval_baselines.whole_picture(example, 1) for example in examples]
-    result = swaps.sensing_metrics("direct", examples, whole, None, CONFIG, resamples=20, runner=Runner())
+    result = swapped(looks, examples, policy, "direct")
     assert result["region_recall"].value == 1.0 and result["swap_picture"] is result["swap_query"] is None
 
 
 def test_the_other_query_is_the_next_different_one() -> None:
     queries = ["a", "a", "b", "c", "a"]
     examples = [Example(f"e{k}", Image.new("RGB", (8, 8)), query, as_boxes([])) for k, query in enumerate(queries)]
-    assert [swaps.other_query(examples, k) for k in range(5)] == ["b", "b", "c", "a", "b"]
-    assert swaps.other_query(examples[:2], 0) == "a"  # there is no other
+    assert [eval_detection.other_query(examples, k) for k in range(5)] == ["b", "b", "c", "a", "b"]
+    assert eval_detection.other_query(examples[:2], 0) == "a"  # there is no other
 
 
 def test_recall_is_the_coverage_reward_without_crowds() -> None:
     boxes, crowd = [(0, 0, 10, 10), (50, 50, 60, 60)], np.array([False, True])
     examples = [plain(SIZE, boxes), plain(SIZE, boxes, crowd=crowd), plain(SIZE)]
     regions = [(Region(0.0, 0.0, 20.0, 20.0),)] * 3
-    assert swaps.recalls(examples, regions).tolist() == pytest.approx([0.5, 1.0, np.nan], nan_ok=True)
+    assert eval_detection.recalls(examples, regions).tolist() == pytest.approx([0.5, 1.0, np.nan], nan_ok=True)
 
 
 def test_unit_boxes_and_back() -> None:
@@ -361,68 +361,61 @@ def test_unit_boxes_and_back() -> None:
 # ---------------------------------------------------------------------- whole tables
 
 
-def test_a_policy_looks_at_a_block_at_a_time_and_in_order(policy) -> None:
-    policy, examples = policy(looks), scattered(eval_core.BATCH + 3)
-    rollouts, _ = eval_detection.judged("active", examples, policy, {"oracle": Oracle()}, CONFIG, Runner())
+def test_a_policy_proposes_a_block_at_a_time_and_in_order(policy) -> None:
+    policy, examples = (
+        policy(looks),
+        scattered(eval_runner.BATCH + 3)[:-1] + [replace(scattered(1)[0], id="last", query="red")],
+    )
+    (row,) = boxes_table(["active"], examples, policy, policy, {"oracle": Oracle()}, budgets=(2,))[:1]
     greedy = Sampling(0.0, CONFIG.max_new_tokens)
-    assert policy.batches == [(eval_core.BATCH, 1, greedy), (3, 1, greedy)]
-    assert [rollout.example for rollout in rollouts] == examples
+    assert policy.batches[:2] == [(eval_runner.BATCH, 1, greedy), (3, 1, greedy)]
+    assert [record["id"] for record in row.records] == [example.id for example in examples]
 
 
 def test_a_table_is_the_same_however_its_blocks_are_shared(policy, monkeypatch) -> None:
     """As ranks do it: some blocks are worked on elsewhere, in another order."""
-    monkeypatch.setattr(eval_core, "BATCH", 3)
+    monkeypatch.setattr(eval_runner, "BATCH", 3)
     examples, policy, start = scattered(8), policy(looks), policy(deaf)
-    methods = ("cot", "active", "oracle-regions")
-    tables, shows = [], []
+    tables = []
     for runner in (None, backwards()):
-        rows, shown = eval_detection.run("toys", methods, examples, policy, start, CONFIG, resamples=10, runner=runner)
-        tables.append([row | {"metrics": {**row["metrics"], "seconds": 0}} for row in rows])
-        shows.append(shown)
-    assert repr(tables[0]) == repr(tables[1])  # NaN is NaN
-    for method in methods:
-        for here, there in zip(*(shown[method][0] for shown in shows), strict=True):
-            assert vars(here) == vars(there)
-        for here, there in zip(*(shown[method][1] for shown in shows), strict=True):
-            assert np.array_equal(here.boxes_px, there.boxes_px) and here.texts == there.texts
+        rows = boxes_table(("cot", "active", "oracle-regions"), examples, policy, start, runner=runner)
+        for row in rows:
+            row.metrics.pop("seconds"), [record.pop("seconds") for record in row.records]
+        tables.append(repr(rows))
+    assert tables[0] == tables[1]  # NaN is NaN
 
 
-def test_a_table_of_every_method(policy) -> None:
-    examples, said = scattered(5), []
-    policy, start = policy(looks), policy(blind)
-    rows, shown = eval_detection.run(
-        "toys", METHODS, examples, policy, start, CONFIG, examples[:1], resamples=10, say=said.append
-    )
-    assert [row["method"] for row in rows] == list(METHODS) == list(shown)
-    assert len(said) == len(METHODS) and all(line.startswith(f"toys {name}:") for name, line in zip(METHODS, said))
-    by_name = {row["method"]: row["metrics"] for row in rows}
+def test_a_table_of_every_method(policy, capsys) -> None:
+    examples, methods = scattered(5), DetectionBenchmark.default_methods
+    rows = boxes_table(methods, examples, policy(looks), policy(blind), training=examples[:1])
+    said = capsys.readouterr().out.splitlines()
+    assert [row.setting.method for row in rows] == list(methods)
+    assert len(said) == len(methods) and all(any(line.startswith(f"toys {name}") for line in said) for name in methods)
+    by_name = {row.setting.method: row.metrics for row in rows}
     for row in rows:
-        assert (row["benchmark"], row["n"]) == ("toys", 5)
-        assert set(row["metrics"]) > set(eval_output.COLUMNS) - {"method"}
+        assert (row.benchmark, row.n) == ("toys", 5) and set(row.metrics) > set(eval_detection.COLUMNS)
     for name in ("active", "oracle-regions"):
         assert by_name[name]["AP50"].value == pytest.approx(1.0) and by_name[name]["region_recall"].value == 1.0
     assert by_name["cot"]["AP50"].value < 1 and by_name["cot"]["swap_query"].value == 0.0
     assert by_name["active"]["swap_query"].value > 0.5
     assert [by_name[name]["regions"] for name in ("direct", "random", "grid", "cot")] == [1, 3, 3, 1]
     assert all(numbers["seconds"] > 0 for numbers in by_name.values())
-    assert all([rollout.example for rollout in rollouts] == examples for rollouts, _ in shown.values())
-    assert "<answer>" in shown["active"][0][0].text and {rollout.text for rollout in shown["grid"][0]} == {""}
+    records = {row.setting.method: row.records for row in rows}
+    assert "<answer>" in records["active"][0]["text"] and {one["text"] for one in records["grid"]} == {""}
 
 
 def test_repeat_asks_for_one_region_and_samples_it_often(policy) -> None:
     config = replace(CONFIG, wording="paper", regions=4)
     senses = lambda model, view, question: sensing_answer([[0, 0, 500, 500], [500, 500, 999, 999]], "two") + END  # noqa: E731
-    policy, examples = Scripted("qwen3_vl", policy(looks).tokenizer, senses), scattered(eval_core.BATCH + 1)
-    rollouts, _ = eval_detection.judged("repeat", examples, policy, {"oracle": Oracle()}, config, Runner())
+    policy, examples = Scripted("qwen3_vl", policy(looks).tokenizer, senses), scattered(eval_runner.BATCH + 1)
+    (row,) = boxes_table(["repeat"], examples, policy, policy, {"oracle": Oracle()}, config=config)
     sampled = Sampling(1.0, config.max_new_tokens)
-    assert policy.batches == [(eval_core.BATCH, 4, sampled), (1, 4, sampled)]
+    assert policy.batches == [(eval_runner.BATCH, 4, sampled), (1, 4, sampled)]
     assert all(question.startswith("Select one region of this image") for _, question in policy.shown)
-    assert [rollout.example for rollout in rollouts] == examples
-    for rollout in rollouts:  # the first of each answer; the second was not asked for
-        assert rollout.regions == (Region(0.0, 0.0, SIZE[0] / 2, SIZE[1] / 2),) * 4
-        assert (
-            rollout.text.count("<answer>") == len(rollout.action.boxes_text) == 4 and rollout.action.error == "too_many"
-        )
+    for record in row.records:  # the first of each answer; the second was not asked for
+        assert record["regions"] == [[0.0, 0.0, SIZE[0] / 2, SIZE[1] / 2]] * 4
+        assert record["text"].count("<answer>") == len(record["action"]["boxes_text"]) == 4
+        assert record["action"]["error"] == "too_many"
 
 
 def test_the_budget_is_in_the_prompt() -> None:
@@ -436,97 +429,59 @@ def test_direct_is_read_in_two_ways(policy) -> None:
     for shape in ("square", "aspect"):
         start = policy(looks)
         config = replace(CONFIG, crop_shape=shape)
-        eval_detection.run("toys", ("direct", "direct-native"), examples, start, start, config, resamples=0, say=str)
+        boxes_table(("direct", "direct-native"), examples, start, start, config=config)
         assert [view.size for view, _ in start.shown] == [(128, 128)] * 2 + [start.view_size(SIZE)] * 2
-        assert start.view_size(SIZE) == (320, 256)  # the picture's 320 x 240 in whole visual tokens
+        assert start.view_size(SIZE) == (320, 256)  # the image's 320 x 240 in whole visual tokens
         start.shown.clear()
-        eval_detection.run("toys", ("oracle-regions",), examples, start, start, config, resamples=0, say=str)
+        boxes_table(("oracle-regions",), examples, start, start, config=config)
         assert {view.width == view.height for view, _ in start.shown} == {True}  # these regions are square
 
 
 def test_methods_times_task_models(policy) -> None:
-    examples, said = scattered(6), []
-    policy, start = policy(looks), policy(deaf)
-    task_models = {
-        "mllm": start,
-        "oracle": Oracle(),
-        "second": Scripted("qwen3_vl", start.tokenizer, lambda *_: "[]" + END),
-    }
+    examples, policy, start = scattered(6), policy(looks), policy(deaf)
+    nothing = Scripted("qwen3_vl", start.tokenizer, lambda *_: "[]" + END)
+    task_models = {"mllm": start, "oracle": Oracle(), "second": nothing}
     methods = ("direct", "direct-native", "grid", "active")
-    rows, shown = eval_detection.run(
-        "toys",
-        methods,
-        examples,
-        policy,
-        start,
-        CONFIG,
-        resamples=10,
-        say=said.append,
-        task_models=task_models,
-        black=True,
-    )
+    rows = boxes_table(methods, examples, policy, start, task_models, black=True)
     wanted = [(method, name) for method in methods for name in task_models]
-    wanted.remove(("direct-native", "oracle"))  # it sees no pictures, so it would be the same row again
-    assert [(row["method"], row["task_model"]) for row in rows] == wanted
-    assert list(shown) == [f"{method}-{name}" for method, name in wanted] and len(said) == len(wanted)
+    wanted.remove(("direct-native", "oracle"))  # it sees no images, so it would be the same row again
+    seeing = [row for row in rows if not row.setting.blind]
+    assert [(row.setting.method, row.setting.task_model) for row in seeing] == wanted and len(rows) == 2 * len(wanted)
+    labels = [eval_output.label(row, rows) for row in rows]
+    assert labels[:2] == ["direct-mllm", "direct-mllm-blind"] and len(set(labels)) == len(rows)
     assert len(policy.batches) == 2  # regions are proposed once for all task models, and once for the swapped queries
-    by_name = {(row["method"], row["task_model"]): row for row in rows}
+    by_name = {(row.setting.method, row.setting.task_model): row for row in seeing}
     for method in ("direct", "grid", "active"):
-        regions = {id(shown[f"{method}-{name}"][0]) for name in task_models}
-        assert len(regions) == 1
-        assert by_name[method, "second"]["failures"]["TP"] == 0
-        assert by_name[method, "second"]["failures"]["FN"] == by_name[method, "second"]["failures"]["missed"] == 6
-    assert by_name["active", "oracle"]["metrics"]["AP"].value == pytest.approx(1.0)
-    assert by_name["active", "mllm"]["metrics"]["AP50"].value == pytest.approx(1.0)
+        regions = [[one["regions"] for one in by_name[method, name].records] for name in task_models]
+        assert regions[0] == regions[1] == regions[2]
+        lost = by_name[method, "second"].metrics
+        assert lost["TP"] == 0 and lost["FN"] == lost["missed"] == 6
+    assert by_name["active", "oracle"].metrics["AP"].value == pytest.approx(1.0)
+    assert by_name["active", "mllm"].metrics["AP50"].value == pytest.approx(1.0)
 
 
 def test_on_black_crops_only_the_one_that_does_not_look_scores(policy) -> None:
     examples, start = scattered(4), policy(looks)
     task_models = {"mllm": start, "oracle": Oracle()}
-    rows, _ = eval_detection.run(
-        "toys",
-        ("oracle-regions",),
-        examples,
-        start,
-        start,
-        CONFIG,
-        resamples=10,
-        task_models=task_models,
-        black=True,
-        say=str,
-    )
-    looking, knowing = rows
-    assert looking["metrics"]["AP50"].value == pytest.approx(1.0) and looking["failures"]["AP50_black"].value == 0.0
-    assert knowing["failures"]["AP50_black"].value == pytest.approx(1.0)
+    rows = boxes_table(("oracle-regions",), examples, start, start, task_models, black=True)
+    looking, blind, _, knowing = (row.metrics["AP50"].value for row in rows)
+    assert [row.setting.blind for row in rows] == [False, True] * 2
+    assert (looking, blind, knowing) == (pytest.approx(1.0), 0.0, pytest.approx(1.0))
     assert {np.asarray(view).max() for view, _ in start.shown[-4:]} == {0}
-    without, _ = eval_detection.run("toys", ("grid",), examples, start, start, CONFIG, resamples=0, say=str)
-    assert "AP50_black" not in without[0]["failures"]
 
 
 def test_the_fixed_regions_are_fitted_with_the_first_task_model(policy, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(
-        eval_detection, "fit_fixed", lambda task_model, *_, **__: seen.append(task_model) or as_boxes([[0, 0, 1, 1]])
-    )
+    fit = lambda task_model, *_: seen.append(task_model) or as_boxes([[0, 0, 1, 1]])  # noqa: E731
+    monkeypatch.setattr(eval_detection, "fit_fixed", fit)
     task_models = {"oracle": Oracle(), "mllm": policy(looks)}
-    eval_detection.run(
-        "toys",
-        ("fixed",),
-        scattered(2),
-        None,
-        None,
-        CONFIG,
-        scattered(1),
-        resamples=0,
-        say=str,
-        task_models=task_models,
-    )
+    boxes_table(("fixed",), scattered(2), None, None, task_models, scattered(1))
     assert seen == [task_models["oracle"]]
 
 
 def test_an_unknown_method_is_an_error(policy) -> None:
-    with pytest.raises(KeyError, match="psychic"):
-        proposals.propose("psychic", scattered(1), policy(looks), CONFIG)
+    with pytest.raises(ConfigError, match="--methods psychic is not known; there are: direct, direct-native"):
+        boxes_table(("psychic",), scattered(1), policy(looks), policy(looks))
 
 
 def cut_off(model: Scripted, view: Image.Image, question: str) -> str:
@@ -534,21 +489,20 @@ def cut_off(model: Scripted, view: Image.Image, question: str) -> str:
     return looks(model, view, question).removesuffix(END)
 
 
-def test_the_gallery_judges_an_answer_as_training_does(policy) -> None:
+def test_the_page_scores_an_answer_as_training_does(policy) -> None:
     """An answer that was cut off has no format, however well what there is of it can be read."""
     examples = scattered(3)
-    _, shown = eval_detection.run(
-        "toys", ("cot", "active"), examples, policy(looks), policy(cut_off), CONFIG, resamples=10
-    )
-    pairs = eval_detection.gallery(shown, {"cot": "before", "active": "after"}, CONFIG.weights, count=2)
-    assert len(pairs) == 2
+    rows = boxes_table(("random", "cot", "active"), examples, policy(looks), policy(cut_off))
+    benchmark = DetectionBenchmark("toys", evaluated(CONFIG, methods=("random",)))
+    pairs = eval_output.samples(eval_output.Finished(benchmark, "val", rows), examples, None)
+    assert len(pairs) == 3
     for example, (before, after) in zip(examples, pairs):
-        assert before.example is after.example is example and (before.title, after.title) == ("before", "after")
+        assert before.example is after.example is example and (before.title, after.title) == ("cot", "active")
         assert before.regions == after.regions != ()
         assert (before.error, before.score.terms["format"]) == ("unfinished", 0.0)
         assert (after.error, after.score.terms["format"]) == (None, 1.0)
-    assert eval_detection.gallery(shown, {}, CONFIG.weights) == []
-    ((as_iou,),) = eval_detection.gallery(shown, {"active": "after"}, CONFIG.weights, "iou", count=1)
+    by_iou = DetectionBenchmark("toys", benchmark.config, replace(CONFIG, coverage="iou"))
+    as_iou = by_iou.sample(examples[0], rows[2].records[0], "active")
     assert (pairs[0][1].score.terms["coverage"], as_iou.score.terms["coverage"]) == (1.0, 0.0)  # its IoU is below 0.5
 
 
@@ -556,19 +510,21 @@ def test_the_gallery_judges_an_answer_as_training_does(policy) -> None:
 
 
 def test_held_out_pictures_are_the_first_of_their_split() -> None:
-    assert eval_detection.held_out(TrainConfig(eval_examples=0)) == []
-    assert [example.id for example in eval_detection.held_out(TrainConfig(eval_examples=2))] == [
+    assert eval_setup.held_out(TrainConfig(eval_examples=0)) == []
+    assert [example.id for example in eval_setup.held_out(TrainConfig(eval_examples=2))] == [
         "scenes-val-000000",
         "scenes-val-000001",
     ]
 
 
-def test_before_and_after_leaves_numbers_and_a_page(tmp_path, policy) -> None:
-    config, said = TrainConfig(crop_side=64, output_dir=str(tmp_path)), []
+def test_before_and_after_leaves_numbers_and_a_page(tmp_path, policy, capsys) -> None:
+    config = TrainConfig(crop_side=64, output_dir=str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
-    eval_detection.compare_start_and_trained(policy(looks), policy(blind), scattered(3), config, said.append)
+    start = policy(blind)
+    eval_setup.compare_start_and_trained(policy(looks), start, start, scattered(3), config, OneProcess())
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]
+    assert [row["setting"]["method"] for row in rows] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]
     page = (tmp_path / "report.html").read_text()
-    assert "before" in page and "after" in page and "the middle" in page
+    assert "cot" in page and "active" in page and "the middle" in page
+    said = capsys.readouterr().out.splitlines()
     assert any("| oracle-regions" in line for line in said) and str(tmp_path / "report.html") in said[-1]

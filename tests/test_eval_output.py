@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scripted import finished
 
-from activeo3 import eval_output, metrics, outputs
+from activeo3 import eval_detection, eval_output, metrics, outputs
+from activeo3.config import ConfigError
+from activeo3.eval_core import ITSELF, Row, Setting
+from activeo3.eval_detection import headlines
+from activeo3.eval_output import Table
 from activeo3.geometry import as_boxes
-from activeo3.headlines import headlines
 from activeo3.intervals import Metric
 from activeo3.metric_rules import LVIS, SODA_A
 from activeo3.types import Example, SourceImage, TaskResult, WholeImage
@@ -22,10 +27,16 @@ from activeo3.types import Example, SourceImage, TaskResult, WholeImage
 NAN = float("nan")
 
 
-def row(method: str = "grid", task_model: str = "mllm", benchmark: str = "toys", **lost) -> dict:
-    values = {"AP": Metric(0.5, 0.4, 0.6), "AP_s": Metric(NAN, NAN, NAN), "swap_query": None, "regions": 3.0}
-    return {"benchmark": benchmark, "method": method, "checkpoint": "", "task_model": task_model, "budget": 3, "n": 7,
-            "metrics": values, "failures": {"recall": 0.25, "TP": 2} | lost}  # fmt: skip
+def row(method: str = "grid", task_model: str = "mllm", policy: str = "", regions: int = 3, blind: bool = False) -> Row:
+    values = {
+        "AP": Metric(0.5, 0.4, 0.6),
+        "AP_s": Metric(NAN, NAN, NAN),
+        "swap_query": None,
+        "regions": 3.0,
+        "recall": 0.25,
+        "TP": 2,
+    }
+    return Row("toys", Setting(method, policy, task_model, regions, blind), 7, values, [])
 
 
 def scored_by_pycocotools(folder: Path, truth: str, predictions: str) -> np.ndarray:
@@ -74,8 +85,8 @@ def world(scores: str, seed: int) -> tuple[list[Example], list[TaskResult]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_pycocotools_finds_our_numbers_in_our_files(tmp_path: Path, scores: str, seed: int) -> None:
     examples, outcomes = world(scores, seed)
-    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "truth.json", eval_output.truth(examples))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
     ours = metrics.detection_metrics(examples, outcomes)
     assert 0.1 < ours["AP"] < 0.9
@@ -118,8 +129,8 @@ def test_pycocotools_reads_predictions_without_any_detection(tmp_path: Path, siz
     """And finds our numbers: zeros, or nothing where no true box of the size is."""
     examples = [replace(e, boxes_px=e.boxes_px * size, areas=None) for e in world("real", 1)[0]]
     outcomes = [TaskResult(np.zeros((0, 4)), np.zeros(0))] * len(examples)
-    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "truth.json", eval_output.truth(examples))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     stats, ours = scored_by_pycocotools(tmp_path, "truth", "predictions"), metrics.detection_metrics(examples, outcomes)
     assert ours["AP"] == 0 and np.isnan(ours["AP_l"]) == (size < 1)
     for name, place in STATS.items():
@@ -131,19 +142,16 @@ def test_pycocotools_reads_predictions_without_any_detection(tmp_path: Path, siz
 
 
 def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) -> None:
-    eval_output.write_results(tmp_path, [row(**{eval_output.BLACK: Metric(0.1, 0.0, 0.2)})])
+    eval_output.write_results(tmp_path, [finished([row()])])
     assert json.loads((tmp_path / "results.json").read_text()) == {
         "rows": [
             {
                 "benchmark": "toys",
-                "method": "grid",
-                "checkpoint": "",
-                "task_model": "mllm",
-                "budget": 3,
+                "setting": {"method": "grid", "policy": "", "task_model": "mllm", "regions": 3, "blind": False},
                 "n": 7,
-                "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0},
-                "failures": {"recall": 0.25, "TP": 2, "AP50_black": 0.1},
-                "intervals": {"AP": [0.4, 0.6], "AP_s": [None, None], "AP50_black": [0.0, 0.2]},
+                "parser": "strict",
+                "metrics": {"AP": 0.5, "AP_s": None, "swap_query": None, "regions": 3.0, "recall": 0.25, "TP": 2},
+                "intervals": {"AP": [0.4, 0.6], "AP_s": [None, None]},
             }
         ]
     }
@@ -151,50 +159,58 @@ def test_results_are_plain_numbers_with_intervals_beside_them(tmp_path: Path) ->
 
 def test_results_are_written_whole_and_again(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    for rows in ([row()], [row(), row("active")]):
-        eval_output.write_results(folder, rows)
+    for rows in ([row()], [row(), row("active", policy="trained")]):
+        eval_output.write_results(folder, [finished(rows)])
         assert len(json.loads((folder / "results.json").read_text())["rows"]) == len(rows)
         for name in ("results.md", "results.tex"):
             assert (folder / name).read_text().count("active") == 2 * (len(rows) - 1)  # in both tables
     assert sorted(path.name for path in folder.iterdir()) == [outputs.LIST, "results.json", "results.md", "results.tex"]
 
 
-def test_the_task_model_is_named_where_there_are_several() -> None:
-    one, two = [row(), row("active")], [row(), row(task_model="oracle")]
-    assert [eval_output.label(each, one) for each in one] == ["grid", "active"]
-    assert [eval_output.label(each, two) for each in two] == ["grid-mllm", "grid-oracle"]
-    itself = row("answer", task_model=eval_output.ITSELF)
-    assert [eval_output.label(each, [*one, itself]) for each in (one[1], itself)] == ["active", "answer"]
-    named = [row("active") | {"checkpoint": name} for name in ("a", "b")]
-    assert [eval_output.label(each, named) for each in named] == ["active-a", "active-b"]
-    assert [cell["method"] for cell in eval_output.first_table(named)[0]] == ["active a", "active b"]
-    for table in (eval_output.first_table, eval_output.second_table):
-        assert table(one)[1][:2] != ["method", "task_model"] == table(two)[1][:2]
-    assert eval_output.BLACK not in eval_output.second_table(one)[1]
-    assert eval_output.second_table([*one, row(**{eval_output.BLACK: None})])[1][-1] == eval_output.BLACK
+def test_a_row_is_named_by_what_tells_it_from_the_others() -> None:
+    names = lambda *rows, **flags: list(eval_output.labels(finished(rows, **flags)))  # noqa: E731
+    assert names(row(), row("active", policy="trained")) == ["grid", "active"]
+    assert names(row(), row(task_model="oracle")) == ["grid-mllm", "grid-oracle"]
+    assert names(row("active"), row("answer", task_model=ITSELF)) == ["active", "answer"]
+    assert names(row("active", policy="a"), row("active", policy="b")) == ["active-a", "active-b"]
+    assert names(row(), row(blind=True)) == ["grid", "grid-blind"]
+    assert names(row(regions=1), row(), row(regions=5), budgets=(1, 5)) == ["grid", "grid-1", "grid-5"]
 
 
-def test_every_benchmark_has_its_two_tables(tmp_path: Path) -> None:
-    eval_output.write_results(tmp_path, [row(), row(benchmark="photos"), row("active")])
+def test_a_column_of_the_setting_is_shown_where_rows_differ() -> None:
+    columns = lambda *rows: eval_output.tables(finished(rows))[0].columns  # noqa: E731
+    assert columns(row(), row("direct", regions=0)) == ["method", "AP", "AP_s", "swap_query", "regions"]
+    assert columns(row(), row(task_model="oracle"))[:2] == ["method", "task_model"]
+    assert columns(row("active", policy="a"), row("active", policy="b"))[:2] == ["method", "policy"]
+    assert columns(row(), row(blind=True))[:2] == ["method", "blind"]
+    assert columns(row(task_model="mllm-large"))[:2] == ["method", "task_model"]  # another than the start policy
+
+
+def test_every_benchmark_has_its_tables(tmp_path: Path) -> None:
+    several = [finished([row(), row("active")]), finished([row()], name="photos")]
+    eval_output.write_results(tmp_path, several)
     titles = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("###")]
     assert titles == [
-        "### toys, 7 questions", "### toys, sensing apart from task",
-        "### photos, 7 questions", "### photos, sensing apart from task",
+        "### toys (test), 7 questions", "### toys, sensing apart from task",
+        "### photos (test), 7 questions", "### photos, sensing apart from task",
     ]  # fmt: skip
 
 
 def test_latex_is_balanced_escaped_and_has_every_cell(tmp_path: Path) -> None:
-    eval_output.write_results(tmp_path, [row("a_b & 50%", benchmark="toys_#1"), row("cot")])
+    eval_output.write_results(tmp_path, [finished([row("a_b & 50%"), row("cot")], name="toys_#1")])
     text = (tmp_path / "results.tex").read_text()
     for name in ("table", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
-    assert r"a\_b \& 50\% & 0.50 [0.40, 0.60]" in text and r"\caption{toys\_\#1, 7 questions}" in text
-    assert all(line.count("&") - line.count(r"\&") == 10 for line in text.splitlines() if "0.50 [" in line)
-    assert "–" not in text and " -- " in text
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 2
+    cells = [
+        [cell.strip(" \\") for cell in re.split(r"(?<!\\)&", line)] for line in text.splitlines() if "0.50 [" in line
+    ]
+    assert cells == [[name, "0.50 [0.40, 0.60]", "--", "--", "3.00"] for name in (r"a\_b \& 50\%", "cot")]
+    assert r"\caption{toys\_\#1 (test), 7 questions}" in text and "–" not in text
 
 
 def test_latex_escapes_every_special_character() -> None:
-    assert eval_output.escaped("a\\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
+    text = eval_output.as_latex(Table("a\\b~c^d{e}$", [{"m": "a\\b~c^d{e}$"}], ["m"], 2))
+    assert text.count(r"a\textbackslash{}b\textasciitilde{}c\^{}d\{e\}\$") == 2
 
 
 PAPER = ("AP_s", "AR_s", "AP_m", "AR_m", "AP_l", "AR_l")
@@ -203,29 +219,28 @@ PAPER = ("AP_s", "AR_s", "AP_m", "AR_m", "AP_l", "AR_l")
 def test_the_columns_of_the_paper_are_a_choice_in_text_markdown_and_latex(tmp_path: Path) -> None:
     """The second opinion are COCOeval's twelve numbers, to the three decimals that are asked for."""
     examples, outcomes = world("real", 4)
-    values = metrics.evaluate_detections(examples, outcomes, resamples=0)
-    mine = row("active") | {"metrics": values}
-    style = eval_output.TableStyle((*PAPER, "AP10_s"), digits=3)
-    eval_output.write_results(tmp_path, [mine], style=style)
-    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    mine = row("active")._replace(metrics=metrics.evaluate_detections(examples, outcomes, resamples=0))
+    one = finished([mine], columns=(*PAPER, "AP10_s"), digits=3)
+    eval_output.write_results(tmp_path, [one])
+    eval_output.write_json(tmp_path / "truth.json", eval_output.truth(examples))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     stats = scored_by_pycocotools(tmp_path, "truth", "predictions")
     numbers = [f"{stats[STATS[name]]:.3f}" for name in PAPER]
-    text, markdown, latex = (
-        (tmp_path / "results.md").read_text(),
-        eval_output.first_table([mine], style.columns),
-        (tmp_path / "results.tex").read_text(),
-    )
-    assert markdown[1] == ["method", *PAPER]  # what no row has is no column
+    text, latex = (tmp_path / "results.md").read_text(), (tmp_path / "results.tex").read_text()
+    assert eval_output.tables(one)[0].columns == ["method", *PAPER]  # what no row has is no column
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert ["method", *PAPER] in cells and ["active", *numbers] in cells
-    assert (
-        r"method & AP\_s & AR\_s & AP\_m & AR\_m & AP\_l & AR\_l \\" in latex
-        and " & ".join(["active", *numbers]) in latex
-    )
-    assert (
-        eval_output.first_table([row()], ("AR_rS",))[1] == eval_output.first_table([row()])[1]
-    )  # a benchmark without any: as usual
+    rows = [[cell.strip(" \\") for cell in line.split("&")] for line in latex.splitlines()]
+    assert ["active", *numbers] in rows and ["method", *(name.replace("_", r"\_") for name in PAPER)] in rows
+    usual, other = finished([row()]), finished([row()], columns=("AR_rS",))
+    assert eval_output.tables(usual) == eval_output.tables(other)  # a benchmark without any: as usual
+
+
+def test_a_column_that_cannot_be_is_one_sentence() -> None:
+    with pytest.raises(
+        ConfigError, match="^--columns AP_x: for toys there are AP, AP50, .* and what else results.json has.$"
+    ):
+        finished([], columns=("AP", "AP_x"))
 
 
 def test_every_number_that_a_row_of_boxes_has_may_be_a_column() -> None:
@@ -239,4 +254,4 @@ def test_every_number_that_a_row_of_boxes_has_may_be_a_column() -> None:
             replace(e, rules=rules, frequency="r", source=replace(source, whole_id=k)) for k, e in enumerate(examples)
         ]
         named = {**metrics.evaluate_detections(tiles, outcomes, resamples=0), **headlines(tiles, outcomes, 0)}
-        assert len(named) > 30 and set(named) <= eval_output.BOX_COLUMNS
+        assert len(named) > 30 and set(named) <= {*eval_detection.COLUMNS, *eval_detection.KNOWN_COLUMNS}

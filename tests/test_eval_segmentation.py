@@ -1,4 +1,4 @@
-"""task_segmentation.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and naive loops."""
+"""correction.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and naive loops."""
 
 import json
 from dataclasses import replace
@@ -7,21 +7,24 @@ from typing import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
-from scripted import COLOURS, END, Backwards, Scripted, backwards, painted, written
+from scripted import COLOURS, END, Backwards, Scripted, backwards, finished, painted, rows_in, table, written
 from test_data_thinobject import thin_set
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
 from test_task_model_sam import MEAN, STD, sam_1
 
-from activeo3 import eval_segmentation, log, task_segmentation
+from activeo3 import eval_output, eval_setup, log, task_segmentation
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drawing import LACKING, SURPLUS, TRUE, Sample, corrected_picture, save_samples, under_mask
-from activeo3.eval_config import METHODS, EvalConfig
-from activeo3.eval_core import Runner
+from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Row
+from activeo3.eval_runner import OneProcess
+from activeo3.eval_segmentation import SegmentationBenchmark
 from activeo3.geometry import mask_to_rle, rle_to_mask
 from activeo3.intervals import bootstrap_interval
 from activeo3.metrics import mask_iou
+from activeo3.plots import COLOURS as COLOURS_OF_LINES
 from activeo3.prompts import sensing_answer
 from activeo3.rollout import sample_rollouts
 from activeo3.task_model_sam import Perfect
@@ -30,7 +33,7 @@ from activeo3.tasks import known_tasks, sensing_view, task_of
 from activeo3.types import Example, Rollout, Sampling
 
 TASKS = known_tasks()
-
+ROWS = SegmentationBenchmark.default_methods
 CONFIG = TrainConfig(task="segment", task_model="oracle", sensing_side=320)
 THINGS = [(40, 60, 120, 140), (300, 200, 360, 260)]
 
@@ -142,16 +145,10 @@ def test_flags_that_do_not_go_with_masks_are_one_sentence() -> None:
     assert task_of(preset).name == "segment" and preset.data == ("thinobject5k",) and preset.task_model == "sam"
     assert task_of(TrainConfig.from_args(["--preset", "tiny", "segment"])).name == "segment"
     masks = {"checkpoint": ("x",), "task": "segment", "task_model": ("oracle",)}
-    assert (
-        eval_segmentation.rows_of(EvalConfig(**masks))
-        == eval_segmentation.rows_of(EvalConfig(**masks, methods=METHODS))
-        == eval_segmentation.ROWS
-    )
-    assert eval_segmentation.rows_of(EvalConfig(**masks, methods=("grid",))) == ("grid",)
-    with pytest.raises(
-        ConfigError, match="--methods direct fixed not known with --task segment; there are: random, grid"
-    ):
-        eval_segmentation.rows_of(EvalConfig(**masks, methods=("direct", "grid", "fixed")))
+    chosen = lambda **more: SegmentationBenchmark("w", EvalConfig(**masks, **more)).chosen  # noqa: E731
+    assert chosen() == ROWS and chosen(methods=("grid",)) == ("grid",)
+    with pytest.raises(ConfigError, match="--methods direct fixed not known for w .*; there are: random, grid"):
+        chosen(methods=("direct", "grid", "fixed"))
 
 
 # ---------------------------------------------------------------------- people's pictures
@@ -192,15 +189,12 @@ def several() -> list[Example]:
 
 
 def run(
-    examples: list[Example],
-    policy: Scripted,
-    start: Scripted,
-    methods: tuple[str, ...] = eval_segmentation.ROWS,
-    **more,
-) -> tuple:
-    return eval_segmentation.run(
-        "world", methods, examples, policy, start, {"oracle": Perfect()}, CONFIG, 50, lambda _: None, **more
-    )
+    examples: list[Example], policy: Scripted, start: Scripted, methods: tuple[str, ...] = ROWS, **more
+) -> list[Row]:
+    policies = {"start": start, "trained": policy}
+    flags = {"methods": methods, "resamples": 50, "task_model": ("oracle",)} | more
+    runner = flags.pop("runner", None)
+    return table(SegmentationBenchmark, examples, policies, CONFIG, {"oracle": Perfect()}, runner, "world", **flags)
 
 
 @pytest.fixture
@@ -210,34 +204,40 @@ def policies(tokenizer) -> tuple[Scripted, Scripted]:
 
 
 def test_every_row_is_what_a_loop_over_pictures_and_zooms_finds(policies: tuple) -> None:
-    rows, shown = run(several(), *policies)
-    assert [row["method"] for row in rows] == list(eval_segmentation.ROWS) == list(shown)
+    rows, examples = run(several(), *policies), several()
+    assert [row.setting.method for row in rows] == list(ROWS)
     for row in rows:
         by_zoom: list[list[float]] = []
-        for one in shown[row["method"]]:
-            draft, mask, seen = Draft.of(one.rollout.example), Draft.of(one.rollout.example).mask.copy(), []
+        for example, one in zip(examples, row.records, strict=True):
+            draft, mask, seen = Draft.of(example), Draft.of(example).mask.copy(), []
             for k in range(4):
                 union = coco_mask.merge([mask_to_rle(mask), mask_to_rle(draft.true)])
                 both = coco_mask.merge([mask_to_rle(mask), mask_to_rle(draft.true)], intersect=True)
                 seen.append(coco_mask.area(both) / coco_mask.area(union))
-                if k < len(one.rollout.regions):
-                    x1, y1, x2, y2 = one.rollout.regions[k]
+                if k < len(one["regions"]):
+                    x1, y1, x2, y2 = one["regions"][k]
                     window = np.s_[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
                     mask[window] = draft.true[window]
             by_zoom.append(seen)
-            assert one.ious == pytest.approx(seen) and np.array_equal(rle_to_mask(one.mask), mask)
+            assert one["ious"] == pytest.approx(seen[: len(one["ious"])]) and np.array_equal(
+                rle_to_mask(one["mask"]), mask
+            )
         means = np.mean(by_zoom, axis=0)
-        assert [row["metrics"][f"mIoU@{k}"].value for k in range(4)] == pytest.approx(means)
-        assert row["metrics"]["gain"].value == pytest.approx(means[3] - means[0])
+        assert [row.metrics[f"mIoU@{k}"].value for k in range(4)] == pytest.approx(means)
+        assert row.metrics["gain"].value == pytest.approx(means[3] - means[0])
         last = bootstrap_interval([seen[3] for seen in by_zoom], range(5), 50)
-        assert row["metrics"]["mIoU@3"] == pytest.approx(last)
-    table = {row["method"]: row["metrics"] for row in rows}
-    assert table["active"]["mIoU@3"].value == table["grid"]["mIoU@3"].value == 1.0
-    assert table["cot"]["mIoU@3"] == table["cot"]["mIoU@0"] and table["cot"]["regions"] == 0.0
-    assert table["oracle-regions"]["covered"].value == table["active"]["covered"].value == 1.0
-    assert table["oracle-regions"]["mIoU@1"].value > table["random"]["mIoU@1"].value
-    with_mask = [one.draft for one in several()]
-    assert all(one.rollout.example.draft == mask for one, mask in zip(shown["grid"], with_mask))
+        assert row.metrics["mIoU@3"] == pytest.approx(last)
+    by_name = {row.setting.method: row.metrics for row in rows}
+    assert by_name["active"]["mIoU@3"].value == by_name["grid"]["mIoU@3"].value == 1.0
+    assert by_name["cot"]["mIoU@3"] == by_name["cot"]["mIoU@0"] and by_name["cot"]["regions"] == 0.0
+    assert by_name["oracle-regions"]["covered"].value == by_name["active"]["covered"].value == 1.0
+    assert by_name["oracle-regions"]["mIoU@1"].value > by_name["random"]["mIoU@1"].value
+
+
+def test_budgets_and_the_blind_control_hold_for_masks_too(policies: tuple) -> None:
+    rows = run(several(), *policies, methods=("grid",), budgets=(1,), black=True)
+    assert [(row.setting.regions, row.setting.blind) for row in rows] == [(1, False), (1, True), (3, False), (3, True)]
+    assert "mIoU@2" not in rows[0].metrics and rows[2].metrics["mIoU@3"].value == rows[3].metrics["mIoU@3"].value == 1.0
 
 
 def test_regions_in_another_form_are_read_of_a_policy_that_was_not_trained_here(tokenizer) -> None:
@@ -245,69 +245,46 @@ def test_regions_in_another_form_are_read_of_a_policy_that_was_not_trained_here(
     everything = lambda *_: "(0, 0, 1000, 500) and (0, 500, 1000, 1000)" + END  # noqa: E731
     start = Scripted("qwen3_vl", tokenizer, everything)
     start.trained_here = False
-    config = EvalConfig(checkpoint=("x",), task="segment", task_model=("oracle",), sensing_side=320)
-    rows, _ = eval_segmentation.run(
-        "mine", ("cot",), [question()], start, start, {"oracle": Perfect()}, config, resamples=0, say=lambda _: None
-    )
-    seen = rows[0]["metrics"]
-    assert (
-        seen["mIoU@3"].value == 1.0
-        and seen["mIoU@3_strict"].value == seen["mIoU@0"].value < 0.8
-        and seen["lenient_only"] == 1.0
-    )
-    assert eval_segmentation.table(rows)[1][-2:] == ["mIoU@3_strict", "lenient_only"] and eval_segmentation.plot(
-        rows
-    ).size == (640, 400)
+    (row,) = run([question()], start, start, methods=("cot",), parser="auto")
+    seen = row.metrics
+    assert seen["mIoU@3"].value == 1.0 and seen["lenient_only"] == 1.0 and row.parser == "lenient"
+    assert seen["mIoU@3_strict"].value == seen["mIoU@0"].value < 0.8
+    one = finished([row], SegmentationBenchmark, task="segment", task_model=("oracle",))
+    assert eval_output.tables(one)[0].columns[-2:] == ["mIoU@3_strict", "lenient_only"]
 
 
 def test_shared_work_and_unprepared_examples_make_the_same_table(policies: tuple) -> None:
     bare = [replace(example, draft=None) for example in several()]
-    rows, _ = run(bare, *policies, methods=("random", "oracle-regions"))
+    rows = run(bare, *policies, methods=("random", "oracle-regions"))
     coarse = [with_mask(one, true_mask(one), coarse_mask(true_mask(one), one.id)) for one in bare]
-    again, _ = run(coarse, *policies, methods=("random", "oracle-regions"), runner=backwards())
+    again = run(coarse, *policies, methods=("random", "oracle-regions"), runner=backwards())
     for row, other in zip(rows, again, strict=True):
-        assert {k: v for k, v in row["metrics"].items() if k != "seconds"} == {
-            k: v for k, v in other["metrics"].items() if k != "seconds"
-        }
-        assert row["metrics"]["mIoU@0"].value < 1
+        assert row.metrics | {"seconds": 0} == other.metrics | {"seconds": 0} and row.metrics["mIoU@0"].value < 1
 
 
-def test_the_plot_has_a_line_for_every_row(policies: tuple) -> None:
-    rows, _ = run(several(), *policies)
-    pixels = np.asarray(eval_segmentation.plot(rows)).reshape(-1, 3)
-    assert all((pixels == colour).all(axis=1).sum() > 100 for colour in eval_segmentation.COLOURS)
-    still = [
-        row
-        | {
-            "metrics": {
-                k: v if not k.startswith("mIoU") else row["metrics"]["mIoU@0"]._replace(value=1.0, low=1.0, high=1.0)
-                for k, v in row["metrics"].items()
-            }
-        }
-        for row in rows
-    ]
-    assert eval_segmentation.plot(still).size == eval_segmentation.plot(rows).size
+def test_the_plot_has_a_line_for_every_row(policies: tuple, tmp_path: Path) -> None:
+    rows = run(several(), *policies)
+    one = finished(rows, SegmentationBenchmark, "world", task="segment", task_model=("oracle",))
+    one.benchmark.write(tmp_path, several(), eval_output.labels(one))
+    with Image.open(tmp_path / "world-zooms.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB"), dtype=int).reshape(-1, 3)
+    for colour in COLOURS_OF_LINES[: len(rows)]:
+        assert (np.abs(pixels - ImageColor.getrgb(colour)).sum(axis=1) < 6).sum() > 100
 
 
-def test_the_end_of_a_run_is_a_table_and_a_page(policies: tuple, tmp_path: Path) -> None:
+def test_the_end_of_a_run_is_a_table_and_a_page(policies: tuple, tmp_path: Path, capsys) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
-    config, said = replace(CONFIG, output_dir=str(tmp_path)), []
-    eval_segmentation.compare_start_and_trained(
-        *policies, several(), config, said.append, Runner(Backwards(rank=1)), Perfect()
-    )
+    config = replace(CONFIG, output_dir=str(tmp_path))
+    eval_setup.compare_start_and_trained(*policies, Perfect(), several(), config, Backwards(rank=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]  # another rank writes
-    eval_segmentation.compare_start_and_trained(*policies, several(), config, said.append, Runner(), Perfect())
-    rows = {row["method"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    eval_setup.compare_start_and_trained(*policies, Perfect(), several(), config, OneProcess())
+    rows = {row["method"]: row for row in rows_in(tmp_path)}
     assert rows["active"]["metrics"]["mIoU@3"] == 1.0 > rows["cot"]["metrics"]["mIoU@3"]
-    assert {path.name for path in tmp_path.iterdir()} >= {
-        "results.md",
-        "results.tex",
-        "scenes-zooms.png",
-        "report.html",
-    }
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files >= {"results.md", "results.tex", "scenes-zooms.png", "report.html", "answers-scenes-active.json"}
     page = (tmp_path / "report.html").read_text()
-    assert "too much" in page and "found by the task model" not in page and "before" in page and "after" in page
-    assert any("mIoU@3" in line for line in said)
+    assert "too much" in page and "found by the task model" not in page and "cot" in page and "active" in page
+    assert "mIoU@3" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------- evaluate.py
@@ -316,9 +293,9 @@ def test_the_end_of_a_run_is_a_table_and_a_page(policies: tuple, tmp_path: Path)
 def test_evaluate_prints_the_table_of_the_embedded_world(checkpoint: str, evaluate: Callable, tmp_path: Path) -> None:  # noqa: F811
     printed, complaint = evaluate("--checkpoint", checkpoint, "--task", "segment", "--task_model", "oracle", "--limit", "3",
                                   "--output_dir", str(tmp_path), *SMALL)  # fmt: skip
-    assert complaint == "" and "scenes (test), masks of 3 pictures" in printed
-    assert all(f"\n| {name} " in printed for name in eval_segmentation.ROWS)
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert complaint == "" and "scenes (test), 3 questions" in printed
+    assert all(f"\n| {name} " in printed for name in ROWS)
+    rows = rows_in(tmp_path)
     assert all(row["intervals"]["gain"][0] <= row["metrics"]["gain"] <= row["intervals"]["gain"][1] for row in rows)
     assert (tmp_path / "scenes.html").exists() and (tmp_path / "scenes-zooms.png").exists()
 
@@ -344,14 +321,14 @@ def test_evaluate_corrects_thin_objects_with_sam(
         "--output_dir", str(tmp_path / "out"), *SMALL,
     )  # fmt: skip
     assert complaint == ""
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    rows = rows_in(tmp_path / "out")
     assert [(row["method"], row["task_model"]) for row in rows] == [
         (m, t) for m in ("grid", "oracle-regions") for t in ("sam", "oracle")
     ]
     firsts = {row["metrics"]["mIoU@0"] for row in rows}
     assert len(firsts) == 1 and 0 <= firsts.pop() < 1  # all rows start from SAM's masks
     assert len(made) == len(set(made)) == 2  # which are made once
-    assert rows[1]["metrics"]["mIoU@3"] == 1.0 and "thinobject5k (test), masks of 2 pictures" in printed
+    assert rows[1]["metrics"]["mIoU@3"] == 1.0 and "thinobject5k (test), 2 questions" in printed
 
 
 def test_evaluate_names_what_does_not_fit(checkpoint: str, evaluate: Callable) -> None:  # noqa: F811

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scripted import finished
 from test_data_soda import driving_set
 
 from activeo3 import eval_output, eval_tiles, geometry
 from activeo3.data import open_dataset
+from activeo3.eval_core import Row, Setting
+from activeo3.eval_detection import WHOLE, headlines
 from activeo3.eval_tiles import merged_tiles, on_whole_pictures
-from activeo3.headlines import headlines
 from activeo3.types import Example, TaskResult
 
 SIZE = (230, 170)
@@ -137,27 +139,11 @@ def test_a_picture_counts_with_all_of_its_tiles(tmp_path: Path) -> None:
     assert "AP_eS_whole" in headlines(examples, outcomes, 0)
 
 
-def test_the_table_of_whole_pictures(tmp_path: Path) -> None:
+def test_the_table_of_whole_images(tmp_path: Path) -> None:
     _, examples = tiles_of(tmp_path, 2)
     metrics = headlines(examples, perturbed(examples, 2), 0)
-    row = {"benchmark": "soda_d", "method": "grid", "checkpoint": "", "task_model": "mllm", "budget": 3, "n": 1,
-           "failures": {}, "metrics": metrics}  # fmt: skip
-    cells, columns = eval_output.whole_table([row])
-    assert columns == [
-        "method",
-        "AP_s",
-        "AP50_s",
-        "AP75_s",
-        "AP_eS",
-        "AP_rS",
-        "AP_gS",
-        "AP_N",
-        "AR_s",
-        "AP10_s",
-        "AR10_s",
-    ]
-    assert cells[0]["AP_eS"] == metrics["AP_eS_whole"] and eval_output.whole_table([row | {"metrics": {}}])[1] == []
-    titles = [title for title, *_ in eval_output.titled([row])]
-    assert "soda_d, tiles merged back into whole pictures" in titles
+    one = finished([Row("soda_d", Setting("grid"), 1, metrics, [])], name="soda_d")
+    (part,) = [part for part in eval_output.tables(one) if part.title == "soda_d, tiles merged back into whole images"]
+    assert part.columns == ["method", *WHOLE] and part.cells[0]["AP_eS_whole"] == metrics["AP_eS_whole"]
     said = re.findall(r"\w+_whole", eval_tiles.__doc__ or "")
-    assert set(said) <= set(metrics) and set(eval_output.WHOLE) <= set(metrics)
+    assert set(said) <= set(metrics) and set(WHOLE) <= set(metrics)

@@ -1,7 +1,7 @@
 """eval_vqa.py: what is shown and asked, who answers, and every number against counting by hand."""
 
 import json
-import runpy
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,21 @@ from typing import Any, Callable, Sequence
 import numpy as np
 import pytest
 from PIL import Image
-from scripted import END, Scripted, backwards, blobs, looks, painted, written
+from scripted import END, Scripted, backwards, blobs, finished, looks, painted, rows_in, table, written
 from test_data_vqa import questions_on_disk, vstar_set
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
-from activeo3 import data, data_mmbench, eval_core, eval_detection, eval_vqa, proposals
+from activeo3 import data, data_mmbench, eval_output, eval_runner, eval_setup, eval_vqa
 from activeo3.answer_parsing import WORD_ERRORS
-from activeo3.config import TrainConfig
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.data import open_dataset
 from activeo3.data_loader import readable
 from activeo3.data_set import Dataset, Source
 from activeo3.data_vqa import open_vstar
+from activeo3.eval_baselines import sensed
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_core import Row
+from activeo3.eval_vqa import OF_DATA
 from activeo3.prompts import sensing_answer
 from activeo3.types import VQA, Example
 
@@ -57,6 +60,35 @@ def saying(tokenizer, answer: Callable[[list[Image.Image], str], str]) -> Script
     return Scripted("qwen3_vl", tokenizer, says)
 
 
+def ask(
+    name: str,
+    methods: Sequence[str],
+    examples: Sequence[Example],
+    policy: Scripted,
+    start: Scripted,
+    runner: Any = None,
+    load: Any = None,
+    **flags: Any,
+) -> list[Row]:
+    """The rows of a benchmark; a policy that is the start policy is the only one."""
+    policies = {"start": start} if policy is start else {"start": start, "trained": policy}
+    flags = {"methods": tuple(methods), "resamples": 0} | flags
+    return table(OF_DATA[name], examples, policies, CONFIG, flags.pop("task_models", {}), runner, name, load, **flags)
+
+
+def scores(name: str, examples: Sequence[Example], right: np.ndarray, resamples: int) -> dict[str, Any]:
+    return OF_DATA[name](name, CONFIG).scores(examples, right, resamples)
+
+
+def by_category(name: str, examples: Sequence[Example], right: np.ndarray, *more: str) -> dict[str, dict[str, float]]:
+    """The metrics of each category by its name."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in OF_DATA[name](name, CONFIG).by_category(examples, right, *(more or ("category",))).items():
+        metric, _, kind = key.partition("/")
+        found.setdefault(kind, {})[metric] = value
+    return found
+
+
 # ---------------------------------------------------------------------- what is shown and asked
 
 
@@ -66,16 +98,7 @@ def test_the_whole_picture_and_the_crops_are_shown_with_the_options(tokenizer) -
         question(1, "B", ["cat", "dog"], boxes=[[40, 40, 120, 100]], hint="Read."),
         question(2, "A", ["x", "y"], boxes=[[0, 200, 90, 300], [300, 0, 399, 60]]),
     ]
-    rows, records = eval_vqa.run(
-        "vstar",
-        ("direct", "direct-native", "oracle-regions", "active"),
-        examples,
-        model,
-        model,
-        CONFIG,
-        resamples=0,
-        say=lambda _: None,
-    )
+    rows = ask("vstar", ("direct", "direct-native", "oracle-regions", "active"), examples, model, model)
     asked = [(views, text) for views, text in model.shown if isinstance(views, list)]
     assert [len(views) for views, _ in asked] == [1, 1, 1, 1, 2, 3, 2, 3]
     whole, native, crop = asked[0][0][0], asked[2][0][0], asked[4][0][1]
@@ -96,12 +119,13 @@ def test_the_whole_picture_and_the_crops_are_shown_with_the_options(tokenizer) -
     )
     looked = [text for views, text in model.shown if not isinstance(views, list)]
     assert looked == ["Where should one look to answer: Which, 1?", "Where should one look to answer: Which, 2?"]
-    assert [row["metrics"]["accuracy"].value for row in rows] == [0.5] * 4
-    assert [row["task_model"] for row in rows] == ["checkpoint"] * 4
-    assert rows[2]["metrics"]["region_recall"].value == 1.0 and "region_recall" not in rows[0]["metrics"]
-    assert records["active"][0] | {"regions": []} == {
+    assert [row.metrics["accuracy"].value for row in rows] == [0.5] * 4
+    assert [row.setting.task_model for row in rows] == ["start"] * 4
+    assert rows[2].metrics["region_recall"].value == 1.0 and "region_recall" not in rows[0].metrics
+    records = {row.setting.method: row.records for row in rows}
+    assert records["active"][0] | {"regions": [], "lenient": True, "seconds": 0} == {
         "id": "q1", "category": "color", "question": "Which, 1?", "options": ["cat", "dog"], "answer": "B", "text": "B", "read": "B",
-        "error": None, "right": True, "regions": [],
+        "error": None, "right": True, "regions": [], "lenient": True, "seconds": 0,
     }  # fmt: skip
     assert len(records["active"][1]["regions"]) == 2 and records["direct"][1]["regions"] == []
     assert all(sampling.temperature == 0 for _, _, sampling in model.batches)
@@ -110,24 +134,15 @@ def test_the_whole_picture_and_the_crops_are_shown_with_the_options(tokenizer) -
 def test_another_model_answers_about_the_same_regions(tokenizer) -> None:
     policy, other = saying(tokenizer, lambda views, text: "A"), saying(tokenizer, lambda views, text: "B")
     examples = [question(1, "B", ["cat", "dog"], boxes=[[40, 40, 120, 100]])]
-    rows, records = eval_vqa.run(
-        "vstar",
-        ("active",),
-        examples,
-        policy,
-        policy,
-        CONFIG,
-        resamples=0,
-        say=lambda _: None,
-        others={"mllm-b": other},
-    )
-    assert [(row["task_model"], row["metrics"]["accuracy"].value) for row in rows] == [
-        ("checkpoint", 0.0),
+    flags = {"task_models": {"mllm-b": other}, "task_checkpoint": "b"}
+    rows = ask("vstar", ("active",), examples, policy, policy, **flags)
+    assert [(row.setting.task_model, row.metrics["accuracy"].value) for row in rows] == [
+        ("start", 0.0),
         ("mllm-b", 1.0),
     ]
-    assert [len(views) for views, _ in other.shown] == [2] and records["active-mllm-b"][0]["regions"] == records[
-        "active-checkpoint"
-    ][0]["regions"]
+    assert [len(views) for views, _ in other.shown] == [2] and rows[0].records[0]["regions"] == rows[1].records[0][
+        "regions"
+    ]
 
 
 def test_what_only_a_crop_shows_is_answered_with_crops_and_not_with_black_ones(tokenizer) -> None:
@@ -136,36 +151,25 @@ def test_what_only_a_crop_shows_is_answered_with_crops_and_not_with_black_ones(t
 
     model = saying(tokenizer, answer)
     examples = [question(k, "A", ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(3)]
-    rows, _ = eval_vqa.run(
-        "vstar", ("direct", "active", "oracle-regions"), examples, model, model, CONFIG, 0, lambda _: None, black=True
-    )
-    assert [row["metrics"]["accuracy"].value for row in rows] == [0.0, 1.0, 1.0]
-    assert [row["metrics"].get("accuracy_black", (None,))[0] for row in rows] == [None, 0.0, 0.0]
+    rows = ask("vstar", ("direct", "active", "oracle-regions"), examples, model, model, black=True)
+    seen = [(row.setting.method, row.setting.blind, row.metrics["accuracy"].value) for row in rows]
+    assert seen == [("direct", False, 0.0), ("active", False, 1.0), ("active", True, 0.0),
+                    ("oracle-regions", False, 1.0), ("oracle-regions", True, 0.0)]  # fmt: skip
 
 
-def test_start_and_checkpoint_answer_and_each_looks_in_its_own_row(tokenizer) -> None:
+def test_start_and_checkpoint_answer_and_each_looks_in_its_own_row(tokenizer, capsys) -> None:
     start, policy = saying(tokenizer, lambda views, text: "Yes"), saying(tokenizer, lambda views, text: "No way")
     examples = [question(k, "No" if k else "Yes", category="OCR", group="a") for k in range(3)]
-    rows, records = eval_vqa.run(
-        "mme",
-        ("direct", "cot", "active", "fixed", "oracle-regions"),
-        examples,
-        policy,
-        start,
-        CONFIG,
-        0,
-        (said := []).append,
-    )
-    assert [(row["method"], row["task_model"]) for row in rows] == [
-        (method, name) for method in ("direct", "cot", "active") for name in ("start", "checkpoint")
+    rows = ask("mme", ("direct", "cot", "active", "oracle-regions"), examples, policy, start)
+    assert [(row.setting.method, row.setting.task_model) for row in rows] == [
+        (method, name) for method in ("direct", "cot", "active") for name in ("start", "trained")
     ]
-    assert [round(row["metrics"]["accuracy"].value, 3) for row in rows] == [0.333, 0.667] * 3
+    assert [round(row.metrics["accuracy"].value, 3) for row in rows] == [0.333, 0.667] * 3
     looked = [sum(not isinstance(views, list) for views, _ in model.shown) for model in (start, policy)]
     assert looked == [3, 3]
-    assert sum("no row fixed" in line or "no row oracle-regions" in line for line in said) == 2
-    assert set(records) == {
-        f"{method}-{name}" for method in ("direct", "cot", "active") for name in ("start", "checkpoint")
-    }
+    assert "mme oracle-regions: no row, because no example has what it needs" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--methods fixed not known for mme"):
+        ask("mme", ("fixed",), examples, policy, start)
 
 
 def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
@@ -173,21 +177,22 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
 
     examples = [
         question(k, "Yes" if k % 3 else "No", category="count", group=str(k // 2))
-        for k in range(2 * eval_core.BATCH + 4)
+        for k in range(2 * eval_runner.BATCH + 4)
     ]
-    (alone, _), (together, _) = (
-        eval_vqa.run("mme", ("direct",), examples, model, model, CONFIG, 50, lambda _: None, runner=r)
-        for r in (None, backwards())
-    )
-    for row in (*alone, *together):
-        row["metrics"].pop("seconds")
-    assert repr(alone) == repr(together)
+    alone, together = (ask("mme", ("direct",), examples, model, model, r, resamples=50) for r in (None, backwards()))
+    assert same(alone) == same(together)
+
+
+def same(rows: list[Row]) -> str:
+    """The rows without seconds; NaN is NaN."""
+    return re.sub(r"'seconds': [\d.e-]+", "", repr(rows))
 
 
 def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> None:
     """800 pictures of 8K are 80 GB: the questions are held without them, and the same rows come out."""
     full = [
-        question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]]) for k in range(eval_core.BATCH + 3)
+        question(k, "AB"[k % 2], ["yes", "no"], boxes=[[50 + k, 60, 130 + k, 120]])
+        for k in range(eval_runner.BATCH + 3)
     ]
 
     class OnDisk:
@@ -209,15 +214,13 @@ def test_pictures_are_read_when_their_turn_comes(tokenizer, tmp_path: Path) -> N
     examples = readable(light, tmp_path)
     model = saying(tokenizer, lambda views, text: "A" if (np.asarray(views[0])[..., 0] > 200).any() else "B")
     ways = ("direct", "active", "oracle-regions")
-    (held, _), (read, _) = (
-        eval_vqa.run("vstar", ways, which, model, model, CONFIG, 50, lambda _: None, whole=whole)
-        for which, whole in ((full, lambda example: example), (examples, disk.with_image))
+    held, read = (
+        ask("vstar", ways, which, model, model, load=load, resamples=50)
+        for which, load in ((full, None), (examples, disk.with_image))
     )
-    for row in (*held, *read):
-        row["metrics"].pop("seconds")
-    assert repr(held) == repr(read)
+    assert same(held) == same(read)
     assert (
-        len(most) == 6 * len(full) and max(most) <= 2 * eval_core.BATCH
+        len(most) == 6 * len(full) and max(most) <= 2 * eval_runner.BATCH
     )  # a block, and the last one until it is replaced
 
 
@@ -225,9 +228,10 @@ def test_every_answer_is_read_or_its_failure_counted(tokenizer) -> None:
     texts = iter(["yes", "perhaps", "not", "", "It is yes or no", "no"])
     model = saying(tokenizer, lambda views, text: next(texts))
     examples = [question(k, "Yes", category="OCR", group=str(k)) for k in range(6)]
-    (row,), _ = eval_vqa.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
-    assert row["failures"] == dict.fromkeys(WORD_ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1}  # "not" begins with "no"
-    assert row["metrics"]["unread"] == pytest.approx(3 / 6) and row["metrics"]["accuracy"].value == pytest.approx(1 / 6)
+    (row,) = ask("mme", ("direct",), examples, model, model)
+    errors = {name: row.metrics[f"unread/{name}"] for name in WORD_ERRORS}
+    assert errors == dict.fromkeys(WORD_ERRORS, 0) | {"no_yes_or_no": 2, "empty": 1}  # "not" begins with "no"
+    assert row.metrics["unread"] == pytest.approx(3 / 6) and row.metrics["accuracy"].value == pytest.approx(1 / 6)
 
 
 # ---------------------------------------------------------------------- numbers
@@ -254,22 +258,20 @@ def test_mme_is_counted_as_by_hand() -> None:
         points.setdefault(kind, []).append(100 * sum(own) / 2 + (100 if own == [1.0, 1.0] else 0))
     score = {kind: sum(values) / len(values) for kind, values in points.items()}
 
-    found = eval_vqa.scores("mme", examples, right, resamples=200)
+    found = scores("mme", examples, right, resamples=200)
     assert found["accuracy"].value == pytest.approx(sum(right) / len(right))
     assert found["accuracy_plus"].value == pytest.approx(sum(both) / len(both))
     assert found["perception"].value == pytest.approx(sum(score[kind] for kind in eval_vqa.PERCEPTION))
     assert found["cognition"].value == pytest.approx(sum(score[kind] for kind in eval_vqa.COGNITION))
     assert found["total"].value == pytest.approx(found["perception"].value + found["cognition"].value)
     assert 0 < found["total"].low < found["total"].value < found["total"].high <= 2800
-    perfect = eval_vqa.scores("mme", examples, np.ones(len(examples)), resamples=10)
+    perfect = scores("mme", examples, np.ones(len(examples)), resamples=10)
     assert perfect["total"] == (2800, 2800, 2800) and perfect["perception"].value == 2000
-    for kind, values in eval_vqa.by_category("mme", examples, right).items():
+    for kind, values in by_category("mme", examples, right).items():
         assert values["total"] == pytest.approx(score[kind]) and values["n"] == 2 * len(points[kind])
         assert ("perception" in values) == (kind in eval_vqa.PERCEPTION)
 
-    cut = eval_vqa.scores(
-        "mme", examples[:-1], right[:-1], resamples=0
-    )  # one question of a pair is missing: the pair is out
+    cut = scores("mme", examples[:-1], right[:-1], resamples=0)  # one question of a pair is missing: the pair is out
     gone = next(place for place, (_, group) in enumerate(pairs) if group == examples[-1].vqa.group)
     left = [b for place, b in enumerate(both) if place != gone]
     assert cut["accuracy_plus"].value == pytest.approx(sum(left) / len(left))
@@ -295,9 +297,9 @@ def test_mme_is_the_total_of_its_own_script(tokenizer) -> None:
     answers = iter(answer for *_, answer in lines)
     model = saying(tokenizer, lambda views, text: next(answers))
     examples = [question(k // 2, truth, category=kind, group=group) for k, (kind, group, truth, _) in enumerate(lines)]
-    (row,), records = eval_vqa.run("mme", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
-    assert row["metrics"]["total"].value == pytest.approx(total)
-    assert row["metrics"]["accuracy"].value == pytest.approx(np.mean(accuracy))
+    (row,) = ask("mme", ("direct",), examples, model, model)
+    assert row.metrics["total"].value == pytest.approx(total)
+    assert row.metrics["accuracy"].value == pytest.approx(np.mean(accuracy))
     kind = {
         "Not sure": None,
         "The answer is yes": "Yes",
@@ -308,11 +310,12 @@ def test_mme_is_the_total_of_its_own_script(tokenizer) -> None:
         "NO": "No",
     }
     lenient = [kind.get(answer, "Yes") == truth for *_, truth, answer in lines]
-    assert row["metrics"]["accuracy_lenient"].value == pytest.approx(np.mean(lenient)) and np.mean(lenient) != np.mean(
+    assert row.metrics["accuracy_lenient"].value == pytest.approx(np.mean(lenient)) and np.mean(lenient) != np.mean(
         accuracy
     )
-    assert row["columns"][:3] == ["accuracy", "accuracy_lenient", "accuracy_plus"]
-    assert [one["right"] for one in records["direct"]] == accuracy
+    one = finished([row], OF_DATA["mme"], "mme")
+    assert eval_output.tables(one)[0].columns[1:4] == ["accuracy", "accuracy_lenient", "accuracy_plus"]
+    assert [one["right"] for one in row.records] == accuracy
 
 
 def test_realworldqa_is_right_by_the_published_rule_and_kindly_in_a_column_of_its_own(tokenizer) -> None:
@@ -330,10 +333,9 @@ def test_realworldqa_is_right_by_the_published_rule_and_kindly_in_a_column_of_it
     examples = [replace(example, query=asked, vqa=replace(example.vqa, question=asked)) for example in examples]
     answers = iter(texts)
     model = saying(tokenizer, lambda views, text: next(answers))
-    (row,), records = eval_vqa.run("realworldqa", ("direct",), examples, model, model, CONFIG, 0, lambda _: None)
-    assert [one["right"] for one in records["direct"]] == [bool(right) for right, _ in texts.values()]
-    assert row["metrics"]["accuracy_lenient"].value == pytest.approx(6 / 7)
-    assert {"accuracy", "accuracy_lenient"} <= set(row["columns"])
+    (row,) = ask("realworldqa", ("direct",), examples, model, model)
+    assert [one["right"] for one in row.records] == [bool(right) for right, _ in texts.values()]
+    assert row.metrics["accuracy_lenient"].value == pytest.approx(6 / 7)
 
 
 def vlmevalkits_circular(rows: Sequence[tuple[int, bool]]) -> float:
@@ -362,33 +364,31 @@ def test_mmbench_is_right_under_every_rotation_as_vlmevalkit_counts() -> None:
     right = np.array([float(right) for _, right in rows])
     wanted = vlmevalkits_circular(rows)
     assert 0 < wanted < 1
-    found = eval_vqa.scores("mmbench", examples, right, resamples=100)
+    found = scores("mmbench", examples, right, resamples=100)
     assert found["circular"].value == pytest.approx(wanted)
     assert found["accuracy"].value == pytest.approx(right.mean()) and "total" not in found
     assert found["circular"].low <= found["circular"].value <= found["circular"].high
     even = [row for row in rows if row[0] % 2 == 0]
-    assert eval_vqa.by_category("mmbench", examples, right)["kind 0"]["circular"] == pytest.approx(
-        vlmevalkits_circular(even)
-    )
+    assert by_category("mmbench", examples, right)["kind 0"]["circular"] == pytest.approx(vlmevalkits_circular(even))
     able = [
         replace(e, vqa=replace(e.vqa, ability="odd" if k % 2 else "even"))
         for e, k in zip(examples, (index % 1_000_000 for index, _ in rows))
     ]
-    abilities = eval_vqa.by_category("mmbench", able, right, "ability")
+    abilities = by_category("mmbench", able, right, "ability")
     assert abilities["even"]["circular"] == pytest.approx(vlmevalkits_circular(even)) and set(abilities) == {
         "even",
         "odd",
     }
-    assert eval_vqa.by_category("mmbench", examples, right, "ability") == {}
+    assert by_category("mmbench", examples, right, "ability") == {}
     cut = [k for k, (index, _) in enumerate(rows) if index < 1_000_000]  # --limit has cut them: no question is whole
-    assert np.isnan(eval_vqa.scores("mmbench", [examples[k] for k in cut], right[cut], resamples=0)["circular"].value)
+    assert np.isnan(scores("mmbench", [examples[k] for k in cut], right[cut], resamples=0)["circular"].value)
 
 
 def test_vstar_has_its_two_categories_beside_the_mean() -> None:
     examples = [question(k, "A", "ab", eval_vqa.VSTAR_KINDS[k > 2]) for k in range(5)]
-    found = eval_vqa.scores("vstar", examples, np.array([1.0, 1, 0, 0, 1]), resamples=0)
+    found = scores("vstar", examples, np.array([1.0, 1, 0, 0, 1]), resamples=0)
     assert [round(found[name].value, 3) for name in ("accuracy", *eval_vqa.VSTAR_KINDS)] == [0.6, 0.667, 0.5]
-    assert np.isnan(eval_vqa.scores("vstar", examples[:3], np.ones(3), 0)["relative_position"].value)
+    assert np.isnan(scores("vstar", examples[:3], np.ones(3), 0)["relative_position"].value)
 
 
 def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
@@ -401,7 +401,7 @@ def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
         of_turn = [[r for (_, t, k), r in zip(rows, right) if t == turn and kind in ("all", k)] for turn in range(4)]
         averages[kind] = sum(sum(hits) / len(hits) for hits in of_turn) / 4
     examples = [question(number, "A", "abcd", kind, str(number)) for number, _, kind in rows]
-    found = eval_vqa.scores("hrbench", examples, right, resamples=0)
+    found = scores("hrbench", examples, right, resamples=0)
     assert found["accuracy"].value == pytest.approx(averages["all"])
     assert [found[kind].value for kind in eval_vqa.HRBENCH_KINDS] == pytest.approx(
         [averages[kind] for kind in eval_vqa.HRBENCH_KINDS]
@@ -413,11 +413,7 @@ def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
 
 def test_every_set_of_questions_in_words_is_known_here() -> None:
     words = {name for name, known in data.DATASETS.items() if known.answers == "words"}
-    assert (
-        words
-        == {"hrbench", "hrbench_8k", "mme", *data_mmbench.NAMES, "realworldqa", "vstar"}
-        >= {*eval_vqa.GROUPS, *eval_vqa.KINDS}
-    )
+    assert words == {"hrbench", "hrbench_8k", "mme", *data_mmbench.NAMES, "realworldqa", "vstar"} == set(OF_DATA)
 
 
 @pytest.mark.parametrize("parquet", [False, True])
@@ -433,9 +429,9 @@ def test_evaluate_answers_questions_in_the_official_files(
         "--methods", "direct", "active", "oracle-regions", "--output_dir", str(out), *SMALL,
     )  # fmt: skip
     assert complaint == ""
-    rows = json.loads((out / "results.json").read_text())["rows"]
-    both = [(method, who) for method in ("direct", "active") for who in ("start", "checkpoint")]
-    ceiling = [("oracle-regions", who) for who in ("start", "checkpoint")]
+    rows = rows_in(out)
+    both = [(method, who) for method in ("direct", "active") for who in ("start", "trained")]
+    ceiling = [("oracle-regions", who) for who in ("start", "trained")]
     assert [(row["benchmark"], row["method"], row["task_model"]) for row in rows] == [
         *((name, *row) for name in names for row in both + ceiling * (name == "vstar")),
     ]  # fmt: skip
@@ -443,11 +439,15 @@ def test_evaluate_answers_questions_in_the_official_files(
         assert row["n"] == {"realworldqa": 2, "vstar": 3}.get(row["benchmark"], 4)
         given = json.loads((out / f"answers-{row['benchmark']}-{row['method']}-{row['task_model']}.json").read_text())
         assert row["metrics"]["accuracy"] == pytest.approx(sum(one["right"] for one in given) / row["n"])
-        assert sum(row["failures"].values()) == sum(one["error"] is not None for one in given)
-        assert row["metrics"]["unread"] == pytest.approx(sum(row["failures"].values()) / row["n"])
+        errors = sum(row["metrics"][f"unread/{name}"] for name in WORD_ERRORS)
+        assert errors == sum(one["error"] is not None for one in given)
+        assert row["metrics"]["unread"] == pytest.approx(errors / row["n"])
         low, high = row["intervals"]["accuracy"]
         assert low <= row["metrics"]["accuracy"] <= high
-        assert sum(category["n"] for category in row["categories"].values()) == row["n"]
+        counts = [
+            value for name, value in row["metrics"].items() if name.startswith("n/") and not name.startswith("n/l2/")
+        ]
+        assert sum(counts) in (0, row["n"])
     by_name = {row["benchmark"]: row for row in rows}
     assert "circular" in by_name["mmbench"]["metrics"]
     assert not parquet or {"accuracy_plus", "perception", "cognition", "total"} <= set(by_name["mme"]["metrics"])
@@ -457,21 +457,15 @@ def test_evaluate_answers_questions_in_the_official_files(
             and (out / f"{name}.html").is_file()
             and f"{name}, " in (out / "results.md").read_text()
         )
-    assert "| method " in printed and "circular" in printed and "no row oracle-regions" in printed
+    assert "| method " in printed and "circular" in printed and "oracle-regions: no row" in printed
     assert "yes\\_and\\_no" in (out / "results.tex").read_text()
     _, complaint = evaluate(
         "--checkpoint", checkpoint, "--data_root", str(tmp_path / "data"), "--benchmark", "vstar", "scenes"
     )
-    assert complaint == "activeo3: --benchmark vstar is answered in words: evaluate it apart from boxes and masks."
-
-
-def test_fixed_regions_need_no_training_questions_in_words(checkpoint: str, evaluate, tmp_path: Path) -> None:  # noqa: F811
-    vstar_set(tmp_path)
-    printed, complaint = evaluate(
-        "--checkpoint", checkpoint, "--data_root", str(tmp_path), "--benchmark", "vstar", "--methods", "fixed", "direct", *SMALL,
-        "--output_dir", str(tmp_path / "out"),
-    )  # fmt: skip
-    assert complaint == "" and "no row fixed" in printed
+    assert (
+        complaint
+        == "activeo3: --benchmark names data sets of several tasks, vstar (vqa), scenes (boxes): evaluate them apart."
+    )
 
 
 def test_a_question_is_looked_at_for_its_answer(tokenizer, tmp_path: Path) -> None:
@@ -479,7 +473,7 @@ def test_a_question_is_looked_at_for_its_answer(tokenizer, tmp_path: Path) -> No
     model = Scripted("qwen3_vl", tokenizer, looks)
     example = open_dataset("vstar", "test", vstar_set(tmp_path))[0]
     with pytest.raises(StopIteration):  # ``looks`` finds no colour in the question
-        proposals.greedy_rollouts(model, [example], EvalConfig(checkpoint=("x",), wording="paper", sensing_side=64))
+        sensed(model, [example], EvalConfig(checkpoint=("x",), wording="paper", sensing_side=64))
     ((_, text),) = model.shown
     assert (
         "help to answer the question 'What is the material of the glove?'" in text
@@ -489,13 +483,12 @@ def test_a_question_is_looked_at_for_its_answer(tokenizer, tmp_path: Path) -> No
 
 def test_the_selection_seed_reaches_both_scripts(tmp_path: Path) -> None:
     root = vstar_set(tmp_path)
-    script = runpy.run_path(str(Path(__file__).parent.parent / "evaluate.py"), run_name="evaluate")
     orders = []
     for seed in range(4):
         wanted = [asked.options for asked in open_vstar(Source("vstar", "test", root, seed=seed)).items]
         config = EvalConfig(checkpoint=("x",), data_root=root, selection_seed=seed)
-        opened = script["opened_split"]("vstar", "test", 0, config)
-        held_out = eval_detection.held_out(
+        opened = eval_setup.opened("vstar", "test", 0, config)
+        held_out = eval_setup.held_out(
             TrainConfig(data=("vstar",), data_root=root, eval_split="test", selection_seed=seed)
         )
         assert [asked.options for asked in opened.items] == wanted == [example.vqa.options for example in held_out]

@@ -15,8 +15,8 @@ from test_train import prepare, rows_of
 from activeo3 import checkpoints, engine, lora
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_setup import compared
 from activeo3.model import ModelError, VisionLanguageModel
-from activeo3.rivals import contest
 
 pytest.importorskip("peft")
 from scripted import USUAL  # noqa: E402
@@ -196,7 +196,7 @@ def test_where_the_base_model_of_an_adapter_is_looked_for(make_vlm: Make, base: 
         assert lora.base_of(str(adapter), str(base)) == str(base)
         with pytest.raises(ModelError, match=f"is an adapter {reason}; write its folder into"):
             lora.base_of(str(adapter), str(adapter))
-    assert contest([str(adapter)], str(base))[1] == str(base)
+    assert compared([str(adapter)], str(base))[1] == str(base)
 
 
 def test_an_evaluation_puts_an_adapter_on_the_start_policy_that_is_named(
@@ -283,7 +283,7 @@ def test_a_run_with_adapters_can_be_cut_off_and_leaves_a_plain_model(
         all(torch.equal(tensor, weights[1][name]) for name, tensor in alone.model.state_dict().items())
         and alone.trained_here
     )
-    assert contest([str(tmp_path / "run/checkpoint-4/adapters")])[1] == str(tmp_path / "start")
+    assert compared([str(tmp_path / "run/checkpoint-4/adapters")])[1] == str(tmp_path / "start")
 
 
 def test_a_block_inside_a_gathered_block_changes_nothing(

@@ -19,13 +19,13 @@ from PIL import Image
 from real_data import real_file
 from test_eval_output import STATS, scored_by_pycocotools
 
-from activeo3 import eval_detection, eval_output, eval_perception, metrics, task_perception
+from activeo3 import eval_output, eval_perception, eval_setup, metrics, task_perception
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data import open_dataset
 from activeo3.data_annotations import read_coco
 from activeo3.data_io import DataError
 from activeo3.eval_config import ABSENT, EvalConfig
-from activeo3.headlines import headlines
+from activeo3.eval_detection import headlines
 from activeo3.metric_rules import COCO, LVIS
 from activeo3.task_perception_words import Answer
 from activeo3.tasks import known_tasks
@@ -103,7 +103,7 @@ def both(
     """(ours, theirs) of perturbed ground truth, which goes to them through our predictions file."""
     examples = asked(path)
     outcomes = perturbed(examples, seed)
-    eval_output.write_coco(folder, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(folder / "predictions.json", eval_output.predictions(examples, outcomes))
     ours = metrics.detection_metrics(examples, outcomes)
     return ours, theirs(monkeypatch, path, folder / "predictions.json")
 
@@ -141,8 +141,8 @@ def test_the_official_evaluation_runs_from_our_two_files_alone(
     """Questions as an evaluation asks them, those about absent categories among them; with APs by frequency."""
     examples = list(open_dataset("coco", "val", lvis_folder(tmp_path, seed), absent=0.25))
     outcomes = perturbed(examples, seed)
-    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "truth.json", eval_output.truth(examples))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     other = theirs(monkeypatch, tmp_path / "truth.json", tmp_path / "predictions.json")
     ours = metrics.detection_metrics(examples, outcomes)
     ours |= {name: metric.value for name, metric in headlines(examples, outcomes, resamples=0).items()}
@@ -160,9 +160,9 @@ def test_the_page_about_scores_shows_how(
     (tmp_path / "html_report.py").write_text(page.split("```python\n")[1].split("```")[0])
     examples = list(open_dataset("coco", "val", lvis_folder(tmp_path / "data", 2), absent=ABSENT))
     outcomes = perturbed(examples, 2)
-    eval_output.write_coco(tmp_path / "eval", "truth-lvis_dense", eval_output.truth(examples))
-    eval_output.write_coco(
-        tmp_path / "eval", "predictions-lvis_dense-active", eval_output.predictions(examples, outcomes)
+    eval_output.write_json(tmp_path / "eval" / "truth-lvis_dense.json", eval_output.truth(examples))
+    eval_output.write_json(
+        tmp_path / "eval" / "predictions-lvis_dense-active.json", eval_output.predictions(examples, outcomes)
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(np, "float", float, raising=False)  # taken back, unlike the page's own
@@ -236,7 +236,7 @@ def test_detection_ignores_what_no_picture_was_checked_for(monkeypatch: pytest.M
         said += [(example.image_id, int(label.split()[1]), box) for label, box in zip(labels, metrics.xywh(boxes))]
     scores = np.linspace(1, 0.9, len(said))
     rows = [{"image_id": i, "category_id": k, "bbox": box, "score": s} for (i, k, box), s in zip(said, scores.tolist())]
-    eval_output.write_coco(tmp_path, "said", rows)
+    eval_output.write_json(tmp_path / "said.json", rows)
     other = theirs(monkeypatch, tmp_path / "instances_val.json", tmp_path / "said.json")
     ours = eval_perception.measure("detection", posed, answers, resamples=0)
     for name in NAMES:
@@ -288,8 +288,8 @@ def test_absent_categories_and_unchecked_ones_matter(monkeypatch: pytest.MonkeyP
         for row in json.loads(path.read_text())["images"] for kind in range(1, 7) if (row["id"], kind) not in checked
     ]  # fmt: skip
     assert unchecked
-    eval_output.write_coco(tmp_path, "before", before)
-    eval_output.write_coco(tmp_path, "after", unchecked + before)
+    eval_output.write_json(tmp_path / "before.json", before)
+    eval_output.write_json(tmp_path / "after.json", unchecked + before)
     assert theirs(monkeypatch, path, tmp_path / "before.json") == theirs(monkeypatch, path, tmp_path / "after.json")
 
 
@@ -313,7 +313,7 @@ def test_only_the_best_300_of_a_picture_count(monkeypatch: pytest.MonkeyPatch, t
         low = rng.uniform(0, 150, (150, 2))
         boxes = np.concatenate([outcome.boxes_px, np.concatenate([low, low + 40], axis=1)])
         outcomes.append(TaskResult(boxes, np.sort(rng.integers(1, 9, len(boxes)) / 8)[::-1].copy()))
-    eval_output.write_coco(tmp_path, "many", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "many.json", eval_output.predictions(examples, outcomes))
     ours, other = metrics.detection_metrics(examples, outcomes), theirs(monkeypatch, path, tmp_path / "many.json")
     for name in NAMES:
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
@@ -325,7 +325,7 @@ def test_the_real_annotations_give_the_numbers_of_lvis(monkeypatch: pytest.Monke
     path = real_file("lvis/lvis_val_100.json")
     examples = asked(path)
     outcomes = [with_two_more(*pair) for pair in zip(examples, perturbed(examples, 0))]
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     ours = metrics.detection_metrics(examples, outcomes)
     other = theirs(monkeypatch, path, tmp_path / "predictions.json")
     assert 0.2 < other["AP"] < 0.9
@@ -364,8 +364,8 @@ def test_pycocotools_finds_the_same_in_the_same_predictions_of_real_annotations(
     found = asked(real_file("lvis/lvis_val_100.json"))
     examples = [example for example in found if len(example.boxes_px) and example.exhaustive]
     outcomes = perturbed(examples, 2)
-    eval_output.write_coco(tmp_path, "truth", eval_output.truth(examples))
-    eval_output.write_coco(tmp_path, "predictions", eval_output.predictions(examples, outcomes))
+    eval_output.write_json(tmp_path / "truth.json", eval_output.truth(examples))
+    eval_output.write_json(tmp_path / "predictions.json", eval_output.predictions(examples, outcomes))
     stats, ours = (
         scored_by_pycocotools(tmp_path, "truth", "predictions"),
         metrics.detection_metrics(examples, outcomes, rules=COCO),
@@ -382,7 +382,7 @@ def test_tables_ask_for_what_is_absent_and_training_does_not_unless_told(tmp_pat
     )
     assert (train.absent, table.absent) == (0.0, ABSENT)
     for config, share in ((train, ABSENT), (replace(train, absent=0.4), 0.4)):
-        examples = eval_detection.held_out(config)
+        examples = eval_setup.held_out(config)
         assert sum(not len(e.boxes_px) for e in examples) == round(share * len(examples))
     for wrong in (-0.1, 1.0):
         with pytest.raises(ConfigError, match="--data_options absent is"):

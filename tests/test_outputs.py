@@ -19,7 +19,7 @@ from PIL import Image
 
 from activeo3 import checkpoints, drawing, eval_output, html_report, log, outputs
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.eval_core import Runner
+from activeo3.eval_runner import Runner
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,8 +11,8 @@ import pytest
 from activeo3 import checkpoints, data, paths
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_setup import compared
 from activeo3.paths import beside, expanded, same, unified
-from activeo3.rivals import contest
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,14 +130,14 @@ def test_a_table_knows_a_checkpoint_and_a_start_policy_in_any_spelling(home: Pat
     start = str(model_folder(home / "models" / "a"))
     one = left_by_a_run(home / "runs" / "one" / "checkpoint-3", "models/a")
     two = left_by_a_run(home / "runs" / "two" / "checkpoint-3", start)
-    rows, shared = contest(["runs/one/checkpoint-3", two])
+    rows, shared = compared(["runs/one/checkpoint-3", two])
     assert [row.label for row in rows] == ["one", "two"] and shared == "models/a"
-    rows, shared = contest(
+    rows, shared = compared(
         [one, "models/a/"], start
     )  # the start policy as a row: loaded once, and told apart from none
     assert [row.source for row in rows] == [one, "models/a/"] and shared == "models/a/"
     with pytest.raises(ConfigError, match="names runs/one/checkpoint-3 twice, also as .*/runs/one/checkpoint-3;"):
-        contest(["runs/one/checkpoint-3", one])
+        compared(["runs/one/checkpoint-3", one])
 
 
 def test_a_start_policy_is_found_beside_the_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +147,9 @@ def test_a_start_policy_is_found_beside_the_run(home: Path, monkeypatch: pytest.
     model_folder(project / "data" / "start")
     monkeypatch.chdir(home)
     checkpoint = "moved/project/runs/one/checkpoint-3"
-    assert contest([checkpoint])[1] == str(project / "data" / "start")
+    assert compared([checkpoint])[1] == str(project / "data" / "start")
     model_folder(home / "data" / "start")  # as the run names it comes first
-    assert contest([checkpoint])[1] == "data/start"
+    assert compared([checkpoint])[1] == "data/start"
     assert beside(Path(checkpoint), "owner/model") == "owner/model"  # a hub id that lies nowhere
     assert beside(Path(checkpoint), "/gone") == "/gone"
 
@@ -176,7 +176,7 @@ def test_a_folder_of_the_hubs_cache_is_its_snapshot(home: Path) -> None:
     config = EvalConfig(
         checkpoint=("~/hub/models--owner--big-model", "data/tiny"), start="hub/models--owner--big-model"
     )
-    rows, start = contest(config.checkpoint, config.start)
+    rows, start = compared(config.checkpoint, config.start)
     assert rows[0].source == start == f"{model}/snapshots/2c3d" and [row.label for row in rows] == ["big-model", "tiny"]
 
 

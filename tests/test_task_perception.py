@@ -9,18 +9,17 @@ from typing import Any, Callable, Iterator
 import numpy as np
 import pytest
 from PIL import Image
-from scripted import END, USUAL, Scripted, blobs, painted, written
+from scripted import END, USUAL, Scripted, blobs, painted, rows_in, table, written
 from test_engine import rank_environment
 from test_metrics import coco_index
 
-from activeo3 import data_scenes, engine, eval_detection, eval_perception, log, monitor
+from activeo3 import data_scenes, engine, eval_perception, eval_setup, log, monitor
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_loader import TrainingOrder
 from activeo3.data_set import Dataset
 from activeo3.eval_config import EvalConfig
-from activeo3.eval_core import Runner
-from activeo3.eval_perception import compare, measure, per_category
+from activeo3.eval_perception import PerceptionBenchmark, measure, per_category
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.rollout import sample_rollouts
 from activeo3.task_perception_words import TASKS as ONE_SHOT
@@ -365,15 +364,15 @@ def test_policies_beside_each_other(tokenizer: Any) -> None:
         "qwen3_vl", tokenizer, lambda *_: '[{"point_2d":[1,2]},{"point_2d":[5,2]},{"point_2d":[9,2]}] 3' + END
     )
     mute = Scripted("qwen3_vl", tokenizer, lambda *_: END)
-    told: list[str] = []
-    rows, kept = compare(TASKS["counting"](CONFIG), {"start": mute, "trained": three}, "scenes", examples,
-                         Runner(), resamples=5, say=told.append)  # fmt: skip
-    assert [row["method"] for row in rows] == ["start", "trained"] and len(told) == 2
+    rows = table(PerceptionBenchmark, examples, {"start": mute, "trained": three}, CONFIG, task="counting", black=True)
+    assert [(row.setting.policy, row.setting.blind) for row in rows] == [
+        ("start", False), ("start", True), ("trained", False), ("trained", True),
+    ]  # fmt: skip
     right = [example.count.number == 3 for example in examples]
-    assert (
-        rows[1]["metrics"]["exact"].value == pytest.approx(np.mean(right)) and rows[0]["metrics"]["form"].value == 0.0
-    )
-    assert [rollout.example for rollout in kept["trained"]] == examples and three.batches[0][2].temperature == 0.0
+    assert rows[2].metrics["exact"].value == pytest.approx(np.mean(right)) and rows[0].metrics["form"].value == 0.0
+    assert [one["id"] for one in rows[2].records] == [example.id for example in examples]
+    assert three.batches[0][2].temperature == 0.0
+    assert {np.asarray(view).max() for view, _ in three.shown[3:]} == {0}
 
 
 # ---------------------------------------------------------------------- the scripts
@@ -412,8 +411,8 @@ def test_a_run_ends_in_the_tasks_own_table(
     logged = {name.removeprefix("reward/") for row in rows for name in row if name.startswith("reward/")}
     assert len(rows) == 2 and logged == set(TASKS[task].terms)
     assert all(f"reward/{name}" in monitor.METRIC_GLOSSARY for name in logged)
-    table = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["method"] for row in table] == ["start", "trained"] and set(table[0]["metrics"]) >= set(
+    found = rows_in(tmp_path)
+    assert [row["policy"] for row in found] == ["start", "trained"] and set(found[0]["metrics"]) >= set(
         eval_perception.COLUMNS[task]
     )
     assert (tmp_path / "report.html").exists() and list((tmp_path / "samples").rglob("*.jpg"))
@@ -434,11 +433,11 @@ def test_a_run_ends_in_the_tasks_own_table(
     evaluate.main(EvalConfig.from_args([*given, "--benchmark", *names]))
     printed = capsys.readouterr().out
     assert (
-        all(f"{name}, {task}, 2 questions" in printed for name in names)
+        all(f"{name} (val), 2 questions" in printed or f"{name} (test), 2 questions" in printed for name in names)
         and f" {eval_perception.COLUMNS[task][0]} |" in printed
     )
-    table = json.loads((tmp_path / "checkpoint-2" / "eval" / "results.json").read_text())["rows"]
-    assert [(row["benchmark"], row["method"]) for row in table] == [
+    found = rows_in(tmp_path / "checkpoint-2" / "eval")
+    assert [(row["benchmark"], row["policy"]) for row in found] == [
         (name, who) for name in names for who in ("start", "trained")
     ]
 
@@ -446,9 +445,9 @@ def test_a_run_ends_in_the_tasks_own_table(
         both = [str(tmp_path / f"checkpoint-{step}") for step in (1, 2)]
         config = EvalConfig.from_args([*given, "--checkpoint", *both, "--output_dir", str(tmp_path / "both")])
         evaluate.main(config)
-        rows = json.loads((tmp_path / "both" / "results.json").read_text())["rows"]
-        assert [row["method"] == "start" for row in rows] == [True, False, False]
-        assert rows[2]["metrics"] == table[1]["metrics"]
+        rows = rows_in(tmp_path / "both")
+        assert [row["policy"] == "start" for row in rows] == [True, False, False]
+        assert rows[2]["metrics"] | {"seconds": 0} == found[1]["metrics"] | {"seconds": 0}
 
 
 @pytest.mark.parametrize(
@@ -484,7 +483,7 @@ def test_a_missing_package_is_named_before_any_model_is_loaded(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "nltk", None)
     config = TrainConfig(task="ocr", eval_examples=1)
     with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
-        eval_detection.held_out(config)
+        eval_setup.held_out(config)
     with pytest.raises(DataError, match=r"^the table of --task ocr needs the package nltk"):
         evaluate.main(EvalConfig(task="ocr", checkpoint=("nowhere",)))
-    assert eval_detection.held_out(replace(config, eval_examples=0)) == []
+    assert eval_setup.held_out(replace(config, eval_examples=0)) == []

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scripted import END, USUAL, Scripted, painted
+from scripted import END, USUAL, Scripted, finished, painted, rows_in, table
 from test_evaluate import checkpoint, evaluate  # noqa: F401
 
-from activeo3 import eval_detection, eval_zoom_qa, prompts
+from activeo3 import eval_output, eval_setup, prompts
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
-from activeo3.eval_core import BATCH, Runner
-from activeo3.eval_zoom_qa import exam
+from activeo3.eval_runner import BATCH, OneProcess
+from activeo3.eval_zoom_qa import ZoomQABenchmark
 from activeo3.prompts import boxes_answer, final_answer, zoom_call
 from activeo3.rollout import sample_rollouts
 from activeo3.tasks import known_tasks
@@ -394,32 +394,37 @@ def test_an_exam_tells_the_answer_from_the_way_to_it(family: str, tokenizer) -> 
 
     said = {"looks": looks, "guesses": lambda *_: ANSWER, "errs": lambda *_: final_answer("7") + END}
     policies = {title: Scripted(family, tokenizer, says) for title, says in said.items()}
-    rows = exam(policies, [question()] * (BATCH + 1), TASK(CONFIG), Runner(), ["default"])
-    first, second, third = rows
-    assert [row["policy"] for row in rows] == list(policies)
+    flags = {"mode": ("default",), "task": "zoom_qa"}
+    policies = {"start": policies["looks"]} | {title: policies[title] for title in ("guesses", "errs")}
+    examples = [question()] * (BATCH + 1)
+    rows = table(ZoomQABenchmark, examples, policies, CONFIG, **flags)
+    first, second, third = ({name: getattr(cell, "value", cell) for name, cell in row.metrics.items()} for row in rows)
+    assert [row.setting.policy for row in rows] == list(policies)
     assert (first["answer"], first["zooms"], first["grounded_right"]) == (1, 1, 1)
-    assert first["statuses"]["zoom_executed"] == first["statuses"]["answered"] == BATCH + 1
+    assert first["turns/zoom_executed"] == first["turns/answered"] == BATCH + 1
     assert (second["answer"], second["zooms"], second["ungrounded_right"]) == (1, 0, 1)
-    assert second["statuses"]["answered_without_zoom"] == sum(second["statuses"].values()) == BATCH + 1
+    assert second["turns/answered_without_zoom"] == sum(second[f"turns/{name}"] for name in STATUSES) == BATCH + 1
     assert first["reward"] > second["reward"] > third["reward"] == 0 and third["ungrounded_wrong"] == 1
-    columns = eval_zoom_qa.tables(rows)[1][1]
-    assert columns == ["policy", "mode", "turns", "zoom_executed", "answered", "answered_without_zoom"]
+    columns = eval_output.tables(finished(rows, ZoomQABenchmark, **flags))[1].columns
+    turns = [f"turns/{name}" for name in ("zoom_executed", "answered", "answered_without_zoom")]
+    assert columns == ["method", "policy", *turns]
 
 
-def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokenizer, tmp_path: Path) -> None:
+def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokenizer, tmp_path: Path, capsys) -> None:
     start = Scripted(family, tokenizer, lambda *_: final_answer("7") + END)
     trained = Scripted(family, tokenizer, lambda *_: ANSWER)
-    told: list[str] = []
     (tmp_path / "metrics.jsonl").touch()
-    eval_detection.compare_start_and_trained(
-        trained, start, [question()] * 2, replace(CONFIG, output_dir=str(tmp_path)), told.append
-    )
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [(row["policy"], row["mode"], row["answer"]) for row in rows] == [
-        ("before", "baseline", 0), ("before", "default", 0), ("after", "baseline", 1), ("after", "default", 1),
-    ]  # fmt: skip
-    assert sum("| before " in text and "| after " in text for text in told) == 2  # answers, and turns
-    assert "activeo3: learning to zoom, look again and answer" in (tmp_path / "report.html").read_text()
+    config = replace(CONFIG, task="zoom_qa", output_dir=str(tmp_path))
+    eval_setup.compare_start_and_trained(trained, start, start, [question()] * 2, config, OneProcess())
+    rows = [(row["method"], row["policy"], row["metrics"]["answer"]) for row in rows_in(tmp_path)]
+    assert rows == [
+        ("baseline", "start", 0),
+        ("baseline", "trained", 1),
+        ("default", "start", 0),
+        ("default", "trained", 1),
+    ]
+    assert capsys.readouterr().out.count("| trained ") == 4  # answers, and turns
+    assert "activeo3: zoom_qa" in (tmp_path / "report.html").read_text()
 
 
 # ---------------------------------------------------------------------- in words
@@ -464,14 +469,14 @@ def test_evaluate_prints_the_table_of_episodes(checkpoint: str, evaluate: Callab
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--task", "zoom_qa", "--output_dir", str(tmp_path), *small
     )
-    assert complaint == "" and "scenes (test), 3 questions" in printed and "| start " in printed
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [(row["benchmark"], row["mode"], row["n"]) for row in rows] == [
+    assert complaint == "" and "scenes (test), 3 questions" in printed and "| baseline " in printed
+    rows = rows_in(tmp_path)
+    assert [(row["benchmark"], row["method"], row["n"]) for row in rows] == [
         ("scenes", "baseline", 3),
         ("scenes", "default", 3),
     ]
     for row in rows:
-        assert (
-            row["statuses"] == dict.fromkeys(STATUSES, 0) | {"truncated": 3} and row["answer"] == 0.0
-        )  # six random tokens are no answer
-    assert "| start " in (tmp_path / "results.md").read_text()
+        turns = {name: row["metrics"][f"turns/{name}"] for name in STATUSES}
+        assert turns == dict.fromkeys(STATUSES, 0) | {"truncated": 3}
+        assert row["metrics"]["answer"] == 0.0  # six random tokens are no answer
+    assert "| baseline " in (tmp_path / "results.md").read_text()

@@ -1,18 +1,19 @@
 """tasks.py: every task answers all four calls, and Direct RFT is the task model's own role on the whole picture."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scripted import END, USUAL, Scripted, finds, painted
+from scripted import END, USUAL, Scripted, finds, painted, rows_in, table
 
-from activeo3 import eval_detection, log
+from activeo3 import eval_setup, log
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drawing import Sample, save_samples
-from activeo3.eval_core import Runner
+from activeo3.eval_core import result_of
+from activeo3.eval_detection import DetectionBenchmark
+from activeo3.eval_runner import OneProcess
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
 from activeo3.rollout import sample_rollouts
@@ -170,8 +171,8 @@ def test_a_direct_answer_is_what_the_table_calls_direct(shape: str, method: str,
     (rollout,) = answers(type(task), policy, example, config)
     (outcome,) = task.act(other, [rollout])
     assert not other.shown  # nobody else is asked
-    (proposed,), acted = eval_detection.judged(method, [example], other, {"mllm": other}, config, Runner())
-    (expected,) = acted["mllm"].outcomes
+    (row,) = table(DetectionBenchmark, [example], {"start": other}, config, {"mllm": other}, methods=(method,))
+    expected = result_of(row.records[0]["found"])
     (view, words), (other_view, other_words) = policy.shown[0], other.shown[0]
     assert words == other_words and np.array_equal(np.asarray(view), np.asarray(other_view))
     assert policy.batches[0][2].max_new_tokens == other.batches[0][2].max_new_tokens
@@ -215,18 +216,18 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     """Before and after are the start policy and the trained one on the whole picture, and nobody is said to zoom."""
     nothing = lambda *_: "[]" + END  # noqa: E731
     trained, start = (Scripted("qwen3_vl", tokenizer, says) for says in (finds, nothing))
-    config, said = TrainConfig(crop_side=256, task="direct", output_dir=str(tmp_path)), []
+    config = TrainConfig(crop_side=256, task="direct", output_dir=str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     examples = [replace(question(), image_id=i + 1, id=str(i)) for i in range(3)]
-    eval_detection.compare_start_and_trained(trained, start, examples, config, said.append)
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    eval_setup.compare_start_and_trained(trained, start, start, examples, config, OneProcess())
+    rows = rows_in(tmp_path)
     seen = {(row["method"], row["task_model"]): row["metrics"]["AP50"] for row in rows}
     assert seen["direct", "trained"] == 1.0 and seen["direct", "start"] == 0.0
     assert {method for method, _ in seen} == {"direct", "oracle-regions"} and len(seen) == 4
     page = (tmp_path / "report.html").read_text()
     assert (
-        "before" in page
-        and "after" in page
+        "direct-start" in page
+        and "direct-trained" in page
         and "regions the policy proposes" not in page
         and 'alt="the crops"' not in page
     )

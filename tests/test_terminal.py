@@ -174,12 +174,13 @@ def test_tables_hold_one_line_a_row_and_no_tag() -> None:
     text = log.table(cells, ["method", "AP"], EVIL)
     title, _, *lines = text.splitlines()
     assert len(lines) == 4 and harmless(text) and len({columns(line) for line in lines}) == 1
-    written = eval_output.markdown([text])
+    part = eval_output.Table(EVIL, cells, ["method", "AP"], 2)
+    written = eval_output.as_markdown([part])
     assert "<" not in written and "](" not in written
-    latex = eval_output.latex(cells, ["method", "AP"], EVIL)
+    latex = eval_output.as_latex(part)
     assert harmless(latex) and r"\input" not in latex and r"\textbackslash{}input\{/etc" in latex
     assert len(latex.splitlines()) == len(
-        eval_output.latex([{"method": "a", "AP": 0.5}] * 2, ["method", "AP"], "t").splitlines()
+        eval_output.as_latex(eval_output.Table("t", [{"method": "a", "AP": 0.5}] * 2, ["method", "AP"], 2)).splitlines()
     )
 
 

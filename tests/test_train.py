@@ -6,7 +6,6 @@ gets a region made of them: groups have spread, crops differ, and the task model
 
 import contextlib
 import io
-import json
 import os
 import runpy
 import signal
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script beside the package
 
-from scripted import USUAL  # noqa: E402
+from scripted import USUAL, rows_in  # noqa: E402
 
 import train  # noqa: E402
 from activeo3 import (  # noqa: E402
@@ -35,12 +34,12 @@ from activeo3 import (  # noqa: E402
     checkpoints,
     curriculum,
     engine,
-    eval_core,
-    eval_detection,
+    eval_baselines,
+    eval_runner,
+    eval_setup,
     grpo,
     monitor,
     processes,
-    proposals,
     scoring,
     task_zoom_qa,
 )
@@ -110,7 +109,7 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     for name in ("sense", "direct"):
         patch.setattr(TASKS[name], "reward", reward_of_ids)
     patch.setattr(curriculum, "open_dataset", lambda *_: World(small_pictures()))
-    patch.setattr(eval_detection, "open_dataset", lambda *_: World(small_pictures()[:2]))
+    patch.setattr(eval_setup.data, "open_dataset", lambda *_: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
 
@@ -582,7 +581,7 @@ def test_a_finished_run_prints_its_table_again(
         "direct", "random", "grid", "cot", "active", "oracle-regions"
     ]  # fmt: skip
     assert (folder / "metrics.jsonl").read_bytes() == before
-    assert json.loads((folder / "results.json").read_text())["rows"] and (folder / "report.html").stat().st_size > 1000
+    assert rows_in(folder) and (folder / "report.html").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["oracle", "grounding-dino"])
@@ -604,7 +603,7 @@ def test_another_task_model_works_on_the_crops(
         config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, least_seen=0.0, **detector
     ))  # fmt: skip
     assert asked and all(text.startswith("Where") for text in asked)
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    rows = rows_in(tmp_path)
     assert {row["task_model"] for row in rows} == {name} and len(rows) == 6
     (drawn,) = (tmp_path / "samples").iterdir()
     scores = [score for sample in read_rows(drawn / "samples.jsonl") for score in sample["scores"]]
@@ -653,7 +652,7 @@ def test_another_language_model_acts_frozen_and_sharded(
     assert [outcome.texts for outcome in outcomes] == [outcome.texts for outcome in expected] and len(
         set(outcomes[0].texts[0])
     ) > 3
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    rows = rows_in(tmp_path)
     assert {row["task_model"] for row in rows} == {"mllm-qwen2_5_vl"} and "mllm-qwen2_5_vl" in (
         tmp_path / "results.md"
     ).read_text()
@@ -676,7 +675,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
         return World(examples)
 
     monkeypatch.setattr(curriculum, "open_dataset", masked)
-    monkeypatch.setattr(eval_detection, "open_dataset", lambda *_: World(masked()[:3]))
+    monkeypatch.setattr(eval_setup.data, "open_dataset", lambda *_: World(masked()[:3]))
 
     def look_well(*given: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         """Answers that can be read: others earn nothing."""
@@ -693,7 +692,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
     assert_same_run(tmp_path / "straight", tmp_path / "halves", 2)
     for row in rows_of(tmp_path / "straight"):
         assert 0.3 < row["reward/task"] < 1 and 0 < row["reward/coverage"] < 1 and row["reward_spread"] > 0
-    rows = json.loads((tmp_path / "straight" / "results.json").read_text())["rows"]
+    rows = rows_in(tmp_path / "straight")
     assert [row["method"] for row in rows] == ["random", "grid", "cot", "active", "oracle-regions"]
     assert {row["metrics"]["mIoU@0"] for row in rows} == {rows[0]["metrics"]["mIoU@0"]} and rows[4]["metrics"][
         "gain"
@@ -809,7 +808,7 @@ def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: s
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").touch()
     kept: list[dict[str, Any]] = []
-    whole = eval_detection.run
+    whole = eval_setup.evaluate
 
     def look_widely(*args: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         """Regions that hold one true box, the other, both or none."""
@@ -818,17 +817,15 @@ def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: s
         return prompts, [[replace(a, regions=tuple(map(wide, a.regions))) for a in of_one] for of_one in rollouts]
 
     def run(*args: Any, **named: Any) -> Any:
-        rows, shown = whole(*args, **named)
-        kept.extend({**row, "metrics": {**row["metrics"], "seconds": None}} for row in rows)
-        return rows, shown
+        rows = whole(*args, **named)
+        kept.extend({"method": row.setting.method, "metrics": {**row.metrics, "seconds": None}} for row in rows)
+        return rows
 
     with pytest.MonkeyPatch.context() as patch, policy.gathered() as actor, frozen.gathered() as task_model:
-        patch.setattr(proposals, "sample_rollouts", look_widely)
-        patch.setattr(eval_detection, "run", run)
-        patch.setattr(eval_core, "BATCH", 3)
-        eval_detection.compare_start_and_trained(
-            actor, task_model, small_pictures(), config, [].append, eval_core.Runner(ranks)
-        )
+        patch.setattr(eval_baselines, "sample_rollouts", look_widely)
+        patch.setattr(eval_setup, "evaluate", run)
+        patch.setattr(eval_runner, "BATCH", 3)
+        eval_setup.compare_start_and_trained(actor, task_model, task_model, small_pictures(), config, ranks)
     return kept
 
 
@@ -1062,7 +1059,7 @@ def test_two_ranks_share_the_held_out_pictures_and_make_the_table_of_one(
     assert 0 < active["region_recall"].value < 1 and cot["swap_query"] != active["swap_query"]  # something to get wrong
     results, folder = two_ranks
     assert repr(one) == repr(results[0]["compared"]) == repr(results[1]["compared"])  # NaN is NaN
-    here, there = (json.loads((path / "results.json").read_text()) for path in (tmp_path, folder / "compared"))
+    here, there = ({"rows": rows_in(path)} for path in (tmp_path, folder / "compared"))
     for rows in (here["rows"], there["rows"]):
         assert all(row["metrics"].pop("seconds") > 0 for row in rows)
     assert here == there and (folder / "compared" / "report.html").exists()

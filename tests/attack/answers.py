@@ -28,6 +28,7 @@ from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.answer_text import without_thoughts
 from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
+from activeo3.eval_config import EvalConfig
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.tasks import PromptSpec, Task, known_tasks
 from activeo3.types import VQA, Example, Objects, Rollout
@@ -148,7 +149,8 @@ def marks(benchmark: str, options: Sequence[str], right: str, text: str) -> dict
         query=ASKED if options else "How many?",
         vqa=VQA("What is it?", (right,), options=options),
     )
-    answer = eval_vqa.read(benchmark, example, text, True)
+    kind = eval_vqa.OF_DATA.get(benchmark, eval_vqa.VQABenchmark)
+    answer = kind(benchmark, EvalConfig(checkpoint=("x",))).read(example, text, True)
     return {"right": float(bool(answer.right)), "lenient": float(bool(answer.lenient))}
 
 

@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from activeo3 import checkpoint_files, checkpoints, engine, rivals
+from activeo3 import checkpoint_files, checkpoints, engine, eval_setup
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.engine import Distributed, Zero3Model
@@ -225,7 +225,7 @@ def evaluated(target: Target) -> str:
     """What an evaluation has of the newest checkpoint, as a digest, or a sentence."""
     source = str(target.newest)
     try:
-        rivals.contest([source])
+        eval_setup.compared([source])
         vlm = VisionLanguageModel.load(source, torch.float32)
     except SENTENCES as error:
         return f"sentence: {error}"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scripted import finished
 from test_eval_output import world
 
 from activeo3 import eval_output
-from activeo3.headlines import LOW_RANGE, headlines
+from activeo3.eval_core import Row, Setting
+from activeo3.eval_detection import LOW_RANGE, headlines
 from activeo3.metric_rules import LOW_OVERLAP, MetricRules
 
 
@@ -70,17 +72,11 @@ def test_low_overlaps_are_those_of_pycocotools(seed: int) -> None:
 
 
 def test_the_tables_show_what_was_asked_for() -> None:
-    row = {
-        "benchmark": "b",
-        "method": "grid",
-        "checkpoint": "",
-        "task_model": "mllm",
-        "budget": 3,
-        "n": 1,
-        "failures": {},
-    }
-    plain, low = row | {"metrics": {"AP": 0.1}}, row | {"metrics": {"AP": 0.1, "AP10": 0.3}}
-    assert eval_output.first_table([plain])[1][1:6] == ["AP", "AP50", "AP_s", "AR", "AR_s"]
-    assert eval_output.first_table([low])[1][1:6] == ["AP10", "AP50", "AP10_s", "AR10", "AR10_s"]
-    assert eval_output.frequency_table([plain])[1] == []
-    assert eval_output.frequency_table([row | {"metrics": {"AP_r": 0.1}}])[1] == ["method", "AP_r", "AP_c", "AP_f"]
+    def columns(**values: float) -> list[list[str]]:
+        return [one.columns[1:] for one in eval_output.tables(finished([Row("b", Setting("grid"), 1, values, [])]))]
+
+    usual = dict.fromkeys(("AP", "AP50", "AP_s", "AR", "AR_s"), 0.1)
+    low = dict.fromkeys(("AP10", "AP10_s", "AR10", "AR10_s"), 0.3)
+    assert columns(**usual) == [list(usual)]
+    assert columns(**usual, **low) == [["AP10", "AP50", "AP10_s", "AR10", "AR10_s"]]
+    assert columns(AP=0.1, AP_r=0.1, AP_c=0.1, AP_f=0.2) == [["AP"], ["AP_r", "AP_c", "AP_f"]]

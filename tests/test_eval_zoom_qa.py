@@ -1,33 +1,32 @@
-"""modes.py and eval_zoom_qa.py under scripted policies: what each mode shows, allows and takes, and every number by
-hand."""
+"""eval_zoom_qa.py under scripted policies: what each mode shows, allows and takes, and every number by hand."""
 
 import json
-import runpy
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
-from scripted import END, Scripted, backwards, painted
+from scripted import END, Scripted, backwards, finished, painted, rows_in, table
 from test_data_docvqa import docvqa_json
 from test_data_vqa import vstar_set
 from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
-from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, TASK, WAYS, episode, question
+from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, WAYS, episode, question
 
-from activeo3 import eval_baselines, eval_zoom_qa, modes, prompts, task_zoom_qa
+from activeo3 import eval_baselines, eval_output, eval_zoom_qa, prompts, task_zoom_qa
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_set import Dataset
-from activeo3.eval_config import MODES, EvalConfig
-from activeo3.eval_core import BATCH, Runner
+from activeo3.eval_config import MODES
+from activeo3.eval_core import Row
+from activeo3.eval_runner import BATCH
+from activeo3.eval_zoom_qa import ORACLES, ZoomQABenchmark
 from activeo3.geometry import as_boxes
-from activeo3.tasks import known_tasks
+from activeo3.intervals import Metric
 from activeo3.types import VQA, Example
 from activeo3.zoom_calls import STATUSES
-
-TASKS = known_tasks()
 
 CLOSER = prompts.shown("zoom_executed", "short")
 AWAY = '<zoom_roi x0="0" y0="0.5" x1="0.25" y1="0.75"/>' + END
@@ -56,16 +55,33 @@ def sees(model: Scripted, view: Image.Image | list[Image.Image], words: str) -> 
 
 
 def rows_of(
-    says: Callable, tokenizer, wanted: Sequence[str], examples: Sequence[Example] | None = None, config=CONFIG, **how
-) -> dict[str, dict]:
+    says: Callable,
+    tokenizer,
+    wanted: Sequence[str],
+    examples: Sequence[Example] | None = None,
+    config=CONFIG,
+    load=None,
+    **flags,
+) -> dict[str, Row]:
+    """The rows of a policy in the modes, by their names."""
     examples = [question()] if examples is None else examples
     policy = Scripted("qwen3_vl", tokenizer, says)
-    rows = eval_zoom_qa.exam({"it": policy}, examples, TASK(config), Runner(), wanted, resamples=50, **how)
-    return {row["mode"]: row for row in rows}
+    flags = {"mode": tuple(wanted), "resamples": 50, "task": "zoom_qa"} | flags
+    rows = table(ZoomQABenchmark, examples, {"start": policy}, config, load=load, **flags)
+    return {eval_output.label(row, rows): row for row in rows}
 
 
-def numbers(row: dict) -> tuple:
-    return tuple(row[name] for name in ("answer", "zoomed", "zooms", "asked"))
+def value(row: Row, name: str) -> Any:
+    found = row.metrics[name]
+    return found.value if isinstance(found, Metric) else found
+
+
+def statuses(row: Row) -> dict[str, int]:
+    return {name: row.metrics[f"turns/{name}"] for name in STATUSES}
+
+
+def numbers(row: Row) -> tuple:
+    return tuple(value(row, name) for name in ("answer", "zoomed", "zooms", "asked"))
 
 
 # ---------------------------------------------------------------------- what a mode shows and allows
@@ -73,21 +89,22 @@ def numbers(row: dict) -> tuple:
 
 def test_only_looking_or_being_shown_helps_a_policy_that_goes_by_pixels(tokenizer) -> None:
     rows = rows_of(sees, tokenizer, MODES, black=True)
-    assert {mode: row["answer"] for mode, row in rows.items()} == {
-        "baseline": 0, "default": 1, "default, black crops": 0, "strict_zoom": 1, "strict_zoom, black crops": 0,
+    assert {mode: value(row, "answer") for mode, row in rows.items()} == {
+        "baseline": 0, "default": 1, "default-blind": 0, "strict_zoom": 1, "strict_zoom-blind": 0,
         "oracle_crop": 1, "oracle_crop+picture": 1,
     }  # fmt: skip
     assert numbers(rows["baseline"]) == (0, 0, 0, 1) and numbers(rows["default"]) == (1, 1, 1, 1)
-    assert rows["default, black crops"]["zoomed"] == 1  # it looks, and nothing is there
+    assert value(rows["default-blind"], "zoomed") == 1  # it looks, and nothing is there
     assert set(rows_of(sees, tokenizer, ["default"])) == {"default"}
 
 
 def test_what_is_shown_and_asked_in_each_mode(tokenizer) -> None:
     seen: dict[str, list] = {}
-    for way in modes.ways(TASK(replace(CONFIG, wording="paper")), MODES):
+    for mode in MODES:
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        eval_zoom_qa.sit(model, way, [question()], Runner())
-        (seen[way.title],) = model.shown
+        config = replace(CONFIG, wording="paper")
+        table(ZoomQABenchmark, [question()], {"start": model}, config, mode=(mode,), task="zoom_qa")
+        seen |= zip(ORACLES if mode == "oracle_crop" else [mode], model.shown, strict=True)
     (whole, at_once), (same, may), (_, must) = (seen[name] for name in ("baseline", "default", "strict_zoom"))
     (crop, alone_), ((first, second), beside) = seen["oracle_crop"], seen["oracle_crop+picture"]
     assert whole.tobytes() == same.tobytes() == first.tobytes() and crop.tobytes() == second.tobytes()
@@ -109,54 +126,53 @@ def test_a_hint_is_shown_in_every_mode(tokenizer) -> None:
     """MMBench's questions may come with what should be known beforehand; without it some cannot be answered."""
     plain = question()
     hinted = replace(plain, vqa=replace(plain.vqa, hint="Plates are red."))
-    for way in modes.ways(TASK(replace(CONFIG, wording="paper")), MODES):
+    for mode in MODES:
         model = Scripted("qwen3_vl", tokenizer, lambda *_: ANSWER)
-        eval_zoom_qa.sit(model, way, [plain, hinted], Runner())
-        (_, without), (_, words) = model.shown
-        assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), way.title
+        config = replace(CONFIG, wording="paper")
+        table(ZoomQABenchmark, [plain, hinted], {"start": model}, config, mode=(mode,), task="zoom_qa")
+        for (_, without), (_, words) in zip(model.shown[::2], model.shown[1::2], strict=True):
+            assert words == without.replace("What number", "Hint: Plates are red.\nWhat number", 1), mode
 
 
 def test_the_oracles_region_holds_all_evidence_and_its_surroundings() -> None:
     vqa = VQA("?", ("7",), evidence_px=as_boxes([[100, 100, 140, 120], [400, 300, 460, 380]]))
     example = Example("a", painted(SIZE, []), "?", vqa=vqa)
-    region = modes.evidence_region(example)
+    region = eval_zoom_qa.evidence_region(example)
     assert task_zoom_qa.covered(as_boxes([region]), task_zoom_qa.asked_of(example).evidence_px) == 1.0
     assert region == pytest.approx((280 - 1.3 * 180, 240 - 1.3 * 140, 280 + 1.3 * 180, 240 + 1.3 * 140))
-    assert modes.evidence_region(question()) == eval_baselines.oracle_regions(question(), 1)[0]
+    assert eval_zoom_qa.evidence_region(question()) == eval_baselines.oracle_regions(question(), 1)[0]
 
 
 def test_a_zoom_that_is_not_there_is_refused_once_and_then_the_policy_may_answer(tokenizer) -> None:
     told = prompts.shown("zoom_limit", "short")
     rows = rows_of(lambda model, view, words: ANSWER if words == told else IN, tokenizer, ["baseline", "oracle_crop"])
     for row in rows.values():
-        assert row["episodes"][0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (
+        assert row.records[0]["statuses"] == ["zoom_limit", "answered_without_zoom"] and numbers(row) == (
             1,
             0,
             0,
             1,
         )
     stubborn = rows_of(lambda *_: IN, tokenizer, ["baseline"])["baseline"]
-    assert stubborn["statuses"]["zoom_limit"] == 2 and numbers(stubborn) == (0, 0, 0, 2)
+    assert statuses(stubborn)["zoom_limit"] == 2 and numbers(stubborn) == (0, 0, 0, 2)
 
 
 def test_strict_fails_closed(tokenizer) -> None:
     """The right answer at once is right, and counts for nothing; so does one after a zoom that came to nothing."""
     small = '<zoom_roi x0="0" y0="0" x1="0.1" y1="0.1"/>' + END
     guesses = rows_of(lambda *_: ANSWER, tokenizer, MODES)
-    assert [guesses[mode]["answer"] for mode in MODES] == [1, 1, 0, 1]
-    assert (
-        guesses["strict_zoom"]["statuses"]["answered_early"] == 1
-        and guesses["strict_zoom"]["episodes"][0]["answer"] is None
-    )
+    assert [value(guesses[mode], "answer") for mode in MODES] == [1, 1, 0, 1]
+    strict = guesses["strict_zoom"]
+    assert statuses(strict)["answered_early"] == 1 and strict.records[0]["answer"] is None
     refused = lambda model, view, words: ANSWER if words == prompts.shown("too_small", "short") else small  # noqa: E731
-    assert rows_of(refused, tokenizer, ["default", "strict_zoom"])["strict_zoom"]["answer"] == 0
-    assert rows_of(after_a_look(AWAY), tokenizer, ["strict_zoom"])["strict_zoom"]["answer"] == 1
+    assert value(rows_of(refused, tokenizer, ["default", "strict_zoom"])["strict_zoom"], "answer") == 0
+    assert value(rows_of(after_a_look(AWAY), tokenizer, ["strict_zoom"])["strict_zoom"], "answer") == 1
     none_left = replace(CONFIG, max_zooms=0)
     with pytest.raises(
         ConfigError, match="^--mode strict_zoom needs a zoom and a turn to answer in, and --max_zooms 0 "
     ):
-        modes.ways(TASK(none_left), ["strict_zoom"])
-    assert len(modes.ways(TASK(none_left), ["baseline", "default", "oracle_crop"])) == 4
+        rows_of(refused, tokenizer, ["strict_zoom"], config=none_left)
+    assert len(rows_of(lambda *_: ANSWER, tokenizer, ["baseline", "default", "oracle_crop"], config=none_left)) == 4
 
 
 @pytest.mark.parametrize("least", [1, 2, 3])
@@ -199,13 +215,13 @@ def test_grounded_and_right_are_crossed_and_counted_by_hand(tokenizer) -> None:
     for says, right in ((after_a_look(IN), "right"), (after_a_look(IN, WRONG), "wrong")):
         for name, boxes in ways.items():
             (row,) = rows_of(says, tokenizer, ["default"], [question(box=box) for box in boxes]).values()
-            assert {column: row[column] for column in eval_zoom_qa.QUADRANTS} == {
+            assert {column: value(row, column) for column in eval_zoom_qa.QUADRANTS} == {
                 column: float(column == f"{name}_{right}") for column in eval_zoom_qa.QUADRANTS
             }  # fmt: skip
     rows = rows_of(after_a_look(AWAY), tokenizer, MODES)
-    assert rows["default"]["ungrounded_right"] == 1 and rows["baseline"]["ungrounded_wrong"] == 1
+    assert value(rows["default"], "ungrounded_right") == 1 and value(rows["baseline"], "ungrounded_wrong") == 1
     assert np.isnan(
-        [rows["oracle_crop"][column] for column in eval_zoom_qa.QUADRANTS]
+        [value(rows["oracle_crop"], column) for column in eval_zoom_qa.QUADRANTS]
     ).all()  # nobody asked it where to look
 
 
@@ -213,9 +229,9 @@ def test_half_right_is_right_and_looks_count_together(tokenizer) -> None:
     near = question()
     near = replace(near, vqa=replace(near.vqa, kind="anls", answers=("4200",)))
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [near]).values()
-    assert row["answer"] == 0.5 and row["grounded_right"] == 1
+    assert value(row, "answer") == 0.5 and value(row, "grounded_right") == 1
     (row,) = rows_of(after_a_look(IN), tokenizer, ["default"], [question(box=(640.0, 200.0, 704.0, 244.0))]).values()
-    assert row["episodes"][0]["evidence_seen"] == pytest.approx(0.5)
+    assert row.records[0]["evidence_seen"] == pytest.approx(0.5)
     assert (
         task_zoom_qa.covered(as_boxes([(336, 112, 672, 336), (672, 112, 1008, 336)]), as_boxes([(640, 200, 704, 244)]))
         == 1.0
@@ -226,10 +242,12 @@ def test_questions_without_evidence_are_neither_grounded_nor_told(tokenizer) -> 
     vqa = VQA("Which?", ("B",), options=("no", "42"), category="single")
     bare = [Example(f"b{k}", painted(SIZE, []), "?", image_id=k + 2, vqa=vqa) for k in range(2)]
     rows = rows_of(after_a_look(IN), tokenizer, MODES, [*bare, question()])
-    assert [row["n"] for row in rows.values()] == [3, 3, 3, 1, 1]
-    assert rows["default"]["answer"] == 1 and rows["default"]["grounded_right"] == 1  # of the one that can be
-    assert rows["default"]["categories"] == {"": {"n": 1, "answer": 1}, "single": {"n": 2, "answer": 1}}
-    assert [one["evidence_seen"] for one in rows["default"]["episodes"]] == [None, None, 1.0]
+    assert [row.n for row in rows.values()] == [3, 3, 3, 1, 1]
+    assert (
+        value(rows["default"], "answer") == 1 and value(rows["default"], "grounded_right") == 1
+    )  # of the one that can be
+    assert rows["default"].metrics["answer/none"] == rows["default"].metrics["answer/single"] == 1
+    assert [one["evidence_seen"] for one in rows["default"].records] == [None, None, 1.0]
     assert set(rows_of(lambda *_: ANSWER, tokenizer, MODES, bare)) == {"baseline", "default", "strict_zoom"}
 
 
@@ -237,7 +255,7 @@ def test_every_number_follows_from_the_episodes(tokenizer) -> None:
     said = iter([IN, IN, ANSWER, WRONG, IN, AWAY, IN, WRONG, "I do not know." + END])
     examples = [replace(question(), id=str(k), image_id=k) for k in range(4)]
     (row,) = rows_of(lambda *_: next(said), tokenizer, ["default"], examples).values()
-    told = row["episodes"]
+    told = row.records
     assert [one["id"] for one in told] == ["0", "1", "2", "3"] and [one["answer"] for one in told] == [
         "42",
         "7",
@@ -246,21 +264,20 @@ def test_every_number_follows_from_the_episodes(tokenizer) -> None:
     ]
     assert [one["statuses"] for one in told][2] == ["zoom_executed"] * 3 + ["answered"]
     assert numbers(row) == (0.25, 0.5, 1.25, 1.25)
-    assert row["statuses"] == dict.fromkeys(STATUSES, 0) | {
+    assert statuses(row) == dict.fromkeys(STATUSES, 0) | {
         "zoom_executed": 5, "answered": 2, "answered_without_zoom": 1, "missing_zoom": 1
     }  # fmt: skip
-    assert row["tokens"] == np.mean([one["tokens"] for one in told]) and told[3]["tokens"] == len(
+    assert value(row, "tokens") == np.mean([one["tokens"] for one in told]) and told[3]["tokens"] == len(
         tokenizer("I do not know." + END).input_ids
     )
-    assert row["reward"] == pytest.approx(np.mean([one["reward"] for one in told]))
+    assert value(row, "reward") == pytest.approx(np.mean([one["reward"] for one in told]))
     assert told[0]["zooms"][0] == {"status": "zoom_executed", "window_px": pytest.approx([672, 112, 1008, 336])}
-    low, high = row["intervals"]["answer"]
-    assert low < 0.25 < high and sum(row[name] for name in eval_zoom_qa.QUADRANTS) == 1
-    (first, columns), (second, _) = eval_zoom_qa.tables([row])
-    assert (
-        first[0]["answer"] == (0.25, low, high) and second[0]["turns"] == 9 and columns[:3] == ["policy", "mode", "n"]
-    )
-    json.dumps(row)
+    _, low, high = row.metrics["answer"]
+    assert low < 0.25 < high and sum(value(row, name) for name in eval_zoom_qa.QUADRANTS) == 1
+    first, second = eval_output.tables(finished([row], ZoomQABenchmark, task="zoom_qa"))
+    assert first.cells[0]["answer"] == (0.25, low, high) and first.columns[:2] == ["method", "answer"]
+    assert second.columns == ["method", *(f"turns/{name}" for name in STATUSES if statuses(row)[name])]
+    json.dumps(row.records)
 
 
 def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
@@ -269,21 +286,38 @@ def test_ranks_that_share_the_questions_find_the_same(tokenizer) -> None:
 
     assert len(examples) > BATCH
     one, other = (
-        repr(eval_zoom_qa.exam({"it": policy}, examples, TASK(CONFIG), runner)) for runner in (Runner(), backwards())
+        table(ZoomQABenchmark, examples, {"start": policy}, CONFIG, None, runner, task="zoom_qa")
+        for runner in (None, backwards())
     )
-    assert one == other
+    assert same(one) == same(other)
+
+
+def same(rows: Any) -> str:
+    """The rows without seconds; NaN is NaN."""
+    return re.sub(r"'seconds': [\d.e-]+", "", repr(rows))
 
 
 def test_episodes_are_the_same_with_pictures_that_are_read_when_their_turn_comes(tokenizer) -> None:
-    policy, full = Scripted("qwen3_vl", tokenizer, sees), [question() for _ in range(3)]
+    full = [question() for _ in range(3)]
     disk = Dataset("disk", "test", full, lambda item, _: item)
     examples = list(disk.without_images())
     assert {example.image.size for example in examples} == {(1, 1)}
     held, read = (
-        eval_zoom_qa.exam({"it": policy}, which, TASK(CONFIG), Runner(), MODES, True, whole=whole)
-        for which, whole in ((full, lambda example: example), (examples, disk.with_image))
+        rows_of(sees, tokenizer, MODES, which, load=load, black=True)
+        for which, load in ((full, None), (examples, disk.with_image))
     )
-    assert repr(held) == repr(read)
+    assert same(held) == same(read)
+
+
+def test_budgets_are_how_often_an_episode_may_zoom(tokenizer) -> None:
+    policy = Scripted("qwen3_vl", tokenizer, lambda *_: IN)
+    flags = {"mode": ("baseline", "default"), "task": "zoom_qa", "budgets": (1, 5)}
+    rows = table(ZoomQABenchmark, [question()], {"start": policy}, CONFIG, **flags)
+    assert [(row.setting.method, row.setting.regions) for row in rows] == [
+        ("baseline", 0),
+        *(("default", k) for k in (1, 3, 5)),
+    ]
+    assert [value(row, "zooms") for row in rows] == [0, 1, 3, 5]
 
 
 def test_an_example_that_asks_nothing_is_named_before_any_episode(tokenizer) -> None:
@@ -320,17 +354,16 @@ def test_docvqa_in_the_public_layout_is_reported(
         str(out),
     )
     assert complaint == ""
-    rows = json.loads((out / "results.json").read_text())["rows"]
-    assert [(row["policy"], row["mode"], row["n"]) for row in rows] == [
+    rows = rows_in(out)
+    assert [(row["policy"], row["method"], row["n"]) for row in rows] == [
         ("start", "baseline", 3), ("start", "default", 3), ("start", "strict_zoom", 3),
         ("start", "oracle_crop", 2), ("start", "oracle_crop+picture", 2),
     ]  # fmt: skip
-    assert "docvqa (val), 3 questions" in printed and "2 of 3 questions have evidence" in printed
+    assert "docvqa (val), 3 questions" in printed
     for row in rows:
-        assert {one["id"] for one in row["episodes"]} <= {"docvqa:1", "docvqa:2", "docvqa:3"} and len(
-            row["episodes"]
-        ) == row["n"]
-        assert f"| {row['mode']} " in printed and f"| {row['mode']} " in (out / "results.md").read_text()
+        episodes = json.loads((out / f"answers-docvqa-{row['method']}.json").read_text())
+        assert {one["id"] for one in episodes} <= {"docvqa:1", "docvqa:2", "docvqa:3"} and len(episodes) == row["n"]
+        assert f"| {row['method']} " in printed and f"| {row['method']} " in (out / "results.md").read_text()
 
 
 def test_start_and_every_checkpoint_in_every_mode_about_several_benchmarks(
@@ -347,7 +380,7 @@ def test_start_and_every_checkpoint_in_every_mode_about_several_benchmarks(
         "--data_root", str(tmp_path), "--mode", "baseline", "--output_dir", str(tmp_path / "out"), *SMALL,
     )  # fmt: skip
     assert complaint == ""
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    rows = rows_in(tmp_path / "out")
     assert [(row["benchmark"], row["policy"]) for row in rows] == [
         (name, policy) for name in ("scenes", "vstar") for policy in ("start", "run-1", "run-2")
     ]  # fmt: skip
@@ -360,31 +393,12 @@ def test_what_cannot_be_asked_is_one_sentence(checkpoint: str, evaluate: Callabl
     root = docvqa_json(tmp_path)
     assert (
         complaint("--mode", "best")
-        == "activeo3: --mode best not known; there are: baseline, default, strict_zoom, oracle_crop."
+        == "activeo3: --mode best is not known; there are: baseline, default, strict_zoom, oracle_crop."
     )
     assert complaint("--mode", "baseline", "--task", "segment") == (
         "activeo3: --mode is how questions are asked in episodes: leave out --task segment, or --mode."
     )
     assert "--mode strict_zoom needs a zoom" in complaint("--mode", "strict_zoom", "--max_turns", "1")
     assert complaint("--benchmark", "docvqa", "scenes", "--data_root", root) == (
-        "activeo3: --benchmark docvqa is answered in free text: evaluate it apart, or all with --mode."
+        "activeo3: --benchmark names data sets of several tasks, docvqa (zoom_qa), scenes (boxes): evaluate them apart."
     )
-
-
-def test_free_text_means_episodes() -> None:
-    config, as_meant = (
-        EvalConfig(checkpoint=("x",)),
-        runpy.run_path(str(ROOT / "evaluate.py"), run_name="evaluate")["as_meant"],
-    )
-    meant = lambda **changes: as_meant(replace(config, **changes)).task  # noqa: E731
-    assert [meant(), meant(benchmark=("vstar",)), meant(benchmark=("docvqa",)), meant(mode=("default",))] == [
-        "sense",
-        "sense",
-        "zoom_qa",
-        "zoom_qa",
-    ]
-    assert (
-        meant(benchmark=("docvqa", "vstar"), mode=("default",)) == "zoom_qa"
-        and meant(benchmark=("docvqa:train",)) == "zoom_qa"
-    )
-    assert TASKS[meant(mode=("baseline",))] is TASK

@@ -19,18 +19,19 @@ from typing import Any, Callable
 import pytest
 import torch
 from PIL import Image
+from scripted import rows_in
 from test_data_vqa import vstar_set
 from test_engine import on_ranks
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package
 
+
 import evaluate  # noqa: E402
-from activeo3 import contest, eval_core, rivals  # noqa: E402
+from activeo3 import eval_detection, eval_runner  # noqa: E402
 from activeo3.engine import Distributed  # noqa: E402
 from activeo3.eval_config import EvalConfig  # noqa: E402
 from activeo3.model import VisionLanguageModel  # noqa: E402
-from activeo3.progress import Progress  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 TINY = str(ROOT / "data" / "tiny")
@@ -55,10 +56,14 @@ def config(other: str) -> EvalConfig:
 def run(config: EvalConfig, folder: Path) -> int:
     """An evaluation in blocks of two pictures: how many blocks were worked on."""
     done: list[int] = []
-    count = Progress.done
+    share = Distributed.map
+
+    def counted(self: Distributed, work: Callable[[Any], Any], parts: Any) -> list[Any]:
+        return share(self, lambda part: done.append(1) or work(part), parts)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "done", lambda self, questions: done.append(1) or count(self, questions))
-        patch.setattr(eval_core, "BATCH", 2)
+        patch.setattr(Distributed, "map", counted)
+        patch.setattr(eval_runner, "BATCH", 2)
         evaluate.main(replace(config, output_dir=str(folder)))
     return len(done)
 
@@ -81,7 +86,7 @@ def straight(uninterrupted: tuple[Path, int]) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "results.json").read_text())["rows"]
+    return rows_in(folder)
 
 
 # ---------------------------------------------------------------------- several checkpoints
@@ -89,26 +94,30 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_checkpoints_are_rows_of_one_table(straight: Path) -> None:
     rows = rows_of(straight)
-    named = [(row["method"], row["checkpoint"], row["task_model"]) for row in rows]
+    named = [(row["method"], row["policy"], row["task_model"]) for row in rows]
     wanted = [("random", "", "oracle")]
-    wanted += [(method, label, "oracle") for method in ("active", "repeat") for label in ("tiny", "other")]
-    wanted += [("answer", label, "itself") for label in ("tiny", "other")]
+    wanted += [(method, label, "oracle") for method in ("active", "repeat") for label in ("start", "other")]
+    wanted += [("answer", label, "itself") for label in ("start", "other")]
     assert named == wanted
     by_name = {key[:2]: row["metrics"] for key, row in zip(named, rows)}
-    assert by_name["active", "tiny"]["regions"] > 0
+    assert by_name["active", "start"]["regions"] > 0
     assert by_name["active", "other"]["regions"] == 0  # random weights propose nothing
     predictions = {path.name for path in straight.glob("predictions-*")}
     assert len(predictions) == len(rows) and "predictions-scenes-active-other.json" in predictions
-    assert "| active other " in (straight / "results.md").read_text()
+    table = (straight / "results.md").read_text()
+    assert [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| active ")][:2] == [
+        "start",
+        "other",
+    ]
     assert not (straight / "unfinished").exists()
 
 
 def test_what_a_picture_costs(straight: Path) -> None:
-    by_name = {(row["method"], row["checkpoint"]): row["metrics"] for row in rows_of(straight)}
+    by_name = {(row["method"], row["policy"]): row["metrics"] for row in rows_of(straight)}
     assert (by_name["random", ""]["tokens"], by_name["random", ""]["calls"]) == (0, 3)
-    assert by_name["active", "tiny"]["tokens"] > 10 and by_name["active", "other"]["calls"] == 0
-    assert by_name["answer", "tiny"]["calls"] == 1 and by_name["answer", "tiny"]["tokens"] > 0
-    assert 0 < by_name["repeat", "tiny"]["calls"] <= 3
+    assert by_name["active", "start"]["tokens"] > 10 and by_name["active", "other"]["calls"] == 0
+    assert by_name["answer", "start"]["calls"] == 1 and by_name["answer", "start"]["tokens"] > 0
+    assert 0 < by_name["repeat", "start"]["calls"] <= 3
 
 
 def test_a_checkpoint_of_direct_rft_answers_itself(other: str, tmp_path: Path) -> None:
@@ -121,8 +130,8 @@ def test_a_checkpoint_of_direct_rft_answers_itself(other: str, tmp_path: Path) -
     run(config, tmp_path / "out")
     active, answer = rows_of(tmp_path / "out")
     for row in (active, answer):
-        assert row.pop("method") and row["metrics"].pop("seconds") > 0
-    assert active == answer and active["task_model"] == "itself" and active["budget"] == 0
+        assert row.pop("method") and row.pop("setting") and row["metrics"].pop("seconds") > 0
+    assert active == answer and active["task_model"] == "itself" and row["regions"] == 0
     files = [tmp_path / "out" / f"predictions-scenes-{name}.json" for name in ("active", "answer")]
     assert files[0].read_text() == files[1].read_text()
 
@@ -151,7 +160,7 @@ def test_models_are_loaded_one_after_the_other(other: str, make_vlm, tmp_path: P
     monkeypatch.setattr(VisionLanguageModel, "load", watched)
     run(config, tmp_path / "out")
     assert len(most) == 5 and max(most) == 1  # beside the one that is loaded there is the start policy
-    assert [row["checkpoint"] for row in rows_of(tmp_path / "out")] == [*"abcd"]
+    assert [row["policy"] for row in rows_of(tmp_path / "out")] == [*"abcd"]
 
 
 # ---------------------------------------------------------------------- ranks, and interruptions
@@ -241,7 +250,7 @@ def on_two_threads(work: Callable[[], Any], patch: pytest.MonkeyPatch) -> None:
 def test_two_ranks_make_the_results_of_one(
     straight_of_a_kind: tuple[Path, int], of_a_kind: EvalConfig, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(eval_core, "BATCH", 2)
+    monkeypatch.setattr(eval_runner, "BATCH", 2)
     on_two_threads(lambda: evaluate.main(replace(of_a_kind, output_dir=str(tmp_path / "two"))), monkeypatch)
     assert written(tmp_path / "two") == written(straight_of_a_kind[0])
     assert not (tmp_path / "two" / "unfinished").exists()
@@ -267,16 +276,17 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
             raise Killed
         replace_file(path, data)
 
-    replace_file = eval_core.replace_file
+    replace_file = eval_runner.replace_file
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(eval_core, "replace_file", kept_or_dead)
+        patch.setattr(eval_runner, "replace_file", kept_or_dead)
         run(of_a_kind, tmp_path)
     assert len(list((tmp_path / "unfinished").iterdir())) == 2
-    totals: list[tuple[int, int]] = []
-    monkeypatch.setattr(Progress, "close", lambda self: totals.append((self.total, self.finished)))
+    bars: list[Any] = []
+    close = eval_runner.Runner.close
+    monkeypatch.setattr(eval_runner.Runner, "close", lambda self: bars.append(self.bar) or close(self))
     assert run(of_a_kind, tmp_path) == worked - 1
     assert written(tmp_path) == written(straight)
-    assert totals[0][0] == totals[0][1]
+    assert bars[0].n == bars[0].total > 0
 
 
 def on_a_rank(config: EvalConfig, folder: Path) -> None:
@@ -292,17 +302,14 @@ def test_two_processes_make_the_table_of_one(straight: Path, config: EvalConfig,
 
 
 def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "FITTED_ON", 6)
+    monkeypatch.setattr(eval_detection, "FITTED_ON", 6)
     methods = ("direct", "random", "fixed", "repeat", "active", "oracle-regions")
     config = EvalConfig(
         checkpoint=(other,), methods=methods, task_model=("oracle",), regions=2, budgets=(1, 4), **SMALL
     )
     run(config, tmp_path / "curve")
-    found = json.loads((tmp_path / "curve" / "results.json").read_text())
-    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
-        (m, 0 if m == "direct" else 2) for m in methods
-    ]
-    budgets = {(row["method"], row["budget"]): row for row in found["budgets"]}
+    rows = rows_in(tmp_path / "curve")
+    budgets = {(row["method"], row["regions"]): row for row in rows}
     assert list(budgets) == [("direct", 0)] + [(m, k) for m in methods[1:] for k in (1, 2, 4)]
     for method in ("random", "fixed"):
         assert [budgets[method, k]["metrics"]["calls"] for k in (1, 2, 4)] == [1, 2, 4]
@@ -317,36 +324,10 @@ def test_budgets_are_a_curve_beside_the_table(other: str, tmp_path: Path, capsys
     )
     with Image.open(tmp_path / "curve" / "budgets-scenes.png") as drawn:
         assert drawn.width > 900
-    assert "What a budget of regions buys" in (tmp_path / "curve" / "scenes.html").read_text()
+    assert "hat a budget of regions buys" in (tmp_path / "curve" / "scenes.html").read_text()
     # The table of one budget is that of a run without the others.
     run(replace(config, budgets=()), tmp_path / "alone")
-    alone = json.loads((tmp_path / "alone" / "results.json").read_text())
-    for row in (*alone["rows"], *found["rows"]):
+    alone = rows_in(tmp_path / "alone")
+    for row in (*alone, *rows):
         row["metrics"].pop("seconds")
-    assert alone == {"rows": found["rows"]}
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {}, {"black": True, "task_model": ("mllm", "oracle")}, {"budgets": (1, 5)}, {"methods": ("direct-native", "answer", "grid")},
-        {"methods": ("fixed", "active"), "task_model": ("oracle", "mllm"), "budgets": (2,)},
-        {"methods": ("direct-native",), "task_model": ("oracle",)},
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("answers", [False, True])
-def test_the_work_is_counted_before_they_are_done(answers: bool, more: dict, config: EvalConfig, tokenizer) -> None:
-    from scripted import Scripted, looks
-    from test_eval_detection import both_roles, scattered
-
-    from activeo3.task_models import Oracle
-
-    config = replace(config, **more)
-    model = Scripted("qwen3_vl", tokenizer, both_roles(looks))
-    task_models = {name: {"mllm": model, "oracle": Oracle()}[name] for name in config.task_model}
-    rows = [rivals.Checkpoint("a", "a", answers), rivals.Checkpoint("b", "b", False)]
-
-    runner, examples = eval_core.Runner(), scattered(eval_core.BATCH + 1)
-    contest.compare("toys", examples, examples[:1], rows, lambda _: model, model, task_models, config, runner, str)
-    candidates = len(contest.fit_fixed.__globals__["fixed_candidates"]())
-    assert runner.progress.finished == contest.work_of(len(examples), rows, config, candidates)
+    assert alone == [row for row in rows if row["regions"] in (0, 2)]

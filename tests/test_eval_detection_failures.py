@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3.failures import COLUMNS, failures
+from activeo3.eval_detection import FAILURES as COLUMNS
+from activeo3.eval_detection import failures
 from activeo3.geometry import as_boxes
 from activeo3.types import Example, Region, TaskResult
 
