@@ -24,6 +24,7 @@ setup(
         "packaging>=23",
         "scipy>=1.11",
         "rapidfuzz>=3.6",
+        "pydantic>=2.7",
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "tabulate>=0.9",

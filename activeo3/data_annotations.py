@@ -1,24 +1,28 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
 Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
-Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that
-cannot be used is left out and named, and so are the boxes of a picture that is left out; only a file that is wrong as a
-whole is an error. Ids are of any kind (data_io.py).
+Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
+that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_io.py).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Collection, Iterable, Iterator, Mapping, NamedTuple
+from typing import Annotated, Any, Collection, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
+from pydantic import BeforeValidator, Field, Strict
 
 from activeo3.data_io import (
+    LARGEST_SIDE,
     DataError,
+    FourPixels,
     Id,
     LeftOut,
+    Row,
+    checked,
     id_of,
     inside,
-    is_number,
+    list_under,
     needed,
     numbered,
     originals,
@@ -107,35 +111,46 @@ def read_coco(
     of the url come first. ``crowds`` as in ``group_boxes``. Raises DataError if no box can be used, or if two
     categories with boxes have the same name.
     """
-    content = read_json(path)
-    for key in ("images", "annotations") if names else ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path}: a COCO file needs a list of objects under the key '{key}'")
-    left_out = LeftOut()
-    categories = {} if names else by_id(path, "category", content["categories"], left_out)
-    category_numbers = numbered(names or categories)
+    content, left_out = read_json(path), LeftOut()
+    categories = {} if names else by_id(path, "category", list_under(path, content, "categories"), left_out)
+    rows = by_id(path, "image", list_under(path, content, "images"), left_out)
+    annotations = list_under(path, content, "annotations")
+    category_numbers, image_numbers = numbered(names or categories), numbered(rows)
     names = names or category_names(path, categories, category_numbers, left_out)
-    rows = by_id(path, "image", content["images"], left_out)
-    image_numbers = numbered(rows)
     pictures: dict[int, Picture] = {}
     for one, row in rows.items():
         with left_out:
-            pictures[image_numbers[one]] = checked_picture(
-                path, f"image {one}", row, images, url_parts, category_numbers
-            )
-    boxes = named(path, content["annotations"], left_out)
-    questions = group_boxes(path, boxes, pictures, names, left_out, image_numbers, category_numbers, crowds)
+            picture = checked_picture(path, f"image {one}", row, images, url_parts, category_numbers)
+            pictures[image_numbers[one]] = picture
+    file = Checked(path, left_out, pictures, names, image_numbers, category_numbers)
+    questions = group_boxes(file, named(path, annotations, left_out), crowds)
     if not questions:
         raise left_out.nothing(f"{path}: the file holds no usable box, check its 'annotations'")
-    names = distinct(path, names, {question.category_id for question in questions})
-    frequency = {
-        category_numbers[one]: row["frequency"]
-        for one, row in categories.items()
-        if row.get("frequency") in ("r", "c", "f")
-    }
-    paths = tuple(picture.path for picture in pictures.values())
-    own = {"image_ids": originals(image_numbers), "category_ids": originals(category_numbers)}
-    return Index(pictures, questions, tuple(left_out), paths, frequency, names, **own)
+    return Index(
+        pictures,
+        questions,
+        tuple(left_out),
+        tuple(picture.path for picture in pictures.values()),
+        {
+            category_numbers[one]: row["frequency"]
+            for one, row in categories.items()
+            if row.get("frequency") in ("r", "c", "f")
+        },
+        distinct(path, names, {question.category_id for question in questions}),
+        image_ids=originals(image_numbers),
+        category_ids=originals(category_numbers),
+    )
+
+
+class Checked(NamedTuple):
+    """What a file has beside its boxes: pictures and category names by number, and the number of every id."""
+
+    path: Path
+    left_out: LeftOut
+    pictures: Mapping[int, Picture]
+    names: Mapping[int, str]
+    image_numbers: Mapping[Id, int]
+    category_numbers: Mapping[Id, int]
 
 
 def by_id(path: Path, kind: str, rows: Iterable[Any], left_out: LeftOut) -> dict[Id, Mapping[str, Any]]:
@@ -166,51 +181,54 @@ def named(path: Path, rows: Iterable[Any], left_out: LeftOut) -> Iterator[tuple[
             yield f"annotation {shortened(own)}", row
 
 
-def checked_picture(
-    path: Path, what: str, row: Mapping[str, Any], images: Path, url_parts: int = 0, categories: Mapping[Id, int] = {}
-) -> Picture:
-    """A checked entry of the list of images; ``categories`` has the number of every category id.
+Side = Annotated[float, Field(gt=0, le=LARGEST_SIDE, multiple_of=1, allow_inf_nan=False)]
+Start = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
+_IDS = Field(None, description="give a list of ids")
 
-    An entry of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in which picture,
-    ``ori_id``.
-    """
-    size = (needed(path, what, row, "width"), needed(path, what, row, "height"))
-    if not all(is_number(side) and int(side) == side and 0 < side <= LARGEST_SIDE for side in size):
-        raise DataError(f"{path}: {what} has the size {shortened(size)}, give whole pixels")
-    url = PurePosixPath(str(row.get("coco_url", ""))).parts
-    stored = str(row.get("file_name") or "")
-    name = "/".join(url[-url_parts:]) if url_parts and url else stored or "".join(url[-1:])
+
+class ImageRow(Row):
+    """An entry of the list of images. One of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in
+    which picture, ``ori_id``."""
+
+    width: Side = Field(description="give whole pixels")
+    height: Side = Field(description="give whole pixels")
+    file_name: Any = None
+    coco_url: Any = ""
+    not_exhaustive_category_ids: list[Any] | None = _IDS
+    neg_category_ids: list[Any] | None = _IDS
+    start_coord: Annotated[tuple[Start, Start], Strict(False)] | None = Field(None, description="give whole numbers")
+    ori_id: int | None = Field(None, description="give a whole number")
+
+
+def checked_picture(
+    path: Path,
+    what: str,
+    content: Mapping[str, Any],
+    images: Path,
+    url_parts: int = 0,
+    categories: Mapping[Id, int] = {},
+) -> Picture:
+    """A checked entry of the list of images; ``categories`` has the number of every category id."""
+    row = checked(ImageRow, path, what, content)
+    url = PurePosixPath(str(row.coco_url)).parts
+    name = "/".join(url[-url_parts:]) if url_parts and url else str(row.file_name or "") or "".join(url[-1:])
     if not name:
         raise DataError(f"{path}: {what} has no 'file_name', add it or remove the entry")
-    keys = ("not_exhaustive_category_ids", "neg_category_ids")
-    federated = (category_set(path, what, row, key, categories) for key in keys)
-    picture = Picture(images / inside(path, what, name), (int(size[0]), int(size[1])), *federated)
-    return picture._replace(**_tile_of(path, what, row, picture.size)) if "start_coord" in row else picture
 
+    def numbers(key: str) -> frozenset[int]:
+        """The numbers of a list of category ids; categories that the file does not have are passed over."""
+        known = (id_of(path, what, {key: one}, key) for one in getattr(row, key) or ())
+        return frozenset(categories[one] for one in known if one in categories)
 
-def _tile_of(path: Path, what: str, row: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Where a tile lies in the picture ``source_id``. Raises DataError."""
-    start, source_id = row["start_coord"], needed(path, what, row, "ori_id")
-    whole = (
-        isinstance(start, list)
-        and len(start) == 2
-        and all(type(side) is int and 0 <= side <= LARGEST_SIDE for side in start)
-    )
-    if not whole or type(source_id) is not int:
-        raise DataError(f"{path}: {what} begins at {shortened(start)} in {shortened(source_id)}, give whole numbers")
-    return {"window": (*start, start[0] + size[0], start[1] + size[1]), "source_id": source_id}
-
-
-def category_set(
-    path: Path, what: str, row: Mapping[str, Any], key: str, categories: Mapping[Id, int]
-) -> frozenset[int]:
-    """The numbers of a list of category ids, which may be missing; categories that the file does not have are passed
-    over."""
-    ids = row.get(key) or []
-    if not isinstance(ids, list):
-        raise DataError(f"{path}: {what} has {key} {shortened(ids)}, give a list of ids")
-    known = (id_of(path, what, {key: one}, key) for one in ids)
-    return frozenset(categories[one] for one in known if one in categories)
+    size = int(row.width), int(row.height)
+    federated = numbers("not_exhaustive_category_ids"), numbers("neg_category_ids")
+    picture = Picture(images / inside(path, what, name), size, *federated)
+    if row.start_coord is None:
+        return picture
+    if row.ori_id is None:
+        raise DataError(f"{path}: {what} has no 'ori_id', add it or remove the entry")
+    left, top = row.start_coord
+    return picture._replace(window=(left, top, left + size[0], top + size[1]), source_id=row.ori_id)
 
 
 def category_names(
@@ -238,39 +256,27 @@ def distinct(path: Path, names: Mapping[int, str], used: Collection[int]) -> dic
     return {number: words for number, words in names.items() if numbers[words] == number}
 
 
-def group_boxes(
-    path: Path,
-    rows: Iterable[tuple[str, Any]],
-    pictures: Mapping[int, Picture],
-    names: Mapping[int, str],
-    left_out: LeftOut,
-    image_numbers: Mapping[Id, int],
-    category_numbers: Mapping[Id, int],
-    crowds: bool = False,
-) -> tuple[Question, ...]:
+def group_boxes(file: Checked, rows: Iterable[tuple[str, Any]], crowds: bool = False) -> tuple[Question, ...]:
     """Checks annotations, each with what it is called, and groups them by (image, category).
 
     A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. What cannot be
     used is left out; so are boxes without any area inside their picture, of which published files have a few.
     """
-    checked = []
-    for what, row in rows:
-        with left_out:
-            checked.append((what, *_checked(path, what, row, pictures, names, image_numbers, category_numbers)))
-    if not checked:
+    usable = file.left_out.each(rows, lambda _, row: (row[0], *_checked_box(file, *row)))
+    if not usable:
         return ()
-    whats, keys, sides, sizes, marks = zip(*checked)
+    whats, keys, sides, sizes, marks = zip(*usable)
     keys, sides, sizes, marks = map(np.array, (keys, sides, sizes, marks))
     raw = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)  # (A, 4) xyxy
-    limits = np.array([pictures[image_id].size * 2 for image_id in keys[:, 0]])
+    limits = np.array([file.pictures[image_id].size * 2 for image_id in keys[:, 0]])
     boxes = np.clip(raw, 0, limits)  # one call for all pictures: files have a million boxes
     inner = area(boxes)
     sizes = np.where(np.isnan(sizes), inner, sizes)
     for k in np.flatnonzero(inner <= 0):
         why = "has no area" if area(raw[k : k + 1])[0] <= 0 else "lies outside of its picture"
-        left_out.append(f"{path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
+        file.left_out.append(f"{file.path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
     kept = inner > 0
-    return grouped(keys[kept], boxes[kept], sizes[kept], marks[kept], names, crowds)
+    return grouped(keys[kept], boxes[kept], sizes[kept], marks[kept], file.names, crowds)
 
 
 def grouped(
@@ -281,8 +287,8 @@ def grouped(
     names: Mapping[int, str],
     crowds: bool = False,
 ) -> tuple[Question, ...]:
-    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as
-    in ``group_boxes``."""
+    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as in
+    ``group_boxes``."""
     order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
     starts = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
     questions = []
@@ -293,57 +299,38 @@ def grouped(
     return tuple(questions)
 
 
-def _checked(
-    path: Path,
-    what: str,
-    row: Any,
-    pictures: Mapping[int, Picture],
-    names: Mapping[int, str],
-    image_numbers: Mapping[Id, int],
-    category_numbers: Mapping[Id, int],
-) -> tuple[tuple[int, int], tuple[float, ...], float, bool]:
+_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False, "": False}
+Mark = Annotated[bool, BeforeValidator(lambda value: _MARKS.get(str(value).lower(), value))]
+"""A mark of 0 or 1, which some programs write as a text or leave empty."""
+
+
+class Boxed(Row):
+    """An entry with a box: x, y, width, height."""
+
+    bbox: FourPixels = Field(description="give finite numbers x, y, w, h in pixels")
+
+
+class BoxRow(Boxed):
+    """An annotation, apart from its ids."""
+
+    area: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="give it in square pixels"
+    )
+    iscrowd: Mark = Field(False, description="give 0 or 1")
+    ignore: Mark = Field(False, description="give 0 or 1")
+
+
+def _checked_box(file: Checked, what: str, row: Any) -> tuple[tuple[int, int], tuple[float, ...], float, bool]:
     """An annotation's (image, category) numbers, bbox x y w h, area (NaN: not given) and crowd mark."""
     keys = []
-    for kind, numbers, usable in (("image", image_numbers, pictures), ("category", category_numbers, names)):
-        one = id_of(path, what, row, f"{kind}_id")
+    for kind, numbers, usable in (
+        ("image", file.image_numbers, file.pictures), ("category", file.category_numbers, file.names),
+    ):  # fmt: skip
+        one = id_of(file.path, what, row, f"{kind}_id")
         if one not in numbers:
-            raise DataError(f"{path}: {what} names the unknown {kind} id {shortened(one)}, correct it")
+            raise DataError(f"{file.path}: {what} names the unknown {kind} id {shortened(one)}, correct it")
         if numbers[one] not in usable:
-            raise DataError(f"{path}: {what} belongs to {kind} {shortened(one)}, which is left out")
+            raise DataError(f"{file.path}: {what} belongs to {kind} {shortened(one)}, which is left out")
         keys.append(numbers[one])
-    bbox = checked_bbox(path, what, row)
-    size = row.get("area")
-    if size is not None and (not is_number(size) or size < 0):
-        raise DataError(f"{path}: {what} has the area {shortened(size)}, give it in square pixels")
-    crowd = _mark(path, what, row, "iscrowd") or _mark(path, what, row, "ignore")
-    return (keys[0], keys[1]), bbox, float("nan") if size is None else float(size), crowd
-
-
-LARGEST_SIDE = 10**9
-"""Pixels. No picture is larger, and sums and products of such numbers stay far from a float's end."""
-
-
-def checked_bbox(path: Path, what: str, row: Mapping[str, Any]) -> tuple[float, ...]:
-    """The ``bbox`` of an entry: x, y, width, height in pixels. Raises DataError."""
-    bbox = needed(path, what, row, "bbox")
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(is_number(side) and abs(side) <= LARGEST_SIDE for side in bbox)
-    ):
-        raise DataError(f"{path}: {what} has the bbox {shortened(bbox)}, give finite numbers x, y, w, h in pixels")
-    return tuple(map(float, bbox))
-
-
-_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "none": False, "": False}
-
-
-def _mark(path: Path, what: str, row: Mapping[str, Any], key: str) -> bool:
-    """A mark of 0 or 1, which some programs write as a text or leave empty."""
-    value = row.get(key, 0)
-    if value == 0 and type(value) is int:
-        return False
-    mark = _MARKS.get(str(value).lower())
-    if mark is None:
-        raise DataError(f"{path}: {what} has the {key} {shortened(value)}, give 0 or 1")
-    return mark
+    box = checked(BoxRow, file.path, what, row)
+    return (keys[0], keys[1]), box.bbox, float("nan") if box.area is None else box.area, box.iscrowd or box.ignore

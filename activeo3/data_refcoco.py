@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from pydantic import Field, field_validator
 
-from activeo3.data_annotations import by_id, checked_bbox, checked_picture
+from activeo3.data_annotations import Boxed, by_id, checked_picture
 from activeo3.data_io import (
     DataError,
     FourPixels,
@@ -206,7 +206,7 @@ def _as_coco(
     """An object from COCO's entries of its picture and its box. Raises DataError."""
     picture = checked_picture(path, f"the image of {what}", image, images)
     image_id = id_of(path, f"the image of {what}", image, "id")
-    x, y, width, height = checked_bbox(path, what, annotation)
+    x, y, width, height = checked(Boxed, path, what, annotation).bbox
     return Object(path, what, image_id, picture.path, picture.size, (x, y, x + width, y + height), phrases)
 
 
@@ -254,7 +254,7 @@ def _of_lmms_lab(files: Files, left_out: LeftOut) -> Iterator[Object]:
     for path, number, row in rows:
         with left_out:
             what = f"row {number}"
-            x, y, width, height = checked_bbox(path, what, row)
+            x, y, width, height = checked(Boxed, path, what, row).bbox
             image_id = _image_id(str(row["file_name"]), f"{path.name} {number}")
             yield Object(
                 path, what, image_id, (tables[path], number), None, (x, y, x + width, y + height), row["answer"] or ()

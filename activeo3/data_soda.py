@@ -37,14 +37,28 @@ import os
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Self, Sequence
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from activeo3 import data_annotations, data_io
-from activeo3.data_annotations import LARGEST_SIDE, Index, Picture, Question, checked_picture, grouped, read_coco
+from activeo3.data_annotations import Index, Picture, Question, Start, checked_picture, grouped, read_coco
 from activeo3.data_coco import box_questions
-from activeo3.data_io import DataError, Id, LeftOut, is_number, needed, numbered, originals, read_json, shortened
+from activeo3.data_io import (
+    DataError,
+    Finite,
+    Id,
+    LeftOut,
+    Pixels,
+    Row,
+    checked,
+    needed,
+    numbered,
+    originals,
+    read_json,
+    shortened,
+)
 from activeo3.data_set import Dataset, Source, files_of, folder_of, look_for, register
 from activeo3.data_tiles import counted, cut
 from activeo3.geometry import area, as_boxes, clipped
@@ -235,19 +249,36 @@ def _read_files(paths: Sequence[Path], names: Mapping[int, str]) -> Arrays:
     }
 
 
+class TileRow(Row):
+    """A file of a tile: where it begins, and the picture it is from."""
+
+    x_start: Start = Field(description="give whole pixels")
+    y_start: Start = Field(description="give whole pixels")
+    ori_id: str | int
+
+
+class PolygonRow(Row):
+    """An annotation: x and y of the corners in turn."""
+
+    poly: list[Pixels] = Field(description="give the x, y of its corners")
+    category_id: Any = None
+    cat_id: Any = None
+    area: Finite | None = Field(None, description="give it in square pixels")
+
+    @model_validator(mode="after")
+    def _is_polygon(self) -> Self:
+        if len(self.poly) < 6 or len(self.poly) % 2:
+            raise ValueError(f"is no polygon ({shortened(self.poly)}), correct or remove it")
+        return self
+
+
 def _picture(path: Path, content: Any) -> tuple[Mapping[str, Any], Picture]:
     """The entry of a file's picture, and the picture without its folder. Raises DataError."""
     entry, rows = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
     if isinstance(content, dict) and "x_start" in content:
-        corner = [needed(path, "its tile", content, key) for key in ("x_start", "y_start")]
-        if not all(type(start) is int and 0 <= start <= LARGEST_SIDE for start in corner):
-            raise DataError(f"{path}: its tile begins at {shortened(corner)}, give whole pixels")
-        sizes = {key: content.get(key) for key in ("width", "height")}
-        entry = sizes | {
-            "file_name": content.get("filename"),
-            "corner": corner,
-            "source": needed(path, "its tile", content, "ori_id"),
-        }
+        tile = checked(TileRow, path, "its tile", content)
+        entry = {key: content.get(key) for key in ("width", "height")}
+        entry |= {"file_name": content.get("filename"), "corner": (tile.x_start, tile.y_start), "source": tile.ori_id}
     if not isinstance(entry, dict) or not isinstance(rows, list):
         raise DataError(f"{path}: a SODA-A file needs one picture under 'images' and a list under 'annotations'")
     return entry, checked_picture(path, "its picture", entry, Path())
@@ -257,14 +288,13 @@ def _polygons(
     path: Path, rows: Sequence[Any], size: tuple[int, int], names: Mapping[int, str], left_out: LeftOut
 ) -> list[Polygon]:
     """The polygons of a file that have an area inside of a picture of ``size``, their boxes clipped to it."""
-    checked: list[tuple[int, Polygon]] = []
-    for number, row in enumerate(rows):
-        with left_out:
-            checked.append((number, _polygon(path, f"annotation {number}", row, names)))
-    raw = as_boxes([polygon.box_px for _, polygon in checked])
+    polygons = left_out.each(rows, lambda number, row: (number, _polygon(path, f"annotation {number}", row, names)))
+    raw = as_boxes([polygon.box_px for _, polygon in polygons])
     inner = clipped(raw, size)
     found = []
-    for (number, polygon), outer, within, box in zip(checked, area(raw).tolist(), area(inner).tolist(), inner.tolist()):
+    for (number, polygon), outer, within, box in zip(
+        polygons, area(raw).tolist(), area(inner).tolist(), inner.tolist()
+    ):
         if within > 0:
             found.append(polygon._replace(box_px=tuple(box)))
         else:
@@ -273,22 +303,15 @@ def _polygons(
     return found
 
 
-def _polygon(path: Path, what: str, row: Any, names: Mapping[int, str]) -> Polygon:
+def _polygon(path: Path, what: str, content: Any, names: Mapping[int, str]) -> Polygon:
     """A polygon of a file. Raises DataError."""
-    poly = needed(path, what, row, "poly")
-    if not isinstance(poly, list) or not all(map(is_number, poly)) or max(map(abs, poly), default=0) > LARGEST_SIDE:
-        raise DataError(f"{path}: {what} has the poly {shortened(poly)}, give the x, y of its corners")
-    if len(poly) < 6 or len(poly) % 2:
-        raise DataError(f"{path}: {what} is no polygon ({shortened(poly)}), correct or remove it")
-    category = needed(path, what, row, "cat_id" if "cat_id" in row else "category_id")
+    row = checked(PolygonRow, path, what, content)
+    category = needed(path, what, content, "cat_id" if "cat_id" in content else "category_id")
     if type(category) is not int or category not in names:
         raise DataError(f"{path}: {what} names the unknown category id {shortened(category)}, correct it")
-    x, y = poly[::2], poly[1::2]
-    size = row.get("area")
-    if size is not None and not is_number(size):
-        raise DataError(f"{path}: {what} has the area {shortened(size)}, give it in square pixels")
-    own = float(size) if size and size > 0 else _area(x, y)
-    return Polygon(category, (float(min(x)), float(min(y)), float(max(x)), float(max(y))), own)
+    x, y = row.poly[::2], row.poly[1::2]
+    own = row.area if row.area and row.area > 0 else _area(x, y)
+    return Polygon(category, (min(x), min(y), max(x), max(y)), own)
 
 
 def _area(x: Sequence[float], y: Sequence[float]) -> float:

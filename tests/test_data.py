@@ -153,14 +153,14 @@ BAD_ROWS = [
     ("images.1.id", "x", [], ["7:red blood cell", "7:cat"]),
     ("images.1", 5, ["image number 1 of the list is no object with a 'id'"], ["7:red blood cell", "7:cat"]),
     ("images.1.width", None, ["image 3 has no 'width'"], ["7:red blood cell", "7:cat"]),
-    ("images.1.width", 20.5, ["image 3 has the size (20.5, 20), give whole pixels"], ["7:red blood cell", "7:cat"]),
+    ("images.1.width", 20.5, ["image 3 has the width 20.5, give whole pixels"], ["7:red blood cell", "7:cat"]),
     (
         "images.1.height",
         0,
-        ["image 3 has the size (20, 0)", "annotation 4 belongs to image 3, which is left out"],
+        ["image 3 has the height 0, give whole pixels", "annotation 4 belongs to image 3, which is left out"],
         ["7:red blood cell", "7:cat"],
     ),
-    ("images.1.height", 10**400, ["image 3 has the size (20, 10000"], ["7:red blood cell", "7:cat"]),
+    ("images.1.height", 10**400, ["image 3 has the height 10000"], ["7:red blood cell", "7:cat"]),
     ("images.1.file_name", None, ["image 3 has no 'file_name'"], ["7:red blood cell", "7:cat"]),
     ("images.1.file_name", "../secret.png", ["image 3 has a file_name outside"], ["7:red blood cell", "7:cat"]),
     ("images.1.file_name", "/etc/secret.png", ["image 3 has a file_name outside"], ["7:red blood cell", "7:cat"]),
@@ -174,7 +174,7 @@ BAD_ROWS = [
     (
         "images.1.not_exhaustive_category_ids",
         2,
-        ["image 3 has not_exhaustive_category_ids 2, give a list of ids"],
+        ["image 3 has the not_exhaustive_category_ids 2, give a list of ids"],
         ["7:red blood cell", "7:cat"],
     ),
     (
@@ -347,7 +347,7 @@ def test_texts_as_programs_write_them(tmp_path: Path) -> None:
 def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, text: str) -> None:
     root = folder(tmp_path, index())
     (tmp_path / "instances_train.json").write_text(text)
-    with pytest.raises(DataError, match="train.json: (this is not valid json|a COCO file)"):
+    with pytest.raises(DataError, match="train.json: (this is not valid json|the file needs a list of objects under)"):
         open_dataset("coco", "train", root)
     (tmp_path / "instances_train.json").write_bytes(b"\xff\xfe\x00{}")
     with pytest.raises(DataError, match="not a UTF-8 text file"):

@@ -480,7 +480,10 @@ def test_tiles_of_soda_d(tmp_path: Path, images: str) -> None:
 
 @pytest.mark.parametrize(
     "change, sentence",
-    [({"start_coord": [0, -1]}, "begins at [0, -1]"), ({"ori_id": "x"}, "in 'x', give whole numbers")],
+    [
+        ({"start_coord": [0, -1]}, "has the start_coord [0, -1], give whole numbers"),
+        ({"ori_id": "x"}, "has the ori_id 'x', give a whole number"),
+    ],
 )
 def test_a_tile_that_lies_nowhere_is_left_out(tmp_path: Path, change: dict, sentence: str) -> None:
     driving_tiles(tmp_path / "SODA-D", "Images")
