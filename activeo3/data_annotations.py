@@ -1,8 +1,9 @@
 """Annotation files in COCO's format, of which LVIS's and SODA-D's are dialects: checked, then questions.
 
 Every pair of a picture and a category with a box in it becomes one question; data_coco.py makes data sets of them.
-Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that cannot be used is left out and named, and so are the boxes of a picture
-that is left out; only a file that is wrong as a whole is an error. Ids are of any kind (data_io.py).
+Everything that can be wrong with the file is found here, with file and id, before a picture is opened: an entry that
+cannot be used is left out and named, and so are the boxes of a picture that is left out; only a file that is wrong as a
+whole is an error. Ids are of any kind (data_io.py).
 """
 
 from dataclasses import dataclass, replace
@@ -187,8 +188,8 @@ _IDS = Field(None, description="give a list of ids")
 
 
 class ImageRow(Row):
-    """An entry of the list of images. One of a tile that SODA-D's tool has cut says where it begins, ``start_coord``, and in
-    which picture, ``ori_id``."""
+    """An entry of the list of images. One of a tile that SODA-D's tool has cut says where it begins, ``start_coord``,
+    and in which picture, ``ori_id``."""
 
     width: Side = Field(description="give whole pixels")
     height: Side = Field(description="give whole pixels")
@@ -287,8 +288,8 @@ def grouped(
     names: Mapping[int, str],
     crowds: bool = False,
 ) -> tuple[Question, ...]:
-    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as in
-    ``group_boxes``."""
+    """The questions of boxes (A, 4) with ``keys`` (A, 2), (image, category), in the order of their keys; ``crowds`` as
+    in ``group_boxes``."""
     order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
     starts = np.flatnonzero(np.any(np.diff(keys[order], axis=0) != 0, axis=1)) + 1
     questions = []

@@ -3,9 +3,10 @@
 COCO itself, any folder in its format, and what LVIS and SODA make of their files (data_lvis.py, data_soda.py).
 
 Questions about absent categories. LVIS is federated: each image was checked for some categories only. Those found have
-boxes; those known to be absent are listed (``neg_category_ids``), and of some that were found not every instance has a box
-(``not_exhaustive_category_ids``). What a model invents costs nothing as long as it is only asked for what is there. So a
-share of the questions, ``--data_options absent``, is about absent categories: LVISEval counts what is found there as false, and so do we.
+boxes; those known to be absent are listed (``neg_category_ids``), and of some that were found not every instance has a
+box (``not_exhaustive_category_ids``). What a model invents costs nothing as long as it is only asked for what is there.
+So a share of the questions, ``--data_options absent``, is about absent categories: LVISEval counts what is found there
+as false, and so do we.
 
 1. They are about images and categories that are asked about anyway. A category without any box has no AP, so inventing
    it would cost nothing.
@@ -28,8 +29,8 @@ def box_questions(source: Source, index: Index, rules: MetricRules) -> Dataset[Q
     """Questions that are answered with boxes, ordered by (image id, category id).
 
     An example keeps both ids of the file, so that predictions can be written as COCO results: ``image_id`` and
-    ``category_id``, or those of its ``source`` where the file's ids are no numbers of 64 bits. ``count`` is 0 where there
-    is nothing.
+    ``category_id``, or those of its ``source`` where the file's ids are no numbers of 64 bits. ``count`` is 0 where
+    there is nothing.
     """
     if source.absent and rules.federated:
         index = with_absent(index, source.absent, source.seed)
@@ -144,8 +145,8 @@ COCO_FILES = {
     "eval/jsons/detection/coco_{split}2017.json": PICTURES,
     "instances_{split}.json": ("images",),
 }  # fmt: skip
-"""COCO 2017 as it is published, the same with COCO's own folder as the data root, as Perception-R1 has it, and any folder as
-``open_coco`` takes it; and where the images of each lie."""
+"""COCO 2017 as it is published, the same with COCO's own folder as the data root, as Perception-R1 has it, and any
+folder as ``open_coco`` takes it; and where the images of each lie."""
 
 
 @register("coco", {}, "your own pictures, see data/README.md", any_split=True)

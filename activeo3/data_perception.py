@@ -1,15 +1,15 @@
 """PixMo-Count (things in images from the web, counted and pointed at) and pages with their text: your own, and Fox's.
 
-PixMo-Count (Molmo, arXiv 2409.17146). The tables name images by url and by the SHA-256 of their content; they come without
-the images. An image lies under the SHA-256 of its content, with any ending, in ``pixmo-count/images``, where data_fetch.py
-puts it, or under the SHA-256 of its url in ``pixmo_images``, where Molmo's own downloader does
+PixMo-Count (Molmo, arXiv 2409.17146). The tables name images by url and by the SHA-256 of their content; they come
+without the images. An image lies under the SHA-256 of its content, with any ending, in ``pixmo-count/images``, where
+data_fetch.py puts it, or under the SHA-256 of its url in ``pixmo_images``, where Molmo's own downloader does
 (``olmo/data/download_urls.py``). One whose content has changed on the web since is refused, because its points would be
-elsewhere; Molmo's downloader keeps it, and keeps the text of an error in place of an image that it could not get. Others
-publish the same table with the images inside (a column ``image``), and Perception-R1 val and test as lists with their images.
-These are taken as they are: most have been written anew, so that no SHA-256 fits them.
+elsewhere; Molmo's downloader keeps it, and keeps the text of an error in place of an image that it could not get.
+Others publish the same table with the images inside (a column ``image``), and Perception-R1 val and test as lists with
+their images. These are taken as they are: most have been written anew, so that no SHA-256 fits them.
 
-Pages: your own to train on, and Fox's to evaluate on (arXiv 2405.14295). A json file is a list of pages in the form that the
-reference and Fox use, or shorter:
+Pages: your own to train on, and Fox's to evaluate on (arXiv 2405.14295). A json file is a list of pages in the form
+that the reference and Fox use, or shorter:
 
     [{"image": "en_1.png", "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "the text"}]},
      {"image": "a/2.png", "text": "the text"}]
@@ -124,7 +124,8 @@ class Counted(NamedTuple):
 def open_pixmo_count(source: Source) -> Dataset[Counted]:
     """Reads the tables of TABLES (image_url, image_sha256, count, points, label, and maybe image), or one of LISTS.
 
-    ``query`` is the label. The points of the training split are the places of the ``count``; the sets to evaluate on have none.
+    ``query`` is the label. The points of the training split are the places of the ``count``; the sets to evaluate on
+    have none.
     """
     root, split, left_out = source.folder(), source.split, LeftOut()
     found = files_of(root, (*TABLES, *LISTS), split=SPLITS[split], short=split)

@@ -1,20 +1,21 @@
 """Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg, in whose questions a phrase has exactly one box.
 
-The partitions are those of papers: unc for RefCOCO and RefCOCO+, umd for RefCOCOg. Images are COCO 2014's training images, in a
-folder of their own or inside a table. The first of these layouts that is there is read:
+The partitions are those of papers: unc for RefCOCO and RefCOCO+, umd for RefCOCOg. Images are COCO 2014's training
+images, in a folder of their own or inside a table. The first of these layouts that is there is read:
 
     mdetr_annotations/finetune_refcoco_val.json          MDETR's: COCO files in which every expression is an image
     refcoco/data/validation-*.parquet                    the hub's jxu124/refcoco, refcocoplus, refcocog
     refcoco/refs(unc).p, refcoco/instances.json          the authors', of which one is a Python pickle
-    RefCOCO/data/val-*.parquet                           the hub's lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg, images inside
-    rec_jsons_processed/refcoco_val.json, ..._train.jsonl    VLM-R1's: image, problem, solution
+    RefCOCO/data/val-*.parquet                           the hub's lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg, images
+    inside rec_jsons_processed/refcoco_val.json, ..._train.jsonl    VLM-R1's: image, problem, solution
     jsons/grounding/refcoco_val.json                     Perception-R1's: the same (and eval/jsons/grounding)
 
 A pickle can name any function to be called when it is read. This one needs none, lists and texts alone, so
 a file that names one is refused before anything of it is called.
 
-lmms-lab's val of RefCOCO has 8,811 rows: the 3,811 of the partition unc and then 5,000 of google, as the sizes of its files
-say (nobody has looked into them here). The first 3,811 are read; if they are those of unc, they have 1,500 images.
+lmms-lab's val of RefCOCO has 8,811 rows: the 3,811 of the partition unc and then 5,000 of google, as the sizes of its
+files say (nobody has looked into them here). The first 3,811 are read; if they are those of unc, they have 1,500
+images.
 """
 
 import pickle
@@ -106,10 +107,11 @@ _NUMBER = re.compile(r"COCO_[^\W_]++_(\d++)")
 
 
 def open_refcoco(source: Source) -> Dataset[Object]:
-    """The phrases of a split, in the first layout that is there; every example has exactly one box, and ``query`` is the phrase.
+    """The phrases of a split, in the first layout that is there; every example has exactly one box, and ``query`` is
+    the phrase.
 
-    Splits are train, val, testA (people) and testB (everything else) of RefCOCO and RefCOCO+, which is the same without words
-    of place, and train, val, test of RefCOCOg with its longer phrases. Raises DataError.
+    Splits are train, val, testA (people) and testB (everything else) of RefCOCO and RefCOCO+, which is the same without
+    words of place, and train, val, test of RefCOCOg with its longer phrases. Raises DataError.
     """
     family, root, split = FAMILIES[source.name], source.folder(), source.split
     names = family._asdict() | {"lower": family.hub.lower()}
@@ -136,7 +138,8 @@ def open_refcoco(source: Source) -> Dataset[Object]:
 
 
 def _referred(one: Object, left_out: LeftOut) -> list[Object]:
-    """The object once for each of its phrases. Raises DataError if there is none; an empty one among others is left out."""
+    """The object once for each of its phrases. Raises DataError if there is none; an empty one among others is left
+    out."""
     phrases = one.phrases if isinstance(one.phrases, list | tuple) else ()
     good = [" ".join(phrase.split()) for phrase in phrases if isinstance(phrase, str) and phrase.strip()]
     empty = DataError(f"{one.path}: {one.what} has an empty phrase, download the file again")
@@ -246,9 +249,8 @@ def _of_lmms_lab(files: Files, left_out: LeftOut) -> Iterator[Object]:
         for number, row in enumerate(parquet_rows(path, ("answer", "bbox", "file_name")))
     ]
     if len(rows) == _UNC_AND_GOOGLE:
-        left_out.append(
-            f"{files.paths[0].parent}: {len(rows) - _UNC_VAL:,} rows behind the first {_UNC_VAL:,} are of the partition google"
-        )
+        others = f"{len(rows) - _UNC_VAL:,} rows behind the first {_UNC_VAL:,} are of the partition google"
+        left_out.append(f"{files.paths[0].parent}: {others}")
         rows = rows[:_UNC_VAL]
     tables = {path: ParquetTable(path) for path in files.paths}
     for path, number, row in rows:

@@ -1,17 +1,19 @@
-"""What every data set is: checked rows without pixels, and the function that makes an example of one. The registry of names.
+"""What every data set is: checked rows without pixels, and the function that makes an example of one. The registry of
+names.
 
 A new data set is one function, here or in a file of your own (``--data_options extension=my_sets.py``):
 
     @register("plates", {"test": 40}, "my own photographs", answers="words")
     def open_plates(source: Source) -> Dataset:
         folder, left_out = source.folder("plates"), LeftOut()
-        rows = left_out.each(read_json(folder / "plates.json"), lambda number, row: checked(Plate, folder, f"row {number}", row))
-        read = lambda row, index: Example(row.id, read_picture(folder / row.file), row.question, vqa=VQA(row.question, (row.answer,)))
+        rows = left_out.each(read_json(folder / "plates.json"), lambda n, row: checked(Plate, folder, f"row {n}", row))
+        vqa = lambda row: VQA(row.question, (row.answer,))
+        read = lambda row, index: Example(row.id, read_picture(folder / row.file), row.question, vqa=vqa(row))
         return source.dataset(rows, read, left_out)
 
 Files are looked for in every layout that people have; the first one that is there is read. A layout is a pattern below
-the data root, ``coco/annotations/instances_{split}2017.json`` or ``data/test-*.parquet``. A reader keeps its patterns in one
-list, most common first; what is looked for and what a message names is that list.
+the data root, ``coco/annotations/instances_{split}2017.json`` or ``data/test-*.parquet``. A reader keeps its patterns
+in one list, most common first; what is looked for and what a message names is that list.
 """
 
 from collections import defaultdict
@@ -31,8 +33,8 @@ PICTURES = (
     "coco/{part}", "coco/images/{part}", "images/mscoco/images/{part}", "images/coco/{part}", "eval/images/coco/{part}",
     "images/{part}", "{part}",
 )  # fmt: skip
-"""Where COCO's folders of pictures lie, train2014, train2017 and val2017: as its archives unpack, as ultralytics has them,
-as the authors of RefCOCO and of Perception-R1 do, and beside the annotations."""
+"""Where COCO's folders of pictures lie, train2014, train2017 and val2017: as its archives unpack, as ultralytics has
+them, as the authors of RefCOCO and of Perception-R1 do, and beside the annotations."""
 ONE_SPLIT = {"val": "test", "dev": "test"}
 """The ``aliases`` of a set with one public part to evaluate on, whichever of these names it is asked for by."""
 
@@ -41,9 +43,10 @@ ONE_SPLIT = {"val": "test", "dev": "test"}
 class Dataset(Generic[T]):
     """A fixed, ordered collection of questions; indexing reads the image.
 
-    ``items`` are validated rows without pixels. ``read(item, index)`` makes an example of one and raises DataError, with
-    the example's id, if its image cannot be used. ``dropped`` has a sentence for every row that was left out. ``paths``
-    are the image files that the annotations name, asked about or not; there are none if images are inside tables.
+    ``items`` are validated rows without pixels. ``read(item, index)`` makes an example of one and raises DataError,
+    with the example's id, if its image cannot be used. ``dropped`` has a sentence for every row that was left out.
+    ``paths`` are the image files that the annotations name, asked about or not; there are none if images are inside
+    tables.
     """
 
     name: str
@@ -75,7 +78,8 @@ class Dataset(Generic[T]):
         return replace(self, items=places, read=lambda place, _: self[place])
 
     def without_images(self) -> "Dataset[T]":
-        """The questions without pixels: 800 images of 8K would need 80 GB of memory. This set's ``with_image`` reads one again."""
+        """The questions without pixels: 800 images of 8K would need 80 GB of memory. This set's ``with_image`` reads
+        one again."""
         return replace(self, read=lambda item, index: replace(self.read(item, index), image=_NO_IMAGE, place=index))
 
     def with_image(self, example: Example) -> Example:
@@ -111,8 +115,8 @@ class Source:
     """What a reader is asked for: a split of the data set ``name`` below a data root.
 
     ``tile`` and ``tile_overlap`` are pixels, for sets whose images are cut into tiles (0: whole images). ``seed`` draws
-    selections and the order of options: it belongs to the data, not to a run. ``absent`` is the share of questions about
-    categories that are known to be absent (data_lvis.py). ``keep`` allows a reader to write what it has drawn or
+    selections and the order of options: it belongs to the data, not to a run. ``absent`` is the share of questions
+    about categories that are known to be absent (data_lvis.py). ``keep`` allows a reader to write what it has drawn or
     gathered beside the annotations.
     """
 
@@ -145,10 +149,11 @@ class Source:
         paths: Iterable[Path] = (),
         where: Path | None = None,
     ) -> Dataset[T]:
-        """The data set of these rows. Raises DataError, naming the file ``where`` they were looked for, if there is none."""
+        """The data set of these rows. Raises DataError, naming the file ``where`` they were looked for, if there is
+        none."""
         if not len(items):
-            what = f"{where or self.root}: {self.name} has no question in its split '{self.split}', write or download it again"
-            raise LeftOut(left_out).nothing(what)
+            what = f"{self.name} has no question in its split '{self.split}', write or download it again"
+            raise LeftOut(left_out).nothing(f"{where or self.root}: {what}")
         return Dataset(self.name, self.split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
 
 
@@ -156,10 +161,10 @@ class Registered(NamedTuple):
     """A data set of the registry: what opens it; how many images (or questions, where images are packed together) each
     split should hold, 0 if not known; where it is to be had; how many ``images`` all splits together should hold.
 
-    ``answers`` says what its questions are answered with: ``boxes`` that fit several tasks, ``words`` that are right or wrong
-    (eval_vqa.py), free ``text`` that is more or less right (eval_zoom_qa.py), or the task that it is made for. ``aliases`` are further names of splits;
-    with ``any_split``, a split of any name may be there. ``fetched`` is the folder below the data root that the images of
-    a list of urls are downloaded to.
+    ``answers`` says what its questions are answered with: ``boxes`` (eval_detection.py), ``words`` that are right or
+    wrong (eval_vqa.py) or free ``text`` that is more or less right (eval_zoom_qa.py). ``aliases`` are further names of
+    splits; with ``any_split``, a split of any name may be there. ``fetched`` is the folder below the data root that the
+    images of a list of urls are downloaded to.
     """
 
     open: Callable[[Source], Dataset]
@@ -177,7 +182,8 @@ DATASETS: dict[str, Registered] = {}
 
 
 def register(name: str, splits: Mapping[str, int], origin: str, **more: Any) -> Callable[[Any], Any]:
-    """Enters the decorated function, which opens a data set from a ``Source``, into the registry; arguments as in ``Registered``."""
+    """Enters the decorated function, which opens a data set from a ``Source``, into the registry; arguments as in
+    ``Registered``."""
 
     def entered(opens: Callable[[Source], Dataset]) -> Callable[[Source], Dataset]:
         DATASETS[name] = Registered(opens, splits, origin, **more)
@@ -240,8 +246,8 @@ def _matches(folder: Path, glob: str) -> tuple[Path, ...]:
 
 
 def hub_snapshots(root: Path, name: str) -> list[Path]:
-    """The data sets called ``name`` (a pattern), of any owner, if ``root`` is a cache of the Hugging Face hub: the snapshot
-    of each that ``refs/main`` names, or its only one."""
+    """The data sets called ``name`` (a pattern), of any owner, if ``root`` is a cache of the Hugging Face hub: the
+    snapshot of each that ``refs/main`` names, or its only one."""
     found = []
     for folder in sorted(root.glob(f"datasets--*--{name}")) if name and "/" not in name else ():
         main = folder / "refs" / "main"
@@ -300,7 +306,8 @@ def folder_of(root: Path, folders: Iterable[str], **parts: str) -> Path:
 
 
 def parent_of(root: Path, folders: Iterable[str], parts: Iterable[str]) -> Path | None:
-    """The folder that holds one of ``parts``, each ``{part}`` in a pattern of ``folders``; None if none of them is there."""
+    """The folder that holds one of ``parts``, each ``{part}`` in a pattern of ``folders``; None if none of them is
+    there."""
     parts = tuple(parts)
     paths = (root / folder.format(part=part) for folder in folders for part in parts)
     return next((path.parent for path in paths if path.is_dir()), None)

@@ -1,6 +1,7 @@
 """ThinObject-5K: pictures with the mask of one thin, intricate object each, for interactive segmentation.
 
-The set of "Deep Interactive Thin Object Selection" (Liew et al., WACV 2021). Two layouts are read, the first that is there:
+The set of "Deep Interactive Thin Object Selection" (Liew et al., WACV 2021). Two layouts are read, the first that is
+there:
 
     ThinObject5K/list/train.txt, images/, masks/                            the authors'
     thin_object_detection/ThinObject5K/images_train/, masks_train/          SAM-HQ's, which has train and test
