@@ -24,10 +24,10 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from activeo3 import families, grpo, lora, outputs, processes, terminal
-from activeo3.caches import recompute_with_cache
 from activeo3.checkpoint_files import read_plain
 from activeo3.cli import read_object, writable_folder
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.decoding import recompute_with_cache
 from activeo3.model import VisionLanguageModel, keep_freed_memory
 from activeo3.packing import Packed
 

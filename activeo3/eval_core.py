@@ -22,7 +22,7 @@ from activeo3.eval_runner import Model, Record, Runner
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
 from activeo3.intervals import Metric
 from activeo3.model import VisionLanguageModel
-from activeo3.task_perception_words import Answer
+from activeo3.task_perception import Answer
 from activeo3.tasks import task_of
 from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult
 

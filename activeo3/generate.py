@@ -13,10 +13,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from activeo3.attention import mask_for
-from activeo3.caches import new_cache
-from activeo3.decoding import DecodeBatch, DrawnLogps, FiniteScores, Observe, truncate_at_eos
+from activeo3.decoding import DecodeBatch, DrawnLogps, FiniteScores, Observe, new_cache, truncate_at_eos
 from activeo3.encoding import Encoder
-from activeo3.model_weights import of_no_use
+from activeo3.model_files import of_no_use
 from activeo3.packing import Branch, Prompt, dialogue, padded
 from activeo3.types import Sampling
 

@@ -15,10 +15,9 @@ from activeo3.attention import of_towers, see_together
 from activeo3.checkpoint_files import damage_of_model
 from activeo3.families import FAMILIES
 from activeo3.generate import Generator
-from activeo3.model_files import ModelError, part_of
-from activeo3.model_weights import check_finite, quietly, whole
-from activeo3.patches import multiply_patches
+from activeo3.model_files import ModelError, check_finite, part_of, quietly, whole
 from activeo3.scoring import Scorer
+from activeo3.vision import multiply_patches
 
 
 class VisionLanguageModel(Generator, Scorer):

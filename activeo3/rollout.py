@@ -7,7 +7,7 @@ the loss as they are; text, regions and results are read off them here, once.
 from dataclasses import replace
 from typing import Sequence
 
-from activeo3 import lora, model_weights
+from activeo3 import lora, model_files
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.tasks import Task
@@ -74,6 +74,6 @@ def transcript(policy: VisionLanguageModel, branch: Branch) -> str:
 def check_finite_logits(task: Task, example: Example, vlm: VisionLanguageModel) -> None:
     """Raise ModelError if weights, or the logits of the beginning of an answer, are not finite. Draws no random
     number."""
-    model_weights.check_finite(vlm.name, vlm.model)
+    model_files.check_finite(vlm.name, vlm.model)
     lora.check_finite(vlm.name, vlm.model)
     sample_rollouts(vlm, task, [example], sampling=Sampling(temperature=0.0, max_new_tokens=8))

@@ -2,7 +2,7 @@
 
     packed   one row for a prompt and its answers, ``prefix | branch 1 | ... | branch G``, in which a branch sees the
              prefix and itself but not its siblings, and in which positions restart after the prefix
-    cached   the prompt once, with a cache, and then the answers as a batch behind the repeated cache (caches.py)
+    cached   the prompt once, with a cache, and then the answers as a batch behind the repeated cache (decoding.py)
     rows     the prompt again for every answer: the naive way, which the others are compared with
 
 All three give the same log-probabilities and gradients. ``packed`` pays for each prompt once and for no padding between
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from activeo3.attention import free_columns, mask_for, packed_mask
-from activeo3.caches import PromptCache
+from activeo3.decoding import PromptCache
 from activeo3.encoding import Encoder
 from activeo3.packing import PADDING, Branch, Layout, Packed, Prompt, branching_mask, lay_out, mask_mod
 

@@ -42,7 +42,7 @@ from activeo3 import geometry
 from activeo3.config import Config
 from activeo3.geometry import Frame
 from activeo3.model import ModelError, family_of, part_of
-from activeo3.model_weights import whole
+from activeo3.model_files import whole
 from activeo3.task_models import TaskModel
 from activeo3.types import Region
 

@@ -42,7 +42,7 @@ from activeo3.generate import in_batches
 from activeo3.geometry import Frame
 from activeo3.metrics import asked_boxes
 from activeo3.model import ModelError, VisionLanguageModel, family_of, part_of
-from activeo3.model_weights import whole
+from activeo3.model_files import whole
 from activeo3.types import Example, ParsedAnswer, Region, Sampling, TaskResult
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at

@@ -5,6 +5,10 @@ reference has the same tower. So the rollout keeps what it has seen, and the pac
 given that in the place of pixels.
 
 It is kept with the prompt and no longer than it: a step's pictures go when its prompts do.
+
+In every family the first layer of the tower is a three-dimensional convolution whose kernel is as large as its stride:
+every patch is multiplied with the same matrix. As a convolution this takes three times as long on a CPU (1024 patches of
+14 x 14 pixels, forward and backward: 33 ms against 11 ms), so ``multiply_patches`` computes the product.
 """
 
 from typing import Any, Sequence
@@ -12,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from activeo3.families import FAMILIES
 from activeo3.packing import Prompt
@@ -72,3 +77,31 @@ class Eyes:
     def _grids(self, prompts: Sequence[Prompt]) -> Tensor:
         """(pictures, 3) of all pictures, where the model is."""
         return torch.cat([prompt.grids for prompt in prompts]).to(self.model.device)
+
+
+# ---------------------------------------------------------------------- patch embedding
+
+
+FEW = 512
+"""Values of a patch. A patch of fewer, like those of the shipped tiny policies (384), is left to the convolution: the
+default step would gain 2.6 %, and round differently from the runs whose results are told."""
+
+
+class PatchProduct(nn.Conv3d):
+    """The convolution with the same parameters under the same names, computed as what it is."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, channels, frames, height, width), each exactly one kernel large -> (N, out channels)."""
+        return linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def multiply_patches(model: nn.Module) -> None:
+    """Let the model's vision tower multiply its patches, unless they have ``FEW`` values."""
+    embed = model.model.visual.patch_embed
+    old = embed.proj
+    if old.weight[0].numel() < FEW:
+        return
+    embed.proj = PatchProduct(
+        old.in_channels, old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None, device="meta"
+    )
+    embed.proj.weight, embed.proj.bias = old.weight, old.bias

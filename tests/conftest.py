@@ -41,6 +41,7 @@ from activeo3 import attention, processes
 from activeo3.families import FAMILIES
 from activeo3.model import VisionLanguageModel
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py and evaluate.py
 sys.path.insert(0, str(Path(__file__).parent.parent / "data" / "tiny"))  # scripts that make the tiny policies
 
 from tiny_model import build_tokenizer  # noqa: E402

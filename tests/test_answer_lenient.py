@@ -23,8 +23,8 @@ from activeo3.eval_detection import COLUMNS, KNOWN_COLUMNS, DetectionBenchmark
 from activeo3.eval_perception import PerceptionBenchmark
 from activeo3.eval_setup import announced
 from activeo3.rollout import sample_rollouts
-from activeo3.task_perception_words import TASKS as ONE_SHOT
-from activeo3.task_perception_words import read_answer
+from activeo3.task_perception import TASKS as ONE_SHOT
+from activeo3.task_perception import read_answer
 from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout
 from activeo3.zoom_calls import Call, Said, read_turn

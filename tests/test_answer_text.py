@@ -35,7 +35,7 @@ from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
-    "answer_text", "answer_parsing", "task_perception_words", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
+    "answer_text", "answer_parsing", "task_perception", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
 )  # fmt: skip
 """The rooms that read what a model wrote."""
 OUR_OWN_TEXTS = {"processes"}
@@ -227,8 +227,8 @@ def test_fences_are_those_that_a_pattern_finds(text: str) -> None:
 
 @given(st.lists(st.sampled_from(["]", "`", " ", "\n", "1", "23", "456789", "x", "٣"])).map("".join))
 def test_the_count_is_what_a_pattern_finds(text: str) -> None:
-    """The number behind a list, which task_perception_words.py looks for from the end."""
-    from activeo3.task_perception_words import _COUNT
+    """The number behind a list, which task_perception.py looks for from the end."""
+    from activeo3.task_perception import _COUNT
 
     simple = re.compile(r"(.*[\]`])?\s*(\d{1,6})\s*", re.DOTALL).fullmatch(text)
     end = max(text.rfind("]"), text.rfind("`")) + 1

@@ -16,7 +16,7 @@ from activeo3 import lora
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.decoding import FiniteScores
 from activeo3.model import ModelError, VisionLanguageModel
-from activeo3.model_weights import largest
+from activeo3.model_files import largest
 from activeo3.task_models import Detections, TaskModel, act
 from activeo3.types import Region
 

@@ -13,7 +13,7 @@ from PIL import Image
 from scripted import END, Scripted
 from transformers import PreTrainedTokenizerFast
 
-from activeo3 import box_tokens, prompts, task_perception_words
+from activeo3 import box_tokens, prompts, task_perception
 from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
 from activeo3.rollout import sample_rollouts
@@ -71,7 +71,7 @@ def test_nobody_asks_for_json(wording: str) -> None:
         *(lambda boxes, ask=ask: ask("cup", wording, 3, boxes=boxes) for ask in (prompts.sensing_prompt, prompts.looking_prompt, prompts.segmentation_prompt)),
         lambda boxes: prompts.task_prompt("cup", wording, boxes=boxes),
         *(lambda boxes, at_once=at_once: prompts.episode_prompt("Why?", wording, 3, at_once=at_once, boxes=boxes) for at_once in (1, 3)),
-        *(lambda boxes, task=task: task_perception_words.perception_prompt(task, "cup", wording, boxes=boxes) for task in task_perception_words.TASKS if task != "ocr"),
+        *(lambda boxes, task=task: task_perception.perception_prompt(task, "cup", wording, boxes=boxes) for task in task_perception.TASKS if task != "ocr"),
     ]  # fmt: skip
     for ask in asks:
         in_json, in_tokens = ask("json"), ask("tokens")

@@ -23,7 +23,7 @@ from activeo3.eval_setup import loader
 from activeo3.geometry import as_boxes
 from activeo3.task_model_sam import Perfect
 from activeo3.task_models import Oracle
-from activeo3.task_perception_words import Answer
+from activeo3.task_perception import Answer
 from activeo3.types import VQA, Example, Objects, ParsedAnswer, Region, Rollout, TaskResult
 
 CONFIG = EvalConfig(checkpoint=("x",))

@@ -45,7 +45,7 @@ APART = {
     "config eval_config presets cli paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
-    "model model_* encoding generate scoring decoding caches packing attention vision lora": "engine rollout rewards data",
+    "model model_* encoding generate scoring decoding packing attention vision lora": "engine rollout rewards data",
     "engine checkpoints checkpoint_files": "rollout rewards data",
     "rollout": "rewards engine data",
     "task_model*": "rewards rollout engine",
@@ -57,7 +57,7 @@ APART = {
 OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
-    "transformers": "model model_* attention caches decoding generate task_models task_model_sam",
+    "transformers": "model model_* attention decoding generate task_models task_model_sam",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
     "pyarrow": "data_io data_tables",

@@ -27,7 +27,7 @@ from activeo3.data_io import DataError
 from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.eval_detection import headlines
 from activeo3.metric_rules import COCO, LVIS
-from activeo3.task_perception_words import Answer
+from activeo3.task_perception import Answer
 from activeo3.tasks import known_tasks
 from activeo3.types import Example, Objects, Rollout, TaskResult
 

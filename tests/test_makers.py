@@ -20,7 +20,7 @@ from views import Lesson
 from activeo3 import data_scenes, geometry, prompts
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.model import VisionLanguageModel
-from activeo3.task_perception_words import read_answer
+from activeo3.task_perception import read_answer
 from activeo3.zoom_calls import Limits, judged, read_turn
 
 ROLES = make.Roles(see_steps=1, speak_steps=1, settle_steps=2, crops=3, views=1, questions=2, bf16=False)

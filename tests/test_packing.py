@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from activeo3 import packing
-from activeo3.caches import ROOM, new_cache
+from activeo3.decoding import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt, sampler_logps

@@ -1,4 +1,4 @@
-"""patches.py: a product is the convolution, in numbers, gradients and names of parameters."""
+"""vision.py: a product is the convolution, in numbers, gradients and names of parameters."""
 
 from typing import Callable
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from activeo3 import patches
+from activeo3 import vision
 from activeo3.families import FAMILIES
 from activeo3.model import VisionLanguageModel
-from activeo3.patches import PatchProduct, multiply_patches
+from activeo3.vision import PatchProduct, multiply_patches
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +35,7 @@ def test_a_product_is_the_convolution(
     kept = vlm.model.state_dict()
     multiply_patches(vlm.model)
     assert type(visual.patch_embed.proj) is torch.nn.Conv3d  # patches of 384 values
-    monkeypatch.setattr(patches, "FEW", 384)
+    monkeypatch.setattr(vision, "FEW", 384)
     multiply_patches(vlm.model)
     assert isinstance(visual.patch_embed.proj, PatchProduct)
     after, found = tokens_and_gradients()

@@ -1,4 +1,4 @@
-"""scoring.py and caches.py: three ways to score a group, for every family, against plain transformers on whole rows;
+"""scoring.py and decoding.py: three ways to score a group, for every family, against plain transformers on whole rows;
 and sampling with running states. The naive rows are those of test_packing.py."""
 
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from PIL import Image
 from test_packing import Shows, ids_of, naive_logits, naive_logps, packed_logps
 from torch import Tensor
 
-from activeo3.caches import has_states, recompute_with_cache
+from activeo3.decoding import has_states, recompute_with_cache
 from activeo3.families import FAMILIES
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Packed, Prompt

@@ -22,8 +22,8 @@ from activeo3.eval_config import EvalConfig
 from activeo3.eval_perception import PerceptionBenchmark, measure, per_category
 from activeo3.geometry import Frame, as_boxes, ordered
 from activeo3.rollout import sample_rollouts
-from activeo3.task_perception_words import TASKS as ONE_SHOT
-from activeo3.task_perception_words import Answer
+from activeo3.task_perception import TASKS as ONE_SHOT
+from activeo3.task_perception import Answer
 from activeo3.tasks import PromptSpec, known_tasks, prepared, task_of
 from activeo3.text_metrics import page_metrics, text_similarity
 from activeo3.types import Count, Example, Objects, Rollout, Sampling, TaskResult

@@ -1,25 +1,30 @@
 """tasks.py: every task answers all four calls, and Direct RFT is the task model's own role on the whole picture."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scripted import END, USUAL, Scripted, finds, painted, rows_in, table
+from test_engine import rank_environment
 
+import train
 from activeo3 import eval_setup, log
 from activeo3.config import ConfigError, TrainConfig
+from activeo3.data_io import DataError
 from activeo3.drawing import Sample, save_samples
 from activeo3.eval_core import result_of
 from activeo3.eval_detection import DetectionBenchmark
 from activeo3.eval_runner import OneProcess
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
+from activeo3.model import VisionLanguageModel
 from activeo3.rollout import sample_rollouts
 from activeo3.task_models import Oracle
-from activeo3.tasks import Task, known_tasks, task_of
-from activeo3.types import VQA, Count, Example, Objects, Phrase, Rollout
+from activeo3.tasks import PromptSpec, Task, known_tasks, sensing_view, task_of
+from activeo3.types import VQA, Count, Example, Objects, Parsed, ParsedAnswer, Phrase, Rollout, TaskResult
 
 TASKS = known_tasks()
 
@@ -251,3 +256,65 @@ def test_an_episode_is_drawn_with_its_question_its_evidence_and_what_was_said(to
         assert shown.said == said
         other = replace(shown, said="blue").picture()
         assert shown.picture().size == other.size and shown.picture().tobytes() != other.tobytes()
+
+
+# ---------------------------------------------------------------------- a new task
+
+
+class Side(Task):
+    """On which side of the image is the first thing? A task of its own, in one place."""
+
+    name = "side"
+    terms = {"format": 1.0, "right": 2.0}
+    crops = False
+
+    def prepare(self, example: Example) -> Example:
+        if not len(example.boxes_px):
+            raise DataError(f"example {example.id} shows nothing", example.id)
+        return example
+
+    def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
+        view, frame = sensing_view(vlm, example.image, self.config.sensing_side)
+        return PromptSpec(view, frame, f"Is the {example.query} on the left or on the right?")
+
+    def parse(self, text: str, finished: bool, prompt: PromptSpec, example: Example) -> Parsed:
+        answer = ParsedAnswer((), error=None if text in ("left", "right") else "neither")
+        return Parsed(answer, result=TaskResult(as_boxes([]), np.zeros(0), (text,)))
+
+    def reward_terms(self, rollout: Rollout, result: TaskResult) -> dict[str, float]:
+        x1, _, x2, _ = rollout.example.boxes_px[0]
+        side = "left" if x1 + x2 < rollout.example.image.width else "right"
+        return {"format": float(rollout.action.error is None), "right": float(result.texts == (side,))}
+
+
+del TASKS["side"]  # only in the tests below
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "side", Side)
+
+
+def test_the_reward_of_a_new_task_follows_its_weights(side: None, tokenizer) -> None:
+    config = TrainConfig(task="side", reward_weights=("right=3",))
+    for said, terms in (("left", (1.0, 1.0)), ("right", (1.0, 0.0)), ("nowhere", (0.0, 0.0))):
+        (rollout,) = answers(Side, Scripted("qwen3_vl", tokenizer, lambda *_: said + END), question(), config)
+        reward = task_of(config).reward(rollout, rollout.result)
+        assert tuple(reward.terms.values()) == terms and reward.total == terms[0] + 3 * terms[1]
+    wrong = r"^--reward_weights rigth is no term of --task side \(did you mean right\?\); there are: format, right\.$"
+    with pytest.raises(ConfigError, match=wrong):
+        task_of(TrainConfig(task="side", reward_weights=("rigth=3",)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
+def test_a_new_task_trains(side: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of train.py: the terms are logged, nothing else of the project knows the task."""
+    for name, value in rank_environment(0, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(engine, "stop", lambda: None)
+    monkeypatch.chdir(Path(train.__file__).parent)
+    small = dict(steps=2, prompts=1, micro_prompts=1, group=2, limit=2, sensing_side=32, max_new_tokens=4)
+    train.main(TrainConfig(task="side", eval_examples=0, output_dir=str(tmp_path), **small))
+    rows = log.read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all({"reward/format", "reward/right", "grad_norm"} <= set(row) for row in rows)

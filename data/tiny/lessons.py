@@ -42,7 +42,7 @@ from views import (
 
 from activeo3 import data_scenes, geometry, prompts
 from activeo3.data_scenes import Scene, Thing, Window
-from activeo3.task_perception_words import labelled_answer, perception_prompt
+from activeo3.task_perception import labelled_answer, perception_prompt
 
 READ = perception_prompt("ocr", "text", "short")
 

@@ -33,7 +33,7 @@ from views import CROP_VIEW, Rng, all_of, plate_sheet, practice_sheet, sample_pi
 from activeo3 import data_scenes, geometry, matching, processes, prompts, terminal
 from activeo3.answer_parsing import read_boxes
 from activeo3.model import ModelError, VisionLanguageModel, keep_freed_memory, mark_as_ours
-from activeo3.task_perception_words import perception_prompt, read_answer
+from activeo3.task_perception import perception_prompt, read_answer
 from activeo3.types import Sampling
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from activeo3 import answer_parsing, eval_vqa, task_perception_words, task_zoom_qa, zoom_calls
+from activeo3 import answer_parsing, eval_vqa, task_perception, task_zoom_qa, zoom_calls
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.answer_text import without_thoughts
 from activeo3.box_tokens import as_json, marked
@@ -50,11 +50,11 @@ def _readers() -> Iterator[tuple[str, Callable[[str], Any]]]:
     yield "read_regions", partial(read_regions, parser="lenient")
     yield "read_boxes", partial(read_boxes, points=True, parser="lenient")
     yield "read_turn", partial(zoom_calls.read_turn, parser="lenient")
-    for task in task_perception_words.TASKS:
-        yield f"read_answer {task}", partial(task_perception_words.read_answer, task, parser="lenient")
+    for task in task_perception.TASKS:
+        yield f"read_answer {task}", partial(task_perception.read_answer, task, parser="lenient")
         yield (
             f"read_answer {task}, thinking",
-            partial(task_perception_words.read_answer, task, thinking=True, parser="lenient"),
+            partial(task_perception.read_answer, task, thinking=True, parser="lenient"),
         )
     yield "final_text", answer_parsing.final_text
     yield "answer_in", answer_parsing.answer_in

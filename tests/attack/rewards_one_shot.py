@@ -13,7 +13,7 @@ import numpy as np
 
 from activeo3.config import TrainConfig
 from activeo3.data_scenes import KINDS, close_up, plate
-from activeo3.task_perception_words import labelled_answer
+from activeo3.task_perception import labelled_answer
 from activeo3.tasks import known_tasks
 from activeo3.types import Count, Example
 

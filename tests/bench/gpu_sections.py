@@ -25,9 +25,9 @@ from activeo3.engine import Zero3Model
 from activeo3.grpo import answer_logps
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt, sampler_logps
-from activeo3.patches import multiply_patches
 from activeo3.task_models import Crop, ask, crop_view
 from activeo3.types import Example, Region, Sampling
+from activeo3.vision import multiply_patches
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))

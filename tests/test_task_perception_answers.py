@@ -1,4 +1,4 @@
-"""task_perception_words.py: what is rendered is read back, and a near miss of every form is an error with a name."""
+"""task_perception.py: what is rendered is read back, and a near miss of every form is an error with a name."""
 
 import doctest
 import json
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activeo3 import prompts, task_perception_words
-from activeo3.task_perception_words import ERRORS, TASKS, perception_answer, perception_prompt, read_answer
+from activeo3 import prompts, task_perception
+from activeo3.task_perception import ERRORS, TASKS, perception_answer, perception_prompt, read_answer
 
 ONE = ((1.0, 2.0, 30.0, 40.0),)
 BOX = '{"bbox_2d": [1, 2, 30, 40]}'
@@ -24,7 +24,7 @@ GOOD = {
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for room in (task_perception_words, prompts):
+    for room in (task_perception, prompts):
         results = doctest.testmod(room)
         assert results.attempted > 0 and results.failed == 0
 
