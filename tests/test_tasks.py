@@ -11,7 +11,7 @@ from scripted import END, USUAL, Scripted, finds, painted, rows_in, table
 from test_engine import rank_environment
 
 import train
-from activeo3 import eval_setup, log
+from activeo3 import engine, eval_setup, log
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.drawing import Sample, save_samples
