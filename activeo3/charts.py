@@ -6,7 +6,6 @@ import re
 from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
 
 from activeo3.monitor import METRIC_GLOSSARY
 
@@ -174,8 +173,13 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     >>> smoothed(np.array([1.0, 1.0, 1.0])).tolist()
     [1.0, 1.0, 1.0]
     """
-    window = 2 * math.ceil(len(values) / 60) + 1 if len(values) > 10 else 1
-    return uniform_filter1d(uniform_filter1d(values, window, mode="nearest"), window, mode="nearest")
+    if len(values) <= 10:
+        return values
+    half = math.ceil(len(values) / 60)
+    window = np.full(2 * half + 1, 1 / (2 * half + 1))
+    for _ in range(2):
+        values = np.convolve(np.pad(values, half, mode="edge"), window, mode="valid")
+    return values
 
 
 def short(value: float) -> str:

@@ -63,7 +63,7 @@ OWNERS = {
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "peft": "lora",
-    "scipy": "charts drawing matching task_model_sam task_segmentation",
+    "scipy": "matching task_model_sam task_segmentation",
     "rapidfuzz": "text_metrics",
     "nltk": "text_metrics",
     "jieba": "text_metrics",
