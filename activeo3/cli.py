@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -58,6 +59,14 @@ def refuse(rules: Mapping[str, Any]) -> None:
     for sentence, wrong in rules.items():
         if wrong:
             raise ConfigError(f"{sentence}.")
+
+
+def check_regex(flag: str, text: str) -> None:
+    """Raise ConfigError if a text is no regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{flag} {text!r} is no regular expression: {error}.") from None
 
 
 def run_file(path: Path) -> None:

@@ -7,18 +7,16 @@ in their order (``--preset paper gspo``); flags win.
 
 import dataclasses
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
 from activeo3 import paths
-from activeo3.cli import ConfigError, Range, check_fields, fields_of, numbers, refuse
+from activeo3.cli import ConfigError, Range, check_fields, check_regex, fields_of, numbers, refuse
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
 from activeo3.presets import from_command_line
 
-MOST_REGIONS = 10
 # The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
 DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
@@ -26,7 +24,7 @@ DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 Positive = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
-Regions = Annotated[int, Range(1, MOST_REGIONS)]
+Regions = Annotated[int, Range(1, 10)]
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,10 @@ class Config:
     """sets of values, merged in this order: a situation (tiny: a laptop; paper: Qwen2.5-VL-7B as in ACTIVE-O3 E.2), a
     whole task such as zoom_qa or refcoco, and variants such as gspo; presets.py lists them"""
     task: str = "sense"
-    """sense (propose regions to zoom into), direct (find things without a zoom: Direct RFT), segment (propose where a
-    mask is wrong), zoom_qa (answer a question after zooms), or, in one step (Perception-R1): grounding, counting, ocr,
-    detection"""
+    """sense (propose regions to zoom into), direct (find things, no zoom), segment (propose where a mask is wrong),
+    zoom_qa (answer after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
     data: tuple[str, ...] = ("scenes",)
-    """the data set, or several that are mixed: scenes (embedded world), coco (your own folder); python -m activeo3.data
-    lists all"""
+    """a data set, or several that are mixed: scenes (embedded world), coco (yours); python -m activeo3.data has all"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
@@ -69,23 +65,19 @@ class Config:
     sensing_side: Positive = 96
     """shorter side of the whole picture as the policy sees it, in pixels (paper: 1024)"""
     max_view_pixels: int = 2**22
-    """most pixels of that view; a larger one is shrunk, its aspect kept. Pictures up to 4:1 stay whole at the paper's
-    1024"""
+    """most pixels of that view; a larger one is shrunk, its aspect kept. Up to 4:1 it is whole at the paper's 1024"""
     crop_side: Positive = 128
     """a crop is seen at crop_side x crop_side pixels (paper: 840)"""
     crop_shape: Literal["square", "aspect"] = "square"
-    """square: every crop is resized to crop_side x crop_side (paper); aspect: its shape is kept, its area at least
-    that"""
+    """square: crops are resized to crop_side x crop_side (paper); aspect: the shape is kept, the area at least that"""
 
     # ---- prompts and answers
     wording: Literal["paper", "short", "zoom_roi"] = "short"
-    """prompts: the paper's, the tiny policy's few words, or the paper's with Active-Perception-R1's own zoom call
-    (zoom_qa)"""
+    """prompts: the paper's, the tiny policy's short ones, or the paper's with Active-Perception-R1's call (zoom_qa)"""
     thinking: bool = False
     """grounding, counting, ocr, detection: think before the answer (Perception-R1 found it to hurt)"""
     parser: Literal["strict", "lenient"] = "strict"
-    """how answers are parsed: in the form that was asked for, or boxes of any form; the format reward is always
-    strict"""
+    """how answers are parsed: as asked for, or boxes of any form; the format reward is always strict"""
     regions: Regions = 3
     """how many regions an answer may propose (paper: 3)"""
     max_new_tokens: Positive = 96
@@ -129,8 +121,7 @@ class Config:
     text_threshold: Share = 0.25
     """a detector's box belongs to the query if one of its words has this score"""
     least_seen: Annotated[float, Range(0)] = 16.0
-    """the oracle's smallest thing in pixels of a crop's view: a visual token (Qwen2.5-VL: 28); 0: any, and exact
-    masks"""
+    """the oracle's smallest thing in pixels of a crop's view: a visual token (Qwen2.5-VL: 28); 0: any, exact masks"""
     clicks: Positive = 3
     """clicks of the oracle in every region, for --task_model sam: the paper names no number"""
 
@@ -151,11 +142,9 @@ class Config:
             f"--episode_options least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}, both in 0 to 1":
                 not 0 <= self.least_zoom < self.most_zoom <= 1,
             f"--min_zooms is {self.min_zooms}; it must lie between 0 and --max_zooms {self.max_zooms}, and leave a "
-            "turn of "
-            f"--max_turns {self.max_turns} to answer in": not 0 <= self.min_zooms <= zooms,
+            f"turn of --max_turns {self.max_turns} to answer in": not 0 <= self.min_zooms <= zooms,
             f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
-            f"{self.sensing_side} has "
-            f"{self.sensing_side**2}": self.max_view_pixels < self.sensing_side**2,
+            f"{self.sensing_side} has {self.sensing_side**2}": self.max_view_pixels < self.sensing_side**2,
             "--data names no data set": not self.data,
             f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}":
                 not 0 <= self.tile_overlap < (self.tile or 2**16),
@@ -169,7 +158,7 @@ class Config:
 
     @property
     def dataset_options(self) -> tuple[int, int, int, float]:
-        """What ``data.open_dataset`` is told about tiles, the draw of questions and absent ones, in its order."""
+        """The options of ``data.open_dataset``, in its order."""
         return self.tile, self.tile_overlap, self.selection_seed, self.absent
 
     def _check_named(self, data: bool = True) -> None:
@@ -193,8 +182,7 @@ class Config:
         return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
 
     def expert_name(self, task_model: str) -> str:
-        """How tables name a task model: a language model that is not the start policy with its folder,
-        ``mllm-Qwen2.5-VL-72B``."""
+        """How tables name a task model: another language model with its folder, ``mllm-Qwen2.5-VL-72B``."""
         if task_model != "mllm" or not self.other_mllm:
             return task_model
         parts = Path(paths.cached(self.other_mllm) or os.path.normpath(self.other_mllm)).parts
@@ -202,8 +190,7 @@ class Config:
 
     @classmethod
     def from_args(cls, argv: Sequence[str] | None = None, known: Mapping[str, Collection[str]] = {}) -> Self:
-        """Read the command line; ``known`` has the names that a flag may have, such as all data sets. Raises
-        ConfigError."""
+        """Read the command line; ``known`` has the names that a flag may have. Raises ConfigError."""
         # A preset describes a training run; an evaluation takes from it what both scripts share.
         taken = fields_of(cls if cls is TrainConfig else Config)
         values = from_command_line(cls, argv, taken, {"task": TASKS, **known}, cls.EVERYDAY)
@@ -236,13 +223,11 @@ class TrainConfig(Config):
 
     # ---- the task model, which works on the crops
     task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """mllm (the start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth that a view can
-    show)"""
+    """mllm (start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth in the views)"""
 
     # ---- steps
     steps: Positive = 160
-    """each samples P x G answers per rank and updates the policy --epochs times. A larger number continues a run that
-    is over"""
+    """each samples P x G answers per rank and makes --epochs updates; a larger number continues a run that is over"""
     prompts: int = 4
     """P: prompts per rank and step"""
     group: int = 8
@@ -250,8 +235,7 @@ class TrainConfig(Config):
     micro_prompts: int = 4
     """prompts per forward and backward pass of the update; smaller needs less memory, with the same result"""
     scoring: Literal["auto", "packed", "cached", "rows"] = "auto"
-    """a group as one packed row, a batch behind the cached prompt, or plain rows, with the same result; auto: packed if
-    possible"""
+    """a group as one packed row, a batch behind the cached prompt, or plain rows: one result; auto: packed if it can"""
     recompute: bool = False
     """activation checkpointing: much less memory for a third more time in the update, with the same result"""
     epochs: Positive = 1
@@ -265,19 +249,16 @@ class TrainConfig(Config):
     train_only: str = "self_attn"
     """train the parameters whose names match this regular expression (presets.py says why); empty: all (paper)"""
     lora: Natural = 0
-    """rank of LoRA adapters of the matrices that --train_only names; the reference is the model without them; 0: none
-    (paper)"""
+    """rank of LoRA adapters of the matrices of --train_only; the reference is the model without; 0: none (paper)"""
     beta: Annotated[float, Range(0)] = 0.04
     """weight of the KL to the reference (paper: 0.04); 0 needs no reference pass"""
     normalise: Literal["response", "token", "constant"] = "response"
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
-    """per token (GRPO), per answer (GSPO), per answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO,
-    GPG)"""
+    """per token (GRPO), answer (GSPO), answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO, GPG)"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
-    """a reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), mean and spread of the step
-    (REINFORCE++), the group's mean and the step's spread (with baseline), or the group's mean, scaled up for groups
-    without spread (GPG)"""
+    """reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), the step's mean and spread
+    (REINFORCE++), the group's mean and step's spread (with baseline), or scaled up for groups without spread (GPG)"""
 
     # ---- the update: --update_options
     warmup: Natural = 10
@@ -295,12 +276,10 @@ class TrainConfig(Config):
 
     # ---- the reward
     reward_weights: tuple[str, ...] = ()
-    """weights that differ from the task's, as format=0 task=2; 0 is an ablation. The first lines of a run show all of
-    them"""
+    """weights that differ from the task's, as format=0 task=2 (0: an ablation); the first lines of a run show all"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
-    """true boxes with 90 % of their area in one region (ours), or with IoU >= 0.5 (paper B.4 b); regions at least 10 %
-    object (B.4 a). Of a mask's errors: their share in the regions times the share left out (ours), or the first alone
-    (recall: 4.4)"""
+    """true boxes with 90 % of their area in one region (ours) or IoU >= 0.5 (paper B.4 b), regions at least 10 %
+    object (B.4 a); of a mask's errors: their share in regions times the share left out, or the first (recall: 4.4)"""
     mask_truncated: bool = False
     """truncated answers get reward NaN and are excluded from their group, instead of counting as wrong (Mini-o3)"""
 
@@ -310,15 +289,13 @@ class TrainConfig(Config):
     evidence_gate: bool = True
     """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
     perception_reward: Literal["f1", "paper"] = "f1"
-    """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms, which can be earned blind
-    (matching.py)"""
+    """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms (matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"
     """counting, detection: the best assignment, or first with first (Perception-R1's ablation: 8 AP less)"""
     iou_power: Literal[1, 2] = 1
     """grounding: reward IoU (Perception-R1's text) or its square (its code)"""
     places: Literal["near", "distance", "inside"] = "near"
-    """counting: 1 at a thing's centre to 0 a thing's size away, 1 - distance (Perception-R1), or 1 inside the true
-    box"""
+    """counting: 1 at a thing's centre to 0 a thing's size away, 1 - distance (Perception-R1), or 1 inside the box"""
 
     # ---- what a run keeps
     output_dir: Place = Place("runs/tiny")
@@ -358,10 +335,7 @@ class TrainConfig(Config):
                 self.advantage != "group" and not self.divide_by_std,
             "--update_options clip_low must lie between 0 and 1": not 0 < self.clip_low < 1,
         })  # fmt: skip
-        try:
-            re.compile(self.train_only)
-        except re.error as error:
-            raise ConfigError(f"--train_only {self.train_only!r} is no regular expression: {error}.") from None
+        check_regex("--train_only", self.train_only)
 
     @property
     def given_weights(self) -> dict[str, float]:
