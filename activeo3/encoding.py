@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from activeo3.attention import described
-from activeo3.box_tokens import as_json
-from activeo3.families import FAMILIES
+from activeo3.families import FAMILIES, as_json
 from activeo3.geometry import fitted
 from activeo3.packing import Prompt, padded
 from activeo3.vision import Eyes

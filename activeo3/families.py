@@ -2,11 +2,16 @@
 
 A family is a ``model_type`` of transformers. Every other room asks this table and none compares names of families; what
 they have in common, and how another one is added, is told in docs/families.md.
+
+Qwen2-VL writes boxes in special tokens of its own; ``as_json`` and ``marked`` translate.
 """
 
+import json
+import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Iterator, Literal, NamedTuple, Sequence
 
+from activeo3.answer_text import limited
 from activeo3.config import Config, ConfigError, TrainConfig
 
 
@@ -29,7 +34,7 @@ class Family:
     coordinates: Literal["pixels", "thousandths"]
     """the unit of boxes in text: pixels of the view that the model saw, or thousandths of the view's sides"""
     boxes: Literal["json", "tokens"] = "json"
-    """how it writes them: as JSON, or in special tokens (box_tokens.py). It is asked for what it is used to; both are
+    """how it writes them: as JSON, or in special tokens (families.py). It is asked for what it is used to; both are
     read"""
     states: bool = False
     """layers of the text tower keep a running state: no mask can hide a token that has gone into it"""
@@ -43,7 +48,7 @@ class Family:
 
     @property
     def scoring(self) -> str:
-        """How a group of answers is scored (scoring.py): as packed rows, if a mask can separate the siblings."""
+        """How a group of answers is scored (model.py): as packed rows, if a mask can separate the siblings."""
         return "cached" if self.states else "packed"
 
 
@@ -89,3 +94,49 @@ def scoring_of(family: str, config: TrainConfig, sees: bool) -> str:
     if config.scoring != "auto":
         return config.scoring
     return "rows" if states and sees and crops else FAMILIES[family].scoring
+
+
+# ---------------------------------------------------------------------- boxes in special tokens
+
+
+BEGIN = "<|box_start|>"
+_NAME = r"<\|object_ref_start\|>((?:[^<]++|<(?!\|))*+)<\|object_ref_end\|>"
+_NUMBER = r"\s*+(-?\d++(?:\.\d++)?)\s*+"
+_BOX = rf"<\|box_start\|>\s*+\({_NUMBER},{_NUMBER}\)\s*+(?:,\s*+)?\({_NUMBER},{_NUMBER}\)\s*+<\|box_end\|>"
+_PART = re.compile(rf"{_NAME}|{_BOX}")
+_RUN = re.compile(rf"(?:{_NAME}\s*+)?{_BOX}(?:[\s,;]*+(?:{_NAME}\s*+)?{_BOX})*+")
+
+
+def as_json(text: str) -> str:
+    """A text with each run of boxes in special tokens as a JSON list of ``bbox_2d``; other text stays as it is.
+
+    >>> as_json("<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|> 1")
+    '[{"bbox_2d":[1.0,2.0,3.0,4.0],"label":"cup"}] 1'
+    """
+    text = limited(text)
+    if BEGIN not in text:
+        return text
+    return _RUN.sub(lambda run: json.dumps(list(_boxes_of(run.group())), separators=(",", ":")), text)
+
+
+def _boxes_of(run: str) -> Iterator[dict[str, list[float] | str]]:
+    """The boxes of a run, each with the name before it, if there was one."""
+    name: str | None = None
+    for part in _PART.finditer(run):
+        if part[1] is not None:
+            name = part[1].strip()
+            continue
+        box = {"bbox_2d": [float(number) for number in part.groups()[1:]]}
+        yield box if name is None else box | {"label": name}
+
+
+def marked(boxes_text: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Boxes as Qwen2-VL writes them, each behind its name.
+
+    >>> marked([(1, 2, 3, 4)], ["cup"])
+    '<|object_ref_start|>cup<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>'
+    """
+    return "".join(
+        f"<|object_ref_start|>{name}<|object_ref_end|>{BEGIN}({x1},{y1}),({x2},{y2})<|box_end|>"
+        for (x1, y1, x2, y2), name in zip(boxes_text, names, strict=True)
+    )

@@ -175,7 +175,7 @@ def trained(sizes: Sizes, config: TrainConfig) -> int:
 
 
 def prompts_read(config: TrainConfig) -> int:
-    """How often a prompt is read to score its group (scoring.py)."""
+    """How often a prompt is read to score its group (model.py)."""
     return config.group if config.scoring == "rows" else 1
 
 

@@ -1,4 +1,4 @@
-"""What is said and what is shown, in tensors: prompts, branches, and the packed rows that scoring.py makes of them.
+"""What is said and what is shown, in tensors: prompts, branches, and the packed rows that model.py makes of them.
 
 A row of a forward pass is ``prompt | branch 1 | ... | branch B``. A branch is one answer, or an episode of
 several: turns that the policy sampled, and between two of them an observation that it was shown.
@@ -121,7 +121,7 @@ class Packed:
     ``logit_columns`` (K,) are the columns whose logits are needed, in ascending order: 0 is the prefix's last one,
     w + 1 is column w. Those inside an observation predict nothing that was sampled; None keeps all.
 
-    If every answer has a row of its own (scoring.py), there are R B rows of ``prefix | branch``, prompt by prompt. What
+    If every answer has a row of its own (model.py), there are R B rows of ``prefix | branch``, prompt by prompt. What
     ``prompts`` are the arguments of is read before them, as a batch of R; then the prefix is a prompt's last token.
     """
 

@@ -346,3 +346,47 @@ def boxes_answer(boxes_text: Sequence[Sequence[int]]) -> str:
     '[{"bbox_2d":[10,20,30,40]}]'
     """
     return json.dumps([{"bbox_2d": list(box)} for box in boxes_text], separators=(",", ":"))
+
+
+# ---------------------------------------------------------------------- perception in one step
+
+PERCEPTION: dict[str, dict[str, str]] = {
+    "grounding": {
+        "paper": "Give the bounding box of {object} in this image as [x1, y1, x2, y2].",
+        "short": "Find the {object}.",
+    },
+    "counting": {
+        "paper": (
+            "Give the bounding box, or a point, of every {object} in this image as a JSON list of objects of the form "
+            '{{"bbox_2d": [x1, y1, x2, y2]}} or {{"point_2d": [x, y]}}, and after the list how many there are.'
+        ),
+        "short": "Count every {object}.",
+    },
+    "ocr": {"paper": "Do OCR on this image.", "short": "Read."},
+    "detection": {
+        "paper": (
+            "Give the bounding boxes and the names of all things in this image that are one of: {object}. Answer with "
+            'a JSON list of objects of the form {{"bbox_2d": [x1, y1, x2, y2], "label": "name"}}.'
+        ),
+        "short": "Find and name everything.",
+    },
+}
+_THINK_FIRST = {
+    "paper": (
+        " First reason inside <think> </think> tags, then put the answer inside <answer> </answer> tags. "
+        "The layout is: <think> your reasoning </think> <answer> the answer </answer>"
+    ),
+    "short": " Think first.",
+}
+
+
+def perception_prompt(
+    task: str, asked: str | Sequence[str], wording: str, thinking: bool = False, boxes: str = "json"
+) -> str:
+    """What a model is asked in one of TASKS; ``asked`` is a phrase or, for detection, all category names.
+
+    >>> perception_prompt("grounding", "red cup", "short")
+    'Find the red cup.'
+    """
+    words = asked if isinstance(asked, str) else ", ".join(asked)
+    return in_form(PERCEPTION[task][wording], boxes).format(object=words) + (_THINK_FIRST[wording] if thinking else "")

@@ -14,7 +14,7 @@ rewards.
 How answers are read. Thinking, which the paper found to hurt all four (Table 5), is a flag: an answer must then stand
 inside ``<answer>`` after a ``<think>``; without it the answer is the whole text, without any tag. Deviations:
   1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in special
-     tokens. That model is asked for them here, too (box_tokens.py).
+     tokens. That model is asked for them here, too (families.py).
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and
@@ -48,7 +48,7 @@ from activeo3.data_io import DataError
 from activeo3.geometry import Frame, as_boxes, clipped, ordered
 from activeo3.metrics import asked_boxes
 from activeo3.model import VisionLanguageModel
-from activeo3.prompts import in_form
+from activeo3.prompts import PERCEPTION, perception_prompt
 from activeo3.tasks import PromptSpec, Task, sensing_view
 from activeo3.text_metrics import text_similarity
 from activeo3.types import Count, Example, Parsed, ParsedAnswer, Rollout, TaskResult
@@ -221,36 +221,7 @@ def forgiven(example: Example, labels: Sequence[str]) -> np.ndarray:
 # ---------------------------------------------------------------------- prompts and answers
 
 
-_PROMPTS: dict[str, dict[str, str]] = {
-    "grounding": {
-        "paper": "Give the bounding box of {object} in this image as [x1, y1, x2, y2].",
-        "short": "Find the {object}.",
-    },
-    "counting": {
-        "paper": (
-            "Give the bounding box, or a point, of every {object} in this image as a JSON list of objects of the form "
-            '{{"bbox_2d": [x1, y1, x2, y2]}} or {{"point_2d": [x, y]}}, and after the list how many there are.'
-        ),
-        "short": "Count every {object}.",
-    },
-    "ocr": {"paper": "Do OCR on this image.", "short": "Read."},
-    "detection": {
-        "paper": (
-            "Give the bounding boxes and the names of all things in this image that are one of: {object}. Answer with "
-            'a JSON list of objects of the form {{"bbox_2d": [x1, y1, x2, y2], "label": "name"}}.'
-        ),
-        "short": "Find and name everything.",
-    },
-}
-_THINK = {
-    "paper": (
-        " First reason inside <think> </think> tags, then put the answer inside <answer> </answer> tags. "
-        "The layout is: <think> your reasoning </think> <answer> the answer </answer>"
-    ),
-    "short": " Think first.",
-}
-
-TASKS = tuple(_PROMPTS)
+TASKS = tuple(PERCEPTION)
 """The four tasks by name."""
 
 ERRORS = (
@@ -258,18 +229,6 @@ ERRORS = (
     "empty", "not_one", "no_label", "no_count", "count_differs",
 )  # fmt: skip
 """Everything that can be wrong with an answer."""
-
-
-def perception_prompt(
-    task: str, asked: str | Sequence[str], wording: str, thinking: bool = False, boxes: str = "json"
-) -> str:
-    """What a model is asked in one of TASKS; ``asked`` is a phrase or, for detection, all category names.
-
-    >>> perception_prompt("grounding", "red cup", "short")
-    'Find the red cup.'
-    """
-    words = asked if isinstance(asked, str) else ", ".join(asked)
-    return in_form(_PROMPTS[task][wording], boxes).format(object=words) + (_THINK[wording] if thinking else "")
 
 
 def perception_answer(body: str, thought: str | None = None) -> str:

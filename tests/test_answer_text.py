@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from regex_rules import Rules
 
-from activeo3 import answer_parsing, answer_text, box_tokens, task_zoom_qa, zoom_calls
+from activeo3 import answer_parsing, answer_text, families, task_zoom_qa, zoom_calls
 from activeo3.answer_text import (
     MAX_BOXES,
     MAX_CHARACTERS,
@@ -35,7 +35,7 @@ from activeo3.zoom_calls import read_turn
 
 ROOMS = Path(answer_text.__file__).parent
 READERS = (
-    "answer_text", "answer_parsing", "task_perception", "zoom_calls", "box_tokens", "task_zoom_qa", "text_metrics",
+    "answer_text", "answer_parsing", "task_perception", "zoom_calls", "families", "task_zoom_qa", "text_metrics",
 )  # fmt: skip
 """The rooms that read what a model wrote."""
 OUR_OWN_TEXTS = {"processes"}
@@ -149,7 +149,7 @@ TWINS: dict[str, tuple[re.Pattern[str], str, int]] = {
     "quantities": (task_zoom_qa._QUANTITY, r"([$€£¥]?)\s*([+-]?)\s*([$€£¥]?)\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*(%?)", 0),
     "listed": (answer_parsing._LISTED_OPTION, r"\b[A-Z]\.\s+([^\n]*)", 0),
     "answer lines": (answer_text._ANSWER_LINE, r"^[^\w\n]{0,10}(?:final )?answer(?: is)?\s{0,5}:(.*)$", re.IGNORECASE | re.MULTILINE),
-    "names": (re.compile(box_tokens._NAME), r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>", 0),
+    "names": (re.compile(families._NAME), r"<\|object_ref_start\|>((?:(?!<\|)[\s\S])*)<\|object_ref_end\|>", 0),
 }  # fmt: skip
 SCRAPS = [
     "$",

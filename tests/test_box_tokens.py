@@ -1,4 +1,4 @@
-"""box_tokens.py, and all roles of a family that writes boxes so: asked without JSON, and read like the others."""
+"""families.py, and all roles of a family that writes boxes so: asked without JSON, and read like the others."""
 
 import doctest
 import json
@@ -13,9 +13,9 @@ from PIL import Image
 from scripted import END, Scripted
 from transformers import PreTrainedTokenizerFast
 
-from activeo3 import box_tokens, prompts, task_perception
-from activeo3.box_tokens import as_json, marked
+from activeo3 import families, prompts, task_perception
 from activeo3.config import TrainConfig
+from activeo3.families import as_json, marked
 from activeo3.rollout import sample_rollouts
 from activeo3.task_models import Crop, ask
 from activeo3.tasks import known_tasks
@@ -29,7 +29,7 @@ BOX, REGION = (250, 250, 500, 500), (336.0, 224.0, 672.0, 448.0)  # in thousandt
 
 
 def test_the_documented_examples() -> None:
-    assert doctest.testmod(box_tokens).failed == 0 == doctest.testmod(prompts).failed
+    assert doctest.testmod(families).failed == 0 == doctest.testmod(prompts).failed
 
 
 @given(

@@ -45,7 +45,7 @@ APART = {
     "config eval_config presets cli paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
-    "model model_* encoding generate scoring decoding packing attention vision lora": "engine rollout rewards data",
+    "model model_* encoding generate decoding packing attention vision lora": "engine rollout rewards data",
     "engine checkpoints checkpoint_files": "rollout rewards data",
     "rollout": "rewards engine data",
     "task_model*": "rewards rollout engine",

@@ -1,4 +1,4 @@
-"""model.py, generate.py and scoring.py by second opinion: shared prefill and packed rows against plain transformers,
+"""model.py, generate.py and model.py by second opinion: shared prefill and packed rows against plain transformers,
 one row at a time."""
 
 import copy

@@ -1,4 +1,4 @@
-"""packing.py, decoding.py and their use in generate.py and scoring.py: episodes of several turns against plain
+"""packing.py, decoding.py and their use in generate.py and model.py: episodes of several turns against plain
 transformers, one whole row at a time without cache, packing or padding."""
 
 import doctest

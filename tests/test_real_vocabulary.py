@@ -29,8 +29,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from activeo3 import geometry, prompts
 from activeo3.answer_parsing import read_regions
-from activeo3.box_tokens import marked
 from activeo3.config import TrainConfig
+from activeo3.families import marked
 from activeo3.model import VisionLanguageModel
 from activeo3.task_detection import Sense
 from activeo3.tasks import PromptSpec, sensing_view

@@ -1,4 +1,4 @@
-"""scoring.py and decoding.py: three ways to score a group, for every family, against plain transformers on whole rows;
+"""model.py and decoding.py: three ways to score a group, for every family, against plain transformers on whole rows;
 and sampling with running states. The naive rows are those of test_packing.py."""
 
 from contextlib import contextmanager

@@ -38,9 +38,9 @@ from activeo3 import (  # noqa: E402
     eval_runner,
     eval_setup,
     grpo,
+    model,
     monitor,
     processes,
-    scoring,
     task_zoom_qa,
 )
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
@@ -389,7 +389,7 @@ def test_two_calls_teach_what_one_does(
     """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again, adapters."""
     monkeypatch.setattr(attention, "SHORT", 1)
     free = []
-    monkeypatch.setattr(scoring, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
+    monkeypatch.setattr(model, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
     found = learned(replace(config, micro_prompts=2, **SETTINGS[index]), alone, models["other"])
     assert_same_lesson(found, learned_at_once[index])
     assert free and min(free) > 10

@@ -26,9 +26,9 @@ from PIL import Image
 from activeo3 import answer_parsing, eval_vqa, task_perception, task_zoom_qa, zoom_calls
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.answer_text import without_thoughts
-from activeo3.box_tokens import as_json, marked
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig
+from activeo3.families import as_json, marked
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.tasks import PromptSpec, Task, known_tasks
 from activeo3.types import VQA, Example, Objects, Rollout
