@@ -23,7 +23,7 @@ Deviations from it:
 
 Readings of what the task leaves open:
   1. An answer is looked for exactly, up to case, white space and the punctuation around it, over neighbouring
-     words. If it stands on the page several times, all places are evidence: nobody knows which one was meant.
+     words. If it stands on the page several times, all places are evidence: which one was meant is not known.
   2. Only if none of the answers is found so, the most similar run of words counts, if it is similar enough (ALIKE):
      OCR misreads.
   3. Boxes of words are tight: each is padded by a quarter of its height.
@@ -270,7 +270,7 @@ def _of_1200(table: ParquetTable, number: int, content: Mapping[str, Any], image
 
 
 def _words(asked: Asked, size: tuple[int, int]) -> list[Word]:
-    """The words of a question's page with boxes in pixels of a picture of ``size``; none if nobody has read it. Raises
+    """The words of a question's page with boxes in pixels of a picture of ``size``; none if there is no OCR of it. Raises
     DataError."""
     if isinstance(asked.ocr, PageWords):
         return asked.ocr.on(size)
@@ -331,7 +331,7 @@ def spelled(words: Sequence[Word], answers: Sequence[str]) -> np.ndarray:
         run
         for first in range(len(words))
         for run in _runs(words, letters, first, longest)
-        if plain(_said(run)) in wanted
+        if plain(_joined(run)) in wanted
     ]
     if exact:
         return as_boxes(list(dict.fromkeys(word.box for run in exact for word in run)))
@@ -341,7 +341,7 @@ def spelled(words: Sequence[Word], answers: Sequence[str]) -> np.ndarray:
         for length in range(max(1, count - 1), count + 2):
             for first in range(len(words) - length + 1):
                 run = words[first : first + length]
-                alike = 1.0 - edit_distance(plain(_said(run)), right)
+                alike = 1.0 - edit_distance(plain(_joined(run)), right)
                 if alike > likeness:
                     best, likeness = run, alike
     return as_boxes([word.box for word in best] if likeness >= ALIKE else [])
@@ -359,7 +359,7 @@ def _runs(words: Sequence[Word], letters: Sequence[int], first: int, longest: in
     return runs
 
 
-def _said(run: Sequence[Word]) -> str:
+def _joined(run: Sequence[Word]) -> str:
     return " ".join(word.text for word in run)
 
 

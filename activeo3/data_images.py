@@ -5,7 +5,7 @@ What is read:
 
     formats       FORMATS, the first frame where there are several. No PostScript and no metafile, which other programs
                   would draw; no format that Pillow only recognises
-    orientation   of EXIF, whichever type it has there, or else of XMP. No other tag of EXIF is looked at
+    orientation   of EXIF, whichever type it has there, or else of XMP. No other tag of EXIF is read
     10 to 16 bit  grey: shown at the smallest of DEPTHS that holds the file's own maximum, for cameras and scanners
                   write 12 bits into files of 16. A PGM file states its maximum, and is shown by that. Colours of 16
                   bits are shown by their upper 8, as Pillow reads them

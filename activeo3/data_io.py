@@ -27,7 +27,8 @@ from activeo3.data_images import Decoded, Unreadable, decode
 from activeo3.geometry import refuse_elongated
 from activeo3.terminal import OneLine
 
-R, T = TypeVar("R"), TypeVar("T")
+R = TypeVar("R")
+T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -161,7 +162,7 @@ FourPixels = Annotated[tuple[Pixels, Pixels, Pixels, Pixels], Strict(False)]
 """A list of four numbers of json."""
 
 
-class Row(BaseModel, strict=True, frozen=True):
+class Row(BaseModel, strict=True):
     """An entry of a file, by its keys; a number is no text, a whole number no truth value. Other keys are passed
     over."""
 
@@ -181,9 +182,9 @@ def checked(model: type[M], path: Path, what: str, row: Any) -> M:
         needed(path, what, row, key)
     if wrong["type"] == "value_error":
         raise DataError(f"{path}: {what} {wrong['ctx']['error']}")
-    value, inner = row[key], wrong["loc"][1:2]
-    if isinstance(value, list) and inner and inner[0] < len(value) and isinstance(value[inner[0]], list | dict):
-        value = value[inner[0]]  # of a list of boxes the one that is wrong
+    value, at = row[key], (*wrong["loc"], None)[1]
+    if isinstance(value, list) and isinstance(at, int):  # of a list of boxes the one that is wrong
+        value = next((one for one in value[at : at + 1] if isinstance(one, list | dict)), value)
     raise DataError(
         f"{path}: {what} has the {key} {shortened(value)}, {model.model_fields[key].description or wrong['msg']}"
     )

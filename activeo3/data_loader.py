@@ -146,11 +146,11 @@ def left_out_file(folder: Path, dataset: Dataset) -> Path:
     return folder / f"left_out-{dataset.name}-{dataset.split}.txt"
 
 
-def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, speaks: bool = True) -> list[Example]:
+def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, writes: bool = True) -> list[Example]:
     """All examples of a data set in order; what cannot be read is left out, named on stderr and listed in ``folder``.
 
     So are the rows that its reader has left out. Ranks that share the examples must hold the same ones, so what one
-    rank cannot read is left out on all of them, and one of them ``speaks`` and writes.
+    rank cannot read is left out on all of them, and one of them ``writes``.
 
     Raises DataError if none is left.
     """
@@ -158,16 +158,16 @@ def readable(dataset: Dataset, folder: Path, gather: Gather = one_rank, speaks: 
     reasons: dict[int, str] = {}
     # Some thousand large pictures take minutes: a terminal is shown how far it is.
     for index in tqdm(
-        range(len(dataset)), f"{dataset.name}: reading pictures", delay=5, leave=False, disable=None if speaks else True
+        range(len(dataset)), f"{dataset.name}: reading pictures", delay=5, leave=False, disable=None if writes else True
     ):
         try:
             examples[index] = dataset[index]
         except DataError as error:
             reasons[index] = str(error)
     left_out = {index: reason for of_rank in gather(reasons) for index, reason in of_rank.items()}
-    if speaks:
-        said = [*dataset.dropped, *(left_out[index] for index in sorted(left_out))]
-        name_left_out(said, partial(print, file=sys.stderr), left_out_file(folder, dataset))
+    if writes:
+        sentences = [*dataset.dropped, *(left_out[index] for index in sorted(left_out))]
+        name_left_out(sentences, partial(print, file=sys.stderr), left_out_file(folder, dataset))
     if len(left_out) == len(dataset):
         raise DataError(f"{dataset.name} has no readable picture in its split {dataset.split}.")
     return [example for index, example in examples.items() if index not in left_out]

@@ -14,7 +14,7 @@ A pickle can name any function to be called when it is read. This one needs none
 a file that names one is refused before anything of it is called.
 
 lmms-lab's val of RefCOCO has 8,811 rows: the 3,811 of the partition unc and then 5,000 of google, as the sizes of its
-files say (nobody has looked into them here). The first 3,811 are read; if they are those of unc, they have 1,500
+files say (the files themselves were not opened here). The first 3,811 are read; if they are those of unc, they have 1,500
 images.
 """
 
@@ -295,8 +295,8 @@ def of_solutions(files: Files, left_out: LeftOut) -> Iterator[Object]:
             what = f"row {number}"
             name = inside(path, what, str(needed(path, what, row, PICTURE)))
             if isinstance(row.get("conversations"), list):
-                said = [turn.get("value") for turn in row["conversations"] if isinstance(turn, dict)]
-                row = dict(zip(("problem", "solution"), said))
+                turns = [turn.get("value") for turn in row["conversations"] if isinstance(turn, dict)]
+                row = dict(zip(("problem", "solution"), turns))
             own_folder = name.startswith(f"{files.images.name}/")  # train2014/COCO_train2014_000000000009.jpg
             picture = (files.images.parent if own_folder else files.images) / name
             yield _solved(path, what, row, picture, name)

@@ -116,7 +116,7 @@ class Source:
 
     ``tile`` and ``tile_overlap`` are pixels, for sets whose images are cut into tiles (0: whole images). ``seed`` draws
     selections and the order of options: it belongs to the data, not to a run. ``absent`` is the share of questions
-    about categories that are known to be absent (data_lvis.py). ``keep`` allows a reader to write what it has drawn or
+    about categories that are known to be absent (data_coco.py). ``keep`` allows a reader to write what it has drawn or
     gathered beside the annotations.
     """
 

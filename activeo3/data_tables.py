@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import Any, Iterator, Protocol, Sequence
+from typing import Any, Iterator, Sequence
 
 from PIL import Image
 from tqdm import tqdm
@@ -28,43 +28,6 @@ REFERENCE = 64
 """Characters: text up to this length is no picture but the ``index`` of the row that has it (VLMEvalKit's limit)."""
 
 csv.field_size_limit(2**31 - 1)  # a picture is one field of a line
-
-
-class Table(Protocol):
-    """Rows without their pictures, and the bytes of a row's picture."""
-
-    path: Path
-    rows: Sequence[dict[str, str]]
-    dropped: Sequence[str]
-    """A sentence for every row that is no row of this table, and not among ``rows``."""
-
-    def picture(self, row: int) -> bytes:
-        """Raises ValueError or OSError if it cannot be had."""
-        ...
-
-
-def open_table(path: Path) -> Table:
-    """A ``.parquet`` or ``.tsv`` file. Raises DataError if it cannot be read or has no pictures."""
-    return ParquetTable(path) if path.suffix == ".parquet" else TextTable(path)
-
-
-def picture_of(table: Table, row: int, example_id: str) -> Image.Image:
-    """The picture of a row, RGB. Raises DataError, naming file, row and example, if it cannot be used."""
-    where = f"{table.path}, row {row}"
-    try:
-        content = table.picture(row)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
-    return decode_picture(content, where, example_id)
-
-
-Place = Path | tuple[Table, int]
-"""Where a picture is: a file, or a row of a table."""
-
-
-def picture_at(place: Place, example_id: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture, RGB; ``size`` is that of the annotations, if a file has some. Raises DataError."""
-    return read_picture(place, size, example_id) if isinstance(place, Path) else picture_of(*place, example_id)
 
 
 class TextTable:
@@ -308,3 +271,31 @@ class _Forwards:
             self.first += len(self.column)
             self.column = next(self.batches).column(0)
         return self.column[row - self.first].as_py()
+
+
+# ---------------------------------------------------------------------------- both kinds
+
+Table = TextTable | ParquetTable
+"""Rows without their pictures, a sentence for every row that was left out, and ``picture(row)``, the bytes of one."""
+Place = Path | tuple[Table, int]
+"""Where a picture is: a file, or a row of a table."""
+
+
+def open_table(path: Path) -> Table:
+    """A ``.parquet`` or ``.tsv`` file. Raises DataError if it cannot be read or has no pictures."""
+    return ParquetTable(path) if path.suffix == ".parquet" else TextTable(path)
+
+
+def picture_of(table: Table, row: int, example_id: str) -> Image.Image:
+    """The picture of a row, RGB. Raises DataError, naming file, row and example, if it cannot be used."""
+    where = f"{table.path}, row {row}"
+    try:
+        content = table.picture(row)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: the picture of example {example_id} cannot be read ({error})", example_id) from None
+    return decode_picture(content, where, example_id)
+
+
+def picture_at(place: Place, example_id: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture, RGB; ``size`` is that of the annotations, if a file has some. Raises DataError."""
+    return read_picture(place, size, example_id) if isinstance(place, Path) else picture_of(*place, example_id)

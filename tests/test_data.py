@@ -515,7 +515,7 @@ def test_a_stream_gives_up_when_nothing_can_be_read() -> None:
 def test_readable_examples_are_the_same_on_all_ranks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     there = [{2: "number 2 is broken"}, {0: "number 0 is broken", 2: "number 2 is broken"}]
     held = [
-        readable(Numbers(4, bad=tuple(mine)), tmp_path, lambda _: there, speaks=rank == 0)
+        readable(Numbers(4, bad=tuple(mine)), tmp_path, lambda _: there, writes=rank == 0)
         for rank, mine in enumerate(there)
     ]
     assert [[example.id for example in of_rank] for of_rank in held] == [["1", "3"], ["1", "3"]]
