@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package
 
 
 import evaluate  # noqa: E402
-from activeo3 import eval_detection, eval_runner  # noqa: E402
+from activeo3 import eval_detection, eval_runner, eval_setup  # noqa: E402
 from activeo3.engine import Distributed  # noqa: E402
 from activeo3.eval_config import EvalConfig  # noqa: E402
 from activeo3.model import VisionLanguageModel  # noqa: E402
@@ -287,6 +287,87 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
     assert run(of_a_kind, tmp_path) == worked - 1
     assert written(tmp_path) == written(straight)
     assert bars[0].n == bars[0].total > 0
+
+
+# ---------------------------------------------------------------------- benchmarks of one's own
+
+DATA_SET = """
+from PIL import Image
+from activeo3.data_set import Dataset, register
+from activeo3.types import VQA, Example
+
+@register("dots", {"test": 6}, "drawn here", answers="words")
+def open_dots(source):
+    asked = VQA("Is it red?", ("A",), options=("yes", "no"))
+    draw = lambda number: Image.new("RGB", (64, 64), (40 * number, 0, 0))
+    read = lambda number, index: Example(f"dot-{number}", draw(number), asked.question, image_id=number + 1, vqa=asked)
+    return Dataset("dots", source.split, range(6), read)
+"""
+METRIC = """
+from activeo3.eval_baselines import greedy_rollouts
+from activeo3.eval_core import Benchmark, Method
+from activeo3.eval_setup import OWN
+from activeo3.intervals import bootstrap_interval
+
+class Length(Benchmark):
+    methods = {"answer": Method(policy="every", zooms=False)}
+    default_methods = ("answer",)
+    columns = ("letters",)
+
+    def predict(self, setting, examples, models, map):
+        policy = models[setting.policy]
+        work = lambda block: [{"text": rollout.text} for rollout in greedy_rollouts(policy, self.task, block)]
+        return map(work, examples, ("answer", policy, self.config, setting.blind))
+
+    def metrics(self, setting, examples, records):
+        images = [example.image_id for example in examples]
+        return {"letters": bootstrap_interval([len(one["text"]) for one in records], images, self.config.resamples)}
+
+OWN["dots"] = Length
+"""
+
+
+@pytest.mark.parametrize(
+    "text, column", [(DATA_SET, "accuracy"), (DATA_SET + METRIC, "letters")], ids=["set", "metric"]
+)
+def test_a_benchmark_of_ones_own_runs_on_two_ranks_and_goes_on(
+    text: str, column: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VQA set in at most 12 lines and a metric in at most 25, in a file that --data_options names; killed once."""
+    lines = [len([line for line in part.splitlines() if line.strip()]) for part in (DATA_SET, METRIC)]
+    assert lines[0] <= 12 and lines[1] <= 25
+    monkeypatch.setattr(eval_setup, "OWN", dict(eval_setup.OWN))
+    (tmp_path / "mine.py").write_text(text)
+    flags = {"start": TINY, "split": "test", "benchmark": "dots", "data_options": f"extension={tmp_path / 'mine.py'}"}
+    flags |= {"limit": "6", "resamples": "10", "max_new_tokens": "8", "task_max_new_tokens": "4"}
+    argv = ["--checkpoint", TINY, other, *(part for name, value in flags.items() for part in (f"--{name}", value))]
+    config = EvalConfig.from_args(argv)
+    try:
+        run(config, tmp_path / "straight")
+        rows = rows_of(tmp_path / "straight")
+        assert len(rows) >= 2 and all(column in row["metrics"] and row["n"] == 6 for row in rows)
+
+        kept: list[Path] = []
+        replace_file = eval_runner.replace_file
+
+        def kept_or_dead(path: Path, data: bytes) -> None:
+            kept.append(path)
+            if len(kept) == 2:
+                raise Killed
+            replace_file(path, data)
+
+        both = lambda: evaluate.main(replace(config, output_dir=str(tmp_path / "two")))  # noqa: E731
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(eval_runner, "BATCH", 2)
+            with pytest.raises((Killed, threading.BrokenBarrierError)):
+                patch.setattr(eval_runner, "replace_file", kept_or_dead)
+                on_two_threads(both, patch)
+            assert list((tmp_path / "two" / "unfinished").glob("*.json"))
+            patch.setattr(eval_runner, "replace_file", replace_file)
+            on_two_threads(both, patch)
+        assert written(tmp_path / "two") == written(tmp_path / "straight")
+    finally:
+        eval_setup.data.DATASETS.pop("dots", None)
 
 
 def on_a_rank(config: EvalConfig, folder: Path) -> None:
