@@ -13,36 +13,22 @@
 The same command again continues an evaluation that was interrupted.
 """
 
-import os
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from activeo3 import processes, terminal
-from activeo3.cli import ConfigError
+from activeo3 import cli, processes
 from activeo3.data import DATASETS
-from activeo3.data_io import DataError
 from activeo3.eval_config import EvalConfig
 
 if __name__ == "__main__":  # flags are read before torch is imported, so a wrong one is answered at once
-    terminal.protect()
-    processes.watch()
-    with processes.one_sentence(ConfigError, DataError):
-        CONFIG = EvalConfig.from_args(known={"data": DATASETS, "benchmark": DATASETS})
-    if os.environ.get("RANK", "0") == "0":
-        print("activeo3: loading torch and transformers takes some seconds", file=sys.stderr, flush=True)
+    CONFIG = cli.read_command_line(EvalConfig, {"data": DATASETS, "benchmark": DATASETS})
 
-from activeo3 import data_images, engine, eval_demo, eval_output, eval_setup, outputs, paths, terminal
-from activeo3.cli import writable_folder
-from activeo3.config import ConfigError
-from activeo3.data_io import DataError
+from activeo3 import data_images, engine, eval_demo, eval_output, eval_setup, outputs, paths
 from activeo3.data_loader import readable
 from activeo3.engine import Distributed
-from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import evaluate, total_work
 from activeo3.eval_runner import Runner
-from activeo3.model import ModelError
 
 
 def main(config: EvalConfig) -> None:
@@ -67,7 +53,7 @@ def main(config: EvalConfig) -> None:
     image = eval_demo.own_picture(config) if config.image else None
     quiet = ranks.redirect_output if ranks.world > 1 else nullcontext  # one loading bar is enough
     models = eval_setup.load_models(config, checkpoints, start, engine.pick_dtype(config.dtype), ranks.device, quiet)
-    own(writable_folder(folder), config, ranks)  # before the work whose results go there
+    own(cli.writable_folder(folder), config, ranks)  # before the work whose results go there
     if image:
         return eval_demo.show(image, models, config, folder) if ranks.rank == 0 else None  # one process shows it
     total = sum(total_work(benchmark, len(dataset), models) for benchmark, dataset in zip(benchmarks, datasets))
@@ -114,5 +100,5 @@ def output_folder(config: EvalConfig) -> Path:
 
 
 if __name__ == "__main__":
-    with processes.one_sentence(ConfigError, DataError, ModelError):
+    with processes.one_sentence(cli.OneLine):
         main(CONFIG)
