@@ -196,9 +196,8 @@ class CropShown(ZoomQA):
     def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
         config, asked = self.config, asked_of(example)
         crop, frame = crop_view(vlm, example.image, evidence_region(example), config)
-        words = prompts.episode_prompt(
-            asked.question, config.wording, 0, asked.options, crops=int(self.whole), hint=asked.hint
-        )
+        question = prompts.question_text(asked.question, asked.options, asked.hint, crops=int(self.whole))
+        words = prompts.episode_prompt(question, config.wording, 0)
         if not self.whole:
             return PromptSpec(crop, frame, words)
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)

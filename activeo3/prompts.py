@@ -187,21 +187,27 @@ def looking_prompt(question: str, wording: str, regions: int = 3, boxes: str = "
     return in_form(_QUESTION_REGIONS[wording], boxes).format(question=question, regions=_allowed(regions))
 
 
-def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
-    """A question in words about a picture and ``crops`` enlarged parts of it, which are shown before it.
+def question_text(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
+    """The lines of a question: what ``crops`` beside the image show, a hint, itself, each option behind its letter.
 
-    With options, the letter is asked for (MMBench's and V*Bench's protocol); without, the question itself says
-    how to answer (MME, RealWorldQA).
-
-    >>> print(question_prompt("Which animal?", ["cat", "dog"]))
-    Which animal?
-    A. cat
-    B. dog
-    Answer with the letter of the right option only.
+    >>> question_text("Which animal?", ["cat", "dog"])
+    'Which animal?\\nA. cat\\nB. dog'
     """
-    lines = _asked(question, options, hint, crops)
-    lines += ["Answer with the letter of the right option only."] if options else []
-    return "\n".join(lines)
+    parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
+    beside = [f"The first picture is the whole scene, {parts} of it enlarged."] if crops else []
+    hints = [f"Hint: {hint}"] if hint else []
+    listed = [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options)]
+    return "\n".join([*beside, *hints, question, *listed])
+
+
+def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
+    """A question in words about an image and ``crops`` enlarged parts of it, which come first.
+
+    With options, the prompt asks for the letter (MMBench's and V*Bench's protocol); without, the question itself says
+    how to answer (MME, RealWorldQA).
+    """
+    text = question_text(question, options, hint, crops)
+    return text + ("\nAnswer with the letter of the right option only." if options else "")
 
 
 def segmentation_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
@@ -216,33 +222,29 @@ def task_prompt(query: str, wording: str, boxes: str = "json") -> str:
 
 
 def episode_prompt(
-    question: str, wording: str, zooms: int, options: Sequence[str] = (), at_once: int = 1, notes: bool = False,
-    *, least: int = 0, crops: int = 0, hint: str = "", boxes: str = "json",
-) -> str:  # fmt: skip
-    """A question that a policy may answer after ``least`` to ``zooms`` zooms.
+    question: str,
+    wording: str,
+    zooms: int,
+    *,
+    at_once: int = 1,
+    notes: bool = False,
+    least: int = 0,
+    boxes: str = "json",
+) -> str:
+    """A question (``question_text``) that a policy may answer after ``least`` to ``zooms`` zooms.
 
-    Without zooms it has to answer at once; then ``crops`` enlarged parts may follow the image. With ``at_once`` above 1
-    a turn may ask for as many regions; the next turn refers to the last of them. With ``notes`` only the last views
-    stay visible, and the policy has to write down what it still needs of earlier ones.
+    Without zooms it has to answer at once. With ``at_once`` above 1 a turn may ask for as many regions; the next turn
+    refers to the last of them. With ``notes`` only the last views stay visible, and the policy has to write down what
+    it still needs of earlier ones.
 
-    >>> episode_prompt("Which is it?", "short", 3, ["red", "blue"])
-    'Which is it?\\nA. red\\nB. blue'
+    >>> episode_prompt("Which is it?", "short", 3)
+    'Which is it?'
     """
-    asked = "\n".join(_asked(question, options, hint, crops))
     if not zooms:
-        return _WITHOUT_ZOOM[wording].format(question=asked)
+        return _WITHOUT_ZOOM[wording].format(question=question)
     must = _MIN_ZOOMS[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
     words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
-    return in_form(words, boxes).format(question=asked, zooms=zooms, at_once=at_once) + must
-
-
-def _asked(question: str, options: Sequence[str], hint: str, crops: int) -> list[str]:
-    """The lines of a question: what ``crops`` beside the picture show, a hint, itself, each option behind its
-    letter."""
-    parts = f"the other {crops} show parts" if crops > 1 else "the second shows a part"
-    beside = [f"The first picture is the whole scene, {parts} of it enlarged."] if crops else []
-    hints = [f"Hint: {hint}"] if hint else []
-    return [*beside, *hints, question, *(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))]
+    return in_form(words, boxes).format(question=question, zooms=zooms, at_once=at_once) + must
 
 
 def shown(status: str, wording: str) -> str:

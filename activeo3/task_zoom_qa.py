@@ -87,10 +87,9 @@ class ZoomQA(Task):
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)
         asked = asked_of(example)
         zooms = config.max_zooms if config.max_turns > 1 else 0
-        words = prompts.episode_prompt(
-            asked.question, config.wording, zooms, asked.options, config.regions_per_turn, config.memory == "notes",
-            least=config.min_zooms, hint=asked.hint, boxes=vlm.boxes,
-        )  # fmt: skip
+        question = prompts.question_text(asked.question, asked.options, asked.hint)
+        limits = {"at_once": config.regions_per_turn, "least": config.min_zooms, "notes": config.memory == "notes"}
+        words = prompts.episode_prompt(question, config.wording, zooms, **limits, boxes=vlm.boxes)
         return PromptSpec(view, frame, words)
 
     def start(self, vlm: VisionLanguageModel, example: Example, prompt: PromptSpec) -> "ZoomDialogue":

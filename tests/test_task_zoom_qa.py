@@ -287,7 +287,7 @@ def test_with_notes_a_new_view_takes_the_place_of_those_before_it(family: str, t
 
 def test_a_policy_whose_views_are_replaced_is_told_so() -> None:
     for at_once in (1, 3):
-        asked = [prompts.episode_prompt("What?", "paper", 3, (), at_once, notes) for notes in (False, True)]
+        asked = [prompts.episode_prompt("What?", "paper", 3, at_once=at_once, notes=notes) for notes in (False, True)]
         assert asked[1].startswith(asked[0]) and "write down what you still need" in asked[1].removeprefix(asked[0])
     assert prompts.episode_prompt("What?", "short", 3, notes=True) == "What?"
 
