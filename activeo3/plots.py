@@ -9,14 +9,12 @@ from typing import Mapping, NamedTuple, Sequence
 import numpy as np
 from PIL import Image
 
+from activeo3.charts import chart_style
 from activeo3.intervals import Metric
 
-DARK = {
-    "figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.facecolor": "#16191f", "text.color": "#f0f2f5",
-    "axes.labelcolor": "#969eaa", "axes.titlecolor": "#f0f2f5", "xtick.color": "#969eaa", "ytick.color": "#969eaa",
-    "axes.edgecolor": "#2e343e", "grid.color": "#2e343e", "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False,
-}  # fmt: skip
 COLOURS = ("#6ab0ef", "#ff9f43", "#6cc987", "#b894e0", "#ee6a7c", "#74c7c7", "#d8b47c", "#aab2be")
+PAPER, INK, FAINT, LINE = "#16191f", "#f0f2f5", "#969eaa", "#2e343e"
+GROUND = {"figure.facecolor": PAPER, "savefig.facecolor": PAPER, "text.color": INK, "axes.titlecolor": INK}
 
 
 class Panel(NamedTuple):
@@ -33,7 +31,7 @@ def draw(panels: Sequence[Panel], title: str) -> Image.Image:
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    with rc_context(DARK):
+    with rc_context(chart_style(FAINT, LINE, COLOURS) | GROUND):
         figure = Figure(
             figsize=(4.2 * len(panels) + 0.8, 3.6 + 0.25 * -(-len(labels) // 4)), dpi=100, layout="constrained"
         )
@@ -42,6 +40,7 @@ def draw(panels: Sequence[Panel], title: str) -> Image.Image:
             for name, points in panel.lines.items():
                 _line(axes, points, name, COLOURS[labels.index(name) % len(COLOURS)])
             axes.set(title=panel.value.replace("_", " "), xlabel=panel.over)
+            axes.xaxis.get_major_locator().set_params(integer=True)  # regions, zooms and tokens are counted
         handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         drawn = io.BytesIO()
