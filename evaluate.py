@@ -7,7 +7,7 @@
     python evaluate.py --checkpoint DIR --image photo.jpg --find "red star"      # draws photo.jpg.looked.png
     python evaluate.py --checkpoint DIR --image photo.jpg --question "What number is on the traffic light?"
     python evaluate.py --checkpoint DIR --task segment --task_model oracle       # masks, corrected zoom by zoom
-    python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions in words, with and without zooms
+    python evaluate.py --checkpoint DIR --mode baseline default strict_zoom      # questions with and without zooms
     python evaluate.py --help
 
 The same command again continues an evaluation that was interrupted.
@@ -79,7 +79,7 @@ def main(config: EvalConfig) -> None:
 
 
 def own(folder: Path, config: EvalConfig, ranks: Distributed) -> None:
-    """Lock a folder, if there is one, for the tables of this evaluation; images of the user's have files of their own names."""
+    """Lock a folder, if there is one, for the tables of this evaluation; a user's image has files of its own."""
     if ranks.rank == 0 and not config.image and folder.is_dir():
         outputs.lock(folder)
         outputs.sweep(folder)
@@ -93,7 +93,7 @@ def kept(folder: Path, config: EvalConfig) -> str:
 
 
 def output_folder(config: EvalConfig) -> Path:
-    """Where results go: never into the hub's cache, nor a new folder with the name of a hub id, which would hide its model."""
+    """Where results go: not into the hub's cache, nor a new folder named as a hub id, which would hide its model."""
     checkpoint = Path(config.checkpoint[0])
     beside = len(config.checkpoint) == 1 and checkpoint.is_dir() and not paths.cached(config.checkpoint[0])
     return Path(config.output_dir or (checkpoint / "eval" if beside else "eval"))

@@ -4,12 +4,13 @@
 
     {"model.safetensors": [21135984, "9f86d081884c7d65..."], "deepspeed/zero_pp_rank_0...": [...], ...}
 
-SHA-256 has instructions of its own in processors: 1.1 GB/s on one core, and the ranks take turns at the files, so the 133 GB of
-a 7B on eight ranks are checked in 16 s. To wait for the disk (fsync) costs what the disk is slower than the memory: 0.37 GB/s here.
+SHA-256 has instructions of its own in processors: 1.1 GB/s on one core, and the ranks take turns at the files, so the
+133 GB of a 7B on eight ranks are checked in 16 s. To wait for the disk (fsync) costs what the disk is slower than the
+memory: 0.37 GB/s here.
 
-A list finds damage, and proves nothing about the author: whoever makes a folder makes its list. So PyTorch files, which are
-Python pickles and may name any function to be called, are read by an unpickler that knows tensors, plain values and the classes
-that are named here. Anything else that a file names is refused before it is imported.
+A list finds damage, and proves nothing about the author: whoever makes a folder makes its list. So PyTorch files, which
+are Python pickles and may name any function to be called, are read by an unpickler that knows tensors, plain values and
+the classes that are named here. Anything else that a file names is refused before it is imported.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ DIGESTS = "digests.json"
 _WORDS = 624
 """Words in the state of a Mersenne twister, which Python and numpy use."""
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
-"""``share(work, parts)``: ``work`` of every part, in order; several processes take turns at the parts (``Distributed.map``)."""
+"""``share(work, parts)``: ``work`` of every part, in order; several processes take turns at the parts
+(``Distributed.map``)."""
 
 
 def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
@@ -41,7 +43,8 @@ def alone(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
 
 
 def seal(folder: Path, share: Share, writes: bool) -> None:
-    """Put every file of a finished folder on the disk, and write their digests last. ``writes``: on one process only."""
+    """Put every file of a finished folder on the disk, and write their digests last. ``writes``: on one process
+    only."""
     names = _largest_first(
         folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     )
@@ -59,7 +62,8 @@ def is_sealed(folder: Path) -> bool:
 
 
 def damage(folder: Path, share: Share = alone, wanted: Callable[[str], bool] = lambda name: True) -> str:
-    """What is wrong with the files on the list, as the beginning of a sentence that names one; "" if all are as they were written.
+    """What is wrong with the files on the list, as the beginning of a sentence that names one; "" if all are as they
+    were written.
 
     ``wanted`` chooses among the names on the list.
     """
@@ -72,7 +76,8 @@ def damage(folder: Path, share: Share = alone, wanted: Callable[[str], bool] = l
 
 
 def damage_of_model(source: str) -> str:
-    """As ``damage``, of the files that a model is loaded from; of a folder or hub id without a list, only whether all are files.
+    """As ``damage``, of the files that a model is loaded from; of a folder or hub id without a list, only whether all
+    are files.
 
     ``source`` is a checkpoint or its ``adapters/``. The states of the optimizer may have been left behind.
     """
@@ -120,7 +125,8 @@ def _difference(path: Path, size: int, digest: str) -> str:
             return ""
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
-    return f"{path} is damaged: {f'it has {found:,} bytes of {size:,}' if found != size else 'its content is not what was written'}"
+    why = f"it has {found:,} bytes of {size:,}" if found != size else "its content is not what was written"
+    return f"{path} is damaged: {why}"
 
 
 @lru_cache(maxsize=None)
@@ -157,7 +163,8 @@ def run_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = "cpu") -> Any:
-    """What ``torch.save`` wrote: tensors, plain values, and objects of the ``known`` classes. Nothing else is looked up or run.
+    """What ``torch.save`` wrote: tensors, plain values, and objects of the ``known`` classes. Nothing else is looked up
+    or run.
 
     Raises ConfigError for a file that names anything else, or is damaged.
     """
@@ -170,8 +177,8 @@ def read_plain(path: Path | str, known: Sequence[Any] = (), map_location: Any = 
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
             raise ConfigError(
-                f"{path} names {named.group(1)}, which could run code when it is read; a checkpoint has tensors and plain values only, "
-                f"so do not trust this folder."
+                f"{path} names {named.group(1)}, which could run code when it is read; a checkpoint has tensors and "
+                "plain values only, so do not trust this folder."
             ) from None
         raise ConfigError(
             f"{path} is damaged: it cannot be read as tensors and plain values ({type(error).__name__})."
@@ -204,7 +211,8 @@ def save_random_states(path: Path) -> None:
 
 
 def restore_random_states(path: Path) -> None:
-    """Put all generators back. Raises ConfigError if the file is damaged, or holds more than tensors and plain values."""
+    """Put all generators back. Raises ConfigError if the file is damaged, or holds more than tensors and plain
+    values."""
     state = read_plain(path, _of_older_versions())
     try:
         words, position = state["numpy"][1:3]

@@ -31,7 +31,8 @@ KEPT = 0.98
 
 
 def open_run(config: TrainConfig) -> tuple[Distributed, dict[str, Any] | None]:
-    """Join the process group and take the run's folder: the ranks, and the state to go on from as ``resumable`` says."""
+    """Join the process group and take the run's folder: the ranks, and the state to go on from as ``resumable``
+    says."""
     data_images.limit_pixels(config.max_image_pixels)
     processes.tell(kept=lambda: kept(config))
     ranks = engine.start(Path(config.output_dir))
@@ -92,7 +93,8 @@ def begin(policy: Zero3Model, saved: dict[str, Any] | None, config: TrainConfig)
 
 @contextmanager
 def naming_last_good(config: TrainConfig, step: int, updates: int) -> Iterator[None]:
-    """Add to a ModelError of the block in which ``step`` it was raised, and the last checkpoint from before update ``updates``.
+    """Add to a ModelError of the block in which ``step`` it was raised, and the last checkpoint from before update
+    ``updates``.
 
     A learning rate that is too high makes weights of 1e18 in one update: finite numbers, whose logits are not.
     """
@@ -115,7 +117,8 @@ def check_and_save(
     say: Callable[[str], None],
     check: Callable[[VisionLanguageModel], None],
 ) -> None:
-    """``save``, after ``check`` of the whole policy: raises ModelError on all ranks if one of them finds it unusable."""
+    """``save``, after ``check`` of the whole policy: raises ModelError on all ranks if one of them finds it
+    unusable."""
     with naming_last_good(config, step, step), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
         check(vlm)
     with processes.held("the checkpoint that is being written"):
@@ -125,8 +128,8 @@ def check_and_save(
 def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:
     """Write ``checkpoint-<step>``: a model folder for plain transformers, and all that a resumed run needs.
 
-    It is built under another name, put on the disk, and renamed when complete, so a checkpoint that can be seen is whole, also
-    after a power cut. ``say`` is told of adapters that have lost something in merged weights.
+    It is built under another name, put on the disk, and renamed when complete, so a checkpoint that can be seen is
+    whole, also after a power cut. ``say`` is told of adapters that have lost something in merged weights.
 
     Raises ConfigError if it cannot be written: earlier checkpoints stay as they are.
     """
@@ -154,8 +157,8 @@ def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str
         _prune(folder, config.keep)
         if share < KEPT:
             say(
-                f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} rounds "
-                f"the rest away; {target / 'adapters'} has all of it"
+                f"{target}: its weights hold {share:.0%} of what the adapters have learned, {sharded.vlm.model.dtype} "
+                f"rounds the rest away; {target / 'adapters'} has all of it"
             )
     ranks.barrier()
     return target
@@ -207,7 +210,8 @@ def _prune(folder: Path, keep: int) -> None:
 def bytes_of(sharded: Zero3Model) -> int:
     """How large a checkpoint is, in bytes, without its small files.
 
-    The weights, the optimizer's float32 copy and two moments of each parameter that learns, and the shards of the frozen ones.
+    The weights, the optimizer's float32 copy and two moments of each parameter that learns, and the shards of the
+    frozen ones.
     """
     vlm, each = sharded.vlm, sharded.vlm.model.dtype.itemsize
     return vlm.parameters * each + vlm.trainable_parameters * 12 + (vlm.parameters - vlm.trainable_parameters) * each
@@ -223,7 +227,8 @@ def check_room(sharded: Zero3Model, config: TrainConfig) -> None:
 
 
 def _not_written(sharded: Zero3Model, building: Path, target: Path, error: Exception) -> ConfigError | None:
-    """What to say if ``target`` could not be written while it was in ``building``; None if the ``error`` is about something else."""
+    """What to say if ``target`` could not be written while it was in ``building``; None if the ``error`` is about
+    something else."""
     folder = target.parent
     left = bytes_of(sharded) - sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
     full = outputs.is_full(error) or outputs.free_bytes(folder) < max(left, SMALL_FILES)
@@ -256,8 +261,8 @@ def complete(folder: Path) -> list[Path]:
 def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The state of the checkpoint of ``output_dir`` to go on from, or None for a fresh start; a collective.
 
-    ``say`` is told, on one rank, if it is not the newest, or cannot be checked. Raises ConfigError when the checkpoint is
-    damaged, or its run had another world size or other numbers: it would not be the same run.
+    ``say`` is told, on one rank, if it is not the newest, or cannot be checked. Raises ConfigError when the checkpoint
+    is damaged, or its run had another world size or other numbers: it would not be the same run.
     """
     folder = Path(config.output_dir)
     if ranks.rank == 0:
@@ -276,7 +281,8 @@ def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None
 
 
 def _newest_whole(found: Sequence[Path], config: TrainConfig, ranks: Distributed) -> tuple[Path, list[Path]]:
-    """The newest whole checkpoint, and the damaged ones that are newer. Raises ConfigError if there are any and it was not asked for."""
+    """The newest whole checkpoint, and the damaged ones that are newer. Raises ConfigError if there are any and it was
+    not asked for."""
     damaged: dict[Path, str] = {}
     for path in reversed(found):
         if not (damage := _damage(path, config, ranks)):
@@ -338,7 +344,8 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
 
 
 FREE = set(
-    "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config max_skipped "
+    "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config "
+    "max_skipped "
     "max_image_pixels task_batch steps recompute scoring resume_from".split()
 )
 """Fields that may change when a run is continued: where things lie and how much is kept or shown."""
@@ -362,7 +369,8 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
 
 
 def _set_aside(damaged: Sequence[Path], used: Path, say: Callable[[str], None]) -> None:
-    """Rename checkpoints that are newer than the one that is used, so that they are neither taken for the newest nor kept in its place."""
+    """Rename checkpoints that are newer than the one that is used, so that they are neither taken for the newest nor
+    kept in its place."""
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)

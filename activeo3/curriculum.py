@@ -3,12 +3,12 @@
     python -m activeo3.curriculum --preset coco_det --data_root FOLDER --curriculum order.json    # rank
     deepspeed train.py --preset coco_det curriculum_1 --data_root FOLDER --curriculum order.json  # train a stage
 
-Perception-R1 (arXiv 2504.07954) trains detection so: an offline reward, the number reward, ranks the data; training goes
-from easy to hard while the number of answers grows. docs/curriculum.md has all commands, one for each stage.
+Perception-R1 (arXiv 2504.07954) trains detection so: an offline reward, the number reward, ranks the data; training
+goes from easy to hard while the number of answers grows. docs/curriculum.md has all commands, one for each stage.
 
 Readings of what the paper leaves open:
-  1. A question is ranked by one greedy answer of ``--model``. Detection counts the reward ``number`` alone, as the paper
-     does; other tasks count the whole reward.
+  1. A question is ranked by one greedy answer of ``--model``. Detection counts the reward ``number`` alone, as the
+     paper does; other tasks count the whole reward.
   2. There are three stages of equal size, with 8, 12 and 16 answers per question (presets.py).
   3. The checkpoint of a stage is the start policy of the next, and so its reference: KL is measured from there.
 """
@@ -42,7 +42,8 @@ _DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "select
 
 
 def rank(dataset: Dataset, vlm: VisionLanguageModel, config: TrainConfig, runner: Runner) -> list[float | None]:
-    """The reward of a greedy answer to every question of a posed data set, in its order; None where the picture cannot be read."""
+    """The reward of a greedy answer to every question of a posed data set, in its order; None where the picture cannot
+    be read."""
 
     def work(places: Sequence[int]) -> list[float | None]:
         examples = {place: example for place in places if (example := _read(dataset, place))}

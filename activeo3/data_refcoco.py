@@ -324,7 +324,8 @@ def _solved(path: Path, what: str, content: Any, picture: Place, name: str) -> O
 def phrase_of(problem: str) -> str:
     """The phrase in a problem, which may be a sentence that asks for its box.
 
-    >>> phrase_of("<image>Please provide the bounding box coordinate of the region this sentence describes: the red cup.")
+    >>> phrase_of("<image>Please provide the bounding box coordinate of the region this sentence describes: "
+    ...           "the red cup.")
     'the red cup'
     """
     text = problem.replace("<image>", "").strip()

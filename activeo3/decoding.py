@@ -6,11 +6,11 @@ left, and what a batch wrote behind its end) stays as columns that are never att
 the attended columns alone, so such holes change nothing.
 
 The caches hold keys and values, and the running states of linear attention. Decoding writes one token after the other
-into a cache without gradient (``new_cache``). Scoring reads a prompt once, with gradient, and then its answers as a batch
-behind it (``PromptCache``): gradients reach the prompt through it, and a layer that is computed again for the backward
-pass (``--recompute``) finds what it found the first time. A layer of linear attention (the gated delta net of Qwen3.5)
-holds one state for all tokens and the last columns of a short convolution. A state cannot forget a token, so such rows
-are never padded between two tokens.
+into a cache without gradient (``new_cache``). Scoring reads a prompt once, with gradient, and then its answers as a
+batch behind it (``PromptCache``): gradients reach the prompt through it, and a layer that is computed again for the
+backward pass (``--recompute``) finds what it found the first time. A layer of linear attention (the gated delta net of
+Qwen3.5) holds one state for all tokens and the last columns of a short convolution. A state cannot forget a token, so
+such rows are never padded between two tokens.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Where each row of a table looks: regions from a policy, or from a rule that asks no model.
 
     direct           no zoom: the task model sees the whole image as one crop, squeezed to a square
-    direct-native    no zoom, and the image keeps its shape and its size (a language model only: a detector always keeps the shape)
+    direct-native    no zoom, and the image keeps its shape and its size (of language models; detectors always keep it)
     random           K random regions of sensible size
     grid             K uniform tiles that cover the image
     fixed            the best K regions that ignore the image, fitted on training images
@@ -12,8 +12,8 @@
                      What a checkpoint of Direct RFT (paper, Table 6) was trained for: its ``active`` is this
     oracle-regions   K regions cut around the true boxes: the ceiling of any sensing policy
 
-A policy answers greedily, one answer per question; ``repeat`` samples one region at a time. The budget of regions is in the
-prompt (the paper's wording names the number); the tiny policy's short prompt does not say it, and there it is
+A policy answers greedily, one answer per question; ``repeat`` samples one region at a time. The budget of regions is in
+the prompt (the paper's wording names the number); the tiny policy's short prompt does not say it, and there it is
 enforced by reading no more than so many regions of an answer. All regions are in pixels of the original image.
 """
 
@@ -192,8 +192,8 @@ def fixed_candidates() -> np.ndarray:
 
 
 def fit_fixed(task_model: Model, training: Sequence[Example], config: Config, map: Map, count: int) -> np.ndarray:
-    """The best regions (``count``, 4) in 0-1 that ignore the image: chosen greedily from a lattice, so that the mean task reward
-    (AP50 + AR50) on the training images is highest. The best fewer are the first of them.
+    """The best regions (``count``, 4) in 0-1 that ignore the image: chosen greedily from a lattice, so that the mean
+    task reward (AP50 + AR50) on the training images is highest. The best fewer are the first of them.
 
     Raises ValueError without training images.
     """

@@ -37,25 +37,27 @@ class EvalConfig(Config):
     benchmark: tuple[str, ...] = ()
     """data sets to evaluate on; by default --data"""
     methods: tuple[str, ...] = ()
-    """rows of the table, by default those that fit the benchmark: direct, random, grid, fixed, cot, active, oracle-regions. Of boxes
-    there are also direct-native (the whole image at its own size and shape), repeat (one region, sampled as often as there
-    are regions) and answer (the checkpoint itself finds things, in the whole image)"""
+    """rows of the table, by default those that fit the benchmark: direct, random, grid, fixed, cot, active,
+    oracle-regions. Of boxes there are also direct-native (the whole image at its own size and shape), repeat (one
+    region, sampled as often as there are regions) and answer (the checkpoint itself finds things, in the whole
+    image)"""
     mode: tuple[str, ...] = ()
     """how questions in words are asked in episodes, a row each: baseline (one look at the whole picture), default (may
     zoom), strict_zoom (no zoom, no answer) and oracle_crop (is shown where the answer is). Means --task zoom_qa,
     which takes baseline and default if nothing is said"""
     parser: Literal["auto", "strict", "lenient"] = "auto"  # type: ignore[assignment]
-    """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without tags).
-    auto: lenient for a model that was not trained here, whose folder has no activeo3.json. Tables with a lenient row show
-    both readings"""
+    """how answers are read: strict (in the form that was asked for) or lenient (boxes of any form, answers without
+    tags). auto: lenient for a model that was not trained here, whose folder has no activeo3.json. Tables with a lenient
+    row show both readings"""
     budgets: tuple[Regions, ...] = ()
     """also measure these numbers of regions, beside --regions: a curve of success over cost"""
     task_model: tuple[str, ...] = ("mllm",)
-    """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for --task
-    segment), oracle (the ground truth in the regions, as far as their views show it). Questions in words (mme,
+    """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for
+    --task segment), oracle (the ground truth in the regions, as far as their views show it). Questions in words (mme,
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
-    """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from looking"""
+    """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from
+    looking"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: Natural = 200

@@ -1,8 +1,8 @@
 """The frame of every evaluation: settings x examples -> records -> metrics -> rows.
 
-A ``Benchmark`` names the rows of its table (``settings``), lets the models work on examples (``predict``: one JSON record each) and
-measures the records (``metrics``). ``evaluate`` runs one. Several checkpoints, budgets of regions, the blind control, several
-processes and resumption are here and in eval_runner.py, and hold for every benchmark.
+A ``Benchmark`` names the rows of its table (``settings``), lets the models work on examples (``predict``: one JSON
+record each) and measures the records (``metrics``). ``evaluate`` runs one. Several checkpoints, budgets of regions, the
+blind control, several processes and resumption are here and in eval_runner.py, and hold for every benchmark.
 """
 
 import time
@@ -43,7 +43,8 @@ class Method:
     """How a row gets from examples to rollouts.
 
     Args:
-        propose: ``propose(policy, examples, config)`` gives a rollout per example; None where the benchmark has a way of its own.
+        propose: ``propose(policy, examples, config)`` gives a rollout per example; None where the benchmark has a way
+        of its own.
         policy: which policies have a row: none is asked, the start policy, each trained one, or every one.
         zooms: False where the budget of regions makes no difference.
         overrides: fields of the config that the method fixes.
@@ -57,8 +58,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of a table: a method, the title of its policy, the name of its task model, its budget of regions (0: no zoom),
-    and whether it is the control in which images are black."""
+    """One row of a table: a method, the title of its policy, the name of its task model, its budget of regions (0: no
+    zoom), and whether it is the control in which images are black."""
 
     method: str
     policy: str = ""
@@ -68,7 +69,8 @@ class Setting:
 
 
 class Row(NamedTuple):
-    """A row with its records, one per example; ``parser`` is lenient if the answers of any of its models are read so."""
+    """A row with its records, one per example; ``parser`` is lenient if the answers of any of its models are read
+    so."""
 
     benchmark: str
     setting: Setting
@@ -156,7 +158,8 @@ class Benchmark(ABC):
             )
 
     def tables(self, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
-        """Title -> metrics that are its columns; the first is the headline table. Metrics that no row has are not shown.
+        """Title -> metrics that are its columns; the first is the headline table. Metrics that no row has are not
+        shown.
 
         The headline table has --columns, or the usual ones and those of both readers if some row is read leniently.
         """
@@ -242,7 +245,8 @@ def evaluate(
     runner: Runner,
     load: Callable[[Example], Example] | None = None,
 ) -> list[Row]:
-    """The rows of a benchmark in the order of its settings, of examples that it has prepared; every checkpoint is loaded once.
+    """The rows of a benchmark in the order of its settings, of examples that it has prepared; every checkpoint is
+    loaded once.
 
     ``load`` reads the image of an example that was put aside (``Dataset.without_images``).
     """
@@ -269,7 +273,8 @@ def total_work(benchmark: Benchmark, questions: int, models: Models) -> int:
 
 
 def _map_examples(run: Map, load: Callable[[Example], Example] | None) -> Map:
-    """``Runner.map`` for work on examples (or pairs with one): images are read, and every record gets its ``seconds``."""
+    """``Runner.map`` for work on examples (or pairs with one): images are read, and every record gets its
+    ``seconds``."""
 
     def loaded(item: Any) -> Any:
         return (load(item[0]), *item[1:]) if isinstance(item, tuple) else load(item)
@@ -301,7 +306,8 @@ def _said(row: Row) -> str:
 
 
 def parser_of(config: Config, models: Sequence[Any]) -> str:
-    """How the answers of these models are read: leniently if those of any are. Task models of another kind have none."""
+    """How the answers of these models are read: leniently if those of any are. Task models of another kind have
+    none."""
     written = [model for model in models if isinstance(model, VisionLanguageModel)]
     lenient = any(config.decided(model.trained_here).parser == "lenient" for model in written)
     return "lenient" if lenient else "strict"
@@ -341,7 +347,8 @@ def blackened(examples: Sequence[Example]) -> list[Example]:
 def rollout_record(rollout: Rollout) -> dict[str, Any]:
     """A rollout of one turn without its example."""
     return {
-        "token_ids": rollout.token_ids, "text": rollout.text, "finished": rollout.finished, "action": _answer_record(rollout.action),
+        "token_ids": rollout.token_ids, "text": rollout.text, "finished": rollout.finished,
+        "action": _answer_record(rollout.action),
         "regions": rollout.regions, "result": rollout.result and result_record(rollout.result),
     }  # fmt: skip
 
@@ -362,8 +369,10 @@ def regions_of(boxes: Sequence[Sequence[float]]) -> tuple[Region, ...]:
 def result_record(outcome: TaskResult) -> dict[str, Any]:
     """An outcome, its mask as run lengths."""
     return {
-        "boxes_px": outcome.boxes_px.tolist(), "scores": outcome.scores.tolist(), "texts": outcome.texts, "calls": outcome.calls,
-        "tokens": outcome.tokens, "lenient_only": outcome.lenient_only, "strict": outcome.strict and result_record(outcome.strict),
+        "boxes_px": outcome.boxes_px.tolist(), "scores": outcome.scores.tolist(), "texts": outcome.texts,
+        "calls": outcome.calls,
+        "tokens": outcome.tokens, "lenient_only": outcome.lenient_only,
+        "strict": outcome.strict and result_record(outcome.strict),
         "mask": None if outcome.mask is None else mask_to_rle(outcome.mask),
     }  # fmt: skip
 
@@ -371,7 +380,8 @@ def result_record(outcome: TaskResult) -> dict[str, Any]:
 def result_of(record: Mapping[str, Any]) -> TaskResult:
     """The outcome of a record."""
     return TaskResult(
-        as_boxes(record["boxes_px"]), np.array(record["scores"], dtype=np.float64), tuple(record["texts"]), record["calls"],
+        as_boxes(record["boxes_px"]), np.array(record["scores"], dtype=np.float64), tuple(record["texts"]),
+        record["calls"],
         record["tokens"], None if record["mask"] is None else rle_to_mask(record["mask"]),
         record["strict"] and result_of(record["strict"]), record["lenient_only"],
     )  # fmt: skip

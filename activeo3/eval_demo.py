@@ -1,7 +1,7 @@
 """One picture of the user's: what is in it, or the answer to a question in words, drawn into a PNG and onto a page.
 
     --find "red star"           the checkpoint proposes regions, and the task model searches them
-    --question "What is it?"    the checkpoint proposes regions, and answers from the picture and its crops in one prompt
+    --question "What is it?"    the checkpoint proposes regions, and answers about picture and crops in one prompt
     ... --protocol per_crop     it is asked about each crop alone: the authors' demo
     ... --task zoom_qa          it zooms in turns, as a checkpoint does that was trained for this task
 
@@ -45,7 +45,8 @@ WITHOUT_ZOOM = "whole picture, no zoom"
 class Told(NamedTuple):
     """What came of looking at a picture: ``lines`` (what, words) to print and to show, regions and boxes to draw.
 
-    ``said`` is the answer in words that stands below the picture; "" if boxes were searched, or several answers stand apart.
+    ``said`` is the answer in words that stands below the picture; "" if boxes were searched, or several answers stand
+    apart.
     """
 
     lines: list[tuple[str, str]]
@@ -129,7 +130,8 @@ def _named(regions: Sequence[Region], error: str | None = None) -> list[tuple[st
         return [
             (
                 "regions",
-                f"none, so there is no crop: {f'the answer has a wrong form ({error})' if error else 'they are too small'}",
+                "none, so there is no crop: "
+                + (f"the answer has a wrong form ({error})" if error else "they are too small"),
             )
         ]
     return [(f"region {place}", _corners(region)) for place, region in enumerate(regions, start=1)]
@@ -146,7 +148,8 @@ def _corners(box: Sequence[float]) -> str:
 def answered(
     example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
 ) -> Told:
-    """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and crops."""
+    """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and
+    crops."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     regions = tuple(filter(is_valid_region, rollout.regions))
     whole, *crops = views(task_model, example, regions, config, native=False, blind=False)
@@ -192,8 +195,10 @@ def in_turns(
         answer = rollout.episode.answer
         told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
     (_, at_once), (rollout, said) = told
-    turns = [(f"turn {place} ({status})", policy.decode(turn))
-             for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)]  # fmt: skip
+    turns = [
+        (f"turn {place} ({status})", policy.decode(turn))
+        for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)
+    ]
     regions = rollout.episode.looked_at
     return Told(
         [(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", said)], regions, said=said

@@ -1,18 +1,21 @@
-"""The benchmark of boxes: one table whose rows are ways of choosing regions (eval_baselines.py), with everything else equal.
+"""The benchmark of boxes: one table whose rows are ways of choosing regions (eval_baselines.py), with everything else
+equal.
 
-The same frozen task model works on the crops of all rows, greedily; each method has a row for each task model, on the same regions.
+The same frozen task model works on the crops of all rows, greedily; each method has a row for each task model, on the
+same regions.
 
-Sensing and task apart (ACTIVE-O3, Table 10), as counts over all questions together, at one IoU threshold, with COCO's matching:
+Sensing and task apart (ACTIVE-O3, Table 10), as counts over all questions together, at one IoU threshold, with COCO's
+matching:
 
     sensing_recall   share of the true boxes that some region holds: what the sensing policy achieved
     recall_inside    of those, the share that the task model found: what the task model achieved
     recall           share of all true boxes that were found, TP / (TP + FN)
     precision        share of the detections that are right, TP / (TP + FP)
     TP, FP, FN       detections that found a true box, those that did not, true boxes not found
-    missed           true boxes not even touched: no detection has an IoU of 0.1 with them; the rest of FN was seen and badly localised
+    missed           true boxes without a detection of IoU 0.1; the rest of FN was detected and badly localised
 
-Does a policy look, or has it learned good average regions? How far region recall falls when they are swapped; a policy that ignores its
-input loses nothing:
+Does a policy look, or has it learned good average regions? How far region recall falls when they are swapped; a policy
+that ignores its input loses nothing:
 
     swap_picture       each image gets the regions of another image
     swap_query       the same image is asked for another query
@@ -24,10 +27,11 @@ Numbers that single data sets ask for beside COCO's:
     AP_s_whole, ...    SODA: tiles merged back into whole images (eval_tiles.py)
 
 Readings of what the paper leaves open:
-  1. The thresholds of Table 10 are not said; ours are 0.5 for a match and 0.1 for a touch. Crowds count for nothing, and neither does
-     a detection that matches nothing where not every instance is boxed (LVIS).
-  2. "The IoU threshold is lowered to 0.1" is read as the one threshold 0.1, which is the table's headline. The other reading, COCO's mean
-     with 0.1 as its first threshold (0.1, 0.15 ... 0.95), is AP10_95 and AR10_95 in results.json. COCO's own AP and AR are there too.
+  1. The thresholds of Table 10 are not said; ours are 0.5 for a match and 0.1 for a touch. Crowds count for nothing,
+     and neither does a detection that matches nothing where not every instance is boxed (LVIS).
+  2. "The IoU threshold is lowered to 0.1" is read as the one threshold 0.1, which is the table's headline. The other
+     reading, COCO's mean with 0.1 as its first threshold (0.1, 0.15 ... 0.95), is AP10_95 and AR10_95 in results.json.
+     COCO's own AP and AR are there too.
   3. The reward stays at an IoU of 0.5 on every data set, as the paper writes R_detect (4.4).
 """
 
@@ -76,9 +80,11 @@ WHOLE = tuple(
 """Columns of whole images that were cut into tiles."""
 _SIZES = (*SIZES, *dict(SODA_SIZES))
 KNOWN_COLUMNS = frozenset({
-    *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75", "AR50",
+    *(f"{name}{of}{size}" for name in ("AP", "AR") for of in ("", "10", "10_95") for size in _SIZES), "AP50", "AP75",
+    "AR50",
     *(f"{name}{size}{SUFFIX}" for name in ("AP", "AR") for size in (*_SIZES, "50", "75", "10", "50_s", "75_s", "10_s")),
-    *FREQUENCIES.values(), *FAILURES, "calls", "tokens", "AP_strict", "AP50_strict", "lenient_only", "crops_lenient_only",
+    *FREQUENCIES.values(), *FAILURES, "calls", "tokens", "AP_strict", "AP50_strict", "lenient_only",
+    "crops_lenient_only",
 })  # fmt: skip
 """Every number that a row may have. Which of them it has, the rules of its data set say (metric_rules.py)."""
 LOW_RANGE = tuple(np.linspace(LOW_OVERLAP, 0.95, 18).tolist())
@@ -117,7 +123,8 @@ class DetectionBenchmark(Benchmark):
         return [0] if self.itself(method, policy, models) else super().budgets(method, policy, models)
 
     def task_models(self, method: str, policy: str, models: Models) -> list[str]:
-        """All of them; for direct-native those that are language models, because the others see the same as in direct."""
+        """All of them; for direct-native those that are language models, because the others see the same as in
+        direct."""
         if self.itself(method, policy, models):
             return [ITSELF]
         named = models.task_models.items()
@@ -173,7 +180,8 @@ class DetectionBenchmark(Benchmark):
         return eval_baselines.by_rule(lambda example, regions: from_unit(self.fixed[:regions], example.size_px))
 
     def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
-        """COCO's numbers, sensing, those that the data set asks for, both readers, costs, and sensing apart from task."""
+        """COCO's numbers, sensing, those that the data set asks for, both readers, costs, and sensing apart from
+        task."""
         rollouts = [rollout_of(*pair) for pair in zip(examples, records, strict=True)]
         results, regions = [result_of(record["found"]) for record in records], [one.regions for one in rollouts]
         resamples = self.config.resamples
@@ -192,7 +200,8 @@ class DetectionBenchmark(Benchmark):
         results: Sequence[TaskResult],
         values: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """AP and AP50 had only the strict reader been there, and what share of the answers only the lenient one could read."""
+        """AP and AP50 had only the strict reader been there, and what share of the answers only the lenient one could
+        read."""
         pairs = zip(rollouts, results, strict=True)
         found = [
             merge_crops([], self.config.merge) if one.action.strict else result.strict or result

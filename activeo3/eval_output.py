@@ -1,6 +1,7 @@
-"""What an evaluation leaves behind: results.json, tables as text, Markdown and LaTeX, a file with the records of every row, and a page.
+"""What an evaluation leaves behind: results.json, tables as text, Markdown and LaTeX, a file with the records of every
+row, and a page.
 
-results.json                        {"rows": [...]}: benchmark, setting, n, parser, metrics, and the 95 % intervals of the metrics
+results.json                        {"rows": [...]}: benchmark, setting, n, parser, metrics, and their 95 % intervals
 results.md, results.tex             the tables of all benchmarks
 answers-<benchmark>-<row>.json      the records of a row: what was asked, answered, found, and what it cost
 <benchmark>.html                    its tables, and the answers of several rows about the same images side by side
@@ -110,7 +111,8 @@ def as_latex(one: Table) -> str:
     numbers = [all(log.is_number(row.get(name)) for row in one.cells) for name in one.columns]
     body = [[one_line(log.figure(row.get(name), one.digits)) for name in one.columns] for row in one.cells]
     text = tabulate(
-        [[cell.replace(log.MISSING, "--") for cell in row] for row in body], one.columns, "latex_booktabs", disable_numparse=True,
+        [[cell.replace(log.MISSING, "--") for cell in row] for row in body], one.columns, "latex_booktabs",
+        disable_numparse=True,
         colalign=["right" if number else "left" for number in numbers],
     )  # fmt: skip
     caption = tabulate([[one_line(one.title)]], tablefmt="latex").splitlines()[2].removesuffix(r"\\").strip()
@@ -194,7 +196,8 @@ def curve_of(one: Finished) -> Image.Image | None:
         (one.benchmark.columns[0], "tokens"),
     ):
         points = {
-            name: [(float(row.setting.regions if over == "budget" else row.metrics[over]), row.metrics[value]) for row in rows if value in row.metrics and (over == "budget" or over in row.metrics)]
+            name: [(float(row.setting.regions if over == "budget" else row.metrics[over]), row.metrics[value])
+                   for row in rows if value in row.metrics and (over == "budget" or over in row.metrics)]
             for name, rows in lines.items()
         }  # fmt: skip
         if any(points.values()):
@@ -205,7 +208,8 @@ def curve_of(one: Finished) -> Image.Image | None:
 def samples(
     one: Finished, examples: Sequence[Example], load: Callable[[Example], Example] | None
 ) -> list[tuple[Sample, ...]]:
-    """The same image in several rows, those in which a policy is asked, for the first examples that all of them have."""
+    """The same image in several rows, those in which a policy is asked, for the first examples that all of them
+    have."""
     rows = [row for row in one.main if one.benchmark.shown(row)][:SHOWN_ROWS]
     records = [{record["id"]: record for record in row.records} for row in rows]
     common = [example for example in examples if all(example.id in of_row for of_row in records)]
@@ -227,7 +231,8 @@ def write(
     checkpoints: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    """The tables of all benchmarks so far; the tables, files and page of the newest one, whose ``examples`` these are."""
+    """The tables of all benchmarks so far; the tables, files and page of the newest one, whose ``examples`` these
+    are."""
     one = finished[-1]
     name = one.benchmark.name
     write_results(folder, finished)

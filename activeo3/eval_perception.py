@@ -89,7 +89,8 @@ def _located(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[st
 
 
 def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[str, Sequence[float]]:
-    """Per example: whether the number is right, and how far off it is; a number that cannot be read is as far off as none."""
+    """Per example: whether the number is right, and how far off it is; a number that cannot be read is as far off as
+    none."""
     pairs = [(answer.action.count, example.count.number) for example, answer in zip(examples, answers, strict=True)]  # type: ignore[attr-defined]
     return {
         "exact": [float(said == true) for said, true in pairs],

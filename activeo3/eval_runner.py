@@ -1,10 +1,11 @@
 """The work of an evaluation: divided over the ranks, kept on disk, never done twice.
 
-``Runner.map(work, items, key)`` is the only place of an evaluation that knows ranks, files and progress. Items are worked on in
-blocks of BATCH, in the same way wherever and whenever that is, so a table is the same on any number of ranks and after any
-interruption. A block is kept under the digest of everything that decides its records: the key (settings, the files of the
-models), the items (pixels, question, true boxes, regions) and the versions below. A changed setting, image or checkpoint
-makes another name, so nothing stale is used. JSON brings numbers back bit for bit. Nothing that is read here is ever run.
+``Runner.map(work, items, key)`` is the only place of an evaluation that knows ranks, files and progress. Items are
+worked on in blocks of BATCH, in the same way wherever and whenever that is, so a table is the same on any number of
+ranks and after any interruption. A block is kept under the digest of everything that decides its records: the key
+(settings, the files of the models), the items (pixels, question, true boxes, regions) and the versions below. A changed
+setting, image or checkpoint makes another name, so nothing stale is used. JSON brings numbers back bit for bit. Nothing
+that is read here is ever run.
 """
 
 import hashlib
@@ -100,7 +101,8 @@ class Runner:
         self.bar = tqdm(
             total=total, desc="evaluating", disable=not (total and self.writes), smoothing=0, dynamic_ncols=terminal,
             bar_format="{desc}: |{bar:24}| {n_fmt} of {total_fmt} questions  ETA {remaining}" if terminal else layout,
-            file=None if terminal else _Lines(), mininterval=0.1 if terminal else EVERY, delay=0 if terminal else EVERY, leave=terminal,
+            file=None if terminal else _Lines(), mininterval=0.1 if terminal else EVERY,
+            delay=0 if terminal else EVERY, leave=terminal,
         )  # fmt: skip
 
     def say(self, text: str) -> None:
@@ -164,7 +166,8 @@ class Runner:
             self.bar.update(max(0, min(questions, self._expected - self.bar.n)))
 
     def close(self) -> None:
-        """Remove the kept blocks when everything is in the tables, so that the same command measures again. Other files stay."""
+        """Remove the kept blocks when everything is in the tables, so that the same command measures again. Other files
+        stay."""
         self.bar.close()
         if not self.folder:
             return

@@ -1,4 +1,5 @@
-"""The benchmark of masks corrected zoom by zoom: mean IoU after 0, 1, 2, ... zooms, one row per way of choosing regions.
+"""The benchmark of masks corrected zoom by zoom: mean IoU after 0, 1, 2, ... zooms, one row per way of choosing
+regions.
 
 The benchmark of --task segment (ACTIVE-O3, section 5.4, its Fig. 3). All rows start from the same first masks,
 and the same task model works in their regions, in the order in which they were proposed:

@@ -1,4 +1,5 @@
-"""What an evaluation compares, settled before any model is loaded: checkpoints, their start policy, data sets, and the benchmark of each.
+"""What an evaluation compares, settled before any model is loaded: checkpoints, their start policy, data sets, and the
+benchmark of each.
 
 A checkpoint folder of a run says in its ``activeo3.json`` what it was trained from and for, an adapter in its
 ``adapter_config.json`` what it belongs to; any other model folder is its own start.
@@ -44,7 +45,8 @@ OWN: dict[str, type[Benchmark]] = dict(OF_DATA)
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint in the table: its ``label`` is empty if it is the only one; ``task`` is what its run was for ("": not known)."""
+    """A checkpoint in the table: its ``label`` is empty if it is the only one; ``task`` is what its run was for ("":
+    not known)."""
 
     source: str
     label: str
@@ -57,14 +59,18 @@ class Checkpoint(NamedTuple):
 def compared(checkpoints: Sequence[str], start: str = "") -> tuple[list[Checkpoint], str]:
     """(all checkpoints, the start policy that they share); ``start`` names it, or they must agree.
 
-    A start policy is looked for as its run names it, and beside the run. One folder has one spelling in what is returned.
+    A start policy is looked for as its run names it, and beside the run. One folder has one spelling in what is
+    returned.
 
     Raises ConfigError if a checkpoint is named twice, says nothing of its run, or was trained from another
     start policy than the others: then no row could be compared with the next.
     """
     *sources, start = paths.unified([*checkpoints, start])
-    twice = [f"{source} twice, also as {name}" if source != name else f"{source} twice"
-             for place, (source, name) in enumerate(zip(sources, checkpoints)) if source in sources[:place]]  # fmt: skip
+    twice = [
+        f"{source} twice, also as {name}" if source != name else f"{source} twice"
+        for place, (source, name) in enumerate(zip(sources, checkpoints))
+        if source in sources[:place]
+    ]
     if twice:
         raise ConfigError(f"--checkpoint names {twice[0]}; name every checkpoint once.")
     runs = {source: _run_config(source) for source in sources}
@@ -146,14 +152,16 @@ def settled(config: EvalConfig, checkpoints: Sequence[Checkpoint]) -> EvalConfig
             if {task} != wanted:
                 other = next(iter(wanted - {task}))
                 raise ConfigError(
-                    f"{source} was trained for {task}, and this evaluation is of {other}: name one --task to evaluate all the same."
+                    f"{source} was trained for {task}, and this evaluation is of {other}: name one --task to evaluate "
+                    "all the same."
                 )
         return replace(config, task=next(iter(wanted), "sense"))
     return config
 
 
 def task_of_data(name: str) -> str:
-    """The task that a data set is made for; "vqa" if its questions have one right answer, "" if it has boxes for several tasks."""
+    """The task that a data set is made for; "vqa" if its questions have one right answer, "" if it has boxes for
+    several tasks."""
     known = data.DATASETS.get(name.partition(":")[0])
     return {"boxes": "", "words": "vqa", "text": "zoom_qa"}.get(known.answers, known.answers) if known else ""
 
@@ -222,7 +230,8 @@ def loader(
     device: torch.device,
     quiet: Callable[[], Any] = nullcontext,
 ) -> Callable[[str], VisionLanguageModel]:
-    """``load(source)``: the start policy and the ``other`` model, which are kept, or a checkpoint, kept until another one is wanted."""
+    """``load(source)``: the start policy and the ``other`` model, which are kept, or a checkpoint, kept until another
+    one is wanted."""
     kept: dict[str, VisionLanguageModel] = {}
 
     def load(source: str) -> VisionLanguageModel:
@@ -296,8 +305,8 @@ def compare_start_and_trained(
 ) -> None:
     """The end of a run: the start policy and the trained one on held-out images, as tables and a page.
 
-    All ranks come here and share the work; one of them writes. Where the answer is the result, the two policies stand in the place
-    of the task model: on the whole image, and on the best crops.
+    All ranks come here and share the work; one of them writes. Where the answer is the result, the two policies stand
+    in the place of the task model: on the whole image, and on the best crops.
     """
     benchmark, folder, runner = at_the_end(config), Path(config.output_dir), Runner(ranks)
     runner.say(f"evaluating on {len(examples)} held-out images ({benchmark.name}, {config.eval_split})")
@@ -314,8 +323,15 @@ def compare_start_and_trained(
     one, steps = eval_output.Finished(benchmark, config.eval_split, rows), log.read_rows(folder / "metrics.jsonl")
     eval_output.write_results(folder, [one])
     eval_output.write_records(folder, one, examples)
-    summary = [f"policy: {config.model}", f"data: {benchmark.name} ({config.split})", f"task: {config.task}", f"steps: {config.steps}",
-               f"answers per step: {config.prompts} images x {config.group}", f"seed: {config.seed}", *filter(None, [lost(steps)])]  # fmt: skip
+    summary = [
+        f"policy: {config.model}",
+        f"data: {benchmark.name} ({config.split})",
+        f"task: {config.task}",
+        f"steps: {config.steps}",
+        f"answers per step: {config.prompts} images x {config.group}",
+        f"seed: {config.seed}",
+        *filter(None, [lost(steps)]),
+    ]
     eval_output.write_report(folder / "report.html", one, examples, None, f"activeo3: {config.task}", summary, steps)
     for table in eval_output.tables(one):
         runner.say(eval_output.as_text(table))

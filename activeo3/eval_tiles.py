@@ -3,8 +3,8 @@
 Boxes of all tiles of a picture are moved to its frame and pass a non-maximum suppression at an IoU of 0.5 within a
 category (``merge_det`` of SODA-mmrotate, ``merge_dets`` of SODA-mmdetection). A name ends in ``_whole``:
 
-    AP_s_whole, AP50_s_whole, AP75_s_whole, AR_s_whole    the authors' AP, AP50, AP75 and AR: objects of up to 1,024 square pixels
-    AP_eS_whole, AP_rS_whole, AP_gS_whole, AP_N_whole     extremely, relatively, generally small; normal (up to 2,000). AR likewise
+    AP_s_whole, AP50_s_whole, AP75_s_whole, AR_s_whole   the authors' AP, AP50, AP75, AR: up to 1,024 square pixels
+    AP_eS_whole, AP_rS_whole, AP_gS_whole, AP_N_whole    extremely, relatively, generally small; normal. AR likewise
     AP_whole, AR_whole                                    objects of every size, which the authors do not report
     AP10_s_whole, AR10_s_whole                            at an IoU of 0.1, ACTIVE-O3's
 

@@ -21,8 +21,8 @@ What counts, by benchmark. A group of which a question is missing does not count
     realworldqa  accuracy
     vstar        accuracy, and that of its two categories
     hrbench      the same; every rotation of the options is a question (the authors average over rotations)
-MME and RealWorldQA are read by published rules (answer_parsing.py); accuracy_lenient is what a more lenient reader finds.
-``unread`` is the share of answers that cannot be read; they are wrong.
+MME and RealWorldQA are read by published rules (answer_parsing.py); accuracy_lenient is what a more lenient reader
+finds. ``unread`` is the share of answers that cannot be read; they are wrong.
 
 Readings of what the paper leaves open:
   1. It names no prompts: questions are asked as their files have them, options by letter.
@@ -104,7 +104,8 @@ class VQABenchmark(Benchmark):
         return super().tables(rows) | {"answers that cannot be read": tuple(f"unread/{error}" for error in WORD_ERRORS)}
 
     def task_models(self, method: str, policy: str, models: Models) -> list[str]:
-        """The models that answer: the start policy and each checkpoint, about its own regions; and another language model."""
+        """The models that answer: the start policy and each checkpoint, about its own regions; and another language
+        model."""
         trained = models.titles("every") if policy in ("", "start") else dict.fromkeys(("start", policy))
         return [*trained, *([self.config.expert_name("mllm")] if self.config.other_mllm else [])]
 
@@ -128,7 +129,8 @@ class VQABenchmark(Benchmark):
         return 1 + self.methods[setting.method].zooms
 
     def predict(self, setting: Setting, examples: Sequence[Example], models: Models, map: Map) -> list[Record]:
-        """The regions of a policy or a rule, and the answer of a model that sees the whole image and these regions enlarged."""
+        """The regions of a policy or a rule, and the answer of a model that sees the whole image and these regions
+        enlarged."""
         config, policy, method = self.config_of(setting), models[setting.policy], self.methods[setting.method]
         model, native = self.answering(setting, models), setting.method == "direct-native"
 
@@ -152,8 +154,10 @@ class VQABenchmark(Benchmark):
     def record(self, example: Example, regions: Sequence[Region], answer: Answer) -> Record:
         """A question with its answer."""
         return {
-            "id": example.id, "category": example.vqa.category, "question": example.query, "options": list(example.vqa.options),
-            "answer": example.vqa.answer, "text": answer.text, "read": answer.reading.value, "error": answer.reading.error,
+            "id": example.id, "category": example.vqa.category, "question": example.query,
+            "options": list(example.vqa.options),
+            "answer": example.vqa.answer, "text": answer.text, "read": answer.reading.value,
+            "error": answer.reading.error,
             "right": answer.right, "lenient": answer.lenient, "regions": [list(region) for region in regions],
         }  # fmt: skip
 
@@ -185,7 +189,8 @@ class VQABenchmark(Benchmark):
         return Answer(text, reading, is_right, is_right)
 
     def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
-        """``scores`` of all questions and of each category; unread answers by what kept them from being read; regions and seconds."""
+        """``scores`` of all questions and of each category; unread answers by what kept them from being read; regions
+        and seconds."""
         resamples, right = self.config.resamples, marks(record["right"] for record in records)
         found = self.scores(examples, right, resamples) if not np.isnan(right).all() else {}
         if found and self.published:
@@ -290,7 +295,8 @@ class MMEBenchmark(GroupedBenchmark):
         return _published(example, text, mme_script(text, finished), read_yes_or_no(text, finished))
 
     def scores(self, examples: Sequence[Example], right: np.ndarray, resamples: int) -> dict[str, Any]:
-        """A category scores 100 x (accuracy + accuracy_plus), at most 200; the parts and the total are sums over categories."""
+        """A category scores 100 x (accuracy + accuracy_plus), at most 200; the parts and the total are sums over
+        categories."""
         found, groups = super().scores(examples, right, resamples), self.groups(examples)
         for name, kinds in (("perception", PERCEPTION), ("cognition", COGNITION), ("total", PERCEPTION + COGNITION)):
             own = [group for group in groups if examples[group[0]].vqa.category in kinds]
@@ -382,12 +388,13 @@ def ids(examples: Sequence[Example]) -> list[int]:
 
 
 def write_submission(path: Path, examples: Sequence[Example], answers: Sequence[Mapping[str, Any]]) -> None:
-    """Write the file that MMBench's server takes for a test set; ``answers`` have the ``text`` that was written, in the same order.
+    """Write the file that MMBench's server takes for a test set; ``answers`` have the ``text`` that was written, in the
+    same order.
 
-    It is a table with the columns of the published file, without the image, and ``prediction``, as VLMEvalKit writes it; the server (its
-    ``scripts/mmb_eval_gradio.py``) takes .xlsx, .tsv and .csv, and wants ``index``, ``question``, ``A`` to ``D`` and ``prediction``. It reads
-    the letter out of what a model wrote by its own rules; a thought and its tags would mislead it, so the answer is what
-    ``answer_parsing.final_text`` leaves.
+    It is a table with the columns of the published file, without the image, and ``prediction``, as VLMEvalKit writes
+    it; the server (its ``scripts/mmb_eval_gradio.py``) takes .xlsx, .tsv and .csv, and wants ``index``, ``question``,
+    ``A`` to ``D`` and ``prediction``. It reads the letter out of what a model wrote by its own rules; a thought and its
+    tags would mislead it, so the answer is what ``answer_parsing.final_text`` leaves.
     """
     columns = list(
         dict.fromkeys(column for example in examples for column in example.vqa.columns if column != "answer")

@@ -8,10 +8,12 @@ Each mode is a row; everything else is equal:
     oracle_crop   no zoom: it is shown where the evidence is and asked at once, in two rows, the crop alone
                   and (``oracle_crop+picture``) the whole image and the crop
 
-Without zooms the prompt does not speak of them; a policy that asks for a zoom all the same is told once that none is left, and may
-answer then. In the blind control all that it is shown after its zooms is black: what it answers right there does not come from zooming.
+Without zooms the prompt does not speak of them; a policy that asks for a zoom all the same is told once that none is
+left, and may answer then. In the blind control all that it is shown after its zooms is black: what it answers right
+there does not come from zooming.
 
-A right answer alone does not say that a policy looked at the evidence. Means over questions, with 95 % intervals over images:
+A right answer alone does not say that a policy looked at the evidence. Means over questions, with 95 % intervals over
+images:
 
     answer      how right the answer is, by the kind of question (task_zoom_qa.rightness), 0 to 1
     reward      the reward of the episode (task_zoom_qa.py)
@@ -138,8 +140,8 @@ class ZoomQABenchmark(Benchmark):
     def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
         """Means of COLUMNS and of both readers, the turns by status, and the answers by category.
 
-        ``answer_strict`` counts the episodes that the strict reader could read as well (it would have ended the others, or told the
-        policy why not), ``lenient_only`` is the share of the others.
+        ``answer_strict`` counts the episodes that the strict reader could read as well (it would have ended the others,
+        or told the policy why not), ``lenient_only`` is the share of the others.
         """
         images = [example.image_id for example in examples]
         values = [_values(record, shown=setting.method in ORACLES) for record in records]
@@ -169,7 +171,8 @@ def _record(rollout: Rollout, reward: Reward) -> Record:
     return {
         "id": rollout.example.id, "question": asked.question, "answers": list(asked.answers), "answer": episode.answer,
         "right": reward.terms["answer"], "evidence_seen": seen, "zooms": zooms, "statuses": list(episode.statuses),
-        LENIENT_ONLY: rollout.action.strict is not None, "tokens": len(rollout.token_ids), "reward": reward.total, "terms": dict(reward.terms), "text": rollout.text,
+        LENIENT_ONLY: rollout.action.strict is not None, "tokens": len(rollout.token_ids), "reward": reward.total,
+        "terms": dict(reward.terms), "text": rollout.text,
     }  # fmt: skip
 
 

@@ -228,8 +228,8 @@ class TrainingMonitor:
     def check(self, row: dict[str, float], ids: Names, faults: Names, say: Callable[[str], None]) -> None:
         """Look at a step's row; raises ConfigError after too many skipped updates, or rewards that are not finite.
 
-        ``ids`` names the examples of all ranks, ``faults`` those with such a reward. Each is called only when it is needed:
-        the row is the same on every rank, so all of them call it or none.
+        ``ids`` names the examples of all ranks, ``faults`` those with such a reward. Each is called only when it is
+        needed: the row is the same on every rank, so all of them call it or none.
         """
         new, self.skipped = row["skipped_steps"] > self.skipped, row["skipped_steps"]
         if new:

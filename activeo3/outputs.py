@@ -1,15 +1,15 @@
 """Files of a run or an evaluation: never in place of a file that is not ours, and of one run at a time in a folder.
 
 A user may name a folder of their own as ``--output_dir``. So every folder has a list of what was written into it,
-``.activeo3``, one name a line. A file with a name of ours that is not in the list is not ours: it stays, and the program
-refuses the folder before the work if it can.
+``.activeo3``, one name a line. A file with a name of ours that is not in the list is not ours: it stays, and the
+program refuses the folder before the work if it can.
 
 Two runs in one folder would mix their rows and delete each other's half-written checkpoints. So the first process of a
-run or an evaluation locks the file ``.activeo3.lock`` of its folder before anything else is written there. The operating
-system holds the lock: a kill, a crash and a power cut free the folder as a normal end does. The file stays, because
-removing it would let two processes lock two files of one name. These are POSIX record locks (``fcntl.lockf``), because
-they hold between machines that share a folder, by NFSv4 or by NFSv3 with its lock daemon; Lustre needs the mount option
-``flock``. Where a file system has none, a run warns and goes on.
+run or an evaluation locks the file ``.activeo3.lock`` of its folder before anything else is written there. The
+operating system holds the lock: a kill, a crash and a power cut free the folder as a normal end does. The file stays,
+because removing it would let two processes lock two files of one name. These are POSIX record locks (``fcntl.lockf``),
+because they hold between machines that share a folder, by NFSv4 or by NFSv3 with its lock daemon; Lustre needs the
+mount option ``flock``. Where a file system has none, a run warns and goes on.
 """
 
 import errno
@@ -160,7 +160,8 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def enough_room(path: Path) -> Iterator[None]:
-    """Raise ConfigError, one sentence, if ``path`` cannot be written inside the block: a full disk, a missing folder."""
+    """Raise ConfigError, one sentence, if ``path`` cannot be written inside the block: a full disk, a missing
+    folder."""
     try:
         yield
     except OSError as error:
@@ -171,7 +172,8 @@ def enough_room(path: Path) -> Iterator[None]:
         if error.errno is None:  # of a library about its own work
             raise
         raise ConfigError(
-            f"{path} could not be written ({error.strerror}; {free}): see to its folder, or choose another --output_dir."
+            f"{path} could not be written ({error.strerror}; {free}): see to its folder, or choose another "
+            "--output_dir."
         ) from None
 
 

@@ -7,8 +7,8 @@ given that in the place of pixels.
 It is kept with the prompt and no longer than it: a step's pictures go when its prompts do.
 
 In every family the first layer of the tower is a three-dimensional convolution whose kernel is as large as its stride:
-every patch is multiplied with the same matrix. As a convolution this takes three times as long on a CPU (1024 patches of
-14 x 14 pixels, forward and backward: 33 ms against 11 ms), so ``multiply_patches`` computes the product.
+every patch is multiplied with the same matrix. As a convolution this takes three times as long on a CPU (1024 patches
+of 14 x 14 pixels, forward and backward: 33 ms against 11 ms), so ``multiply_patches`` computes the product.
 """
 
 from typing import Any, Sequence

@@ -62,7 +62,8 @@ SPECIAL = {
 
 
 def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-    """The smallest configuration that still has every part of its family: windows or deepstack, M-RoPE, GQA, experts."""
+    """The smallest configuration that still has every part of its family: windows or deepstack, M-RoPE, GQA,
+    experts."""
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=64,

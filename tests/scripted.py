@@ -30,8 +30,8 @@ END = "<|im_end|>"
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # as in the real models; a visual token is twice as wide
 
 USUAL = ("qwen2_5_vl", "qwen3_vl")
-"""The families with which everything is tested. All of them (families.FAMILIES) are where ways of computing are compared:
-tests that use ``every_family``."""
+"""The families with which everything is tested. All of them (families.FAMILIES) are where ways of computing are
+compared: tests that use ``every_family``."""
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40)}
 BACKGROUND = (20, 20, 90)

@@ -342,7 +342,8 @@ def read_in_every_way(text: str) -> None:
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_an_answer_that_repeats_itself_is_read_in_linear_time(piece: str) -> None:
-    """By all readers together: twice the text may take about twice the time, where backtracking would take four times."""
+    """By all readers together: twice the text may take about twice the time, where backtracking would take four
+    times."""
     spent = []
     for size in (15_000, 30_000):
         text, began = (piece * size)[:size] + '"bbox_2d"', time.process_time()

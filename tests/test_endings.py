@@ -1,4 +1,5 @@
-"""How real runs begin and end: two commands in one folder, and a launcher that is killed. The small parts are in test_processes.py."""
+"""How real runs begin and end: two commands in one folder, and a launcher that is killed. The small parts are in
+test_processes.py."""
 
 import os
 import re
@@ -49,7 +50,8 @@ def of_run(folder: Path) -> list[int]:
 def test_a_folder_has_one_run_which_ends_with_its_launcher_and_saves_the_step_in_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``deepspeed`` on two ranks. While it trains, a second run and an evaluation want its folder; then it is killed."""
+    """``deepspeed`` on two ranks. While it trains, a second run and an evaluation want its folder; then it is
+    killed."""
     folder, said = tmp_path / "run", tmp_path / "said.txt"
     port = rank_environment(0, 2)["MASTER_PORT"]
     launcher = [

@@ -1,4 +1,5 @@
-"""engine.py and checkpoints.py: whole weights when asked for, checkpoints that are complete or absent, ranks that agree.
+"""engine.py and checkpoints.py: whole weights when asked for, checkpoints that are complete or absent, ranks that
+agree.
 
 ``on_ranks`` starts real processes that talk over gloo; everything that one process can show runs here.
 """
@@ -86,7 +87,8 @@ def finely_sharded(folder: Path) -> str:
     """The path of a ds_config.json in which no parameter is small enough to stay whole."""
     settings = json.loads((ROOT / "ds_config.json").read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    # DeepSpeed's own 2 GB of address space for each engine add up here, until a process this large cannot be copied (processes.run_limited).
+    # DeepSpeed's own 2 GB of address space for each engine add up here, until a process this large cannot be copied
+    # (processes.run_limited).
     settings["zero_optimization"]["reduce_bucket_size"] = 1_000_000
     path = folder / "ds_config.json"
     path.write_text(json.dumps(settings))
@@ -282,7 +284,8 @@ def test_an_error_inside_gathered_leaves_a_working_engine(policy: Zero3Model, ma
 def test_every_family_is_sharded(
     family: str, make_vlm: Make, ranks: Distributed, config: TrainConfig, picture: Picture
 ) -> None:
-    """Sharded in its own way to score, the logits of the whole model; and an update, after which no layer is left gathered."""
+    """Sharded in its own way to score, the logits of the whole model; and an update, after which no layer is left
+    gathered."""
     plain, policy = make_vlm(family), Zero3Model(make_vlm(family), ranks, replace(config, recompute=True), learns=True)
     packed = plain.pack(plain.encode([picture(64, 48)], ["Where?"]), [[(20, 21, 22), (23,)]])
     expected = plain.forward_packed(packed).detach()
@@ -510,7 +513,8 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(VisionLanguageModel, "save", on_a_full_disk("activeo3.json"))  # OSError, "no space left"
         assert_said(
-            f"^{tmp_path / 'checkpoint-4'} could not be written: it needs about {needed / 1e9:.3g} GB and .* GB are free",
+            f"^{tmp_path / 'checkpoint-4'} could not be written: it needs about {needed / 1e9:.3g} GB and .* GB are "
+            "free",
             4,
         )
         patch.setattr(

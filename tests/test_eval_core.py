@@ -1,4 +1,5 @@
-"""eval_runner.py: no work twice, and never a record of other weights, settings or pictures; rollouts come back as they were."""
+"""eval_runner.py: no work twice, and never a record of other weights, settings or pictures; rollouts come back as they
+were."""
 
 import io
 import json

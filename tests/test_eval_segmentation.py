@@ -1,4 +1,5 @@
-"""correction.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and naive loops."""
+"""correction.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and
+naive loops."""
 
 import json
 from dataclasses import replace
@@ -39,7 +40,8 @@ THINGS = [(40, 60, 120, 140), (300, 200, 360, 260)]
 
 
 def question(name: str = "a", number: int = 1) -> Example:
-    """Two red things; a first mask that has all of the first and the left half of the second, and some of the ground."""
+    """Two red things; a first mask that has all of the first and the left half of the second, and some of the
+    ground."""
     image = painted((480, 320), [("red", box) for box in THINGS])
     true, mask = np.zeros((320, 480), dtype=bool), np.zeros((320, 480), dtype=bool)
     for x1, y1, x2, y2 in THINGS:

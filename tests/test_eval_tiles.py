@@ -1,4 +1,5 @@
-"""eval_tiles.py: tiles merged into whole pictures, held to naive merging and to COCOeval with the authors' size classes."""
+"""eval_tiles.py: tiles merged into whole pictures, held to naive merging and to COCOeval with the authors' size
+classes."""
 
 import contextlib
 import io

@@ -339,7 +339,8 @@ def test_realworldqa_is_right_by_the_published_rule_and_kindly_in_a_column_of_it
 
 
 def vlmevalkits_circular(rows: Sequence[tuple[int, bool]]) -> float:
-    """mcq_circular_eval, written again: (index, right) of each row; a group is what there is behind an index below a million."""
+    """mcq_circular_eval, written again: (index, right) of each row; a group is what there is behind an index below a
+    million."""
     hits = [
         all(right for other, right in rows if other % 1_000_000 == index)
         for index, _ in rows
@@ -392,7 +393,8 @@ def test_vstar_has_its_two_categories_beside_the_mean() -> None:
 
 
 def test_hrbench_is_the_mean_over_rotations_of_its_own_script() -> None:
-    """report_acc_hrbench, written again: the accuracy of each rotation, all and by category, and the mean over rotations."""
+    """report_acc_hrbench, written again: the accuracy of each rotation, all and by category, and the mean over
+    rotations."""
     rng = np.random.default_rng(2)
     rows = [(number, turn, eval_vqa.HRBENCH_KINDS[number % 3 == 0]) for number in range(9) for turn in range(4)]
     right = (rng.random(len(rows)) < 0.6).astype(float)

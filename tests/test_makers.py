@@ -341,7 +341,8 @@ def test_a_number_is_the_plates_where_one_of_the_views_shows_it_and_else_a_guess
 
 
 def test_the_box_of_a_one_shot_lesson_does_not_listen_to_the_shape() -> None:
-    """Its colour is the one that is asked for, and its shape as often the right one as among all things of the colour."""
+    """Its colour is the one that is asked for, and its shape as often the right one as among all things of the
+    colour."""
     right, chance = [], []
     for _, lesson in many("close", 225):
         for turn in lesson.turns:

@@ -115,7 +115,8 @@ def test_a_published_folder_gives_the_official_prompts_and_is_saved_as_it_was_re
 
 
 def _assert_saved_as_read(before: Path, after: Path, template: str) -> None:
-    """The files, keys and names that versions of transformers look for are those of the published folder; weights are float32 now."""
+    """The files, keys and names that versions of transformers look for are those of the published folder; weights are
+    float32 now."""
     templates = {"chat_template.jinja", "chat_template.json"}
     for path in before.rglob("*.*"):
         name = str(path.relative_to(before))
@@ -412,7 +413,8 @@ processes.run_limited(loop)
 
 
 def test_templates_in_a_list_of_names(saved: Path, tmp_path: Path, tokenizer: Any) -> None:
-    """As transformers 4.43 saved several: the one named "default" is looked at first, and what is no template is passed over."""
+    """As transformers 4.43 saved several: the one named "default" is looked at first, and what is no template is passed
+    over."""
     shutil.copytree(saved, tmp_path / "a")
     (tmp_path / "a/chat_template.jinja").unlink()
     named = {"tool_use": published.TEXT_ONLY, "default": tokenizer.chat_template}

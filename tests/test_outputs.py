@@ -328,7 +328,8 @@ def test_without_locks_there_is_one_warning(
 
 
 def test_a_lock_file_of_a_stranger_leads_nowhere(tmp_path: Path) -> None:
-    """A run folder from elsewhere may hold anything under the name of the lock, and a list that says that it is ours."""
+    """A run folder from elsewhere may hold anything under the name of the lock, and a list that says that it is
+    ours."""
     (tmp_path / ".activeo3").write_text(f"{outputs.LOCK}\n")
     precious = tmp_path / "precious"
     precious.write_text("text")

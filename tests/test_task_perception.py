@@ -1,4 +1,5 @@
-"""task_perception.py and eval_perception.py: posed questions, answers in original pixels, rewards, tables, a run from end to end."""
+"""task_perception.py and eval_perception.py: posed questions, answers in original pixels, rewards, tables, a run from
+end to end."""
 
 import json
 import sys

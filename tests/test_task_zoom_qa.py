@@ -449,7 +449,8 @@ def test_what_prompts_write_is_what_zooms_read(family: str, tokenizer) -> None:
 
 
 def test_an_episode_in_the_other_systems_own_words(family: str, tokenizer) -> None:
-    """--wording zoom_roi: its call is asked for, a broken one is answered in its terms, and the region is the one of IN."""
+    """--wording zoom_roi: its call is asked for, a broken one is answered in its terms, and the region is the one of
+    IN."""
     config = replace(CONFIG, wording="zoom_roi")
     call = prompts.zooms_turn(" the plate", [[500, 125, 750, 375]], "zoom_roi")
     turns = [BROKEN, call + END, ANSWER]

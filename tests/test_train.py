@@ -264,8 +264,8 @@ def learned(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Whole weights, and the last readings, after two steps on the fixed batch, or on this rank's share.
 
-    ``looked``: as after a rollout, in which the policy has seen all pictures, which those that are scored behind a cache
-    rely on. Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
+    ``looked``: as after a rollout, in which the policy has seen all pictures, which those that are scored behind a
+    cache rely on. Plain gradient descent without clipping: AdamW would hide a gradient that is too large by a factor.
     """
     looked = config.scoring == "cached" and config.train_only != "" if looked is None else looked
     original = engine.ds_config
@@ -341,7 +341,8 @@ def test_activations_that_are_computed_again_teach_the_same(
     monkeypatch.setattr(Qwen3VLTextMLP, "forward", lambda *args, **given: passes.append(1) or forward(*args, **given))
     again = learned(replace(config, **setting), alone, models["other"])
     assert_same_lesson(again, kept)
-    # In each of two steps every layer (its MLP, here) runs for the reference, for the policy, and again in the backward pass.
+    # In each of two steps every layer (its MLP, here) runs for the reference, for the policy, and again in the backward
+    # pass.
     assert len(passes) == 2 * 3 * 3
 
 
@@ -386,7 +387,8 @@ def test_two_calls_teach_what_one_does(
     models: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again, adapters."""
+    """Of attention over a packed row, as for a long prompt: with sharded weights, activations computed again,
+    adapters."""
     monkeypatch.setattr(attention, "SHORT", 1)
     free = []
     monkeypatch.setattr(model, "free_columns", lambda *given: free.append(attention.free_columns(*given)) or free[-1])
@@ -616,7 +618,8 @@ def test_another_task_model_works_on_the_crops(
 def test_another_language_model_acts_frozen_and_sharded(
     config: TrainConfig, models: dict[str, str], alone: Distributed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the other family, with other coordinates and view sizes; it finds what the same model finds whole, and stays as it is."""
+    """Of the other family, with other coordinates and view sizes; it finds what the same model finds whole, and stays
+    as it is."""
     config = replace(
         config, task_checkpoint=models["qwen2_5_vl"], output_dir=str(tmp_path), steps=1, eval_examples=2, regions=1
     )
@@ -801,7 +804,8 @@ def on_two_ranks(config: TrainConfig, reference: str, with_states: str, folder: 
 
 
 def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: str) -> list[dict[str, Any]]:
-    """The rows of the table at the end of a run, on this rank, without the seconds; three blocks, the last one smaller."""
+    """The rows of the table at the end of a run, on this rank, without the seconds; three blocks, the last one
+    smaller."""
     config = replace(config, output_dir=str(folder))
     policy = checkpoints.load_policy(ranks, config)
     frozen = checkpoints.load_frozen(ranks, config, reference)
@@ -861,7 +865,8 @@ def ragged_step(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
 
 
 def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
-    """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are over."""
+    """A step of episodes in which rank 0 answers at once, and rank 1 looks closer three times before its turns are
+    over."""
     config = replace(config, task="zoom_qa", max_turns=4)
     policy, reference = (checkpoints.load_policy(ranks, config), checkpoints.load_frozen(ranks, config, config.model))
     looks = Said((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else Said(answer="7")
@@ -914,7 +919,8 @@ def run_with_infinity(config: TrainConfig, ranks: Distributed) -> dict[str, Any]
 def without_numbers(
     config: TrainConfig, ranks: Distributed, policy: Zero3Model, reference: Zero3Model
 ) -> dict[str, Any]:
-    """A step in which rank 1 alone has rewards that are NaN, and one in which it alone has such logits, of models that are there."""
+    """A step in which rank 1 alone has rewards that are NaN, and one in which it alone has such logits, of models that
+    are there."""
 
     def score(*args: Any) -> Reward:
         earned = reward_of_ids(*args)
@@ -1017,7 +1023,8 @@ def test_an_infinite_loss_on_one_rank_is_skipped_on_all(two_ranks: tuple[list[di
 
 
 def test_what_is_no_number_on_one_rank_is_known_to_all(two_ranks: tuple[list[dict], Path], config: TrainConfig) -> None:
-    """A reward is left out, counted and named on both; a logit stops both with one sentence, and neither waits for the other."""
+    """A reward is left out, counted and named on both; a logit stops both with one sentence, and neither waits for the
+    other."""
     first, second = (result["ragged"]["no_numbers"] for result in two_ranks[0])
     assert first["faults"] == second["faults"] == [[], ["mosaic/1 (task nan)"]]
     for row in (first["row"], second["row"]):

@@ -1,11 +1,12 @@
-"""Malformed answers through every reader and every reward: none is an exception, none earns NaN, none keeps a run waiting.
+"""Malformed answers through every reader and every reward: none is an exception, none earns NaN, none keeps a run
+waiting.
 
     python -m tests.attack.answers --trials 1000000 --seed 0
     python -m tests.attack.answers --trials 0 --characters 10000000    only the crafted shapes
 
-A *shape* is a piece that is repeated, between a beginning and an end: what makes a parser slow is mostly one of these. A
-*trial* is a valid answer of some form, changed by a few cuts, copies, swaps, foreign pieces and odd characters. A reader is
-a function of what a model wrote; a reward goes on from there, as training does, to the score.
+A *shape* is a piece that is repeated, between a beginning and an end: what makes a parser slow is mostly one of these.
+A *trial* is a valid answer of some form, changed by a few cuts, copies, swaps, foreign pieces and odd characters. A
+reader is a function of what a model wrote; a reward goes on from there, as training does, to the score.
 """
 
 import argparse
@@ -304,7 +305,8 @@ def changed_answer(random: Random) -> str:
 
 
 def faults_of(text: str, rewards: Sequence[str] = tuple(REWARDS)) -> list[str]:
-    """What goes wrong with an answer: an exception of a reader or of one of these rewards, or a number that is not finite."""
+    """What goes wrong with an answer: an exception of a reader or of one of these rewards, or a number that is not
+    finite."""
     faults = []
     for name, read in [*READERS.items(), *((name, REWARDS[name]) for name in rewards)]:
         try:

@@ -3,13 +3,15 @@
     python -m tests.attack.checkpoints --trials 0 --seed 0        # all of them; N: so many, drawn at random
     python -m tests.attack.checkpoints --commands 20              # also so many through train.py and evaluate.py
 
-Each file is cut, flipped in a bit, lengthened, emptied, deleted, made a folder or a pipe, and replaced by pickles that run code when
-they are unpickled; the JSON files get values that are odd. Each is tried with the list of digests as it was, with a new list
-(a stranger made the folder), and without one (as older versions wrote checkpoints). What must hold:
+Each file is cut, flipped in a bit, lengthened, emptied, deleted, made a folder or a pipe, and replaced by pickles that
+run code when they are unpickled; the JSON files get values that are odd. Each is tried with the list of digests as it
+was, with a new list (a stranger made the folder), and without one (as older versions wrote checkpoints). What must
+hold:
 
   1. Nothing that a file names is run, and nothing raises but one sentence that names a file of the checkpoint.
   2. With the list as it was, the damage is found, or the result is that of the undamaged checkpoint, bit for bit.
-  3. With the list as it was, the sentence names the earlier checkpoint, and --resume_from earlier goes on from it, bit for bit.
+  3. With the list as it was, the sentence names the earlier checkpoint, and --resume_from earlier goes on from it, bit
+     for bit.
 """
 
 import argparse
