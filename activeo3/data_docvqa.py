@@ -270,8 +270,8 @@ def _of_1200(table: ParquetTable, number: int, content: Mapping[str, Any], image
 
 
 def _words(asked: Asked, size: tuple[int, int]) -> list[Word]:
-    """The words of a question's page with boxes in pixels of a picture of ``size``; none if there is no OCR of it. Raises
-    DataError."""
+    """The words of a question's page with boxes in pixels of a picture of ``size``; none if there is no OCR of it.
+    Raises DataError."""
     if isinstance(asked.ocr, PageWords):
         return asked.ocr.on(size)
     return ocr_words(asked.ocr, size, asked.id) if asked.ocr.is_file() else []

@@ -14,8 +14,8 @@ A pickle can name any function to be called when it is read. This one needs none
 a file that names one is refused before anything of it is called.
 
 lmms-lab's val of RefCOCO has 8,811 rows: the 3,811 of the partition unc and then 5,000 of google, as the sizes of its
-files say (the files themselves were not opened here). The first 3,811 are read; if they are those of unc, they have 1,500
-images.
+files say (the files themselves were not opened here). The first 3,811 are read; if they are those of unc, they have
+1,500 images.
 """
 
 import pickle

@@ -22,9 +22,9 @@ A picture follows from (split, index) alone, in numpy arithmetic that is the sam
 Ceiling and floors are known by construction: regions cut around the true clusters (``oracle-regions``)
 are the ceiling of any policy; the whole picture, random regions and a uniform grid are its floors.
 
-Where the answer itself is the result there are no zooms, so the tiny policy is asked about pictures whose things, or whose
-plate, are as large as in a crop. There are two data sets of these: ``close_ups`` with some things of a few kinds (for
---task grounding, counting and detection) and ``plates`` with a number (for --task ocr). Close-up i of a split is a
+Where the answer itself is the result there are no zooms, so the tiny policy is asked about pictures whose things, or
+whose plate, are as large as in a crop. There are two data sets of these: ``close_ups`` with some things of a few kinds
+(for --task grounding, counting and detection) and ``plates`` with a number (for --task ocr). Close-up i of a split is a
 window of the world's picture i, in its own pixels, and follows from both numbers alone.
 
 >>> example = close_up("test", 3)

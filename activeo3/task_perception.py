@@ -13,8 +13,8 @@ rewards.
 
 How answers are read. Thinking, which the paper found to hurt all four (Table 5), is a flag: an answer must then stand
 inside ``<answer>`` after a ``<think>``; without it the answer is the whole text, without any tag. Deviations:
-  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in special
-     tokens. That model is asked for them here, too (families.py).
+  1. The sentences are our own, and the coordinates are JSON: the paper's model is Qwen2-VL, which writes boxes in
+     special tokens. That model is asked for them here, too (families.py).
   2. An answer must fit its form from end to end. The released format reward has an unescaped ``|`` in its
      regular expression, which every text that begins with ``<`` satisfies.
   3. What cannot be read is no box. The released parser takes the first four numbers anywhere, and

@@ -1,4 +1,5 @@
-"""terminal.py: nothing that strangers wrote acts on a terminal, forges a line or deceives a reader, wherever text leaves."""
+"""terminal.py: nothing that strangers wrote acts on a terminal, forges a line or deceives a reader, wherever text
+leaves."""
 
 import ast
 import doctest
