@@ -179,7 +179,7 @@ def write_report(
     first, curve = tables(one)[0], curve_of(one)
     if curve:
         outputs.leave_picture(path.with_name(f"budgets-{one.benchmark.name}.png"), curve)
-    write_page(path, title, summary, steps, first.cells, first.columns, samples(one, examples, load), curve)
+    write_page(path, title, summary, steps, (first.cells, first.columns), samples(one, examples, load), curve)
 
 
 def curve_of(one: Finished) -> Image.Image | None:

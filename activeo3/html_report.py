@@ -27,22 +27,21 @@ def write_page(
     title: str,
     summary_lines: Sequence[str],
     rows: Sequence[Row] = (),
-    table_rows: Sequence[Row] = (),
-    columns: Sequence[str] = (),
+    table: tuple[Sequence[Row], Sequence[str]] = ((), ()),
     pairs: Sequence[tuple[Sample, ...]] = (),
     curve: Image.Image | None = None,
 ) -> Path:
     """Write the page of one run to ``path``, replacing an older one only when it is complete.
 
     ``summary_lines`` say what was trained; in one like ``data: scenes`` the name stands out. ``rows`` are those of
-    ``metrics.jsonl``, ``table_rows`` and ``columns`` those of log.table, ``pairs`` the same held-out picture under
+    ``metrics.jsonl``, ``table`` the rows and columns of log.table, ``pairs`` the same held-out picture under
     two policies (or any number), side by side, ``curve`` what a budget of regions buys. Parts without content are
     left out. Returns the path.
     """
     samples = [sample for pair in pairs for sample in pair]
     parts = {
         "tiles": _tiles(rows),
-        "results": _table(table_rows, columns, "Results"),
+        "results": _table(*table, "Results"),
         "curve": curve and _image(curve),
         "charts": charts(rows),
         "legend": _legend(samples),

@@ -54,7 +54,7 @@ def test_page_is_self_contained_and_runs_nothing(tmp_path: Path) -> None:
     pair = (sample_of(evil, title="<u>"), sample_of("fine", outcome=outcome))
     rows = [row(step, **{"reward/<b>": 0.1}) for step in range(1, 40)]
     path = write_page(
-        tmp_path / "new" / "report.html", evil, [f"data: {evil}", evil], rows, [{evil: evil}], [evil], [pair]
+        tmp_path / "new" / "report.html", evil, [f"data: {evil}", evil], rows, ([{evil: evil}], [evil]), [pair]
     )
     page = path.read_text(encoding="utf-8")
     tags = Tags(page)
@@ -146,7 +146,7 @@ def test_a_short_run_has_its_time_in_seconds(tmp_path: Path) -> None:
 
 def test_a_table_keeps_intervals_apart_and_leaves_out_columns_without_a_value(tmp_path: Path) -> None:
     table = [{"<i>": "a [b <u>", "AP": (0.4, 0.3, 0.5), "AR": None}, {"<i>": "c", "AP": 0.25}]
-    page = write_page(tmp_path / "a.html", "t", [], table_rows=table, columns=["<i>", "AP", "AR"]).read_text("utf-8")
+    page = write_page(tmp_path / "a.html", "t", [], table=(table, ["<i>", "AP", "AR"])).read_text("utf-8")
     results = page.split("<h2>Results</h2>")[1].split("</table>")[0]
     assert re.findall(r"<th(?: [^>]*)?>(.*?)</th>", results) == ["&lt;i&gt;", "AP"]
     assert re.findall(r"<td[^>]*>(.*?)</td>", results) == [

@@ -211,8 +211,7 @@ def test_pages_show_what_was_written_and_run_none_of_it(tmp_path: Path) -> None:
         EVIL,
         [f"data: {EVIL}", EVIL],
         [{"step": 1, EVIL: 1.0, f"time/{EVIL}": 1.0}],
-        [{"m": EVIL}],
-        ["m", EVIL],
+        ([{"m": EVIL}], ["m", EVIL]),
         [(shown,)],
     )
     html_report.write_picture_page(tmp_path / "b.html", EVIL, [EVIL], [Image.new("RGB", (8, 8))], [{"m": EVIL}], ["m"])
