@@ -74,10 +74,10 @@ class Detections(NamedTuple):
 
 
 class TaskModel:
-    """Whoever works on crops and is not the language model itself; a whole copy is on every rank."""
+    """Base class of task models: a whole copy is on every rank. Tasks without crops use it as it is."""
 
-    def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
-        """Search every look's window for its example's query: one Found per look."""
+    def find(self, crops: Sequence[Crop], config: Config) -> list[Detections]:
+        """Search every crop's window for its example's query: one Detections per crop."""
         raise NotImplementedError
 
     def gathered(self) -> AbstractContextManager[Self]:
@@ -109,48 +109,48 @@ def act(
         [Crop(example, region) for region in of_example if is_valid_region(region)]
         for example, of_example in zip(examples, regions, strict=True)
     ]
-    unique = {_key(look): look for looks in wanted for look in looks}
-    looks = list(unique.values())
+    unique = {_key(crop): crop for crops in wanted for crop in crops}
+    crops = list(unique.values())
     seen = (
-        ask(task_model, looks, config)
+        ask(task_model, crops, config)
         if isinstance(task_model, VisionLanguageModel)
-        else task_model.find(looks, config)
+        else task_model.find(crops, config)
     )
-    for look, one in zip(looks, seen, strict=True):
+    for crop, one in zip(crops, seen, strict=True):
         if not (np.isfinite(one.boxes_px).all() and np.isfinite(one.scores).all()):
-            raise of_no_numbers("boxes or scores", look.example)
+            raise of_no_numbers("boxes or scores", crop.example)
     found = dict(zip(unique, seen, strict=True))
-    return [merge_crops([found[_key(look)] for look in looks], config.merge) for looks in wanted]
+    return [merge_crops([found[_key(crop)] for crop in crops], config.merge) for crops in wanted]
 
 
 # ---------------------------------------------------------------------- a vision-language model
 
 
-def ask(task_model: VisionLanguageModel, looks: Sequence[Crop], config: Config) -> list[Detections]:
+def ask(task_model: VisionLanguageModel, crops: Sequence[Crop], config: Config) -> list[Detections]:
     """The task role of a language model: greedy answers to "find every ...", read and mapped back."""
     config = config.decided(task_model.trained_here)
-    return in_batches(lambda part: _ask_together(task_model, part, config), looks, config.task_batch)
+    return in_batches(lambda part: _ask_together(task_model, part, config), crops, config.task_batch)
 
 
-def _ask_together(task_model: VisionLanguageModel, looks: Sequence[Crop], config: Config) -> list[Detections]:
+def _ask_together(task_model: VisionLanguageModel, crops: Sequence[Crop], config: Config) -> list[Detections]:
     """``ask`` about crops that form one batch."""
     sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
-    views, frames = zip(*(crop_view(task_model, look.example.image, look.window, config) for look in looks))
-    asked = [prompts.task_prompt(look.example.query, config.wording, task_model.boxes) for look in looks]
+    views, frames = zip(*(crop_view(task_model, crop.example.image, crop.window, config) for crop in crops))
+    asked = [prompts.task_prompt(crop.example.query, config.wording, task_model.boxes) for crop in crops]
     answers = task_model.generate(task_model.encode(views, asked), 1, sampling)
     found: list[Detections] = []
-    for look, frame, (ids,) in zip(looks, frames, answers, strict=True):
+    for crop, frame, (ids,) in zip(crops, frames, answers, strict=True):
         text = task_model.decode(ids)
         action = read_boxes(task_model.answer_of(ids), task_model.is_finished(ids), parser=config.parser)
-        found.append(said_to_be_there(action, look, frame, text)._replace(tokens=len(ids)))
+        found.append(said_to_be_there(action, crop, frame, text)._replace(tokens=len(ids)))
     return found
 
 
-def said_to_be_there(action: ParsedAnswer, look: Crop, frame: Frame, text: str) -> Detections:
-    """The boxes of an answer in words about one crop, in its frame's own numbers, as a Found."""
+def said_to_be_there(action: ParsedAnswer, crop: Crop, frame: Frame, text: str) -> Detections:
+    """The boxes of an answer in words about one crop, in its frame's own numbers, as Detections."""
     boxes = geometry.ordered(geometry.as_boxes(action.boxes_text))
-    strict = action.strict and said_to_be_there(action.strict, look, frame, text)
-    return mapped_back(look, frame, boxes, np.ones(len(boxes)), text)._replace(strict=strict)
+    strict = action.strict and said_to_be_there(action.strict, crop, frame, text)
+    return mapped_back(crop, frame, boxes, np.ones(len(boxes)), text)._replace(strict=strict)
 
 
 def crop_view(
@@ -168,10 +168,10 @@ def crop_view(
     return geometry.crop(image, window, size), Frame(tuple(window), task_model.text_scale(size))
 
 
-def mapped_back(look: Crop, frame: Frame, boxes: np.ndarray, scores: np.ndarray, text: str) -> Detections:
-    """Boxes (M, 4) in the frame's own numbers as a Found; those without area in crop and picture go."""
+def mapped_back(crop: Crop, frame: Frame, boxes: np.ndarray, scores: np.ndarray, text: str) -> Detections:
+    """Boxes (M, 4) in the frame's own numbers as Detections; those without area in crop and picture go."""
     inside = geometry.clipped(boxes, frame.scale)  # a box cannot be seen outside its crop
-    boxes_px = geometry.clipped(frame.to_px(inside), look.example.size_px)
+    boxes_px = geometry.clipped(frame.to_px(inside), crop.example.size_px)
     real = geometry.area(boxes_px) > 0
     return Detections(boxes_px[real], scores[real], text)
 
@@ -208,47 +208,47 @@ class GroundingDino(TaskModel):
         )
         return cls(model.to(device), tokenizer, image_processor, box_threshold, text_threshold)
 
-    def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
-        """Detect every look's query in its crop, best first, with the detector's own scores."""
+    def find(self, crops: Sequence[Crop], config: Config) -> list[Detections]:
+        """Detect every crop's query in its crop, best first, with the detector's own scores."""
         of_size: dict[tuple[int, int], list[int]] = {}
-        for place, look in enumerate(looks):
-            of_size.setdefault(self.view_size(look.window), []).append(place)
+        for place, crop in enumerate(crops):
+            of_size.setdefault(self.view_size(crop.window), []).append(place)
         most, found = min(config.task_batch, MOST_VIEWS), {}
         for size, places in of_size.items():
-            detected = in_batches(lambda part: self._detect([looks[place] for place in part], size), places, most)  # noqa: B023
+            detected = in_batches(lambda part: self._detect([crops[place] for place in part], size), places, most)  # noqa: B023
             found |= zip(places, detected, strict=True)
-        return [found[place] for place in range(len(looks))]
+        return [found[place] for place in range(len(crops))]
 
     @torch.no_grad()
-    def _detect(self, looks: Sequence[Crop], size: tuple[int, int]) -> list[Detections]:
+    def _detect(self, crops: Sequence[Crop], size: tuple[int, int]) -> list[Detections]:
         """One forward pass over the views, all of one (width, height)."""
-        views = [geometry.crop(look.example.image, look.window, size) for look in looks]
+        views = [geometry.crop(crop.example.image, crop.window, size) for crop in crops]
         pictures = self.image_processor(images=views, do_resize=False, return_tensors="pt")
         limit = self.model.config.max_text_len
-        asked = [prompts.detector_prompt(look.example.query) for look in looks]
+        asked = [prompts.detector_prompt(crop.example.query) for crop in crops]
         words = self.tokenizer(asked, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         out = self.model(**pictures.to(self.model.device), **words.to(self.model.device))
         match = out.logits.sigmoid()[..., : words.input_ids.shape[1]].cpu()  # (crops, boxes, words)
         sound = out.pred_boxes.isfinite().all(dim=(1, 2)) & ~(out.logits.isnan() | out.logits.isposinf()).any(
             dim=(1, 2)
         )  # (crops,)
-        for look, fine in zip(looks, sound.tolist()):
+        for crop, fine in zip(crops, sound.tolist()):
             if not fine:  # a threshold would pass over them in silence; -inf is what is no word
-                raise of_no_numbers("boxes or scores", look.example)
+                raise of_no_numbers("boxes or scores", crop.example)
         centre, side = out.pred_boxes.double().cpu().chunk(2, dim=-1)  # (crops, boxes, 2) each, in 0-1 of the view
         boxes = torch.cat([centre - side / 2, centre + side / 2], dim=-1)
         own = self._words_of_the_query(words.input_ids.cpu())  # (crops, words)
-        rows = zip(looks, words.input_ids.cpu(), match, boxes, own, strict=True)
+        rows = zip(crops, words.input_ids.cpu(), match, boxes, own, strict=True)
         return [self._read(*row) for row in rows]
 
-    def _read(self, look: Crop, ids: Tensor, match: Tensor, boxes: Tensor, own: Tensor) -> Detections:
+    def _read(self, crop: Crop, ids: Tensor, match: Tensor, boxes: Tensor, own: Tensor) -> Detections:
         """One crop's detections from matches (boxes, words) and boxes (boxes, 4), best first."""
         scores, named = match.amax(dim=1), (match > self.text_threshold) & own
         order = scores.argsort(descending=True, stable=True)
         kept = order[(scores[order] > self.box_threshold) & named[order].any(dim=1)]
         text = "; ".join(f"{self.tokenizer.decode(ids[named[k]])} {scores[k]:.2f}" for k in kept)
-        frame = Frame(tuple(look.window), (1, 1))
-        return mapped_back(look, frame, boxes[kept].numpy(), scores[kept].double().numpy(), text)
+        frame = Frame(tuple(crop.window), (1, 1))
+        return mapped_back(crop, frame, boxes[kept].numpy(), scores[kept].double().numpy(), text)
 
     def _words_of_the_query(self, ids: Tensor) -> Tensor:
         """True (crops, words) on the tokens of a query: neither special nor the full stop behind it."""
@@ -270,14 +270,14 @@ class Oracle(TaskModel):
     """Finds exactly the true boxes that a window holds (90 % of their area) and shows large enough, and nothing
     else."""
 
-    def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
+    def find(self, crops: Sequence[Crop], config: Config) -> list[Detections]:
         """The true boxes, crowds apart, inside each window, from ``config.least_seen`` pixels of its view on (reading
         5)."""
         found = []
-        for look in looks:
-            true = asked_boxes(look.example)
-            shown = np.sqrt(geometry.area(true)) * least_scale(look.window, config) >= config.least_seen
-            boxes = true[shown & geometry.held(true, geometry.as_boxes([look.window]))[:, 0]]
+        for crop in crops:
+            true = asked_boxes(crop.example)
+            shown = np.sqrt(geometry.area(true)) * least_scale(crop.window, config) >= config.least_seen
+            boxes = true[shown & geometry.held(true, geometry.as_boxes([crop.window]))[:, 0]]
             found.append(Detections(boxes, np.ones(len(boxes)), f"{len(boxes)} of {len(true)} true boxes"))
         return found
 
@@ -319,5 +319,5 @@ def is_valid_region(region: Region) -> bool:
     return min(region.x2 - region.x1, region.y2 - region.y1) >= SMALLEST_SIDE
 
 
-def _key(look: Crop) -> tuple[int, Region]:
-    return id(look.example), look.window
+def _key(crop: Crop) -> tuple[int, Region]:
+    return id(crop.example), crop.window
