@@ -347,7 +347,7 @@ def test_a_task_model_of_its_own_needs_its_checkpoint() -> None:
     ):
         with pytest.raises(ConfigError, match="--task_checkpoint"):
             make()
-    with pytest.raises(ConfigError, match="--task_model psychic not known"):
+    with pytest.raises(ConfigError, match="--task_model psychic is not known"):
         EvalConfig(checkpoint=("x",), task_model=("psychic",))
     with pytest.raises(ConfigError, match="--task_options box_threshold"):
         replace(CONFIG, box_threshold=1.5)
