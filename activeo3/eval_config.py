@@ -50,14 +50,15 @@ class EvalConfig(Config):
     tags). auto: lenient for a model that was not trained here, whose folder has no activeo3.json. Tables with a lenient
     row show both readings"""
     budgets: tuple[Regions, ...] = ()
-    """also measure these numbers of regions, beside --regions: a curve of success over cost"""
+    """also measure these numbers of regions, beside --regions (of zooms, beside --max_zooms): a curve of success over
+    cost"""
     task_model: tuple[str, ...] = ("mllm",)
     """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for
     --task segment), oracle (the ground truth in the regions, as far as their views show it). Questions in words (mme,
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
-    """also give black crops to the task model, or to a policy that zooms: what it scores then does not come from
-    looking"""
+    """also make every row with black images: what it scores then does not come from looking. Black are the crops of a
+    task model, what a zoom shows, or the image of a task without zooms"""
     split: str = "test"
     """which part of the data set to evaluate on"""
     limit: Natural = 200

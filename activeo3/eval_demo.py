@@ -42,17 +42,17 @@ LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allo
 WITHOUT_ZOOM = "whole picture, no zoom"
 
 
-class Told(NamedTuple):
+class Demo(NamedTuple):
     """What came of looking at a picture: ``lines`` (what, words) to print and to show, regions and boxes to draw.
 
-    ``said`` is the answer in words that stands below the picture; "" if boxes were searched, or several answers stand
+    ``answer`` is the answer in words that stands below the picture; "" if boxes were searched, or several answers stand
     apart.
     """
 
     lines: list[tuple[str, str]]
     regions: Sequence[Region]
     outcome: TaskResult = drawing.NOTHING
-    said: str = ""
+    answer: str = ""
 
 
 def as_trained(config: EvalConfig, task: str) -> EvalConfig:
@@ -86,38 +86,38 @@ def show(example: Example, models: Models, config: EvalConfig, folder: Path) -> 
     if config.question and not isinstance(task_model, VisionLanguageModel):
         raise ConfigError(f"--question is answered in words: leave out --task_model {config.task_model[0]}.")
     if config.find:
-        told = found(example, policy, task_model, config)
+        demo = found(example, policy, task_model, config)
     else:
-        told = (in_turns if task_of(config).turns else answered)(example, policy, task_model, config)
-    for what, words in told.lines:
+        demo = (in_turns if task_of(config).turns else answered)(example, policy, task_model, config)
+    for what, words in demo.lines:
         print(f"{what}:  {one_line(words, 400)}")
     drawn, page = (folder / name for name in names(config))
-    sheet = draw(example, told)
-    panel = drawing.words_panel(told.lines, max(image.width for image in sheet))
+    sheet = draw(example, demo)
+    panel = drawing.words_panel(demo.lines, max(image.width for image in sheet))
     outputs.leave_picture(drawn, drawing.contact_sheet([*sheet, panel], columns=1))
-    cells = [{"asked about": what, "answer": words} for what, words in told.lines]
+    cells = [{"asked about": what, "answer": words} for what, words in demo.lines]
     summary = [f"picture: {config.image}", f"checkpoint: {config.checkpoint[0]}"]
     write_picture_page(page, f"activeo3: {example.query}", summary, sheet, cells, ["asked about", "answer"])
     print(f"drawn in {drawn}, and on {page}")
 
 
-def draw(example: Example, told: Told) -> list[Image.Image]:
+def draw(example: Example, demo: Demo) -> list[Image.Image]:
     """The picture with its regions, and the crops."""
-    said = told.said or (None if told.outcome is not drawing.NOTHING else "")
-    picture = drawing.annotated_picture(example, told.regions, told.outcome, said=said, truth=False)
-    return [picture, drawing.crops_strip(example, told.regions, told.outcome)]
+    answer = demo.answer or (None if demo.outcome is not drawing.NOTHING else "")
+    picture = drawing.annotated_picture(example, demo.regions, demo.outcome, said=answer, truth=False)
+    return [picture, drawing.crops_strip(example, demo.regions, demo.outcome)]
 
 
 # ---------------------------------------------------------------------- boxes
 
 
-def found(example: Example, policy: VisionLanguageModel, task_model: Model, config: EvalConfig) -> Told:
+def found(example: Example, policy: VisionLanguageModel, task_model: Model, config: EvalConfig) -> Demo:
     """Where the policy wants to look, and what the task model finds there."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     (outcome,) = act(task_model, [example], [rollout.regions], config)
     boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
     summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
-    return Told(
+    return Demo(
         [("sensing", rollout.text), *_named(rollout.regions, rollout.action.error), *boxes, summary],
         rollout.regions,
         outcome,
@@ -147,7 +147,7 @@ def _corners(box: Sequence[float]) -> str:
 
 def answered(
     example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
-) -> Told:
+) -> Demo:
     """Where the policy wants to look for the answer, and what the model says of the picture, and of picture and
     crops."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
@@ -159,8 +159,8 @@ def answered(
         shown = [("picture and crops", [whole, *crops])] if crops else []
     texts = ask(task_model, [of_one for _, of_one in [(WITHOUT_ZOOM, [whole]), *shown]], config)
     lines = list(zip([WITHOUT_ZOOM, *(what for what, _ in shown)], texts))
-    said = texts[-1] if config.protocol == "together" else ""
-    return Told([("sensing", rollout.text), *_named(regions, rollout.action.error), *lines], regions, said=said)
+    answer = texts[-1] if config.protocol == "together" else ""
+    return Demo([("sensing", rollout.text), *_named(regions, rollout.action.error), *lines], regions, answer=answer)
 
 
 def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], config: EvalConfig) -> list[str]:
@@ -187,19 +187,21 @@ def with_option(text: str, finished: bool, options: Sequence[str]) -> str:
 
 def in_turns(
     example: Example, policy: VisionLanguageModel, task_model: VisionLanguageModel, config: EvalConfig
-) -> Told:
+) -> Demo:
     """The policy's dialogue, turn by turn, and its answer without a zoom; the ``task_model`` has no part in it."""
-    told, benchmark = [], ZoomQABenchmark("image", config)
+    episodes, benchmark = [], ZoomQABenchmark("image", config)
     for setting in (Setting("baseline"), Setting("default", regions=benchmark.main_budget)):
         (rollout,) = greedy_rollouts(policy, benchmark.task_of(setting), [example])
         answer = rollout.episode.answer
-        told.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
-    (_, at_once), (rollout, said) = told
+        episodes.append((rollout, "no answer" if answer is None else with_option(answer, True, config.options)))
+    (_, at_once), (rollout, answer) = episodes
     turns = [
         (f"turn {place} ({status})", policy.decode(turn))
         for place, (turn, status) in enumerate(zip(rollout.branch.turns, rollout.episode.statuses), start=1)
     ]
     regions = rollout.episode.looked_at
-    return Told(
-        [(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", said)], regions, said=said
+    return Demo(
+        [(WITHOUT_ZOOM, at_once), *turns, *(_named(regions) if regions else ()), ("answer", answer)],
+        regions,
+        answer=answer,
     )
