@@ -3,7 +3,6 @@
 A line with a single point is a level: a dotted line keeps its height across the panel.
 """
 
-import io
 from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ class Panel(NamedTuple):
 def draw(panels: Sequence[Panel], title: str) -> Image.Image:
     """The panels side by side with one legend; values with an interval have an error bar, missing ones are left out."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(name for panel in panels for name in panel.lines))
@@ -43,9 +43,9 @@ def draw(panels: Sequence[Panel], title: str) -> Image.Image:
             axes.xaxis.get_major_locator().set_params(integer=True)  # regions, zooms and tokens are counted
         handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
-    return Image.open(drawn).convert("RGB")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _line(axes, points: Sequence[tuple[float, Metric | float | None]], name: str, colour: str) -> None:
