@@ -116,7 +116,13 @@ def test_adapters_whose_product_overflows_are_no_policy(world: World) -> None:
         lora.check_finite("the policy", vlm.model)
 
 
-@pytest.mark.parametrize("name", ["lr", "beta", "clip_high", "weight_decay"])
-def test_a_flag_that_overflows_single_precision_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--{name} is 1e\+31; it must be a finite number of at most 1e\+30\.$"):
-        TrainConfig(**{name: 1e31})
+@pytest.mark.parametrize("flag", ["lr", "beta", "update_options clip_high", "update_options weight_decay"])
+def test_a_flag_that_overflows_single_precision_is_refused(flag: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--{flag} is 1e\+31; it must be a finite number of at most 1e\+30\.$"):
+        TrainConfig(**{flag.split()[-1]: 1e31})
+
+
+def test_so_is_a_weight_of_a_reward() -> None:
+    sentence = r"^--reward_weights task=1e31: it must be a finite number of at most 1e\+30\.$"
+    with pytest.raises(ConfigError, match=sentence):
+        TrainConfig(reward_weights=("task=1e31",))

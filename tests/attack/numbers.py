@@ -36,10 +36,8 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.task_models import GroundingDino, act
-from activeo3.tasks import known_tasks
-from activeo3.types import Example, Region, Reward, Sampling
-
-TASKS = known_tasks()
+from activeo3.tasks import Task, known_tasks
+from activeo3.types import Example, Region, Reward, Rollout, Sampling, TaskResult
 
 PLANTED = (math.nan, math.inf, -math.inf)
 SENTENCES = (ConfigError, DataError, ModelError)
@@ -129,19 +127,20 @@ def reward(world: World, rng: random.Random) -> str:
         advantage=rng.choice(("group", "batch", "rescaled")),
     )
     planted: list[str] = []
-    honest = TASKS["sense"].score
+    sense = known_tasks()["sense"]
+    honest = sense.reward
 
-    def score(answer: Any, outcome: Any, config: TrainConfig) -> Reward:
-        earned = honest(answer, outcome, config)
+    def spoilt(task: Task, rollout: Rollout, result: TaskResult) -> Reward:
+        earned = honest(task, rollout, result)
         if rng.random() > share:
             return earned
-        planted.append(answer.example.id)
+        planted.append(rollout.example.id)
         name, value = rng.choice([*earned.terms, "total"]), rng.choice((*PLANTED, 1e300))
         terms = {**earned.terms, **({name: value} if name != "total" else {})}
         return Reward(terms, value if name == "total" else sum(terms.values()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "sense", replace(TASKS["sense"], score=score))
+        patch.setattr(sense, "reward", spoilt)
         how, said = ended(lambda: train.main(config))
     rows = train.log.read_rows(Path(config.output_dir) / "metrics.jsonl")
     wrong = left_behind(Path(config.output_dir)) if how in ("done", "sentence") else how

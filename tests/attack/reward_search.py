@@ -9,6 +9,7 @@ A new attack is an ``Attack``: where the search starts, how an answer is changed
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import Any, Callable, Generic, Mapping, NamedTuple, Sequence, TypeVar
 
@@ -16,10 +17,8 @@ import numpy as np
 
 from activeo3.config import TrainConfig
 from activeo3.geometry import Frame, as_boxes
-from activeo3.tasks import known_tasks
+from activeo3.tasks import PromptSpec, Task, task_of
 from activeo3.types import Example, Rollout
-
-TASKS = known_tasks()
 
 T = TypeVar("T")
 SIDE = 1000  # sides of the coordinate system in which answers are written, whatever the picture's size
@@ -48,7 +47,7 @@ class Attack(Generic[T]):
         return min(self.honest.values())
 
 
-class Detections(NamedTuple):
+class Found(NamedTuple):
     """The blind answer that earned most, what it earned, and how many answers were tried."""
 
     answer: Any
@@ -56,7 +55,7 @@ class Detections(NamedTuple):
     trials: int
 
 
-def climb(attack: Attack[T], trials: int, seed: int) -> Detections:
+def climb(attack: Attack[T], trials: int, seed: int) -> Found:
     """The best of all starts and of ``trials`` seeded changes: uphill from the best start, then from the next one."""
     random = Random(seed)
     ranked = sorted(((attack.earned(start), start) for start in attack.starts), key=lambda pair: -pair[0])
@@ -71,10 +70,10 @@ def climb(attack: Attack[T], trials: int, seed: int) -> Detections:
         if idle == PATIENCE:
             turn, idle = turn + 1, 0
             here = ranked[turn % len(ranked)] if turn % 2 else best
-    return Detections(best[1], best[0], len(ranked) + trials)
+    return Found(best[1], best[0], len(ranked) + trials)
 
 
-def fault(attack: Attack, found: Detections) -> str | None:
+def fault(attack: Attack, found: Found) -> str | None:
     """A sentence if the blind answer that was found is as good as an honest one, else None."""
     if found.reward < attack.bar - MARGIN:
         return None
@@ -86,29 +85,27 @@ def fault(attack: Attack, found: Detections) -> str | None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Reads, acts on and scores one answer per example, as training does; examples are posed and prepared."""
+    """Parses, acts on and rewards one answer per example, as training does; the examples are prepared."""
 
-    task: str
     examples: Sequence[Example]
     config: TrainConfig = field(default_factory=TrainConfig)
     task_model: Any = None
 
+    @cached_property
+    def task(self) -> Task:
+        """The task that the config names."""
+        return task_of(self.config)
+
     def rollout(self, example: Example, text: str) -> Rollout:
         """What a policy did that wrote ``text``, with coordinates in 0-SIDE."""
-        read = TASKS[self.task].read
-        assert read, f"{self.task} goes on over several turns"
-        reading = read(text, True, frame_of(example), example, self.config)
-        return Rollout(example, (), text, True, *reading)
+        return Rollout(example, (), text, True, *self.task.parse(text, True, shown(example), example))
 
     def rewards(self, texts: Sequence[str]) -> np.ndarray:
         """The reward (n,) of one text per example."""
-        task = TASKS[self.task]
         rollouts = [self.rollout(example, text) for example, text in zip(self.examples, texts, strict=True)]
-        outcomes = task(self.config).act(self.task_model, rollouts)
-        scores = [
-            task(self.config).reward(rollout, outcome) for rollout, outcome in zip(rollouts, outcomes, strict=True)
-        ]
-        return np.array([score.total for score in scores])
+        results = self.task.act(self.task_model, rollouts)
+        pairs = zip(rollouts, results, strict=True)
+        return np.array([self.task.reward(rollout, result).total for rollout, result in pairs])
 
     def blind(self, text: str) -> float:
         """The mean reward of the same text for every example."""
@@ -117,6 +114,11 @@ class Judge:
     def each(self, write: Callable[[Example], str]) -> float:
         """The mean reward of texts that are written for their examples."""
         return float(self.rewards([write(example) for example in self.examples]).mean())
+
+
+def shown(example: Example) -> PromptSpec:
+    """The whole picture in 0-SIDE, and no words."""
+    return PromptSpec(example.image, frame_of(example), "")
 
 
 def frame_of(example: Example) -> Frame:

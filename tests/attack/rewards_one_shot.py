@@ -14,7 +14,7 @@ import numpy as np
 from activeo3.config import TrainConfig
 from activeo3.data_scenes import KINDS, close_up, plate
 from activeo3.task_perception import labelled_answer
-from activeo3.tasks import known_tasks
+from activeo3.tasks import task_of
 from activeo3.types import Count, Example
 
 from .reward_search import Attack, Item, Items, Judge, change_items, degenerate, shifted, true_items
@@ -32,16 +32,14 @@ def pictures(make: Callable[[str, int], Example]) -> tuple[Example, ...]:
 @cache
 def questions(task: str) -> tuple[Example, ...]:
     """Close-ups that are posed as questions of the task."""
-    return tuple(
-        known_tasks()[task](TrainConfig()).prepare(example)
-        for example in pictures(plate if task == "ocr" else close_up)
-    )
+    prepare = task_of(TrainConfig(task=task)).prepare
+    return tuple(map(prepare, pictures(plate if task == "ocr" else close_up)))
 
 
 def judge(task: str, pointed: bool = False, **flags: object) -> Judge:
     """The task's reward at its defaults, but for the flags; ``pointed``: of counting, only points are known."""
     examples = [points_alone(example) for example in questions(task)] if pointed else questions(task)
-    return Judge(task, examples, replace(TrainConfig(task=task), **flags))  # type: ignore[arg-type]
+    return Judge(examples, replace(TrainConfig(task=task), **flags))  # type: ignore[arg-type]
 
 
 def points_alone(example: Example) -> Example:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from activeo3 import eval_baselines, task_zoom_qa
+from activeo3 import eval_baselines
 from activeo3.config import Config, TrainConfig
 from activeo3.data_scenes import close_up
 from activeo3.data_scenes import example as scene
@@ -26,7 +26,7 @@ from activeo3.prompts import boxes_answer, sensing_answer
 from activeo3.task_model_sam import Perfect
 from activeo3.task_models import Crop, Detections, TaskModel, ask
 from activeo3.task_segmentation import Draft, error_regions, with_first_masks
-from activeo3.tasks import PromptSpec, known_tasks
+from activeo3.tasks import task_of
 from activeo3.types import Example, Region, Rollout
 
 from .reward_search import (
@@ -39,12 +39,11 @@ from .reward_search import (
     degenerate,
     frame_of,
     shifted,
+    shown,
     strips,
     true_items,
 )
 from .rewards_one_shot import pictures as close_ups
-
-TASKS = known_tasks()
 
 COUNT = 50  # examples
 REGIONS = 3
@@ -86,9 +85,9 @@ def of_regions(name: str, judge: Judge, honest: Callable[[Example], Sequence[Ite
 def sense(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions for an oracle that works on their crops."""
     config = replace(TrainConfig(task_model="oracle"), **flags)
-    task_model = TASKS["sense"].load("oracle", config, torch.device("cpu"))
+    task_model = task_of(config).load_task_model("oracle", torch.device("cpu"))
     honest = partial(near, lambda example: eval_baselines.oracle_regions(example, REGIONS))
-    return of_regions("sense", Judge("sense", pictures(count), config, task_model), honest)
+    return of_regions("sense", Judge(pictures(count), config, task_model), honest)
 
 
 @dataclass
@@ -109,7 +108,7 @@ class Kept(TaskModel):
 def sense_mllm(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions for the shipped policy, as in the default run; in steps of a twentieth of the picture."""
     task_model = Kept(VisionLanguageModel.load(str(ROOT / "data/tiny"), torch.float32))
-    judge = Judge("sense", pictures(count), replace(TrainConfig(), **flags), task_model)
+    judge = Judge(pictures(count), replace(TrainConfig(), **flags), task_model)
     attack = of_regions(
         "sense, mllm", judge, partial(near, lambda example: eval_baselines.oracle_regions(example, REGIONS))
     )
@@ -153,11 +152,9 @@ def three(items: Sequence[Item]) -> list[Item]:
 def segment(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """Regions in which an oracle corrects a mask."""
     config = replace(TrainConfig(task="segment", task_model="oracle"), **flags)
-    task_model = TASKS["segment"].load("oracle", config, torch.device("cpu"))
+    task_model = task_of(config).load_task_model("oracle", torch.device("cpu"))
     best = lambda example: error_regions(Draft.of(example).error, REGIONS)  # noqa: E731
-    return of_regions(
-        "segment", Judge("segment", drafts(count), config, task_model), lambda example: three(near(best, example))
-    )
+    return of_regions("segment", Judge(drafts(count), config, task_model), lambda example: three(near(best, example)))
 
 
 # ---------------------------------------------------------------------- boxes in the whole picture
@@ -165,7 +162,7 @@ def segment(count: int = COUNT, **flags: Any) -> Attack[Items]:
 
 def direct(count: int = COUNT, **flags: Any) -> Attack[Items]:
     """A list of boxes for whatever is asked for, in close-ups, whose things are large."""
-    judge = Judge("direct", close_ups(close_up)[:count], replace(TrainConfig(task="direct"), **flags))
+    judge = Judge(close_ups(close_up)[:count], replace(TrainConfig(task="direct"), **flags))
     write = lambda items: boxes_answer([item.box for item in items])  # noqa: E731
     most = lambda example: write([shifted(item) for item in true_items(example)][: max(1, len(example.boxes_px) - 1)])  # noqa: E731
     return Attack(
@@ -202,12 +199,11 @@ class EpisodeJudge(Judge):
     policy: Any = None
 
     def rollout(self, example: Example, text: str) -> Rollout:
-        question = PromptSpec(example.image, frame_of(example), "")
-        dialogue = TASKS[self.task].begin(self.policy, example, question, self.config)
+        conversation = self.task.start(self.policy, example, shown(example))
         for turn in text.split(NEXT_TURN):
-            if dialogue.hear(turn, True) is None:
+            if conversation.step(turn, True) is None:
                 break
-        return Rollout(example, (), text, True, *dialogue.reading())
+        return Rollout(example, (), text, True, *conversation.result())
 
 
 def chosen(example: Example) -> Example:
@@ -225,9 +221,9 @@ def zoom_qa(count: int = COUNT, choices: bool = False, **flags: Any) -> Attack[E
     bare = [
         replace(example, image=example.image.convert("1")) for example in pictures(count)
     ]  # nobody looks at the crops
-    asked = [task_zoom_qa.posed(chosen(example) if choices else example) for example in bare]
+    asked = [task_of(config).prepare(chosen(example) if choices else example) for example in bare]
     policy = VisionLanguageModel.load(str(ROOT / "data/tiny-tasks"), torch.float32)
-    judge, fifth = EpisodeJudge("zoom_qa", asked, config, policy=policy), {example.id for example in asked[::5]}
+    judge, fifth = EpisodeJudge(asked, config, policy=policy), {example.id for example in asked[::5]}
 
     def honest(example: Example) -> str:
         region = near(lambda one: eval_baselines.oracle_regions(one, 1), example)

@@ -39,7 +39,7 @@ def _content(path: Path) -> Any:
             return {name for name in content.decode().splitlines() if (path.parent / name).is_file()}
         case "metrics.jsonl":
             return [_lasting(json.loads(line)) for line in content.splitlines()]
-        case "results.json":
+        case name if name == "results.json" or name.startswith("answers-"):  # records have their seconds, too
             return _lasting(json.loads(content))
         case "digests.json":
             return {name: entry for name, entry in json.loads(content).items() if not name.endswith(".pt")}
