@@ -78,11 +78,6 @@ class Encoder:
         """How many of them learn."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad)
 
-    @property
-    def is_bf16(self) -> bool:
-        """Are the weights bfloat16, and not float32?"""
-        return self.model.dtype == torch.bfloat16
-
     # ------------------------------------------------------------------ tokens -> text
 
     @cached_property

@@ -173,9 +173,9 @@ def answer_logps(
         tokens: (P, G, T) sampled ids; padding may hold any id.
         columns: (P, G, T) which of the W columns holds a token.
         temperature: the one they were sampled at; 0 (greedy) is scored at 1.
-        forbidden: ids that the sampler could never draw.
-        kept: (K,) if ``logits`` (P, K, V) are of these columns only, ascending, 0 being the prompt's last.
-        real: (P, G, T), False on padding, which need not be scored then: one long answer makes a lot of it.
+        suppressed_ids: ids that the sampler could never draw.
+        logit_columns: (K,) if ``logits`` (P, K, V) are of these columns only, ascending, 0 being the prompt's last.
+        completion_mask: (P, G, T), False on padding, which need not be scored then: one long answer makes a lot of it.
 
     Returns:
         logp (P, G, T) with gradient, entropy (P, G, T) in nats without; both meaningless on padding.

@@ -196,6 +196,13 @@ def activations(sizes: Sizes, patches: int, row: int, recompute: bool) -> float:
     return row * sizes.layers * layer + patches * sizes.vision_layers * vision
 
 
+def standing(parameters: int, learning: int, width: int = 2) -> int:
+    """Bytes of a model that DeepSpeed trains, between two steps, over all ranks.
+
+    Weights and gradients have ``width`` bytes; the optimizer's weights and its two moments have 4 each."""
+    return parameters * width + learning * (width + 3 * 4)
+
+
 def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     """GB on each of so many GPUs, by what holds them; ``sum`` is the most at any time."""
     work, weights = Work.of(sizes, config), 2 * sizes.parameters
@@ -214,7 +221,7 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     queries = row if work.prompt < SHORT else config.group * branch + 1  # attention.free_columns
     small_mask = config.attention == "flex" or config.scoring in ("cached", "rows")
     found = {
-        "policy": (weights + trained(sizes, config) * (2 + 3 * 4)) / gpus,
+        "policy": standing(sizes.parameters, trained(sizes, config)) / gpus,
         "reference": (0 if config.lora else weights / gpus) + more / gpus,  # and the other task model
         "gathered models": whole if gpus > 1 else 0,
         "key-value cache": max(sampled, cropped if config.task_model == "mllm" else 0),

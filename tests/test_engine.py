@@ -350,9 +350,8 @@ def test_a_model_holds_what_is_foretold(
     gradients = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values()
     tensors = [*weights, *moments, *gradients, *optimizer.fp32_partitioned_groups_flat]
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    assert sum(held.values()) == pytest.approx(
-        memory.standing(vlm.parameters, vlm.trainable_parameters, vlm.is_bf16), rel=1e-3
-    )
+    foretold = memory.standing(vlm.parameters, vlm.trainable_parameters, dtype.itemsize)
+    assert sum(held.values()) == pytest.approx(foretold, rel=1e-3)
     assert (vlm.trainable_parameters < vlm.parameters) == bool(which)
 
 
@@ -369,8 +368,8 @@ def test_offloading_changes_nothing_but_where_things_lie(
         for _ in range(2):
             policy.backward(policy.logits(pack(policy.vlm, picture)).square().mean())
             policy.step(1e-3)
-            with policy.gathered() as policy:
-                said.append(policy.generate(policy.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 5)))
+            with policy.gathered() as vlm:
+                said.append(vlm.generate(vlm.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 5)))
         found.append((said, whole_weights(policy)))
     (said, weights), (also_said, others) = found
     assert said == also_said

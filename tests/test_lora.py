@@ -14,14 +14,12 @@ from test_train import prepare, rows_of
 
 from activeo3 import checkpoints, engine, lora
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.eval_config import EvalConfig
-from activeo3.eval_setup import compared
+from activeo3.eval_setup import compared, loader
 from activeo3.model import ModelError, VisionLanguageModel
 
 pytest.importorskip("peft")
 from scripted import USUAL  # noqa: E402
 
-import evaluate  # noqa: E402
 import train  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -203,9 +201,8 @@ def test_an_evaluation_puts_an_adapter_on_the_start_policy_that_is_named(
     make_vlm: Make, base: Path, tmp_path: Path, picture: Callable[..., Image.Image]
 ) -> None:
     expected = logits(by_peft(make_vlm, tmp_path / "adapter", "/of/another/machine"), picture)
-    config = EvalConfig(checkpoint=(str(tmp_path / "adapter"),), start=str(base), dtype="float32")
-    load = evaluate.loader(config, engine.Distributed(0, 1, torch.device("cpu"), tmp_path / "log"), config.start)
-    start, policy = load(config.start), load(config.checkpoint[0])
+    load = loader(str(base), "", "sdpa", torch.float32, torch.device("cpu"))
+    start, policy = load(str(base)), load(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(policy, picture), expected, rtol=1e-4, atol=1e-4)
     assert (logits(start, picture) - expected).abs().max() > 0.01
 

@@ -35,7 +35,7 @@ class Ours:
         return prompts, vlm.generate(prompts, self.point.group, Sampling(1.0, self.point.tokens))
 
     def step(self, clock: Stopwatch) -> None:
-        """train.train_step and train.learn, without zooming and DeepSpeed."""
+        """train.train_step and train.update, without zooming and DeepSpeed."""
         with clock("generate"):
             prompts, answers = self.sample()
         with clock("reward"):

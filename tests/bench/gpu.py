@@ -16,7 +16,7 @@ there. Sections, most important first:
     decode   ms a token of the sampler (8 and 32 rows, even and padded, cuDNN attention on and off), kernels a token, a
              prototype with CUDA graphs, and the sampler's log-probabilities against the scorer's
     default  `deepspeed train.py` as it is: 4 steps in bfloat16, 2 more after a resume, 2 in float32
-    zero3    policy and reference under ZeRO-3: standing memory and peak against the planner, gather, hooks, train.learn
+    zero3    policy and reference under ZeRO-3: standing memory and peak against the planner, gather, hooks, train.update
     update   one packed update without DeepSpeed, by attention and recompute: ms, MFU, peak memory against the planner
     vision   the vision tower on one view and on 24 crops, by attention; crops and patches on the CPU
 """

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import floor
 import numpy as np
 import torch
 from graphed import Graphed
@@ -26,6 +27,7 @@ from activeo3.grpo import answer_logps
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.task_models import Crop, ask, crop_view
+from activeo3.tasks import task_of
 from activeo3.types import Example, Region, Sampling
 from activeo3.vision import multiply_patches
 
@@ -72,7 +74,13 @@ def equal(probe: Probe) -> None:
     def packed_run(vlm: VisionLanguageModel, prompts: list[Prompt], answers: Answers) -> torch.Tensor:
         packed = vlm.pack(prompts, answers)
         logps, _ = answer_logps(
-            vlm.forward_packed(packed), packed.tokens, packed.columns, 1.0, (), packed.kept, packed.completion_mask
+            vlm.forward_packed(packed),
+            packed.tokens,
+            packed.columns,
+            1.0,
+            (),
+            packed.logit_columns,
+            packed.completion_mask,
         )
         return logps[packed.completion_mask]
 
@@ -195,7 +203,7 @@ def decode(probe: Probe) -> None:
             packed.columns,
             1.0,
             vlm.suppressed_ids,
-            packed.kept,
+            packed.logit_columns,
             packed.completion_mask,
         )
         gap = (sampler_logps(branches).to(DEVICE) - scored)[packed.completion_mask].abs()
@@ -299,18 +307,18 @@ def zero3(probe: Probe) -> None:
                 without_hooks_ms=without,
             )
 
-    def learn():
-        return train.learn(1, prompts, answers, advantage, policy, reference, config)
+    def train_once():
+        return train.update(1, prompts, answers, advantage, policy, reference, task_of(config), config)
 
-    with probe.trying("learn"):
-        first = once(learn)
+    with probe.trying("update"):
+        first = once(train_once)
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
         found, times = {}, []
         for _ in range(2):
-            times.append(once(lambda: found.update(learn())))
+            times.append(once(lambda: found.update(train_once())))
         most = torch.cuda.max_memory_allocated() / 1e9 if CUDA else 0.0
-        probe.note("train.learn", prompts=P, group=G, tokens=T, first_s=first, seconds=min(times), peak_gb=most,
+        probe.note("train.update", prompts=P, group=G, tokens=T, first_s=first, seconds=min(times), peak_gb=most,
              standing_gb=torch.cuda.memory_allocated() / 1e9 if CUDA else 0.0,
              reserved_gb=torch.cuda.max_memory_reserved() / 1e9 if CUDA else 0.0,
              retries=torch.cuda.memory_stats().get("num_alloc_retries", 0) if CUDA else 0,
@@ -346,10 +354,9 @@ def update(probe: Probe) -> None:
         prompts = vlm.encode(views(1, high, wide), ["Where could a red star be?"])
         answers = answers_of(vlm, 1, G, tokens, False)
         patches, row = int(prompts[0].grids.prod()), len(prompts[0].ids) + G * tokens
-        flops = memory.text_flops(sizes, len(prompts[0].ids), 0, 1) + G * memory.text_flops(
-            sizes, tokens, len(prompts[0].ids), tokens
-        )
-        flops += memory.vision_flops(sizes, patches)
+        prefix = len(prompts[0].ids)
+        flops = floor.text_flops(sizes, prefix, 0, 1) + G * floor.text_flops(sizes, tokens, prefix, tokens)
+        flops += floor.vision_flops(sizes, patches)
         kinds = [(TWO_CALLS, False, True), (TWO_CALLS, True, True)]  # attention, recompute, without cuDNN's attention
         for attend, recompute, off in kinds + [(TWO_CALLS, False, False), (FLEX, False, True)] * CUDA:
             cudnn_attention(not off)
@@ -369,7 +376,7 @@ def update(probe: Probe) -> None:
                         packed.columns,
                         1.0,
                         vlm.suppressed_ids,
-                        packed.kept,
+                        packed.logit_columns,
                         packed.completion_mask,
                     )[0]
 
