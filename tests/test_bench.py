@@ -227,7 +227,7 @@ def test_the_gpu_check_runs_sections_as_processes_and_ends_with_a_table(tmp_path
     assert run.stdout.endswith("\n" + gpu.table(gpu.findings(tmp_path)) + "\n")
     found = {row["what"]: row for row in gpu.findings(tmp_path)}
     assert found["deepspeed train.py, tiny"]["logp_difference/max"] < 1e-3
-    assert found["train.update"]["ratio_max"] == 1.0 and found["train.learn"]["skipped_steps"] == 0
+    assert found["train.update"]["ratio_max"] == 1.0 and found["train.update"]["skipped_steps"] == 0
 
 
 def test_a_failure_is_a_finding_and_the_check_says_so_at_its_end(
