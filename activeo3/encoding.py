@@ -16,7 +16,7 @@ from activeo3.attention import described
 from activeo3.families import FAMILIES, as_json
 from activeo3.geometry import fitted
 from activeo3.packing import Prompt, padded
-from activeo3.vision import Eyes
+from activeo3.vision import VisionCache
 
 PICTURE = {"type": "image"}
 QUOTED = re.compile("\ue000([0-9]{1,4})\ue001")  # a special token that stands in a text of the data's, by its number
@@ -53,7 +53,7 @@ class Encoder:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.eyes = Eyes(model)
+        self.vision_cache = VisionCache(model)
         config = model.config
         self.family: str = config.model_type
         self.states: bool = FAMILIES[self.family].states
@@ -149,12 +149,12 @@ class Encoder:
         contents = [
             [PICTURE] * len(of_one) + [_words(self._masked(text))] for of_one, text in zip(shown, texts, strict=True)
         ]
-        said = "before"  # by the policy: what the template writes behind it is the same whatever it said
+        spoken = "before"  # by the policy: what the template writes behind it is the same whatever it said
         chats = [
-            self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+            self._chat(content, [{"role": "user", "content": "?"}, {"role": "assistant", "content": spoken}])
             for content in contents
         ]
-        return self._encoded(shown, [chat.partition(f"{said}<|im_end|>")[2] for chat in chats], names)
+        return self._encoded(shown, [chat.partition(f"{spoken}<|im_end|>")[2] for chat in chats], names)
 
     def _encoded(
         self, shown: Sequence[Sequence[Image.Image]], chats: Sequence[str], names: Sequence[str] | None
@@ -214,7 +214,7 @@ class Encoder:
     @property
     def attention_summary(self) -> str:
         """How the model works on packed rows and on pictures, in words."""
-        once = "; a picture is seen once a step, as its tower is frozen" if self.eyes.keep else ""
+        once = "; a picture is seen once a step, as its tower is frozen" if self.vision_cache.keep else ""
         return (
             described(
                 self._attention, self.model.config.vision_config._attn_implementation, self.model.dtype, self.scoring
@@ -240,7 +240,7 @@ class Encoder:
             raise RuntimeError(
                 f"image tokens {announced} do not match visual features {features}, see {', '.join(wrong)}"
             )
-        return self.eyes.shown([turn for row in given for turn in row])
+        return self.vision_cache.model_inputs([turn for row in given for turn in row])
 
     def _rope_index(self, ids: Tensor, attended: Tensor, given: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """transformers' own positions (3, R, S) of texts with the pictures of ``given``, and by how much (R, 1)

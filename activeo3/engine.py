@@ -248,8 +248,8 @@ class Zero3Model:
         if learns:
             vlm.name = "the policy"
             families.check_notes(vlm.family, config)
-            vlm.eyes.keep_if_frozen()
-            vlm.scoring = families.scoring_of(vlm.family, config, sees=not vlm.eyes.keep)
+            vlm.vision_cache.keep_if_frozen()
+            vlm.scoring = families.scoring_of(vlm.family, config, sees=not vlm.vision_cache.keep)
         # Dropout would make old and new log-probabilities of the same weights differ; Qwen-VL has none.
         vlm.model.eval()
         if learns and config.recompute:

@@ -93,8 +93,8 @@ def _counted(examples: Sequence[Example], answers: Sequence[Rollout]) -> dict[st
     none."""
     pairs = [(answer.action.count, example.count.number) for example, answer in zip(examples, answers, strict=True)]  # type: ignore[attr-defined]
     return {
-        "exact": [float(said == true) for said, true in pairs],
-        "MAE": [float(abs(max(0, said) - true)) for said, true in pairs],
+        "exact": [float(stated == true) for stated, true in pairs],
+        "MAE": [float(abs(max(0, stated) - true)) for stated, true in pairs],
     }
 
 
@@ -122,16 +122,16 @@ def per_category(examples: Sequence[Example], answers: Sequence[Rollout]) -> tup
     for example, answer in zip(examples, answers, strict=True):
         true = np.array([plain(name) for name in example.objects.labels], dtype=object)
         counted = example.rules.of_picture  # without scores the first ones of an answer are the best
-        said = np.array([plain(name) for name in answer.action.labels], dtype=object)[:counted]
+        stated = np.array([plain(name) for name in answer.action.labels], dtype=object)[:counted]
         boxes = answer.result.boxes_px[:counted] if answer.result else as_boxes([])
         checked, partly = (
             {plain(name) for name in names or ()} for names in (example.objects.checked, example.objects.partly)
         )
         areas = example.areas
         crowd = np.zeros(len(true), dtype=bool) if example.crowd is None else example.crowd
-        names = {*true, *said} & checked if example.objects.checked is not None else {*true, *said}
+        names = {*true, *stated} & checked if example.objects.checked is not None else {*true, *stated}
         for name in sorted(names) or [plain(example.objects.categories[0])]:
-            own, found = true == name, said == name
+            own, found = true == name, stated == name
             questions.append(
                 replace(
                     example,

@@ -106,7 +106,7 @@ class Generator(Encoder):
         ids, attended = padded(
             [torch.cat([turn.ids for turn in turns]) for turns in given], self.end_token, self.model.device
         )  # (P, S)
-        self.eyes.look([turn for turns in given for turn in turns])
+        self.vision_cache.encode([turn for turns in given for turn in turns])
         cache = new_cache(self.model.config.get_text_config())
         self.model(
             input_ids=ids[:, :-1],
@@ -177,7 +177,7 @@ class Generator(Encoder):
     def _show(self, rows: DecodeBatch, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""
         ids, attended = self._padded(observations)  # (rows, O)
-        self.eyes.look(observations)
+        self.vision_cache.encode(observations)
         visual = self._visual([[observation] for observation in observations], ids[:, :-1])
         positions, deltas = self._rope_index(ids, attended, observations)  # (3, rows, O), counted from 0
         before = rows.hide_old_images([seen.replaces for seen in observations], self.image_token)

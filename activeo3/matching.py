@@ -1,4 +1,4 @@
-"""What an answer to a one-shot task is worth, term by term (Perception-R1, arXiv 2504.07954, section 4).
+"""The reward terms of the one-shot tasks (Perception-R1, arXiv 2504.07954, section 4).
 
     grounding   format  iou                                IoU of the one box, or its square
     counting    format  match  count                       places under the matching; the number, exactly
@@ -9,9 +9,8 @@ Predictions are assigned to true things, each to one, so that the sum of their a
 method, by scipy). ``matched=False`` pairs the first with the first, the second with the second and so on: the paper's
 ablation without matching, which costs 8.4 AP in detection (Table 5).
 
-``--reward_options perception_reward=f1`` is ours, and ``paper`` the terms as we read them in the paper. Answers that
-know less than they seem to earn much by the latter (tests/attack/rewards.py finds them), so in ours all that is said
-has to be paid for:
+``--reward_options perception_reward=f1`` is ours, and ``paper`` the terms as we read them in the paper. Blind answers
+earn much by the latter (tests/attack/rewards.py finds them); ours takes F1, so that every false prediction costs:
 
                 f1 (the default)                                    paper
     location    sum of the pairs' IoU, as F1                        mean IoU of the pairs
@@ -30,10 +29,10 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
   1. IoU is the text's reward for grounding and IoU squared the code's; the power is a setting, and ours is 1.
      A box without area has IoU 0, where the released code divides by zero.
   2. ``distance`` compares places in 0-1 along both sides of the picture, 1 - distance / sqrt(2), as the released
-     predecessor compares points: two places drawn at random are worth 0.6. The predecessor takes the mean over the
+     predecessor compares points: two places drawn at random earn 0.6. The predecessor takes the mean over the
      pairs, which makes neither what is missing nor what is too much cost anything; here both cost alike. ``near``,
      ours, is 1 - distance / reach and 0 beyond it: the reach of a thing is the longer side of its box, or REACH of the
-     picture's diagonal where only its point is known. A place for one thing is then worth nothing for its neighbour.
+     picture's diagonal where only its point is known. A place on one thing then earns nothing for its neighbour.
   3. ``inside`` gives a pair 1 if the centre of the prediction lies in the true box, or, where only true
      points are known, if the true point lies in the predicted box. The whole picture as a box holds every
      point, so this is for sets with true boxes.
@@ -41,13 +40,13 @@ Readings of what the paper leaves open; its rewards for counting, OCR and detect
      in ``paper`` it is IoU doubled by the right name. Predictions mostly inside a crowd that are in no pair count for
      nothing. Nor do, on LVIS, those of a category that the picture was not checked for, or of which not every instance
      is boxed.
-  5. Where nothing is to be found, silence is worth full marks, and anything said nothing. Silence is an answer that
-     can be read and lists nothing; one that cannot be read is worth nothing (task_perception.py).
+  5. Where nothing is to be found, an empty list has full reward, and any prediction has none. An answer that
+     cannot be read has none either (task_perception.py).
   6. ``count`` of ours is paid as far as the places are right, so that no answer earns more by counting than by
      pointing: a blind one earns at most twice its ``match`` beside its format.
 """
 
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -100,77 +99,84 @@ def place_affinity(places_px: np.ndarray, truth_px: np.ndarray, size: tuple[int,
 
 
 def counting_terms(affinity: np.ndarray, right: bool, matched: bool = True, reward: str = "f1") -> dict[str, float]:
-    """match and count in [0, 1] of places and true ones with these affinities (A, B); ``right`` is the said number.
+    """match and count in [0, 1] of places and true ones with these affinities (A, B); ``right`` is the stated number.
 
     >>> counting_terms(np.eye(2)[:1], right=False), counting_terms(np.eye(2)[:1], right=False, reward="paper")
     ({'match': 0.6666666666666666, 'count': 0.0}, {'match': 0.5, 'count': 0.0})
     """
     fit = float(affinity[pairs(affinity, matched)].sum())
-    said, true = affinity.shape
-    if not said and not true:
+    predicted, true = affinity.shape
+    if not predicted and not true:
         match = 1.0
     else:
-        match = as_f1(fit, said, true) if reward == "f1" else fit / max(said, true)
+        match = as_f1(fit, predicted, true) if reward == "f1" else fit / max(predicted, true)
     return {"match": match, "count": right * (match if reward == "f1" else 1.0)}
 
 
-def as_f1(right: float, said: int, true: int) -> float:
-    """F1 of ``right`` of ``said`` predictions and ``true`` things, of which one is there at least."""
-    return 2 * right / (said + true)
+def as_f1(right: float, predicted: int, true: int) -> float:
+    """F1 of ``right`` of ``predicted`` predictions and ``true`` things, of which one is there at least."""
+    return 2 * right / (predicted + true)
+
+
+class Truth(NamedTuple):
+    """All things of a picture: boxes (B, 4) and their names; ``crowd`` (B,) marks what is neither asked for nor
+    punished."""
+
+    boxes_px: np.ndarray
+    labels: Sequence[str]
+    crowd: np.ndarray | None = None
 
 
 def detection_terms(
     boxes_px: np.ndarray,
     labels: Sequence[str],
-    truth_px: np.ndarray,
-    true_labels: Sequence[str],
-    crowd: np.ndarray | None = None,
+    truth: Truth,
     matched: bool = True,
     forgiven: np.ndarray | None = None,
     reward: str = "f1",
 ) -> dict[str, float]:
-    """location, class, number in [0, 1] and missing in [-1, 0] of boxes (A, 4) against all things (B, 4) of a picture.
+    """location, class, number in [0, 1] and missing in [-1, 0] of predicted boxes (A, 4) against the truth.
 
-    Names are compared without case and extra spaces. ``crowd`` (B,) marks what is neither asked for nor punished,
-    ``forgiven`` (A,) the predictions that are a pair with things of their own name alone, and else not false.
+    Names are compared without case and extra spaces. ``forgiven`` (A,) marks predictions that can only be paired with
+    things of their own name, and are not false without a pair.
     """
-    crowd = np.zeros(len(truth_px), dtype=bool) if crowd is None else np.asarray(crowd, dtype=bool)
+    crowd = np.zeros(len(truth.boxes_px), dtype=bool) if truth.crowd is None else np.asarray(truth.crowd, dtype=bool)
     forgiven = np.zeros(len(boxes_px), dtype=bool) if forgiven is None else forgiven
-    crowds, truth = truth_px[crowd], truth_px[~crowd]
+    crowds, true = truth.boxes_px[crowd], truth.boxes_px[~crowd]
     names = np.array([plain(name) for name in labels], dtype=object)
-    wanted = np.array([plain(name) for name in true_labels], dtype=object)[~crowd]
-    overlap, same = geometry.iou(boxes_px, truth), names[:, None] == wanted[None]  # (A, B)
+    wanted = np.array([plain(name) for name in truth.labels], dtype=object)[~crowd]
+    overlap, same = geometry.iou(boxes_px, true), names[:, None] == wanted[None]  # (A, B)
     overlap = np.where(forgiven[:, None] & ~same, 0.0, overlap)
     rows, columns = pairs(overlap * (1 + same * (_TIE if reward == "f1" else 1.0)), matched)
     touching = overlap[rows, columns] > 0
     rows, columns = rows[touching], columns[touching]
     excused = forgiven | (geometry.containment(boxes_px, crowds) >= IN_CROWD).any(axis=1)
     excused[rows] = False
-    said = len(boxes_px) - int(excused.sum())
-    if not len(truth):
-        silent = float(said == 0)
+    predicted = len(boxes_px) - int(excused.sum())
+    if not len(true):
+        silent = float(predicted == 0)
         return {"location": silent, "class": silent, "number": silent, "missing": 0.0}
-    worth = _paid_by_f1 if reward == "f1" else _paid_by_the_pairs
-    return worth(overlap[rows, columns], same[rows, columns], said, len(truth))
+    terms = _f1_terms if reward == "f1" else _paper_terms
+    return terms(overlap[rows, columns], same[rows, columns], predicted, len(true))
 
 
-def _paid_by_f1(ious: np.ndarray, right: np.ndarray, said: int, true: int) -> dict[str, float]:
-    """The terms of pairs with these IoUs and right names (K,), of ``said`` predictions and ``true`` things."""
+def _f1_terms(ious: np.ndarray, right: np.ndarray, predicted: int, true: int) -> dict[str, float]:
+    """The terms of pairs with these IoUs and right names (K,), of ``predicted`` predictions and ``true`` things."""
     hits = int((right & (ious >= HIT)).sum())
     return {
-        "location": as_f1(float(ious.sum()), said, true),
-        "class": as_f1(float(ious[right].sum()), said, true),
-        "number": as_f1(hits, said, true),
+        "location": as_f1(float(ious.sum()), predicted, true),
+        "class": as_f1(float(ious[right].sum()), predicted, true),
+        "number": as_f1(hits, predicted, true),
         "missing": hits / true - 1,
     }
 
 
-def _paid_by_the_pairs(ious: np.ndarray, right: np.ndarray, said: int, true: int) -> dict[str, float]:
+def _paper_terms(ious: np.ndarray, right: np.ndarray, predicted: int, true: int) -> dict[str, float]:
     """The paper's terms, likewise. The hack: all names for every box, or one thing that is right and no other."""
     return {
         "location": float(ious.mean()) if len(ious) else 0.0,
         "class": float(right.mean()) if len(ious) else 0.0,
-        "number": as_f1(int((right & (ious >= HIT)).sum()), said, true),
+        "number": as_f1(int((right & (ious >= HIT)).sum()), predicted, true),
         "missing": len(ious) / true - 1,
     }
 

@@ -199,22 +199,22 @@ class Sam(Corrector):
         for _ in range(clicks):
             wrong = [i for i, crop in enumerate(crops) if _clicked(crop)]
             # Those without a mask so far are asked apart: a mask prompt is all or nothing in a batch.
-            for told in (True, False):
-                group = [i for i in wrong if (crops[i].logits is not None) == told]
+            for with_mask in (True, False):
+                group = [i for i in wrong if (crops[i].logits is not None) == with_mask]
                 if group:
-                    self._predict([crops[i] for i in group], _rows(seen, group), told)
+                    self._predict([crops[i] for i in group], _rows(seen, group), with_mask)
 
-    def _predict(self, crops: Sequence[ClickCrop], seen: Any, told: bool) -> None:
+    def _predict(self, crops: Sequence[ClickCrop], seen: Any, with_mask: bool) -> None:
         """New logits and masks of crops that have equally many clicks."""
         device = self.model.device
         prompts = {
             "input_points": torch.tensor(np.stack([self.points(crop) for crop in crops]), device=device)[:, None],
             "input_labels": torch.tensor([[[int(c.positive) for c in crop.clicks]] for crop in crops], device=device),
         }
-        if told:
+        if with_mask:
             prompts["input_masks"] = torch.stack([crop.logits for crop in crops]).to(device)
         # One click can mean a thing or its part, so SAM offers several masks; a mask so far has settled that.
-        out = self.model(image_embeddings=seen, multimask_output=not told, **prompts)
+        out = self.model(image_embeddings=seen, multimask_output=not with_mask, **prompts)
         best = out.iou_scores[:, 0].argmax(dim=-1)  # (crops,)
         for crop, masks, k in zip(crops, out.pred_masks[:, 0], best.tolist()):
             if not masks[k].isfinite().all():

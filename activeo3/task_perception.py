@@ -200,7 +200,8 @@ class Detection(Perception):
 
     def answer_terms(self, example: Example, answer: Answer, result: TaskResult) -> dict[str, float]:
         found = matching.detection_terms(
-            result.boxes_px, answer.labels, as_boxes(example.boxes_px), example.objects.labels, example.crowd,
+            result.boxes_px, answer.labels,
+            matching.Truth(as_boxes(example.boxes_px), example.objects.labels, example.crowd),
             self.matched, forgiven(example, answer.labels), self.reward_config.perception_reward,
         )  # fmt: skip
         return found if answer.readable else dict.fromkeys(found, 0.0) | {"missing": found["missing"]}
@@ -313,11 +314,11 @@ def _grounding(body: str, finished: bool) -> Answer:
 def _counting(body: str, finished: bool) -> Answer:
     """A list of boxes or points, and the number."""
     end = max(body.rfind("]"), body.rfind("`")) + 1  # of the list, or of the fence around it
-    said = _COUNT.fullmatch(body, end)
-    action = read_boxes(body[:end] if said else body, finished, points=True)
+    stated = _COUNT.fullmatch(body, end)
+    action = read_boxes(body[:end] if stated else body, finished, points=True)
     listed = len(action.boxes_text)
-    count = int(said.group(1)) if said else listed if action.readable else -1
-    error = action.error or (None if said else "no_count") or (None if count == listed else "count_differs")
+    count = int(stated.group(1)) if stated else listed if action.readable else -1
+    error = action.error or (None if stated else "no_count") or (None if count == listed else "count_differs")
     return Answer(action.boxes_text, action.labels, error, count=count)
 
 
@@ -354,8 +355,8 @@ def _any_count(body: str, strict: Answer) -> Answer:
     kind = _listed(items, strict)
     if strict.error == "count_differs" or strict.count >= 0 and not kind.boxes_text:
         return strict  # it has said its number
-    said = last_number(body, items, NUMBER_WORDS)
-    return replace(kind, count=said if said is not None else len(kind.boxes_text) if kind.readable else -1)
+    stated = last_number(body, items, NUMBER_WORDS)
+    return replace(kind, count=stated if stated is not None else len(kind.boxes_text) if kind.readable else -1)
 
 
 def _any_text(body: str, strict: Answer) -> Answer:

@@ -61,7 +61,7 @@ from activeo3.task_models import crop_view
 from activeo3.tasks import Observation, PromptSpec, Task, sensing_view
 from activeo3.text_metrics import edit_distance
 from activeo3.types import VQA, Episode, Example, Parsed, ParsedAnswer, Rollout, TaskResult, Zoom
-from activeo3.zoom_calls import Call, Limits, judged, read_turn
+from activeo3.zoom_calls import Call, Limits, check_zoom, read_turn
 
 KINDS = ("exact", "number", "anls", "choice")
 ANLS_LEAST = 0.5  # tau of DocVQA (arXiv 2007.00398): an answer less alike than this is wrong
@@ -148,7 +148,7 @@ class ZoomDialogue:
     def _outcome(self, call: Call | None, last: bool) -> Zoom:
         """The zoom that a request becomes, with its status; ``last``: in the last turn."""
         limits = Limits(self.config.least_zoom, self.config.most_zoom)
-        zoom = Zoom("malformed_zoom") if call is None else judged(call, self.frame, limits)
+        zoom = Zoom("malformed_zoom") if call is None else check_zoom(call, self.frame, limits)
         none_left = last or len(self.zooms) >= self.config.max_zooms
         return zoom._replace(status="zoom_limit") if none_left else zoom
 
@@ -207,23 +207,23 @@ def asked_of(example: Example) -> VQA:
 # ---------------------------------------------------------------------- right answers
 
 
-def rightness(said: str | None, asked: VQA) -> float:
+def rightness(stated: str | None, asked: VQA) -> float:
     """How right an answer is, 0 to 1; none at all is 0.
 
     >>> rightness('"Forty-two". ', VQA("?", ("42", "forty-two")))
     1.0
     """
-    if said is None:
+    if stated is None:
         return 0.0
     match asked.scored_by:
         case "exact":
-            return float(normal(said) in map(normal, asked.answers))
+            return float(normal(stated) in map(normal, asked.answers))
         case "number":
-            return float(any(same_number(said, right, asked.tolerance) for right in asked.answers))
+            return float(any(same_number(stated, right, asked.tolerance) for right in asked.answers))
         case "anls":
-            return max(likeness(said, right) for right in asked.answers)
+            return max(likeness(stated, right) for right in asked.answers)
         case "choice":
-            return float(read_letter(said, asked.options).value in asked.answers)
+            return float(read_letter(stated, asked.options).value in asked.answers)
     raise ValueError(f"unknown kind of answer {asked.scored_by!r}")
 
 
@@ -250,21 +250,21 @@ def quantity(text: str) -> tuple[float, str] | None:
     return float(sign + digits.replace(",", "")), before or between or percent
 
 
-def same_number(said: str, right: str, tolerance: float) -> bool:
+def same_number(stated: str, right: str, tolerance: float) -> bool:
     """Are both numbers, of one unit where both name one, and as far apart as the tolerance allows or less?"""
-    a, b = quantity(said), quantity(right)
+    a, b = quantity(stated), quantity(right)
     if a is None or b is None or (a[1] and b[1] and a[1] != b[1]):
         return False
     return abs(a[0] - b[0]) <= tolerance * abs(b[0]) + 1e-9
 
 
-def likeness(said: str, right: str) -> float:
+def likeness(stated: str, right: str) -> float:
     """DocVQA's normalised Levenshtein similarity of two answers, 0 below ANLS_LEAST.
 
     >>> likeness("Paris", "paris"), likeness("Pariss", "Paris"), likeness("Rome", "Paris")
     (1.0, 0.8333333333333334, 0.0)
     """
-    alike = 1.0 - edit_distance(said.lower(), right.lower())
+    alike = 1.0 - edit_distance(stated.lower(), right.lower())
     return alike if alike >= ANLS_LEAST else 0.0
 
 
@@ -272,7 +272,7 @@ def likeness(said: str, right: str) -> float:
 
 
 def terms(
-    said: str | None,
+    stated: str | None,
     zooms: Sequence[Zoom],
     asked: VQA,
     size: tuple[int, int],
@@ -284,15 +284,15 @@ def terms(
     ``size`` is that of the picture. With ``per_call``, ``evidence`` is Active-Perception-R1's process reward
     and calls cost nothing, so that weights 1, 0.35 and any give that system's own score.
     """
-    right = rightness(said, asked)
+    right = rightness(stated, asked)
     if per_call:
         process = process_per_call(zooms, asked.evidence_px)
-        return {"answer": right, "evidence": process if said is not None else min(0.0, process), "calls": 0.0}
+        return {"answer": right, "evidence": process if stated is not None else min(0.0, process), "calls": 0.0}
     looked_at = geometry.as_boxes([zoom.window_px for zoom in zooms if zoom.status == "zoom_executed"])
     found = evidence(looked_at, asked.evidence_px, size)
     return {
         "answer": right,
-        "evidence": found * (right if gated else float(said is not None)),
+        "evidence": found * (right if gated else float(stated is not None)),
         "calls": 0.0 - len(zooms),
     }
 

@@ -1,4 +1,4 @@
-"""What a frozen vision tower makes of a picture, once: rollout, reference and update are shown the same.
+"""Caches the frozen vision tower's features, so that rollout, reference and update encode each picture once.
 
 A policy that learns in its text tower alone (the default, and every LoRA) never changes what it sees, and its
 reference has the same tower. So the rollout keeps what it has seen, and the packed rows of reference and update are
@@ -22,8 +22,8 @@ from activeo3.families import FAMILIES
 from activeo3.packing import Prompt
 
 
-class Eyes:
-    """The vision tower of a model, which looks at the pictures of a prompt once while ``keep`` is set."""
+class VisionCache:
+    """The features of each prompt's pictures, computed once while ``keep`` is set."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -35,11 +35,11 @@ class Eyes:
         self._deep = FAMILIES[model.config.model_type].deepstack
 
     def keep_if_frozen(self) -> None:
-        """Keep what is seen from now on, if no parameter of the tower learns."""
+        """Keep features from now on, if no parameter of the tower learns."""
         self.keep = not any(parameter.requires_grad for parameter in self.model.model.visual.parameters())
 
-    def look(self, prompts: Sequence[Prompt]) -> None:
-        """Look at the pictures of these prompts, if that is to be kept. Weights must be whole on this rank."""
+    def encode(self, prompts: Sequence[Prompt]) -> None:
+        """Compute and keep the features of these prompts. Does nothing unless ``keep`` is set. Needs whole weights."""
         new = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.grids) and prompt not in self._kept]
         if not self.keep or not new:
             return
@@ -51,11 +51,10 @@ class Eyes:
         for prompt in new:
             self._kept[prompt] = tuple(torch.cat([next(of_layer) for _ in prompt.grids]) for of_layer in pictures)
 
-    def shown(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The arguments of a forward pass that is shown the pictures of these prompts, in order: what was kept, or
-        pixels.
+    def model_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The vision arguments of a forward pass on these prompts, in order: kept features, or pixels.
 
-        It is pixels for all if one of them was not looked at. Ranks must agree in this, because with sharded weights
+        It is pixels for all if one of them has no kept features. Ranks must agree in this, because with sharded weights
         those that see pixels would wait for the others: a step's prompts come from its rollouts on every rank, or on
         none.
         """

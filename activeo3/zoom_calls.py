@@ -1,4 +1,4 @@
-"""How a policy asks to look closer, and what becomes of it: one reader for every notation.
+"""Parses the zoom requests of a turn, in every notation, and checks each against the view.
 
     <zoom_roi x0="0.2" y0="0.1" x1="0.5" y1="0.4" />      or x, y, w, h; shares of the view, or its coordinates
     {"bbox_2d": [20, 10, 50, 40]}                         bare, in a list, or in the arguments of a tool call
@@ -35,7 +35,7 @@ Status = Literal[
     "answered", "answered_without_zoom", "answered_early", "missing_zoom", "truncated",
 ]  # fmt: skip
 STATUSES: tuple[Status, ...] = get_args(Status)
-"""What a turn came to.
+"""The status of a turn.
 
     zoom_executed          the region was shown
     malformed_zoom         a zoom that cannot be read: no four numbers, broken JSON, an open tag
@@ -60,7 +60,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Said:
+class ParsedTurn:
     """A turn, read: zooms (``calls`` in their order, None for one that cannot be read), an answer, both or neither.
 
     ``lenient_only``: the strict reader would have found no zoom that can be read, and no answer.
@@ -112,7 +112,7 @@ _SHARES_UP_TO = 2.0  # difference 2
 _ROUNDING = 1e-9
 
 
-def read_turn(text: str, parser: str = "strict") -> Said:
+def read_turn(text: str, parser: str = "strict") -> ParsedTurn:
     """What a turn says; the text is without its end token.
 
     Where the strict reader finds neither an answer nor a zoom that can be read, the ``lenient`` one takes boxes of any
@@ -124,18 +124,18 @@ def read_turn(text: str, parser: str = "strict") -> Said:
     '42'
     """
     text = limited(text)
-    said = _read_turn(text)
-    if parser == "strict" or said.answer is not None or any(said.calls):
-        return said
+    parsed = _read_turn(text)
+    if parser == "strict" or parsed.answer is not None or any(parsed.calls):
+        return parsed
     calls = tuple(_call_of(list(item.box)) for item in boxes_in(_blanked(_THINK, text)))
-    answer = None if calls or said.zooms else last_words(answer_in(text))
-    return Said(calls, answer, True) if calls or answer is not None else said
+    answer = None if calls or parsed.zooms else last_words(answer_in(text))
+    return ParsedTurn(calls, answer, True) if calls or answer is not None else parsed
 
 
-def _read_turn(text: str) -> Said:
+def _read_turn(text: str) -> ParsedTurn:
     """``read_turn`` of the strict reader."""
     answers = _ANSWER.findall(without_thoughts(text))
-    return Said(tuple(islice(_calls_in(text), MAX_BOXES)), answers[-1].strip() if answers else None)
+    return ParsedTurn(tuple(islice(_calls_in(text), MAX_BOXES)), answers[-1].strip() if answers else None)
 
 
 def _calls_in(text: str) -> Iterator[Call | None]:
@@ -177,7 +177,7 @@ def _attributes(inside: str) -> dict[str, str]:
 
 
 def _call_of(box: Any, shares: bool | None = None) -> Call | None:
-    """Four finite numbers as a call; ``shares`` None: judged by their size."""
+    """Four finite numbers as a call; ``shares`` None: decided by their size."""
     if box_error(box):
         return None
     x1, y1, x2, y2 = map(float, box)
@@ -201,16 +201,16 @@ def _json_calls(text: str) -> Iterator[Call | None]:
             yield from [None] * part.group().count(_WORD)
 
 
-# ---------------------------------------------------------------------- judging
+# ---------------------------------------------------------------------- checks
 
 
-def judged(call: Call, frame: Frame, limits: Limits = Limits()) -> Zoom:
-    """What comes of a call on the view that ``frame`` describes.
+def check_zoom(call: Call, frame: Frame, limits: Limits = Limits()) -> Zoom:
+    """The zoom that a call on the view of ``frame`` yields, or the status that rejects it.
 
     The edges of the view and both limits are allowed; rounding is forgiven.
 
     >>> frame = Frame((100, 100, 300, 200), (1000, 1000))
-    >>> judged(Call((0.5, 0.0, 1.0, 0.5), shares=True), frame).window_px
+    >>> check_zoom(Call((0.5, 0.0, 1.0, 0.5), shares=True), frame).window_px
     Region(x1=200.0, y1=100.0, x2=300.0, y2=150.0)
     """
     scale = np.array(frame.scale * 2, dtype=np.float64)

@@ -27,7 +27,7 @@ from activeo3.task_perception import TASKS as ONE_SHOT
 from activeo3.task_perception import read_answer
 from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, ParsedAnswer, Phrase, Rollout
-from activeo3.zoom_calls import Call, Said, read_turn
+from activeo3.zoom_calls import Call, ParsedTurn, read_turn
 
 TASKS = known_tasks()
 
@@ -385,17 +385,17 @@ def test_the_last_number_and_the_last_words() -> None:
         assert last_words(text) == words, text
 
 
-SAID: dict[str, Said] = {
+SAID: dict[str, ParsedTurn] = {
     # a turn that the strict reader makes nothing of, or a zoom that cannot be read: what the lenient one makes of it
-    "I look at {'bbox': [20, 10, 50, 40]}.": Said((Call((20.0, 10.0, 50.0, 40.0), False),), None, True),
-    '<think>so</think>{"bbox_2d": "20, 10, 50, 40"}': Said((Call((20.0, 10.0, 50.0, 40.0), False),), None, True),
-    "<zoom_roi x0=0.2 y0=0.1 x1=0.5 y1=0.4 />": Said((Call((0.2, 0.1, 0.5, 0.4), True),), None, True),
-    "<think>[1, 2, 3, 4]</think>It is 42.": Said((), "It is 42.", True),
-    "Let me see.\nAnswer: 42": Said((), "42", True),
-    "<answer>42": Said((), "42", True),
-    "<think>only a thought [1, 2, 3, 4]": Said(),
-    "": Said(),
-    '{"bbox_2d": [20, 10]}': Said((None,)),
+    "I look at {'bbox': [20, 10, 50, 40]}.": ParsedTurn((Call((20.0, 10.0, 50.0, 40.0), False),), None, True),
+    '<think>so</think>{"bbox_2d": "20, 10, 50, 40"}': ParsedTurn((Call((20.0, 10.0, 50.0, 40.0), False),), None, True),
+    "<zoom_roi x0=0.2 y0=0.1 x1=0.5 y1=0.4 />": ParsedTurn((Call((0.2, 0.1, 0.5, 0.4), True),), None, True),
+    "<think>[1, 2, 3, 4]</think>It is 42.": ParsedTurn((), "It is 42.", True),
+    "Let me see.\nAnswer: 42": ParsedTurn((), "42", True),
+    "<answer>42": ParsedTurn((), "42", True),
+    "<think>only a thought [1, 2, 3, 4]": ParsedTurn(),
+    "": ParsedTurn(),
+    '{"bbox_2d": [20, 10]}': ParsedTurn((None,)),
 }
 
 

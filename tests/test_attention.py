@@ -191,7 +191,9 @@ def test_pieces_together_are_pieces_one_by_one(
     )
     for name in ("sdpa", TOGETHER):
         config._attn_implementation = name
-        seen = vlm.model.model.get_image_features(vlm.eyes._pixels(prompts), vlm.eyes._grids(prompts), return_dict=True)
+        seen = vlm.model.model.get_image_features(
+            vlm.vision_cache._pixels(prompts), vlm.vision_cache._grids(prompts), return_dict=True
+        )
         features = torch.cat(list(seen.pooler_output))
         features.square().sum().backward()
         found[name] = (

@@ -21,7 +21,7 @@ from activeo3 import data_scenes, geometry, prompts
 from activeo3.answer_parsing import read_boxes, read_regions
 from activeo3.model import VisionLanguageModel
 from activeo3.task_perception import read_answer
-from activeo3.zoom_calls import Limits, judged, read_turn
+from activeo3.zoom_calls import Limits, check_zoom, read_turn
 
 ROLES = make.Roles(see_steps=1, speak_steps=1, settle_steps=2, crops=3, views=1, questions=2, bf16=False)
 TASKS = make.Tasks(see_steps=1, speak_steps=1, crops=1, sheets=1, reading=3, turns=2, close=2, bf16=False)
@@ -306,7 +306,7 @@ def test_zooms_are_of_a_size_that_is_shown_and_hold_what_the_thought_names() -> 
             call = read_turn(turn.answer).call
             if call is None or "at once" in turn.question:
                 continue
-            assert judged(call, frame, Limits(least=0.005)).status == "zoom_executed"
+            assert check_zoom(call, frame, Limits(least=0.005)).status == "zoom_executed"
             inside = geometry.containment(lesson.boxes[list(turn.labels[0].things)], geometry.as_boxes([call.box]))
             held, zooms = held + bool(len(inside) and inside.max() > 0.5), zooms + 1
             name = turn.answer.removeprefix("<think> ").partition("<")[0]

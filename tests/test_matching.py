@@ -24,9 +24,9 @@ def place_match(
     return counting_terms(place_affinity(places, truth, SIZE, by), True, matched, reward)["match"]
 
 
-def detection_terms(*args, reward: str = "paper", **kwargs) -> dict[str, float]:
+def detection_terms(found, labels, truth, names, crowd=None, reward: str = "paper", **kwargs) -> dict[str, float]:
     """As the paper pays, unless the test says otherwise."""
-    return matching.detection_terms(*args, reward=reward, **kwargs)
+    return matching.detection_terms(found, labels, matching.Truth(truth, names, crowd), reward=reward, **kwargs)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

@@ -10,7 +10,7 @@ from activeo3 import prompts
 from activeo3.answer_parsing import read_regions
 from activeo3.prompts import episode_prompt, segmentation_prompt, sensing_prompt, task_prompt, zooms_turn
 from activeo3.types import ParsedAnswer
-from activeo3.zoom_calls import Call, Said, read_turn
+from activeo3.zoom_calls import Call, ParsedTurn, read_turn
 
 BOX = '{"bbox_2d": [1, 2, 30, 40]}'
 ONE = ((1.0, 2.0, 30.0, 40.0),)
@@ -61,7 +61,7 @@ def test_the_other_systems_call_is_asked_for_and_read() -> None:
         text = episode_prompt("What is it?", "zoom_roi", 3, at_once=at_once, least=1, notes=True)
         assert "What is it?" in text and "bbox_2d" not in text and "at least once" in text and "write down what" in text
         shown = text[text.index("<zoom_roi") : text.index("/>") + 2]
-        assert read_turn(shown) == Said((None,))
+        assert read_turn(shown) == ParsedTurn((None,))
         for edge, value in zip(("left", "top", "right", "bottom"), ("0.1", "0.25", "0.5", "1")):
             shown = shown.replace(f'"{edge}"', f'"{value}"')
         assert shown == prompts.zoom_roi_call([0.1, 0.25, 0.5, 1.0]) and read_turn(

@@ -153,8 +153,8 @@ def test_what_was_seen_is_not_looked_at_again(
     (seen,) = vlm.encode_next([picture(48, 32, 2)], ["Closer."])
     branches = [[Branch(((40, 41), (42, 43, 44)), (seen,)), Branch(((45,),))], [Branch(((50, 51, 52),))] * 2]
     expected = scored(vlm, vlm.pack(prompts, branches))
-    monkeypatch.setattr(vlm.eyes, "keep", True)
-    vlm.eyes.look([*prompts, seen])
+    monkeypatch.setattr(vlm.vision_cache, "keep", True)
+    vlm.vision_cache.encode([*prompts, seen])
     monkeypatch.setattr(vlm.model.model.visual, "forward", None)  # nothing may look
     for way in WAYS[vlm.states :]:
         monkeypatch.setattr(vlm, "scoring", way)

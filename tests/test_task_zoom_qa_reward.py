@@ -17,7 +17,7 @@ from activeo3.data_scenes import example, scene
 from activeo3.geometry import Frame, as_boxes
 from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.types import VQA, Region, Zoom
-from activeo3.zoom_calls import Limits, judged, read_turn
+from activeo3.zoom_calls import Limits, check_zoom, read_turn
 
 SIZE = (1000, 1000)
 FRAME = Frame((0, 0, 1000, 1000), (1000, 1000))
@@ -211,7 +211,7 @@ TRACES: dict[str, tuple[bool, str, float]] = {
 def zooms_of(trace: str) -> list[Zoom]:
     """What the calls of a trace come to on the whole picture, each in a turn of its own."""
     said = [read_turn(part + ">") for part in trace.split(">") if part]
-    return [judged(turn.call, FRAME, Limits(most=1.0)) if turn.call else Zoom("malformed_zoom") for turn in said]
+    return [check_zoom(turn.call, FRAME, Limits(most=1.0)) if turn.call else Zoom("malformed_zoom") for turn in said]
 
 
 def total(name: str, **how: bool) -> float:

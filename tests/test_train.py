@@ -55,7 +55,7 @@ from activeo3.rollout import sample_rollouts  # noqa: E402
 from activeo3.task_models import act  # noqa: E402
 from activeo3.tasks import Task, known_tasks  # noqa: E402
 from activeo3.types import VQA, Example, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult  # noqa: E402
-from activeo3.zoom_calls import Call, Said  # noqa: E402
+from activeo3.zoom_calls import Call, ParsedTurn  # noqa: E402
 
 TASKS = known_tasks()
 
@@ -280,10 +280,10 @@ def learned(
     mine = slice(ranks.rank * config.prompts, (ranks.rank + 1) * config.prompts)
     if looked:
         with policy.gathered() as actor:
-            actor.eyes.look(
+            actor.vision_cache.encode(
                 [*prompts, *(seen for row in rollouts for one in row if one.branch for seen in one.branch.shown)]
             )
-        assert len(policy.vlm.eyes._kept) == 3
+        assert len(policy.vlm.vision_cache._kept) == 3
     for step in (1, 2):
         row = train.update(
             step, prompts[mine], rollouts[mine], advantage[mine], policy, frozen, train.task_of(config), config
@@ -876,7 +876,7 @@ def ragged_episodes(config: TrainConfig, ranks: Distributed) -> dict[str, Any]:
     over."""
     config = replace(config, task="zoom_qa", max_turns=4)
     policy, reference = (checkpoints.load_policy(ranks, config), checkpoints.load_frozen(ranks, config, config.model))
-    looks = Said((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else Said(answer="7")
+    looks = ParsedTurn((Call((0.2, 0.2, 0.8, 0.9), shares=True),)) if ranks.rank else ParsedTurn(answer="7")
     picture = small_pictures()[ranks.rank]
     example = replace(picture, vqa=VQA("What is it?", ("7",), evidence_px=np.array([[8.0, 8, 24, 24]])))
     with pytest.MonkeyPatch.context() as patch:

@@ -25,8 +25,8 @@ def frozen(request: pytest.FixtureRequest, make_vlm: Callable[..., VisionLanguag
     if request.param == "nothing deep":
         vlm.model.model.visual.deepstack_visual_indexes = []
     vlm.model.model.visual.requires_grad_(False)
-    vlm.eyes.keep_if_frozen()
-    assert vlm.eyes.keep
+    vlm.vision_cache.keep_if_frozen()
+    assert vlm.vision_cache.keep
     return vlm
 
 
@@ -92,7 +92,7 @@ def test_what_is_kept_is_what_pixels_give(frozen: VisionLanguageModel, picture: 
         frozen.model.train()
     assert "pixel_values" not in frozen.pack(prompts, branches).inputs
     kept, gradients = learned(frozen, prompts, branches)
-    frozen.eyes._kept.clear()
+    frozen.vision_cache._kept.clear()
     assert "pixel_values" in frozen.pack(prompts, branches).inputs
     pixels, expected = learned(frozen, prompts, branches)
     torch.testing.assert_close(kept, pixels, rtol=0, atol=1e-5)
@@ -102,7 +102,7 @@ def test_what_is_kept_is_what_pixels_give(frozen: VisionLanguageModel, picture: 
 
 def test_sampling_is_the_same_with_and_without(frozen: VisionLanguageModel, picture: Picture) -> None:
     _, kept = rollouts(frozen, picture)
-    frozen.eyes.keep = False
+    frozen.vision_cache.keep = False
     _, pixels = rollouts(frozen, picture)
     assert [[branch.turns for branch in row] for row in kept] == [[branch.turns for branch in row] for row in pixels]
 
@@ -120,16 +120,16 @@ def test_nobody_looks_twice_and_nothing_is_kept_for_long(
     assert len(glances) == before
     del prompts, branches
     gc.collect()
-    assert len(frozen.eyes._kept) == 0
+    assert len(frozen.vision_cache._kept) == 0
 
 
 def test_pixels_are_shown_of_what_nobody_looked_at(frozen: VisionLanguageModel, picture: Picture) -> None:
     prompts = frozen.encode([picture(64, 48), picture(32, 32)], ["Where?", "Where?"])
     answers = [[[40, 41]], [[42]]]
     expected, _ = learned(frozen, prompts, answers)
-    frozen.eyes.look(prompts[:1])
+    frozen.vision_cache.encode(prompts[:1])
     assert "pixel_values" in frozen.pack(prompts, answers).inputs
-    frozen.eyes.look(prompts)
+    frozen.vision_cache.encode(prompts)
     assert "pixel_values" not in frozen.pack(prompts, answers).inputs
     kept, _ = learned(frozen, prompts, answers)
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
@@ -137,8 +137,8 @@ def test_pixels_are_shown_of_what_nobody_looked_at(frozen: VisionLanguageModel, 
 
 def test_a_tower_that_learns_sees_pixels(frozen: VisionLanguageModel, picture: Picture, glances: list[int]) -> None:
     next(frozen.model.model.visual.parameters()).requires_grad_(True)
-    frozen.eyes.keep_if_frozen()
+    frozen.vision_cache.keep_if_frozen()
     prompts, branches = rollouts(frozen, picture)
     before = len(glances)
     frozen.forward_packed(frozen.pack(prompts, branches))
-    assert not frozen.eyes.keep and len(glances) == before + 1
+    assert not frozen.vision_cache.keep and len(glances) == before + 1

@@ -12,7 +12,7 @@ from scripted import painted
 from activeo3 import zoom_calls
 from activeo3.geometry import Frame, as_boxes, crop
 from activeo3.prompts import boxes_answer
-from activeo3.zoom_calls import STATUSES, Call, Limits, Said, judged, read_turn
+from activeo3.zoom_calls import STATUSES, Call, Limits, ParsedTurn, check_zoom, read_turn
 
 BOX = (0.2, 0.1, 0.5, 0.4)
 SHARES, PIXELS = Call(BOX, True), Call((20.0, 10.0, 50.0, 40.0), False)
@@ -111,13 +111,13 @@ REJECTED = '{"bbox_2d": [1, 2, 3, 4]}'
 )
 def test_a_box_that_a_thought_rejects_is_no_zoom(thought: str) -> None:
     """Also where the chat template has begun the thought, and its words are not in front of what was sampled."""
-    assert read_turn(thought + '{"bbox_2d": [20, 10, 50, 40]}') == Said((PIXELS,))
-    assert read_turn(thought + "<answer>42</answer>") == Said(answer="42")
-    assert read_turn(thought) == Said()
+    assert read_turn(thought + '{"bbox_2d": [20, 10, 50, 40]}') == ParsedTurn((PIXELS,))
+    assert read_turn(thought + "<answer>42</answer>") == ParsedTurn(answer="42")
+    assert read_turn(thought) == ParsedTurn()
 
 
 def test_a_tag_in_a_thought_is_a_zoom_whoever_began_it() -> None:
-    assert read_turn(TAG + "</think>") == read_turn("<think>" + TAG + "</think>") == Said((SHARES,))
+    assert read_turn(TAG + "</think>") == read_turn("<think>" + TAG + "</think>") == ParsedTurn((SHARES,))
 
 
 NO_ZOOM: dict[str, str | None] = {
@@ -148,11 +148,11 @@ NO_ZOOM: dict[str, str | None] = {
 
 @pytest.mark.parametrize("text", NO_ZOOM, ids=range(len(NO_ZOOM)))
 def test_what_is_no_zoom(text: str) -> None:
-    assert read_turn(text) == Said(answer=NO_ZOOM[text])
+    assert read_turn(text) == ParsedTurn(answer=NO_ZOOM[text])
 
 
 def test_a_turn_may_hold_both() -> None:
-    assert read_turn(TAG + "<answer>42</answer>") == Said((SHARES,), "42")
+    assert read_turn(TAG + "<answer>42</answer>") == ParsedTurn((SHARES,), "42")
 
 
 numbers = st.floats(-2000, 2000, allow_nan=False).map(lambda v: round(v, 4))
@@ -166,7 +166,7 @@ def test_both_notations_say_the_same(box: tuple[float, ...], quotes: bool) -> No
         + " ".join(f"{name}={quote}{value!r}{quote}" for name, value in zip(("x0", "y0", "x1", "y1"), box))
         + "/>"
     )
-    assert read_turn(tag) == read_turn(json.dumps({"bbox_2d": box})) == Said((Call(box, max(box) <= 2),))
+    assert read_turn(tag) == read_turn(json.dumps({"bbox_2d": box})) == ParsedTurn((Call(box, max(box) <= 2),))
 
 
 pieces = st.sampled_from(
@@ -180,7 +180,7 @@ def test_no_text_is_an_exception(text: str) -> None:
     said = read_turn(text)
     assert not (said.malformed and said.call)
     for call in filter(None, said.calls):
-        assert judged(call, Frame((0, 0, 640, 480), (640, 480))).status in STATUSES
+        assert check_zoom(call, Frame((0, 0, 640, 480), (640, 480))).status in STATUSES
     if "zoom_roi" not in text.lower() and "bbox_2d" not in text:
         assert not said.zooms
 
@@ -204,8 +204,8 @@ JUDGED = {
 
 @pytest.mark.parametrize("box", JUDGED)
 def test_a_region_is_judged_alike_in_shares_and_in_coordinates(box: tuple[float, ...]) -> None:
-    zoom = judged(Call(box, True), FRAME)
-    other = judged(Call(tuple(1000 * value for value in box), False), FRAME)
+    zoom = check_zoom(Call(box, True), FRAME)
+    other = check_zoom(Call(tuple(1000 * value for value in box), False), FRAME)
     assert zoom.status == other.status == JUDGED[box] and zoom.status in STATUSES
     assert zoom.share == pytest.approx(other.share)
     if zoom.status != "invalid_zoom":
@@ -217,8 +217,8 @@ def test_a_region_is_judged_alike_in_shares_and_in_coordinates(box: tuple[float,
 
 
 def test_the_limits_are_those_that_are_asked_for() -> None:
-    assert judged(Call((0.9, 0.9, 1.0, 1.0), True), FRAME, Limits(least=0.01)).status == "zoom_executed"
-    assert judged(Call((0.0, 0.0, 1.0, 1.0), True), FRAME, Limits(most=1.0)).status == "zoom_executed"
+    assert check_zoom(Call((0.9, 0.9, 1.0, 1.0), True), FRAME, Limits(least=0.01)).status == "zoom_executed"
+    assert check_zoom(Call((0.0, 0.0, 1.0, 1.0), True), FRAME, Limits(most=1.0)).status == "zoom_executed"
 
 
 # ---------------------------------------------------------------------- nested views
@@ -236,7 +236,7 @@ def test_three_nested_looks_are_where_direct_arithmetic_says(parts: list, scale:
     x, y, width, height = 0.0, 0.0, 1344.0, 896.0
     for x1, y1, x2, y2 in parts:
         box = (x1, y1, x2, y2) if shares else (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1])
-        zoom = judged(Call(box, shares), frame, limits)
+        zoom = check_zoom(Call(box, shares), frame, limits)
         assert zoom.status == "zoom_executed"
         x, y, width, height = x + x1 * width, y + y1 * height, (x2 - x1) * width, (y2 - y1) * height
         assert zoom.window_px == pytest.approx((x, y, x + width, y + height), abs=1e-6)
@@ -248,8 +248,8 @@ def test_three_nested_looks_are_where_direct_arithmetic_says(parts: list, scale:
 def test_a_nested_crop_is_cut_from_the_original_pixels() -> None:
     """A one-pixel line is lost in the small first view, and there again in the second look."""
     image = painted((800, 800), [("red", (420, 400, 421, 440))])
-    first = judged(Call((0.25, 0.25, 0.75, 0.75), True), Frame((0, 0, 800, 800), (1000, 1000)))
-    second = judged(Call((500, 500, 700, 700), False), Frame(tuple(first.window_px), (1000, 1000)))
+    first = check_zoom(Call((0.25, 0.25, 0.75, 0.75), True), Frame((0, 0, 800, 800), (1000, 1000)))
+    second = check_zoom(Call((500, 500, 700, 700), False), Frame(tuple(first.window_px), (1000, 1000)))
     assert second.window_px == pytest.approx((400, 400, 480, 480))
     direct = np.asarray(crop(image, second.window_px, (80, 80)))
     assert direct[20, 20].tolist() == [220, 30, 30]  # the line itself, one pixel wide

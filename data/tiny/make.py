@@ -208,7 +208,9 @@ def naming_score(vlm: VisionLanguageModel, pictures: int) -> float:
         answer = read_answer("detection", vlm.decode(ids), vlm.is_finished(ids))
         frame = geometry.Frame(all_of(example.image), (1000, 1000))
         boxes_px, things = frame.to_px(geometry.as_boxes(answer.boxes_text)), example.objects
-        terms = matching.detection_terms(boxes_px, answer.labels, things.boxes_px, things.labels, reward="paper")
+        terms = matching.detection_terms(
+            boxes_px, answer.labels, matching.Truth(things.boxes_px, things.labels), reward="paper"
+        )
         right.append(terms["class"])  # of the matched pairs
     return float(np.mean(right))
 

@@ -51,7 +51,7 @@ class Ours:
 
     def score(self, answers: Answers, advantage: Tensor) -> Scored:
         prompts = self.setting.policy.encode(self.views, [QUESTION] * self.point.prompts)
-        self.setting.policy.eyes.look(prompts)
+        self.setting.policy.vision_cache.encode(prompts)
         batches = self.batches(prompts, answers)
         logps, loss = self.backward(batches, advantage)
         return Scored(torch.cat(logps), torch.cat([ref for _, ref in batches]), loss, self.setting.take_gradients())

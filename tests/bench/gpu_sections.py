@@ -412,8 +412,8 @@ def vision(probe: Probe) -> None:
     for name, shown in sets.items():
         patched = once(lambda: vlm.encode(shown, ["?"] * len(shown)))
         prompts = vlm.encode(shown, ["?"] * len(shown))
-        moved = once(lambda: vlm.eyes._pixels(prompts))
-        pixels, grids = vlm.eyes._pixels(prompts), vlm.eyes._grids(prompts)
+        moved = once(lambda: vlm.vision_cache._pixels(prompts))
+        pixels, grids = vlm.vision_cache._pixels(prompts), vlm.vision_cache._grids(prompts)
         probe.note(
             f"{name}, before the tower",
             patches_on_cpu_s=patched,

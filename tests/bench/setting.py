@@ -155,7 +155,7 @@ class Setting:
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()  # it has no dropout; in evaluation mode nothing would be recomputed
-        policy.eyes.keep_if_frozen()
+        policy.vision_cache.keep_if_frozen()
         optimizer = torch.optim.AdamW(learning(policy), lr=LR, weight_decay=0.0)
         return cls(folder, policy, reference, optimizer, checkpointing)
 
