@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from activeo3 import checkpoint_files, data_images, engine, lora, outputs, paths, processes
+from activeo3 import checkpoint_files, data_images, engine, lora, model_hub, outputs, paths, processes
 from activeo3.cli import fields_of
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
@@ -70,11 +70,14 @@ def load_task_model(task: Task, reference: Zero3Model, config: TrainConfig) -> T
         return TaskModel()
     if config.task_model == "mllm":
         return load_frozen(reference.ranks, config, config.other_mllm) if config.other_mllm else reference
+    if config.task_checkpoint and config.task_model != "oracle":
+        model_hub.download(config.task_checkpoint)
     with reference.ranks.redirect_output():
         return task.load_task_model(config.task_model, reference.ranks.device)
 
 
 def _load(ranks: Distributed, config: TrainConfig, source: str, learns: bool) -> Zero3Model:
+    model_hub.download(source)
     with ranks.redirect_output():
         vlm = VisionLanguageModel.load(source, engine.pick_dtype(config.dtype), config.attention)
     return Zero3Model(vlm, ranks, config, learns)

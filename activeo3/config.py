@@ -24,6 +24,7 @@ DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
 Positive = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+PLACES = (Place, tuple[Place, ...])
 Regions = Annotated[int, Range(1, 10)]
 
 
@@ -135,7 +136,7 @@ class Config:
     def __post_init__(self) -> None:
         check_fields(self)
         for field in dataclasses.fields(self):
-            if field.type in (Place, tuple[Place, ...]):  # the dataclass is frozen, and this is still its making
+            if field.type in PLACES:  # the dataclass is frozen, and this is still its making
                 object.__setattr__(self, field.name, paths.expanded(getattr(self, field.name), field.name))
         zooms = min(self.max_zooms, (self.max_turns - 1) * self.regions_per_turn)
         refuse({
@@ -196,6 +197,8 @@ class Config:
         values = from_command_line(cls, argv, taken, {"task": TASKS, **known}, cls.EVERYDAY)
         if cls is TrainConfig:
             values.setdefault("output_dir", f"runs/{'-'.join(values['preset'])}")
+        for name in set(values) & {field.name for field in dataclasses.fields(cls) if field.type in PLACES}:
+            paths.refuse_misspelt(values[name], name)
         return cls(**values)
 
 

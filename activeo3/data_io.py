@@ -9,6 +9,7 @@ is turned into its number once, where a file is read. What is written for other 
 (eval_output.py), so that pycocotools scores our predictions against the user's own file.
 """
 
+import difflib
 import errno
 import io
 import json
@@ -94,7 +95,7 @@ def read_text(path: Path, what: str = "", wrong: type[Exception] = DataError) ->
     try:
         return regular(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise wrong(f"{what}: there is no such file, check where it should be") from None
+        raise wrong(f"{what}: there is no such file, {did_you_mean_path(path) or 'check where it should be'}") from None
     except OSError as error:
         raise wrong(f"{what}: the file cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -135,6 +136,43 @@ def parsed_line(path: Path, what: str, line: str) -> Any:
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def near_path(text: str | Path) -> str:
+    """The file or folder that a path with a typing error may mean, "" if it is there, or nothing like it is.
+
+    ``owner/name`` may be an id of the hub: then a folder whose name differs in digits alone is another model, not a
+    typing error.
+    """
+    path, here = Path(text).expanduser(), Path()
+    for part in path.parts:
+        if not (here / part).exists():
+            names = [entry.name for entry in here.iterdir()] if here.is_dir() and os.access(here, os.R_OK) else []
+            close = difflib.get_close_matches(part, names, 1, 0.7)
+            if not close or is_hub_id(str(text)) and _without_digits(close[0]) == _without_digits(part):
+                return ""
+            part = close[0]
+        here /= part
+    return "" if here == path else str(here)
+
+
+def did_you_mean_path(text: str | Path) -> str:
+    """``did you mean PATH?``, or nothing if nothing like it is there (``near_path``)."""
+    near = near_path(text)
+    return f"did you mean {near}?" if near else ""
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of an id of the hub, owner/name.
+
+    >>> is_hub_id("Qwen/Qwen3-VL-4B-Instruct"), is_hub_id("runs/a/checkpoint-4"), is_hub_id("./a")
+    (True, False, False)
+    """
+    return text.count("/") == 1 and not text.startswith((".", "/", "~"))
+
+
+def _without_digits(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def regular(path: Path) -> Path:

@@ -4,6 +4,7 @@ What a policy is shown and how it answers is shared with training and stands in 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_type_hints
 
 from activeo3.cli import Range, check_known
@@ -81,7 +82,8 @@ class EvalConfig(Config):
 
     # ---- a picture of your own
     image: Place = Place("")
-    """a picture of your own: draw regions, and what comes of --find or --question, instead of a table"""
+    """a picture of your own: draw regions, and what comes of --find or --question, instead of a table; scenes:1 is a
+    picture of the embedded world, which has a query of its own"""
     find: str = ""
     """what to find in --image"""
     question: str = ""
@@ -109,10 +111,16 @@ class EvalConfig(Config):
             what = "--image" if self.image else f"--task {self.task}"
             raise ConfigError(f"--mode is how questions are asked in episodes: leave out {what}, or --mode.")
 
+    @property
+    def scene(self) -> int | None:
+        """The number of a picture of the embedded world, ``--image scenes:1``; None for a file."""
+        name, _, number = self.image.partition(":")
+        return int(number) if name == "scenes" and number.isdecimal() and not Path(self.image).exists() else None
+
     def _check_picture(self) -> None:
         """Raise ConfigError if the flags about a picture of the user's do not go together."""
         asked = [flag for flag in ("find", "question") if getattr(self, flag)]
-        if len(asked) > 1 or bool(self.image) != bool(asked):
+        if len(asked) > 1 or bool(self.image) != bool(asked) and self.scene is None:
             raise ConfigError("--image goes with one of --find and --question: --image photo.jpg --find 'red star'.")
         if self.image and self.task != "sense" and (self.find or self.task != "zoom_qa"):
             raise ConfigError(f"--image is looked at: leave out --task {self.task}.")

@@ -4,6 +4,7 @@
     --question "What is it?"    the checkpoint proposes regions, and answers about picture and crops in one prompt
     ... --protocol per_crop     it is asked about each crop alone: the authors' demo
     ... --task zoom_qa          it zooms in turns, as a checkpoint does that was trained for this task
+    --image scenes:1            in place of a file: picture 1 of the embedded world, of which the truth is known
 
 A question is also asked about the whole picture without a zoom, for comparison. ``--task_model mllm --task_checkpoint
 FOLDER`` lets another model answer about the crops.
@@ -21,9 +22,10 @@ from typing import NamedTuple, Sequence
 
 from PIL import Image
 
-from activeo3 import data_io, drawing, outputs, prompts
+from activeo3 import data_io, data_scenes, drawing, outputs, prompts
 from activeo3.answer_parsing import LETTERS, answer_in, read_letter
-from activeo3.config import ConfigError
+from activeo3.checkpoint_files import run_state
+from activeo3.config import DRAWN, ConfigError
 from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Models, Setting
@@ -39,6 +41,9 @@ from activeo3.terminal import one_line
 from activeo3.types import VQA, Example, Region, Sampling, TaskResult
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
+TINY_VOCABULARY = 1000
+"""A tokenizer of at most so many tokens belongs to a policy that was made here."""
+WORLD = f"one of {', '.join(data_scenes.COLOURS)} and one of {', '.join(data_scenes.SHAPES)}, as 'red star'"
 WITHOUT_ZOOM = "whole picture, no zoom"
 
 
@@ -63,7 +68,7 @@ def as_trained(config: EvalConfig, task: str) -> EvalConfig:
 
 def names(config: EvalConfig) -> tuple[str, str]:
     """The names of the PNG and the page: never those of a picture, and different for ``a.jpg`` and ``a.png``."""
-    name = Path(config.image).name
+    name = Path(config.image).name.replace(":", "-")
     content, plain = name.encode("utf-8", "surrogateescape"), one_line(name)
     if plain != name or len(content) > LONGEST_NAME:
         name = f"{plain[:40]}-{zlib.crc32(content):08x}"
@@ -71,10 +76,22 @@ def names(config: EvalConfig) -> tuple[str, str]:
 
 
 def own_picture(config: EvalConfig) -> Example:
-    """The user's picture as an example without ground truth. Raises DataError if it cannot be read."""
+    """The user's picture as an example without ground truth, or one of the embedded world with what is known of it.
+
+    Raises DataError if it cannot be read.
+    """
     path = Path(config.image)
     vqa = VQA(config.question, ("",), options=config.options) if config.question else None
-    return Example(path.stem, data_io.read_picture(path), config.question or config.find, vqa=vqa)
+    if config.scene is None:
+        return Example(path.stem, data_io.read_picture(path), config.question or config.find, vqa=vqa)
+    if not 0 <= config.scene < data_scenes.SIZES["test"]:
+        raise data_io.DataError(
+            f"--image {config.image}: its pictures are scenes:0 to scenes:{data_scenes.SIZES['test'] - 1}"
+        )
+    picture = data_scenes.example("test", config.scene)
+    query = config.question or config.find or picture.query
+    there = [label == query for label in picture.objects.labels]
+    return replace(picture, query=query, boxes_px=picture.objects.boxes_px[there], vqa=vqa)
 
 
 def show(example: Example, models: Models, config: EvalConfig, folder: Path) -> None:
@@ -85,10 +102,11 @@ def show(example: Example, models: Models, config: EvalConfig, folder: Path) -> 
     policy, task_model = models[models.trained[0]], next(iter(models.task_models.values()))
     if config.question and not isinstance(task_model, VisionLanguageModel):
         raise ConfigError(f"--question is answered in words: leave out --task_model {config.task_model[0]}.")
-    if config.find:
-        demo = found(example, policy, task_model, config)
-    else:
-        demo = (in_turns if task_of(config).turns else answered)(example, policy, task_model, config)
+    show_it = found if not config.question else in_turns if task_of(config).turns else answered
+    demo = show_it(example, policy, task_model, config)
+    about = {"note": beyond(policy, config, example.query)}
+    about |= {} if config.find or config.question else {"asked for": example.query}
+    demo.lines[:0] = [line for line in about.items() if line[1]]
     for what, words in demo.lines:
         print(f"{what}:  {one_line(words, 400)}")
     drawn, page = (folder / name for name in names(config))
@@ -101,10 +119,24 @@ def show(example: Example, models: Models, config: EvalConfig, folder: Path) -> 
     print(f"drawn in {drawn}, and on {page}")
 
 
+def beyond(policy: VisionLanguageModel, config: EvalConfig, query: str) -> str:
+    """Why a tiny policy cannot know what is asked: it has seen nothing but the embedded world. Else ""."""
+    source = Path(config.checkpoint[0])
+    if len(policy.tokenizer) > TINY_VOCABULARY or not (source / "activeo3.json").is_file():
+        return ""
+    seen = run_state(source)["config"].get("data", ["scenes"])
+    if not set(seen) <= DRAWN or query in (*data_scenes.KINDS, data_scenes.QUESTION):
+        return ""
+    asked, known = ("question", data_scenes.QUESTION) if config.question else ("find", WORLD)
+    return f"the tiny policy cannot know '{query}', it has seen the embedded world alone; --{asked} could be {known}"
+
+
 def draw(example: Example, demo: Demo) -> list[Image.Image]:
     """The picture with its regions, and the crops."""
     answer = demo.answer or (None if demo.outcome is not drawing.NOTHING else "")
-    picture = drawing.annotated_picture(example, demo.regions, demo.outcome, said=answer, truth=False)
+    picture = drawing.annotated_picture(
+        example, demo.regions, demo.outcome, said=answer, truth=len(example.boxes_px) > 0
+    )
     return [picture, drawing.crops_strip(example, demo.regions, demo.outcome)]
 
 
@@ -115,8 +147,9 @@ def found(example: Example, policy: VisionLanguageModel, task_model: Model, conf
     """Where the policy wants to look, and what the task model finds there."""
     (rollout,) = greedy_rollouts(policy, Sense(config), [example])
     (outcome,) = act(task_model, [example], [rollout.regions], config)
-    boxes = [(config.find, _corners(box)) for box in outcome.boxes_px]
-    summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions")
+    boxes = [(example.query, _corners(box)) for box in outcome.boxes_px]
+    truth = f", {len(example.boxes_px)} are there" if len(example.boxes_px) else ""
+    summary = ("found", f"{len(outcome.boxes_px)} found in {len(rollout.regions)} regions{truth}")
     return Demo(
         [("sensing", rollout.text), *_named(rollout.regions, rollout.action.error), *boxes, summary],
         rollout.regions,

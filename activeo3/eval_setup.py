@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import torch
 
-from activeo3 import data, eval_demo, eval_output, log, lora, paths
+from activeo3 import data, eval_demo, eval_output, log, lora, model_hub, paths
 from activeo3.checkpoint_files import identity, run_state
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_loader import Gather, one_rank, readable
@@ -238,6 +238,7 @@ def loader(
         if source not in kept:
             for unwanted in set(kept) - {start, other}:
                 del kept[unwanted]
+            model_hub.download(source)
             with quiet():
                 model = kept[source] = VisionLanguageModel.load(source, dtype, attention, start)
             model.model.to(device)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from activeo3 import lora, model_files
+from activeo3 import lora, model_files, model_hub
 from activeo3.attention import free_columns, mask_for, of_towers, packed_mask, see_together
 from activeo3.checkpoint_files import damage_of_model
 from activeo3.decoding import PromptCache
@@ -253,8 +253,7 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
 
     Raises ModelError if there is no model, one of another architecture or a quantised one.
     """
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
-        raise ModelError(f"the model folder {source} does not exist; name a checkpoint folder or a hub id.")
+    model_hub.check_there(source)
     if beneath := lora.base_of(source, base):
         return family_of(beneath, supported)
     inside = sorted(

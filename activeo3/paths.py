@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any, NewType, Sequence
 
 from activeo3.cli import ConfigError
+from activeo3.data_io import did_you_mean_path
 
 Place = NewType("Place", str)
 """The type of a config's field that names a file, a folder or a hub id."""
+
+WRITTEN = ("output_dir", "curriculum")
+"""Flags of places that a program may make."""
 
 _CACHED = re.compile(r"models--(.+)")
 
@@ -43,6 +47,16 @@ def expanded(text: Any, flag: str) -> Any:
         )
         raise ConfigError(f"--{flag} {text} is a folder of the hub's cache with {there}.")
     return str(folder / "snapshots" / chosen[0])
+
+
+def refuse_misspelt(text: Any, flag: str) -> None:
+    """Raise ConfigError for a path, or one of several, that is not there while something like it is.
+
+    So a misspelt folder is not looked for on the hub. What a run writes need not be there.
+    """
+    for one in text if isinstance(text, tuple) else (text,):
+        if flag not in WRITTEN and not os.path.exists(os.path.expanduser(one)) and (near := did_you_mean_path(one)):
+            raise ConfigError(f"--{flag} {one} does not exist: {near}")
 
 
 def cached(text: str) -> str:

@@ -1,6 +1,7 @@
 """eval_demo.py: a question about one's own picture, asked in three ways; and files that replace no photo."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -10,7 +11,7 @@ from PIL import Image
 from scripted import END, Scripted, blobs, painted, written
 from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
-from activeo3 import drawing, eval_demo
+from activeo3 import data_scenes, drawing, eval_demo
 from activeo3.config import ConfigError
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Models
@@ -241,3 +242,48 @@ def test_the_script_answers_with_the_checkpoint_itself(
             "--checkpoint", str(trained), "--image", str(photo), "--question", QUESTION, *SMALL
         )
         assert complaint == "" and words in printed and (trained / "eval" / "photo.png.looked.html").exists()
+
+
+# ---------------------------------------------------------------------- the tiny policy and its world
+
+
+def test_a_query_that_the_tiny_policy_cannot_know_is_said(
+    checkpoint: str, evaluate, photo: Path, tmp_path: Path
+) -> None:
+    """Also when it was trained here on the world alone; not for a policy that has seen other pictures."""
+    folder = tmp_path / "trained"
+    shutil.copytree(checkpoint, folder)
+    flags = ["--checkpoint", str(folder), "--image", str(photo), "--output_dir", str(tmp_path / "out"), *SMALL]
+    for run, said in (({}, True), ({"data": ["scenes"]}, True), ({"data": ["coco"]}, False)):
+        (folder / "activeo3.json").write_text(json.dumps({"step": 0, "world": 1, "config": run}))
+        printed, complaint = evaluate(*flags, "--start", checkpoint, "--find", "blood cell")
+        assert complaint == "" and ("note:  the tiny policy cannot know 'blood cell'" in printed) == said
+    printed, _ = evaluate(*flags, "--start", checkpoint, "--find", "red star")
+    assert "note:" not in printed
+    (folder / "activeo3.json").unlink()
+    assert "note:" not in evaluate(*flags, "--find", "blood cell")[0]  # from elsewhere
+
+
+@pytest.mark.parametrize("find", ["", "white cross"])
+def test_a_picture_of_the_embedded_world_has_its_truth(
+    find: str, checkpoint: str, evaluate, tmp_path: Path, monkeypatch
+) -> None:
+    captions = []
+    drawn = drawing.annotated_picture
+    monkeypatch.setattr(drawing, "annotated_picture", lambda *a, **k: captions.append((a[0], k)) or drawn(*a, **k))
+    asked = ["--find", find] if find else []
+    printed, complaint = evaluate(
+        "--checkpoint", checkpoint, "--image", "scenes:3", *asked, "--output_dir", str(tmp_path), *SMALL
+    )
+    ((example, options),) = captions
+    things = data_scenes.scene("test", 3).of_kind(*(find or "purple square").split())
+    assert complaint == "" and example.query == (find or "purple square")
+    assert example.boxes_px.tolist() == [list(map(float, thing.box_px)) for thing in things]
+    assert options["truth"] == bool(things)  # no "0 true boxes"
+    assert (f", {len(things)} are there" in printed) == bool(things)
+    assert (tmp_path / "scenes-3.looked.png").is_file() and (tmp_path / "scenes-3.looked.html").is_file()
+
+
+def test_the_world_has_a_last_picture(checkpoint: str, evaluate, tmp_path: Path) -> None:
+    (_, complaint) = evaluate("--checkpoint", checkpoint, "--image", "scenes:1000", "--output_dir", str(tmp_path))
+    assert str(complaint) == "activeo3: --image scenes:1000: its pictures are scenes:0 to scenes:999"

@@ -58,6 +58,7 @@ OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
     "transformers": "model model_* attention decoding generate task_models task_model_sam",
+    "huggingface_hub": "model_hub",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
     "pyarrow": "data_io data_tables",
@@ -74,7 +75,7 @@ OWNERS = {
 """An outside package, and the rooms that may import it."""
 
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
-PACKAGES |= {"packaging"}  # come with transformers
+PACKAGES |= {"packaging", "huggingface_hub"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
 PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
 PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras

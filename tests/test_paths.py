@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activeo3 import checkpoints, data, paths
+from activeo3 import checkpoints, cli, data, paths
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_setup import compared
@@ -225,3 +225,45 @@ def test_a_resumable_run_is_found_in_the_home_folder(home: Path) -> None:
     ):
         (folder / part).touch()
     assert checkpoints.resumable(config, SimpleNamespace(rank=0, world=1))["path"] == folder
+
+
+# ---------------------------------------------------------------------- typing errors
+
+
+@pytest.mark.parametrize(
+    "flag, text, near",
+    [
+        ("model", "data/tinyy", "data/tiny"),
+        ("model", "dat/tiny", "data/tiny"),
+        ("checkpoint", "~/data/tnyi", "data/tiny"),
+        ("task_checkpoint", "data/tinyy", "data/tiny"),
+        ("data_root", "dta", "data"),
+        ("ds_config", "ds_confg.json", "ds_config.json"),
+        ("image", "foto.jpg", "photo.jpg"),
+        ("checkpoint", "runs/a/checkpoint-16", "runs/a/checkpoint-160"),
+        ("model", "owner/Qwen-7B", None),  # another model of the hub, of which a smaller one is here
+        ("model", "Qwen/Qwen3-VL-4B-Instruct", None),
+        ("output_dir", "runs/b", None),  # is made
+    ],
+)
+def test_what_a_misspelt_path_may_mean_is_said(home: Path, flag: str, text: str, near: str | None) -> None:
+    for folder in ("data/tiny", "owner/Qwen-3B", "runs/a/checkpoint-160"):
+        (home / folder).mkdir(parents=True)
+    for name in ("ds_config.json", "photo.jpg"):
+        (home / name).touch()
+    evaluates = flag in ("checkpoint", "image")
+    kind, given = (EvalConfig, ["--checkpoint", "data/tiny"]) if evaluates else (TrainConfig, [])
+    argv = [*given, f"--{flag}", text]
+    if near is None:
+        assert getattr(kind.from_args(argv), flag) == text
+        return
+    with pytest.raises(ConfigError) as complaint:
+        kind.from_args(argv)
+    expected = str(home / near) if text.startswith("~") else near
+    assert str(complaint.value) == f"--{flag} {text} does not exist: did you mean {expected}?"
+
+
+def test_a_misspelt_file_is_named_wherever_files_are_read(home: Path) -> None:
+    (home / "order.json").write_text("{}")
+    with pytest.raises(ConfigError, match="oder.json: there is no such file, did you mean order.json"):
+        cli.read_object(Path("oder.json"), "--curriculum oder.json")
