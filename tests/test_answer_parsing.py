@@ -3,7 +3,6 @@
 Letters and words: what models write when one is asked for, with near misses of every rule.
 """
 
-import doctest
 import json
 import math
 import re
@@ -15,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activeo3 import answer_parsing
 from activeo3.answer_parsing import (
     LETTERS,
     REGION_ERRORS,
@@ -42,11 +40,6 @@ OPTIONS = ("The cat", "dark red", "red", "vitamin C")
 
 def tagged(body: str, thought: str = "left") -> str:
     return f"<think>{thought}</think><answer>{body}</answer>"
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    results = doctest.testmod(answer_parsing)
-    assert results.attempted > 0 and results.failed == 0
 
 
 # ---------------------------------------------------------------------- rendered, then read

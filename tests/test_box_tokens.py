@@ -1,6 +1,5 @@
 """families.py, and all roles of a family that writes boxes so: asked without JSON, and read like the others."""
 
-import doctest
 import json
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 from scripted import END, Scripted
 from transformers import PreTrainedTokenizerFast
 
-from activeo3 import families, prompts, task_perception
+from activeo3 import prompts, task_perception
 from activeo3.config import TrainConfig
 from activeo3.families import as_json, marked
 from activeo3.rollout import sample_rollouts
@@ -26,10 +25,6 @@ TASKS = known_tasks()
 CONFIG = TrainConfig(sensing_side=448, crop_side=448, wording="paper")
 IMAGE = Image.new("RGB", (1344, 896))
 BOX, REGION = (250, 250, 500, 500), (336.0, 224.0, 672.0, 448.0)  # in thousandths of that picture, and in its pixels
-
-
-def test_the_documented_examples() -> None:
-    assert doctest.testmod(families).failed == 0 == doctest.testmod(prompts).failed
 
 
 @given(

@@ -1,6 +1,5 @@
 """data.py: the COCO reader on good and on broken folders, pictures, the order of training."""
 
-import doctest
 import json
 import os
 import re
@@ -14,8 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from real_data import real_file
 
-from activeo3 import data, data_io, data_set, eval_output
-from activeo3 import data_loader as stream_room
+from activeo3 import data, data_set, eval_output
 from activeo3.cli import ConfigError
 from activeo3.config import DRAWN
 from activeo3.data import open_dataset
@@ -57,10 +55,6 @@ def folder(root: Path, content: dict[str, Any]) -> str:
     Image.new("RGB", (20, 20), "blue").save(root / "images" / "sub" / "three.png")
     (root / "instances_train.json").write_text(json.dumps(content), encoding="utf-8")
     return str(root)
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert [doctest.testmod(room).failed for room in (data, stream_room, data_io, data_set)] == [0, 0, 0, 0]
 
 
 def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """data_set.py, and the layouts that people have: each built as its publisher builds it, each read alike."""
 
 import base64
-import doctest
 import hashlib
 import json
 from pathlib import Path
@@ -52,7 +51,6 @@ def test_the_first_pattern_with_a_file_counts(tmp_path: Path) -> None:
     )
     assert look_for(tmp_path, ["c/{split}.json"], split="[x]").path.name == "[x].json"  # a split's name is no pattern
     assert look_for(tmp_path, ["b/{split}.json"], split="*") is None
-    assert doctest.testmod(data_set).failed == 0
     said = complaint(lambda: files_of(tmp_path, ["a/{split}.json", "b/{split}-*.parquet"], split="val"))
     assert said == f"{tmp_path}: there is neither a/val.json nor b/val-*.parquet, see data/README.md for the layout"
     assert folder_of(tmp_path, ["a", "c", "b"]) == tmp_path / "c" and folder_of(tmp_path, ["a", "d"]) == tmp_path / "a"

@@ -1,6 +1,5 @@
 """geometry.py against naive loops, pycocotools, Pillow and the processor of transformers."""
 
-import doctest
 import math
 
 import numpy as np
@@ -25,10 +24,6 @@ def naive_overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def naive_area(box: np.ndarray) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(geometry).failed == 0
 
 
 def test_overlap_measures_agree_with_loops_and_pycocotools() -> None:

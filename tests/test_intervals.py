@@ -1,6 +1,5 @@
 """intervals.py: the bootstrap over pictures by a naive loop; its ends are values that the number can have."""
 
-import doctest
 import math
 
 import numpy as np
@@ -9,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metrics import answer, question, random_pairs
 
-from activeo3 import intervals
 from activeo3.intervals import Metric, bootstrap_interval, bootstrap_total, interval
 from activeo3.metrics import detection_metrics, evaluate_detections
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(intervals).failed == 0
 
 
 def test_interval_of_a_mean_is_the_naive_bootstrap_over_pictures() -> None:

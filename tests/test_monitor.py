@@ -1,6 +1,5 @@
 """monitor.py: what is not finite is counted, left out of every mean and named; a run that cannot learn is told once."""
 
-import doctest
 import json
 import math
 from typing import Any, Sequence
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from activeo3 import types
 from activeo3.config import ConfigError
 from activeo3.log import strict_json
 from activeo3.monitor import ZERO_SPREAD_STEPS, TrainingMonitor, faults, lost, step_row
@@ -173,7 +171,6 @@ def test_what_was_cut_off_is_not_compared_but_its_reward_is_reported() -> None:
 
 
 def test_a_reward_says_which_terms_are_no_numbers() -> None:
-    assert doctest.testmod(types).failed == 0
     wrong = [
         Reward({"format": 1.0, "task": math.nan}, math.nan),
         Reward({"format": 1.0, "task": 1e20}, math.inf),

@@ -1,7 +1,6 @@
 """packing.py, decoding.py and their use in generate.py and model.py: episodes of several turns against plain
 transformers, one whole row at a time without cache, packing or padding."""
 
-import doctest
 from dataclasses import replace
 from typing import Callable, Sequence
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from activeo3 import packing
 from activeo3.decoding import ROOM, new_cache
 from activeo3.grpo import answer_logps, token_weights
 from activeo3.model import VisionLanguageModel
@@ -126,7 +124,6 @@ def test_a_branch_knows_what_was_sampled(vlm: VisionLanguageModel, episodes: tup
     assert Branch.of([3, 4]).turns == ((3, 4),) and Branch.of(branch) is branch
     with pytest.raises(ValueError, match="1 observations do not stand between 1 turns"):
         Branch((first,), branch.shown[:1])
-    assert doctest.testmod(packing).failed == 0
 
 
 @pytest.mark.usefixtures("calls")

@@ -1,7 +1,5 @@
 """prompts.py: every prompt names what is looked for and asks for all that is scored."""
 
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +12,6 @@ from activeo3.zoom_calls import Call, ParsedTurn, read_turn
 
 BOX = '{"bbox_2d": [1, 2, 30, 40]}'
 ONE = ((1.0, 2.0, 30.0, 40.0),)
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    results = doctest.testmod(prompts)
-    assert results.attempted > 0 and results.failed == 0
 
 
 # ---------------------------------------------------------------------- what is shown

@@ -1,6 +1,5 @@
 """evidence.py: right is right however it is written, and no way of zooming is worth more than a right answer."""
 
-import doctest
 import random
 from itertools import permutations
 
@@ -24,10 +23,6 @@ FRAME = Frame((0, 0, 1000, 1000), (1000, 1000))
 EVIDENCE = as_boxes([[700, 80, 940, 280]])  # the region on which the reference system was measured
 QUESTION = VQA("What number?", ("42",), evidence_px=EVIDENCE)
 WEIGHTS = {"answer": 1.0, "evidence": 0.35, "calls": 0.05}
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(room).failed == 0
 
 
 # ---------------------------------------------------------------------- is the answer right?

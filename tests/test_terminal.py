@@ -2,7 +2,6 @@
 leaves."""
 
 import ast
-import doctest
 import inspect
 import json
 import re
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import drawing, eval_output, html_report, log, terminal
+from activeo3 import drawing, eval_output, html_report, log
 from activeo3.cli import ConfigError, read_command_line
 from activeo3.data_io import DataError
 from activeo3.eval_config import EvalConfig
@@ -40,10 +39,6 @@ def harmless(text: str) -> bool:
     """A second opinion: categories of Unicode, and not what Python calls printable."""
     kinds = {unicodedata.category(c) for c in text if c not in "\n\t\u200c\u200d"}
     return kinds.isdisjoint({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(terminal).failed == 0
 
 
 @pytest.mark.parametrize("character", ACTING, ids=lambda character: f"U+{ord(character):04X}")

@@ -1,6 +1,5 @@
 """zoom_calls.py: what counts as a request to look closer, near misses included, and where nested looks end up."""
 
-import doctest
 import json
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import painted
 
-from activeo3 import zoom_calls
 from activeo3.geometry import Frame, as_boxes, crop
 from activeo3.prompts import boxes_answer
 from activeo3.zoom_calls import STATUSES, Call, Limits, ParsedTurn, check_zoom, read_turn
@@ -17,10 +15,6 @@ from activeo3.zoom_calls import STATUSES, Call, Limits, ParsedTurn, check_zoom, 
 BOX = (0.2, 0.1, 0.5, 0.4)
 SHARES, PIXELS = Call(BOX, True), Call((20.0, 10.0, 50.0, 40.0), False)
 TAG = '<zoom_roi x0="0.2" y0="0.1" x1="0.5" y1="0.4" />'
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(zoom_calls).failed == 0
 
 
 CALLS: dict[str, Call | None] = {
