@@ -4,6 +4,7 @@ The weights are drawn wide enough that positions, pictures and siblings visibly 
 test that compares two ways of computing something would notice if one of them were wrong.
 """
 
+import runpy
 import sys
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from launch import rank_environment
 from PIL import Image
+from refcoco_folders import NAME
 from scripted import USUAL
 from transformers import (
     AutoModelForImageTextToText,
@@ -37,7 +40,8 @@ from transformers import (
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from activeo3 import attention, processes
+from activeo3 import attention, engine, processes
+from activeo3.engine import Distributed
 from activeo3.families import FAMILIES
 from activeo3.model import VisionLanguageModel
 
@@ -255,3 +259,44 @@ def make_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], s
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_vlm, tmp_path_factory) -> str:
+    """A model folder as a training run leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_vlm("qwen3_vl").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
+    """``evaluate("--checkpoint", ...)`` runs the script: (what it printed, how it complained or "")."""
+
+    def run(*argv: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
+        complaint = ""
+        try:
+            runpy.run_path(str(Path(__file__).parent.parent / "evaluate.py"), run_name="__main__")
+        except SystemExit as stop:
+            complaint = stop.code
+        return capsys.readouterr().out, complaint
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Distributed]:
+    """This process as a group of one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rank_environment(0, 1).items():
+            patch.setenv(name, value)
+        yield engine.start(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with the one picture."""
+    (tmp_path / "coco" / "train2014").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "coco" / "train2014" / NAME)
+    return tmp_path

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from test_real_vocabulary import ROWS, SPECIAL_TOKENS, rebuilt_vocabulary
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+from vocabulary import ROWS, SPECIAL_TOKENS, rebuilt_vocabulary
 
 # Both templates in our own words; they render as the published ones do.
 WITH_PICTURES = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from attack.numbers import ATTACKS, World, learning_rate, weight
-from test_engine import rank_environment
-from test_train import prepare, small_pictures
+from launch import rank_environment
+from small_runs import prepare, small_pictures
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from activeo3 import lora

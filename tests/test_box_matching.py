@@ -5,10 +5,10 @@ import io
 import time
 
 import numpy as np
+from coco_reference import coco_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.cocoeval import COCOeval
-from test_metrics import coco_index
 
 from activeo3.box_matching import Boxes, match_boxes
 from activeo3.metric_rules import SIZES

@@ -23,7 +23,7 @@ from attack.checkpoints import (
     resumed,
     trials,
 )
-from test_engine import finely_sharded, ranks  # noqa: F401 (a fixture)
+from launch import finely_sharded  # noqa: F401 (a fixture)
 
 from activeo3 import checkpoint_files, checkpoints, outputs
 from activeo3.config import ConfigError, TrainConfig

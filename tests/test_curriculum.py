@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launch import rank_environment
 from pages import commands
 from scripted import rows_in
-from test_engine import rank_environment
 
 from activeo3 import curriculum, engine
 from activeo3.config import ConfigError, TrainConfig

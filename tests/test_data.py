@@ -8,6 +8,7 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from data_folders import folder, index
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,38 +24,6 @@ from activeo3.types import Example, TaskResult
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture is to be turned; 6 means a quarter turn clockwise."""
-
-
-def index() -> dict[str, Any]:
-    """Two pictures, three categories, ids in no order; picture 7 has cats and a red blood cell."""
-    return {
-        "images": [
-            {"id": 7, "file_name": "seven.png", "width": 40, "height": 30},
-            {"id": 3, "file_name": "sub/three.png", "width": 20, "height": 20},
-        ],
-        "categories": [
-            {"id": 2, "name": "cat"},
-            {"id": 1, "name": "red_blood_cell"},
-            {"id": 9, "name": "x"},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 10, 5], "area": 33.5},
-            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, 20, 99, 99]},
-            {"id": 3, "image_id": 7, "category_id": 2, "bbox": [-5, 0, 10, 5], "iscrowd": 1},
-            {"id": 4, "image_id": 3, "category_id": 2, "bbox": [0.5, 0.5, 4, 4]},
-            {"id": 5, "image_id": 3, "category_id": 2, "bbox": [0, 0, 0, 4]},
-            {"id": 6, "image_id": 3, "category_id": 1, "bbox": [50, 50, 4, 4]},
-            {"id": 8, "image_id": 3, "category_id": 9, "bbox": [1, 1, 4, 4], "iscrowd": 1},
-        ],
-    }
-
-
-def folder(root: Path, content: dict[str, Any]) -> str:
-    (root / "images" / "sub").mkdir(parents=True)
-    Image.new("RGB", (40, 30), "red").save(root / "images" / "seven.png")
-    Image.new("RGB", (20, 20), "blue").save(root / "images" / "sub" / "three.png")
-    (root / "instances_train.json").write_text(json.dumps(content), encoding="utf-8")
-    return str(root)
 
 
 def test_a_folder_becomes_one_question_per_picture_and_category(tmp_path: Path) -> None:

@@ -1,98 +1,19 @@
 """data_docvqa.py: DocVQA in every public layout, where an answer stands on a page, and broken files."""
 
-import io
 import json
 import re
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_folders import PAGE, ROWS, box_of, docvqa_json, docvqa_parquet, ocr, page_words
 
-from activeo3 import data_docvqa, task_zoom_qa
+from activeo3 import task_zoom_qa
 from activeo3.data import open_dataset
 from activeo3.data_docvqa import Word, padded, plain, spelled
 from activeo3.data_io import DataError
 from activeo3.geometry import as_boxes
-
-PAGE = (200, 100)
-LINES = [
-    ["Invoice", "No.", "4711"],
-    ["Total", "due:", "$", "1,284.50"],
-    ["New", "York,", "May", "1968"],
-    ["copy", "of", "4711"],
-]
-
-
-def page_words(lines: Sequence[Sequence[str]] = LINES) -> list[Word]:
-    """Words in lines, each 20 pixels high and 40 wide, from the top left corner on."""
-    return [
-        Word(text, (40.0 * x, 20.0 * y, 40.0 * x + 38, 20.0 * y + 16))
-        for y, line in enumerate(lines)
-        for x, text in enumerate(line)
-    ]
-
-
-def box_of(*texts: str) -> list[list[float]]:
-    return [list(word.box) for word in page_words() if word.text in texts]
-
-
-def ocr(size: tuple[int, int] = PAGE, lines: Sequence[Sequence[str]] = LINES) -> dict[str, Any]:
-    """Microsoft's OCR of the page, as the task publishes it."""
-    scale = np.array([size[0] / PAGE[0], size[1] / PAGE[1]])
-    words = []
-    for word in page_words(lines):
-        x1, y1, x2, y2 = (np.array(word.box) * np.tile(scale, 2)).tolist()
-        words.append({"boundingBox": [x1, y1, x2, y1, x2, y2, x1, y2], "text": word.text})
-    read = {"page": 1, "clockwiseOrientation": 359.9, "width": size[0], "height": size[1], "unit": "pixel"}
-    return {
-        "status": "Succeeded",
-        "recognitionResults": [read | {"lines": [{"boundingBox": [0] * 8, "text": "", "words": words}]}],
-    }
-
-
-ROWS = [
-    {"questionId": 1, "question": "What is the total?", "question_types": ["table/list"], "image": "documents/ab_1.png", "docId": 5,
-     "ucsf_document_id": "ab", "ucsf_document_page_no": "1", "answers": ["$1,284.50", "1,284.50"], "data_split": "val"},
-    {"questionId": 2, "question": "Which city?", "question_types": ["form", "layout"], "image": "documents/ab_1.png", "docId": 5,
-     "ucsf_document_id": "ab", "ucsf_document_page_no": "1", "answers": ["new york"], "data_split": "val"},
-    {"questionId": 3, "question": "Is it signed?", "question_types": ["Yes/No"], "image": "documents/cd_7.png", "docId": 6,
-     "ucsf_document_id": "cd", "ucsf_document_page_no": "7", "answers": ["no signature"], "data_split": "val"},
-]  # fmt: skip
-
-
-def docvqa_json(root: Path, layout: int = 0, rows: Sequence[dict[str, Any]] = ROWS, split: str = "val") -> str:
-    """The task's json files, with pictures and OCR, in one of the layouts; the second page has no OCR."""
-    questions, pictures, read = (root / "DocVQA" / part.format(split=split) for part in data_docvqa.LAYOUTS[layout])
-    for folder in (questions.parent, pictures, read):
-        folder.mkdir(parents=True, exist_ok=True)
-    questions.write_text(
-        json.dumps({"dataset_name": "docvqa", "dataset_split": split, "dataset_version": "0.1", "data": list(rows)})
-    )
-    for number, name in enumerate(("ab_1", "cd_7")):
-        Image.new("RGB", PAGE, (90 + number, 0, 0)).save(pictures / f"{name}.png")
-    (read / "ab_1.json").write_text(json.dumps(ocr()))
-    return str(root)
-
-
-def docvqa_parquet(
-    root: Path, name: str = "DocVQA/validation-00000-of-00001.parquet", rows: Sequence[dict[str, Any]] = ROWS
-) -> str:
-    """The hub's file: the same rows, with the picture in them."""
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    stored = []
-    for row in rows:
-        file = io.BytesIO()
-        Image.new("RGB", PAGE, (90 + (row["docId"] == 6), 0, 0)).save(file, "PNG")
-        stored.append(row | {"questionId": str(row["questionId"]), "image": {"bytes": file.getvalue(), "path": None}})
-    path = root / "DocVQA" / name
-    path.parent.mkdir(parents=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(stored), path, row_group_size=2)
-    return str(root)
-
 
 # ---------------------------------------------------------------------- layouts
 

@@ -1,14 +1,12 @@
 """docvqa_1200: the hub's table, in the order and with the answers of Active-Perception-R1's benchmark."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from test_data_docvqa import LINES, PAGE, box_of, page_words
-from test_perception_data import complaint
+from data_folders import PAGE, box_of, row, written
+from refcoco_folders import complaint
 
 from activeo3.data import open_dataset
 from activeo3.data_docvqa import padded
@@ -17,45 +15,6 @@ from activeo3.task_zoom_qa import asked_of, rightness
 
 SHUFFLED_29 = [137, 16, 179, 73, 108, 35, 194, 80, 192, 112, 81, 20, 181, 148, 40, 29]
 """What datasets.Dataset.shuffle(seed=29).select(range(16)) takes of 200 rows (datasets 4.4, run once)."""
-
-
-def page() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", PAGE, "white").save(file, "PNG")
-    return file.getvalue()
-
-
-def row(number: int = 0, unit: bool = True, **changes: Any) -> dict[str, Any]:
-    """A row with the columns and types of the published table."""
-    scale = (*PAGE, *PAGE) if unit else (1, 1, 1, 1)
-    words = page_words(LINES)
-    return {
-        "id": f"test_{number}", "image": {"bytes": page(), "path": None},
-        "query": {"de": "Summe?", "en": "What is the total?", "es": "?", "fr": "?", "it": "?"},
-        "answers": ["$1,284.50", "1,284.50"], "words": [word.text for word in words],
-        "bounding_boxes": [[side / size for side, size in zip(word.box, scale)] for word in words],
-        "answer": {"match_score": 1.0, "matched_text": "1,284.50", "start": 5, "text": "1,284.50"},
-    } | changes  # fmt: skip
-
-
-def written(root: Path, rows: list[dict[str, Any]], split: str = "test") -> str:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path = root / "docvqa_1200_examples" / "data" / f"{split}-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    query = pyarrow.struct([(language, pyarrow.string()) for language in ("de", "en", "es", "fr", "it")])
-    parts = {
-        "match_score": pyarrow.float64(),
-        "matched_text": pyarrow.string(),
-        "start": pyarrow.int64(),
-        "text": pyarrow.string(),
-    }
-    answer = pyarrow.struct(list(parts.items()))
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    kinds = {"id": pyarrow.string(), "image": image, "query": query, "answers": pyarrow.list_(pyarrow.string()),
-             "words": pyarrow.list_(pyarrow.string()), "bounding_boxes": pyarrow.list_(pyarrow.list_(pyarrow.float32())),
-             "answer": answer}  # fmt: skip
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds)), path)
-    return str(root)
 
 
 @pytest.mark.parametrize("unit", [True, False])

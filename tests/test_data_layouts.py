@@ -8,11 +8,21 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from data_folders import GLOVE, SIDES, lvis_set, lvis_v1, mask_of, picture, vstar_set
 from PIL import Image
-from test_data_lvis import lvis_set, lvis_v1
-from test_data_thinobject import mask_of
-from test_data_vqa import GLOVE, SIDES, picture, vstar_set
-from test_perception_data import COCO, NAME, OBJECTS, WANTED, complaint, root  # noqa: F401
+from refcoco_folders import (
+    COCO,
+    NAME,
+    OBJECTS,
+    ROWS,
+    WANTED,
+    as_lmms_lab,
+    as_perception_r1,
+    complaint,
+    solutions,
+    table,
+    vstar_lmms_lab,
+)
 
 from activeo3 import (
     data_coco,
@@ -26,14 +36,6 @@ from activeo3 import (
 from activeo3.data import open_dataset
 from activeo3.data_set import files_of, folder_of, look_for, parent_of, present
 from activeo3.geometry import rle_to_mask
-
-
-def table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A parquet file of these rows."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-
 
 # ---------------------------------------------------------------------- the mechanism
 
@@ -141,34 +143,6 @@ def test_lvis_in_the_layouts_of_its_users(tmp_path: Path, index: str, pictures: 
 # ---------------------------------------------------------------------- RefCOCO
 
 
-def as_lmms_lab(root: Path, objects: dict = OBJECTS, hub: str = "RefCOCO") -> None:
-    """lmms-lab's tables: a row per object, all sentences as the answer, bbox as x, y, w, h, the picture itself."""
-    for split in ("val", "testA"):
-        rows = [
-            {"question_id": str(number), "image": {"bytes": picture(9), "path": f"{NAME[:-4]}.jpg"}, "question": "What is in the box?",
-             "answer": phrases, "segmentation": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "bbox": [float(side) for side in bbox],
-             "iscrowd": 0, "file_name": f"{NAME[:-4]}_{number}.jpg"}
-            for number, (bbox, own, phrases) in objects.items() if own == split
-        ]  # fmt: skip
-        table(root / hub / "data" / f"{split}-00000-of-00001.parquet", rows)
-
-
-def solutions(objects: dict, split: str) -> list[dict[str, Any]]:
-    """Perception-R1's rows: a row per phrase, x1, y1, x2, y2 in pixels, and in thousandths beside them."""
-    return [
-        {"image": f"train2014/{NAME}", "problem": phrase, "solution": [x, y, x + w, y + h], "normalized_solution": [1, 2, 3, 4]}
-        for (x, y, w, h), own, phrases in objects.values() if own == split for phrase in phrases
-    ]  # fmt: skip
-
-
-def as_perception_r1(
-    root: Path, objects: dict = OBJECTS, below: str = "jsons/grounding", short: str = "refcoco"
-) -> None:
-    (root / below).mkdir(parents=True, exist_ok=True)
-    for split in ("val", "testA"):
-        (root / below / f"{short}_{split}.json").write_text(json.dumps(solutions(objects, split)))
-
-
 ASKED = "Please provide the bounding box coordinate of the region this sentence describes: {}."
 
 
@@ -207,7 +181,7 @@ LAYOUTS: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
-def test_refcoco_is_the_same_in_every_layout(root: Path, write: Callable) -> None:  # noqa: F811
+def test_refcoco_is_the_same_in_every_layout(root: Path, write: Callable) -> None:
     """The same phrases and boxes as in the layouts of test_perception_data.py; boxes are clipped when the picture is
     read."""
     write(root)
@@ -225,7 +199,7 @@ def test_refcoco_is_the_same_in_every_layout(root: Path, write: Callable) -> Non
 @pytest.mark.parametrize(
     "folder", ["coco/images/train2014", "images/mscoco/images/train2014", "train2014", "eval/images/coco/train2014"]
 )
-def test_the_pictures_of_2014_lie_in_many_places(root: Path, folder: str) -> None:  # noqa: F811
+def test_the_pictures_of_2014_lie_in_many_places(root: Path, folder: str) -> None:
     as_vlm_r1(root)
     (root / folder).parent.mkdir(parents=True, exist_ok=True)
     (root / "coco" / "train2014").rename(root / folder)
@@ -233,7 +207,7 @@ def test_the_pictures_of_2014_lie_in_many_places(root: Path, folder: str) -> Non
     assert data.paths == (root / folder / NAME,) and data[0].size_px == (40, 30)
 
 
-def test_all_three_sets_by_all_names(root: Path) -> None:  # noqa: F811
+def test_all_three_sets_by_all_names(root: Path) -> None:
     for name, family in data_refcoco.FAMILIES.items():
         as_lmms_lab(root, {1: ([1, 1, 5, 5], "val", [f"{name} of lmms-lab"])}, family.hub)
         assert open_dataset(name, "val", str(root))[0].query == f"{name} of lmms-lab"
@@ -244,7 +218,7 @@ def test_all_three_sets_by_all_names(root: Path) -> None:  # noqa: F811
         assert open_dataset(name, "val", str(root))[0].query == f"{name} of others"
 
 
-def test_lmms_labs_val_holds_two_partitions(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_lmms_labs_val_holds_two_partitions(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (data_refcoco._UNC_VAL, data_refcoco._UNC_AND_GOOGLE) == (3_811, 8_811)
     monkeypatch.setattr(data_refcoco, "_UNC_VAL", 1)
     monkeypatch.setattr(data_refcoco, "_UNC_AND_GOOGLE", 2)
@@ -265,7 +239,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("change, sentence", BROKEN)
-def test_a_broken_solution_is_left_out(root: Path, change: dict, sentence: str) -> None:  # noqa: F811
+def test_a_broken_solution_is_left_out(root: Path, change: dict, sentence: str) -> None:
     rows = solutions(OBJECTS, "val")
     rows[0] |= change
     (root / "jsons" / "grounding").mkdir(parents=True)
@@ -274,7 +248,7 @@ def test_a_broken_solution_is_left_out(root: Path, change: dict, sentence: str) 
     assert len(data) == 2 and len(data.dropped) == 1 and sentence in data.dropped[0] and "\n" not in data.dropped[0]
 
 
-def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:  # noqa: F811
+def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:
     rows = solutions(OBJECTS, "val")
     rows[1]["solution"] = [100, 100, 120, 130]
     (root / "jsons" / "grounding").mkdir(parents=True)
@@ -296,37 +270,11 @@ def test_what_is_no_table_of_refcoco_and_a_box_outside(root: Path) -> None:  # n
 # ---------------------------------------------------------------------- V*Bench
 
 
-def row_of(name: str, content: dict[str, Any], number: int, right: int) -> dict[str, str]:
-    """A row of test_questions.jsonl: short options in an order of their own, and the letter of the right one."""
-    words = [option.rstrip(".").split()[-1] for option in content["options"]]
-    words = words[1 : right + 1] + words[:1] + words[right + 1 :]
-    lines = [content["question"], *(f"({letter}) {word}" for letter, word in zip("ABCD", words))]
-    text = "\n".join([*lines, "Answer with the option's letter from the given choices directly."])
-    return {
-        "image": f"{name}.jpg",
-        "text": text,
-        "category": name.split("/")[0],
-        "label": "ABCD"[right],
-        "question_id": str(number),
-    }
-
-
-ROWS = [
-    row_of("direct_attributes/sa_17", GLOVE, 0, 2), row_of("direct_attributes/sa_4690", GLOVE, 1, 0),
-    row_of("relative_position/sa_5", SIDES, 2, 1),
-]  # fmt: skip
-
-
 def vstar_list(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
     vstar_set(root)
     for path in (root / "vstar_bench").glob("*/*.json"):
         path.unlink()
     (root / "vstar_bench" / "test_questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def vstar_lmms_lab(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:
-    rows = [row | {"image": {"bytes": picture(90), "path": None}} for row in rows]
-    table(root / "vstar-bench" / "data" / "test-00000-of-00001.parquet", rows)
 
 
 def vstar_converted(root: Path, rows: list[dict[str, Any]] = ROWS) -> None:

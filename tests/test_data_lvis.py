@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_folders import lvis_set, lvis_v1
 from hypothesis import given, strategies
-from PIL import Image
 from pycocotools.coco import COCO
 from real_data import real_file
 
@@ -20,49 +20,6 @@ from activeo3.data_io import DataError
 from activeo3.data_lvis import CROWDED, PER_CATEGORY, SMALL_PX, TOTAL, candidates, draw
 from activeo3.data_set import Source
 from activeo3.metric_rules import LVIS
-
-
-def lvis_v1(split: str = "val") -> dict[str, Any]:
-    """An LVIS v1 file: picture 11 has a tiny pin and a cup, 12 is crowded, 13 has only a large cup.
-
-    Pictures are named by their url alone, and 12 comes from COCO's training pictures, as many of LVIS do.
-    """
-
-    def image(number: int, folder: str, **federated: list[int]) -> dict[str, Any]:
-        return {"id": number, "coco_url": f"http://images.cocodataset.org/{folder}/{number:012}.jpg", "width": 64, "height": 48,
-                "flickr_url": "", "license": 3, "date_captured": "2013-11-14",
-                "neg_category_ids": [], "not_exhaustive_category_ids": []} | federated  # fmt: skip
-
-    def box(number: int, picture: int, category: int, x: float, side: float) -> dict[str, Any]:
-        corners = [x, 0, x + side, 0, x + side, side, x, side]
-        return {"id": number, "image_id": picture, "category_id": category, "bbox": [x, 0, side, side],
-                "area": side * side, "segmentation": [corners]}  # fmt: skip
-
-    category = {"synset": "", "synonyms": [], "def": "", "instance_count": 9, "image_count": 9}
-    return {
-        "info": {"version": "v1.0"}, "licenses": [],
-        "images": [image(13, "val2017"), image(11, "val2017", not_exhaustive_category_ids=[7], neg_category_ids=[5]),
-                   image(12, "train2017")],
-        "categories": [category | {"id": k, "name": name, "frequency": mark}
-                       for k, name, mark in ((7, "pin", "r"), (3, "coffee_cup", "c"), (5, "dog", "f"))],
-        "annotations": [
-            box(1, 11, 7, 0, 9.9), box(2, 11, 3, 20, 20), box(3, 11, 7, 40, 15), box(4, 13, 3, 0, 10.0),
-            *(box(10 + k, 12, 5 if k else 7, 3.5 * k, 11) for k in range(16)),
-        ],
-    }  # fmt: skip
-
-
-def lvis_set(root: Path, content: dict[str, Any], name: str = "lvis_v1_val.json", pictures: str = "coco") -> str:
-    """The folders as data/README.md tells to unpack them."""
-    (root / "lvis").mkdir(parents=True)
-    (root / "lvis" / name).write_text(json.dumps(content))
-    for row in content["images"]:
-        part = row["coco_url"].removeprefix("http://images.cocodataset.org/")
-        path = root / "coco" / part if pictures == "coco" else root / "lvis" / "images" / Path(part).name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (row["width"], row["height"]), (row["id"], 0, 0)).save(path, quality=100)
-    return str(root)
-
 
 # ---------------------------------------------------------------------- the files
 

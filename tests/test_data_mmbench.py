@@ -9,9 +9,9 @@ from typing import Any, Sequence
 
 import numpy as np
 import pytest
+from data_folders import picture
+from launch import SMALL
 from scripted import rows_in
-from test_data_vqa import picture
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data, data_mmbench
 from activeo3.answer_parsing import final_text

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from data_folders import aerial, aerial_set, driving_set, gradient
 from hypothesis import given, strategies
 from PIL import Image
 
@@ -19,60 +19,6 @@ from activeo3.data_set import Source
 from activeo3.data_soda import open_soda_a, remembered
 from activeo3.data_tiles import counted
 from activeo3.metric_rules import SODA_A, SODA_D
-
-AERIAL_NAMES = ["airplane", "helicopter", "small-vehicle", "large-vehicle", "ship", "container", "storage-tank",
-                "swimming-pool", "windmill", "ignore"]  # fmt: skip
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """A picture whose pixels say where they are: red is x, green is y, both modulo 256."""
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    return Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], axis=2).astype(np.uint8))
-
-
-def aerial(polys: list[tuple[int, list[float]]], size: tuple[int, int] = (300, 200)) -> dict[str, Any]:
-    """One of SODA-A's files, with the keys that the published ones have."""
-    return {
-        "images": {"file_name": "set-by-caller.jpg", "height": size[1], "width": size[0]},
-        "categories": [{"id": k, "name": name} for k, name in enumerate(AERIAL_NAMES)],
-        "annotations": [
-            {"poly": poly, "area": 50.0, "category_id": category, "image_id": 0, "id": number}
-            for number, (category, poly) in enumerate(polys)
-        ],
-    }
-
-
-def aerial_set(root: Path, split: str, files: dict[str, dict[str, Any]], images: str = "Images") -> str:
-    folder = root / "SODA-A" / "Annotations" / split
-    folder.mkdir(parents=True)
-    (root / "SODA-A" / images).mkdir(parents=True)
-    for number, name in enumerate(sorted(files), start=1):
-        content = files[name]
-        content["images"] = {"id": number} | content["images"] | {"file_name": f"{name}.jpg"}
-        (folder / f"{name}.json").write_text(json.dumps(content))
-        size = (content["images"]["width"], content["images"]["height"])
-        gradient(*size).save(root / "SODA-A" / images / f"{name}.jpg", quality=95)
-    return str(root)
-
-
-def driving_set(root: Path, split: str, annotations: list[dict[str, Any]], size: tuple[int, int] = (300, 200)) -> str:
-    """SODA-D's two folders with one picture of id 41."""
-    names = ["people", "rider", "bicycle", "motor", "vehicle", "traffic-sign", "traffic-light", "traffic-camera",
-             "warning-cone", "ignore"]  # fmt: skip
-    content = {
-        "images": [{"id": 41, "file_name": "00041.jpg", "width": size[0], "height": size[1]}],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=1)],
-        "annotations": [
-            {"id": k, "image_id": 41, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]} | row
-            for k, row in enumerate(annotations)
-        ],
-    }
-    (root / "SODA-D" / "Annotations").mkdir(parents=True)
-    (root / "SODA-D" / "Images").mkdir()
-    (root / "SODA-D" / "Annotations" / f"{split}.json").write_text(json.dumps(content))
-    gradient(*size).save(root / "SODA-D" / "Images" / "00041.jpg", quality=95)
-    return str(root)
-
 
 # ---------------------------------------------------------------------- the files
 

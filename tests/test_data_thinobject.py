@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_folders import mask_of, thin_set
 from PIL import Image
 
 from activeo3 import data_thinobject
@@ -13,26 +14,6 @@ from activeo3.data_io import DataError
 from activeo3.geometry import rle_to_mask
 from activeo3.rewards import covered
 from activeo3.types import ParsedAnswer, Region, Rollout
-
-
-def mask_of(seed: int, size: tuple[int, int] = (30, 20)) -> np.ndarray:
-    """Grey values (H, W) as an alpha channel has them: a thin line with soft borders."""
-    values = np.zeros(size[::-1], dtype=np.uint8)
-    for k in range(5, 15):
-        values[k, k + seed : k + seed + 4] = (90, 127, 128, 255)
-    return values
-
-
-def thin_set(root: Path, names: tuple[str, ...] = ("bee", "web.v2"), split: str = "val") -> str:
-    """The published layout: lists of mask names, jpg pictures, png masks."""
-    folder = root / "ThinObject5K"
-    for below in ("images", "masks", "list"):
-        (folder / below).mkdir(parents=True)
-    (folder / "list" / f"{split}.txt").write_text("".join(f"{name}.png\n" for name in names))
-    for seed, name in enumerate(names):
-        Image.new("RGB", (30, 20), (200, 10 * seed, 0)).save(folder / "images" / f"{name}.jpg", quality=100)
-        Image.fromarray(mask_of(seed)).save(folder / "masks" / f"{name}.png")
-    return str(root)
 
 
 def test_every_picture_has_its_mask_and_the_box_around_it(tmp_path: Path) -> None:

@@ -9,16 +9,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import data_folders
 import numpy as np
 import pytest
-import test_data
-import test_data_docvqa as documents
-import test_data_docvqa_1200 as docvqa_1200
-import test_data_layouts as layouts
-import test_data_lvis as selections
-import test_data_soda as soda
-import test_data_vqa as questions
-import test_perception_data as perception
+import refcoco_folders
 from PIL import Image
 
 from activeo3 import eval_output, log
@@ -76,26 +70,26 @@ def survives(name: str, split: str, root: Path) -> bool:
 
 def refcoco(root: Path, write: Callable) -> None:
     (root / "coco" / "train2014").mkdir(parents=True)
-    Image.new("RGB", (40, 30)).save(root / "coco" / "train2014" / perception.NAME)
+    Image.new("RGB", (40, 30)).save(root / "coco" / "train2014" / refcoco_folders.NAME)
     write(root)
 
 
 SQUARE = [0, 0, 9, 0, 9, 9, 0, 9]
 BOXES = [{"bbox": [5 * kind, 5, 20, 20], "category_id": kind} for kind in (1, 2, 10)]
 JSON: dict[str, tuple[str, str, Callable[[Path], Any], str]] = {  # name, split, what writes it, the file to spoil
-    "coco": ("coco", "train", lambda root: test_data.folder(root, test_data.index()), "instances_train.json"),
-    "coco_det": ("coco_det", "train", lambda root: test_data.folder(root, test_data.index()), "instances_train.json"),
-    "lvis": ("lvis_dense", "val", lambda root: selections.lvis_set(root, selections.lvis_v1()), "lvis/lvis_v1_val.json"),
-    "soda_a": ("soda_a", "val", lambda root: soda.aerial_set(root, "val", {k: soda.aerial([(4, SQUARE), (9, SQUARE)]) for k in "ab"}),
+    "coco": ("coco", "train", lambda root: data_folders.folder(root, data_folders.index()), "instances_train.json"),
+    "coco_det": ("coco_det", "train", lambda root: data_folders.folder(root, data_folders.index()), "instances_train.json"),
+    "lvis": ("lvis_dense", "val", lambda root: data_folders.lvis_set(root, data_folders.lvis_v1()), "lvis/lvis_v1_val.json"),
+    "soda_a": ("soda_a", "val", lambda root: data_folders.aerial_set(root, "val", {k: data_folders.aerial([(4, SQUARE), (9, SQUARE)]) for k in "ab"}),
                "SODA-A/Annotations/val/a.json"),
-    "soda_d": ("soda_d", "val", lambda root: soda.driving_set(root, "val", BOXES), "SODA-D/Annotations/val.json"),
-    "mdetr": ("refcoco", "val", lambda root: refcoco(root, perception.as_json), "mdetr_annotations/finetune_refcoco_val.json"),
-    "refs": ("refcoco", "val", lambda root: refcoco(root, perception.as_pickle), "refcoco/refs(unc).p"),
-    "instances": ("refcoco", "val", lambda root: refcoco(root, perception.as_pickle), "refcoco/instances.json"),
-    "perception_r1": ("refcoco", "val", lambda root: refcoco(root, layouts.as_perception_r1), "jsons/grounding/refcoco_val.json"),
-    "vstar": ("vstar", "test", lambda root: questions.vstar_set(root, {k: questions.GLOVE for k in "ab"}), "vstar_bench/direct_attributes/a.json"),
-    "docvqa": ("docvqa", "val", documents.docvqa_json, "DocVQA/spdocvqa_qas/val_v1.0_withQT.json"),
-    "pages": ("pageocr", "train", lambda root: perception.page_set(root, [{"image": "1.png", "conversations": perception.told("a")}] * 2), "pageocr/train.json"),
+    "soda_d": ("soda_d", "val", lambda root: data_folders.driving_set(root, "val", BOXES), "SODA-D/Annotations/val.json"),
+    "mdetr": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_json), "mdetr_annotations/finetune_refcoco_val.json"),
+    "refs": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_pickle), "refcoco/refs(unc).p"),
+    "instances": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_pickle), "refcoco/instances.json"),
+    "perception_r1": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_perception_r1), "jsons/grounding/refcoco_val.json"),
+    "vstar": ("vstar", "test", lambda root: data_folders.vstar_set(root, {k: data_folders.GLOVE for k in "ab"}), "vstar_bench/direct_attributes/a.json"),
+    "docvqa": ("docvqa", "val", data_folders.docvqa_json, "DocVQA/spdocvqa_qas/val_v1.0_withQT.json"),
+    "pages": ("pageocr", "train", lambda root: refcoco_folders.page_set(root, [{"image": "1.png", "conversations": refcoco_folders.told("a")}] * 2), "pageocr/train.json"),
 }  # fmt: skip
 
 
@@ -127,35 +121,35 @@ def test_odd_values_in_json(tmp_path: Path, case: tuple) -> None:
 
 
 def hrbench(root: Path) -> None:
-    rows = questions.hrbench_rows(base64.b64encode(questions.picture(9)).decode())
-    layouts.table(root / "HR-Bench" / "hr_bench_4k.parquet", rows)
+    rows = data_folders.hrbench_rows(base64.b64encode(data_folders.picture(9)).decode())
+    refcoco_folders.table(root / "HR-Bench" / "hr_bench_4k.parquet", rows)
 
 
 def pixmo(root: Path) -> None:
-    content = perception.picture(1)
-    row = perception.pixmo_row(content)
-    perception.pixmo_set(root, [row, row], pictures={row["image_sha256"]: content})
+    content = refcoco_folders.picture(1)
+    row = refcoco_folders.pixmo_row(content)
+    refcoco_folders.pixmo_set(root, [row, row], pictures={row["image_sha256"]: content})
 
 
 PARQUET: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "mme": (
         "mme",
         "test",
-        lambda root: questions.parquet_set(
-            root, "MME", [[questions.mme_row(f"{k // 2}.jpg", k, "Yes") for k in range(4)]]
+        lambda root: data_folders.parquet_set(
+            root, "MME", [[data_folders.mme_row(f"{k // 2}.jpg", k, "Yes") for k in range(4)]]
         ),
     ),
     "hrbench": ("hrbench", "test", hrbench),
-    "docvqa": ("docvqa", "val", documents.docvqa_parquet),
+    "docvqa": ("docvqa", "val", data_folders.docvqa_parquet),
     "docvqa_1200": (
         "docvqa_1200",
         "test",
-        lambda root: docvqa_1200.written(root, [docvqa_1200.row(k) for k in range(3)]),
+        lambda root: data_folders.written(root, [data_folders.row(k) for k in range(3)]),
     ),
     "pixmo": ("pixmo_count", "train", pixmo),
-    "jxu124": ("refcoco", "val", lambda root: refcoco(root, perception.as_table)),
-    "lmms_lab": ("refcoco", "val", lambda root: refcoco(root, layouts.as_lmms_lab)),
-    "vstar": ("vstar", "test", layouts.vstar_lmms_lab),
+    "jxu124": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_table)),
+    "lmms_lab": ("refcoco", "val", lambda root: refcoco(root, refcoco_folders.as_lmms_lab)),
+    "vstar": ("vstar", "test", refcoco_folders.vstar_lmms_lab),
 }
 CELLS = [
     None,

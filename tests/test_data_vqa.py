@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_folders import (
+    GLOVE,
+    HEADER,
+    SIDES,
+    hrbench_rows,
+    hrbench_set,
+    mmbench_row,
+    mmbench_set,
+    mme_row,
+    parquet_set,
+    picture,
+    vstar_set,
+)
 from PIL import Image
 
 from activeo3 import data_tables, data_vqa
@@ -19,42 +31,7 @@ from activeo3.data_io import DataError
 from activeo3.data_set import Source
 from activeo3.data_vqa import LETTERS
 
-
-def picture(red: int, size: tuple[int, int] = (40, 30), kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (red, 0, 0)).save(file, kind, **options)
-    return file.getvalue()
-
-
 # ---------------------------------------------------------------------- V*Bench
-
-GLOVE = {
-    "target_object": ["glove"],
-    "bbox": [[10, 5, 8, 6]],
-    "question": "What is the material of the glove?",
-    "options": ["The material of the glove is rubber.", "The material of the glove is cotton.",
-                "The material of the glove is kevlar.", "The material of the glove is leather."],
-}  # fmt: skip
-SIDES = {
-    "target_object": ["dog", "red car"],
-    "bbox": [[0, 0, 4, 4], [30, 20, 99, 5]],
-    "question": "Is the dog left or right of the red car?",
-    "options": ["The dog is left of the red car.", "The dog is right of the red car."],
-}
-
-
-def vstar_set(root: Path, attributes: dict[str, dict] | None = None) -> str:
-    """The published layout: a jpg and a json of the same name, in a folder per kind of question."""
-    parts = {
-        "direct_attributes": attributes or {"sa_4690": GLOVE, "sa_17": GLOVE},
-        "relative_position": {"sa_5": SIDES},
-    }
-    for kind, files in parts.items():
-        (root / "vstar_bench" / kind).mkdir(parents=True)
-        for name, content in files.items():
-            (root / "vstar_bench" / kind / f"{name}.json").write_text(json.dumps(content))
-            (root / "vstar_bench" / kind / f"{name}.jpg").write_bytes(picture(90, kind="JPEG"))
-    return str(root)
 
 
 def test_vstar_questions(tmp_path: Path) -> None:
@@ -151,27 +128,6 @@ def test_a_target_outside_and_a_picture_on_its_side(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- tab-separated
-
-HEADER = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category", "comment",
-          "split"]  # fmt: skip
-
-
-def mmbench_row(index: int, image: bytes | str, answer: str = "B", **cells: str) -> dict[str, str]:
-    row = dict.fromkeys(HEADER, "") | {"index": str(index), "question": f"Which, {index}?", "A": "cat", "B": "dog", "C": "hen",
-                                       "answer": answer, "category": "identity", "split": "dev"}  # fmt: skip
-    row["image"] = image if isinstance(image, str) else base64.b64encode(image).decode()
-    return row | cells
-
-
-def mmbench_set(root: Path, rows: list[dict[str, str]], header: list[str] | None = None) -> str:
-    (root / "MMBench").mkdir(parents=True)
-    with (root / "MMBench" / "MMBench_DEV_EN_V11.tsv").open(
-        "w", newline="", encoding="utf-8", errors="surrogatepass"
-    ) as file:
-        writer = csv.DictWriter(file, header or HEADER, delimiter="\t", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(root)
 
 
 def test_mmbench_questions(tmp_path: Path) -> None:
@@ -288,26 +244,6 @@ def test_a_bad_picture_in_a_table_is_one_examples_matter(tmp_path: Path) -> None
 # ---------------------------------------------------------------------- parquet
 
 
-def parquet_set(root: Path, name: str, files: list[list[dict[str, Any]]], group: int = 2) -> str:
-    """Files as the hub stores them: ``image`` is a struct of a picture file's bytes and its path."""
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    (root / name / "data").mkdir(parents=True)
-    for number, rows in enumerate(files):
-        path = root / name / "data" / f"test-{number:05}-of-{len(files):05}.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
-    return str(root)
-
-
-def mme_row(name: str, red: int, answer: str) -> dict[str, Any]:
-    return {
-        "question_id": name, "image": {"bytes": picture(red), "path": None},
-        "question": f"Is this red {red}? Please answer yes or no.", "answer": answer,
-        "category": name.partition("/")[0] if "/" in name else "color",
-    }  # fmt: skip
-
-
 def test_mme_questions(tmp_path: Path) -> None:
     names = ["color/a.jpg", "color/a.jpg", "color/b.jpg", "color/b.jpg", "count/a.jpg"]
     rows = [mme_row(name, 10 * k, "Yes" if k % 2 else "No") for k, name in enumerate(names)]
@@ -317,29 +253,6 @@ def test_mme_questions(tmp_path: Path) -> None:
     assert [e.vqa.group for e in data] == names and [e.image_id for e in data] == [1, 1, 2, 2, 3]
     assert [e.vqa.answer for e in data] == ["No", "Yes", "No", "Yes", "No"]
     assert data[0].query.startswith("Is this red 0?") and data[0].vqa.options == ()
-
-
-def hrbench_rows(image: Any, number: int = 0, kind: str = "single") -> list[dict[str, Any]]:
-    """A question of HR-Bench under the four rotations of its options."""
-    options = [f"27{letter}" for letter in "BDEF"]
-    return [
-        {"index": str(number + k), "question": f"What is on sign {number}?", **dict(zip("ABCD", options[k:] + options[:k])),
-         "answer": "ABCD"[-k % 4], "category": kind, "cycle_category": str(k), "image": image}
-        for k in range(4)
-    ]  # fmt: skip
-
-
-def hrbench_set(root: Path, name: str = "hr_bench_4k") -> str:
-    (root / "HR-Bench").mkdir(parents=True, exist_ok=True)
-    rows = [
-        *hrbench_rows(base64.b64encode(picture(10)).decode()),
-        *hrbench_rows(base64.b64encode(picture(20)).decode(), 4, "cross"),
-    ]
-    with (root / "HR-Bench" / f"{name}.tsv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(root)
 
 
 def check_hrbench(data: Any) -> None:
@@ -495,28 +408,6 @@ def test_without_pyarrow_the_package_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 # ---------------------------------------------------------------------- for other tests
-
-
-def questions_on_disk(root: Path, parquet: bool) -> list[str]:
-    """The public files in small; returns the data sets that were written."""
-    vstar_set(root)
-    rows = [
-        mmbench_row(1, picture(10)),
-        mmbench_row(1_000_001, "1", "A"),
-        mmbench_row(2_000_001, "1", "C"),
-        mmbench_row(2, picture(20), hint="Look."),
-    ]
-    mmbench_set(root, rows)
-    hrbench_set(root)
-    if not parquet:
-        return ["hrbench", "mmbench", "vstar"]
-    parquet_set(root, "MME", [[mme_row(f"color/{k // 2}.jpg", k, "No" if k % 2 else "Yes") for k in range(4)]])
-    real = [
-        {"image": {"bytes": picture(k), "path": None}, "question": f"Which?\n\nA. {k}\nB. no", "answer": "B"}
-        for k in range(2)
-    ]
-    parquet_set(root, "RealworldQA", [real])
-    return ["hrbench", "mme", "mmbench", "realworldqa", "vstar"]
 
 
 # ---------------------------------------------------------------------- MME

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from test_engine import rank_environment
+from launch import rank_environment
 
 from activeo3 import outputs
 from activeo3.config import ConfigError, TrainConfig

@@ -7,9 +7,9 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from launch import SMALL
 from PIL import Image
 from scripted import END, Scripted, blobs, painted, written
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data_scenes, drawing, eval_demo
 from activeo3.config import ConfigError

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from coco_reference import world
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scripted import finished
-from test_eval_output import world
 
 from activeo3 import eval_output
 from activeo3.eval_core import Row, Setting

@@ -1,7 +1,5 @@
 """eval_output.py: other programs read the same numbers, people read the same cells in Markdown and LaTeX."""
 
-import contextlib
-import io
 import json
 import re
 from dataclasses import replace
@@ -9,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_reference import STATS, scored_by_pycocotools, world
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from scripted import finished
 
 from activeo3 import eval_detection, eval_output, metrics, outputs
@@ -37,48 +34,6 @@ def row(method: str = "grid", task_model: str = "mllm", policy: str = "", region
         "TP": 2,
     }
     return Row("toys", Setting(method, policy, task_model, regions, blind), 7, values, [])
-
-
-def scored_by_pycocotools(folder: Path, truth: str, predictions: str) -> np.ndarray:
-    """The twelve numbers of COCOeval from two files, and nothing of ours."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        data = COCO(str(folder / f"{truth}.json"))
-        found = data.loadRes(str(folder / f"{predictions}.json"))
-        run = COCOeval(data, found, "bbox")
-        run.evaluate(), run.accumulate(), run.summarize()
-    return run.stats
-
-
-STATS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_s": 3, "AP_m": 4, "AP_l": 5, "AR": 8, "AR_s": 9, "AR_m": 10, "AR_l": 11}
-
-
-def world(scores: str, seed: int) -> tuple[list[Example], list[TaskResult]]:
-    """Questions about pictures in no order of their ids, with crowds, mask areas and perturbed detections."""
-    rng = np.random.default_rng(seed)
-    examples, outcomes = [], []
-    for image_id in rng.permutation(12) + 1:
-        for category in rng.permutation(4)[: rng.integers(1, 4)] + 1:
-            low, side = rng.uniform(0, 400, (5, 2)), rng.uniform(6, 140, (5, 2))
-            boxes = np.concatenate([low, low + side], axis=1)
-            image = Image.new("RGB", (640, 560))
-            areas = side.prod(axis=1) * rng.uniform(0.3, 1, 5)
-            examples.append(
-                Example(
-                    f"{image_id}-{category}",
-                    image,
-                    f"thing {category}",
-                    boxes,
-                    int(image_id),
-                    int(category),
-                    rng.random(5) < 0.2,
-                    areas,
-                )  # fmt: skip
-            )
-            around = np.concatenate([boxes, boxes[:3]]) + rng.normal(0, 5, (8, 4))
-            order = rng.permutation(8)
-            values = {"ties": np.ones(8), "few": rng.integers(1, 4, 8) / 4, "real": rng.random(8)}[scores]
-            outcomes.append(TaskResult(around[order], np.sort(values)[::-1].copy()))
-    return examples, outcomes
 
 
 @pytest.mark.parametrize("scores", ["ties", "few", "real"])

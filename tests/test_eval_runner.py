@@ -18,10 +18,10 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from data_folders import vstar_set
+from launch import on_ranks
 from PIL import Image
 from scripted import rows_in
-from test_data_vqa import vstar_set
-from test_engine import on_ranks
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # evaluate.py is a script beside the package

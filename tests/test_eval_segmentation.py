@@ -8,12 +8,12 @@ from typing import Callable
 
 import numpy as np
 import pytest
+from data_folders import thin_set
+from launch import SMALL
 from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
+from sam_models import MEAN, STD, sam_1
 from scripted import COLOURS, END, Backwards, Scripted, backwards, finished, painted, rows_in, table, written
-from test_data_thinobject import thin_set
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401 (fixtures)
-from test_task_model_sam import MEAN, STD, sam_1
 
 from activeo3 import eval_output, eval_setup, log, task_segmentation
 from activeo3.config import ConfigError, TrainConfig

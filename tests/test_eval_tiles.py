@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_folders import driving_set
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scripted import finished
-from test_data_soda import driving_set
 
 from activeo3 import eval_output, eval_tiles, geometry
 from activeo3.data import open_dataset

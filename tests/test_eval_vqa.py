@@ -9,10 +9,10 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 import pytest
+from data_folders import questions_on_disk, vstar_set
+from launch import SMALL
 from PIL import Image
 from scripted import END, Scripted, backwards, blobs, finished, looks, painted, rows_in, table, written
-from test_data_vqa import questions_on_disk, vstar_set
-from test_evaluate import SMALL, checkpoint, evaluate  # noqa: F401  (fixtures)
 
 from activeo3 import data, data_mmbench, eval_output, eval_runner, eval_setup, eval_vqa
 from activeo3.answer_parsing import WORD_ERRORS

@@ -8,12 +8,10 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 import pytest
+from data_folders import docvqa_json, vstar_set
+from episodes import ANSWER, CONFIG, IN, PLATE, SIZE, WAYS, episode, question
 from PIL import Image
 from scripted import END, Scripted, backwards, finished, painted, rows_in, table
-from test_data_docvqa import docvqa_json
-from test_data_vqa import vstar_set
-from test_evaluate import ROOT, checkpoint, evaluate  # noqa: F401
-from test_task_zoom_qa import ANSWER, CONFIG, IN, PLATE, SIZE, WAYS, episode, question
 
 from activeo3 import eval_baselines, eval_output, eval_zoom_qa, prompts, task_zoom_qa
 from activeo3.config import ConfigError, TrainConfig

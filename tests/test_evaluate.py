@@ -5,15 +5,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from coco_reference import STATS, scored_by_pycocotools
+from data_folders import lvis_folder, theirs
+from launch import SMALL
 from PIL import Image
 from scripted import rows_in
-from test_eval_output import STATS, scored_by_pycocotools
-from test_lvis import lvis_folder, theirs
 
 from activeo3 import eval_demo, eval_detection, eval_setup, outputs
 from activeo3.eval_config import EvalConfig
@@ -21,31 +22,6 @@ from activeo3.model import VisionLanguageModel
 from activeo3.types import Example
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--crop_side 32 --sensing_side 32 --max_new_tokens 5 --task_max_new_tokens 5 --resamples 20".split()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(make_vlm, tmp_path_factory) -> str:
-    """A model folder as a training run leaves it, with random weights."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    make_vlm("qwen3_vl").save(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def evaluate(monkeypatch, capsys) -> Callable[..., tuple[str, str]]:
-    """``evaluate("--checkpoint", ...)`` runs the script: (what it printed, how it complained or "")."""
-
-    def run(*argv: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
-        complaint = ""
-        try:
-            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
-        except SystemExit as stop:
-            complaint = stop.code
-        return capsys.readouterr().out, complaint
-
-    return run
 
 
 # ---------------------------------------------------------------------- the table

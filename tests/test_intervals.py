@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from coco_reference import answer, question, random_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import answer, question, random_pairs
 
 from activeo3.intervals import Metric, bootstrap_interval, bootstrap_total, interval
 from activeo3.metrics import detection_metrics, evaluate_detections

@@ -220,6 +220,13 @@ def test_the_package_is_flat() -> None:
     assert "utils" not in ROOMS and "helpers" not in ROOMS
 
 
+def test_no_test_imports_a_test() -> None:
+    """What tests share lies in rooms of its own, or in conftest.py."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        named = {name.split(".")[0] for name in imports_of(path.read_text())}
+        assert not {name for name in named if name.startswith("test_")}, path
+
+
 def test_every_file_says_what_it_is_for() -> None:
     for name, tree in trees():
         assert len(ast.get_docstring(tree) or "") > 40, f"{name} has no docstring"

@@ -8,9 +8,9 @@ from typing import Callable, Iterator
 
 import pytest
 import torch
+from launch import finely_sharded, rank_environment
 from PIL import Image
-from test_engine import finely_sharded, rank_environment
-from test_train import prepare, rows_of
+from small_runs import prepare, rows_of
 
 from activeo3 import checkpoints, engine, lora
 from activeo3.config import ConfigError, TrainConfig

@@ -11,13 +11,14 @@ import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from coco_reference import STATS, scored_by_pycocotools
+from data_folders import FREQUENCIES, NAMES, lvis_folder, small_lvis, theirs
 from PIL import Image
 from real_data import real_file
-from test_eval_output import STATS, scored_by_pycocotools
 
 from activeo3 import eval_output, eval_perception, eval_setup, metrics, task_perception
 from activeo3.config import ConfigError, TrainConfig
@@ -30,29 +31,6 @@ from activeo3.metric_rules import COCO, LVIS
 from activeo3.task_perception import Answer
 from activeo3.tasks import known_tasks
 from activeo3.types import Example, Objects, Rollout, TaskResult
-
-FREQUENCIES = {"AP_r": "APr", "AP_c": "APc", "AP_f": "APf"}
-NAMES = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_s": "APs", "AP_m": "APm", "AP_l": "APl",
-         "AR": "AR@300", "AR_s": "ARs@300", "AR_m": "ARm@300", "AR_l": "ARl@300"}  # fmt: skip
-
-
-def small_lvis(seed: int = 0, partly: bool = True) -> dict[str, Any]:
-    """Twelve pictures and six categories: some present, some known to be absent, the rest not checked."""
-    rng = np.random.default_rng(seed)
-    images, annotations = [], []
-    for number in rng.permutation(12) + 1:
-        kinds = rng.permutation(6) + 1
-        there, absent = kinds[: rng.integers(1, 4)], kinds[3:5]
-        some = there[:1].tolist() if partly and rng.random() < 0.5 else []
-        images.append({"id": int(number), "width": 400, "height": 300, "coco_url": f"http://images.cocodataset.org/val2017/{number}.jpg",
-                       "neg_category_ids": absent.tolist(), "not_exhaustive_category_ids": some})  # fmt: skip
-        for kind in there:
-            for _ in range(rng.integers(1, 5)):
-                (x, y), (w, h) = rng.uniform(0, 150, 2).round(2), rng.uniform(5, 149, 2).round(2)
-                annotations.append({"id": len(annotations) + 1, "image_id": int(number), "category_id": int(kind), "bbox": [x, y, w, h],
-                                    "area": float(w * h * 0.7), "segmentation": [[x, y, x + w, y, x + w, y + h]]})  # fmt: skip
-    categories = [{"id": k, "name": f"thing_{k}", "frequency": "rcf"[k % 3]} for k in range(1, 7)]
-    return {"info": {}, "licenses": [], "images": images, "categories": categories, "annotations": annotations}
 
 
 def asked(path: Path) -> list[Example]:
@@ -86,17 +64,6 @@ def perturbed(examples: list[Example], seed: int) -> list[TaskResult]:
     return outcomes
 
 
-def theirs(monkeypatch: pytest.MonkeyPatch, annotations: Path, predictions: Path) -> dict[str, float]:
-    """What the package finds in two files, and nothing of ours."""
-    lvis = pytest.importorskip("lvis", exc_type=ImportError)
-    monkeypatch.setattr(np, "float", float, raising=False)  # its last release is older than numpy without np.float
-    evaluation = lvis.LVISEval(str(annotations), str(predictions), iou_type="bbox")
-    boxed = {row["category_id"] for row in evaluation.lvis_gt.dataset["annotations"]}
-    evaluation.params.cat_ids = sorted(boxed)  # the others have no number, and there are a thousand of them
-    evaluation.run()
-    return {ours: float(evaluation.results[name]) for ours, name in (NAMES | FREQUENCIES).items()}
-
-
 def both(
     monkeypatch: pytest.MonkeyPatch, folder: Path, path: Path, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -120,18 +87,6 @@ def test_federated_labels_give_the_numbers_of_lvis(monkeypatch: pytest.MonkeyPat
     assert 0.1 < other["AP"] < 0.9
     for name in NAMES:
         assert ours[name] == pytest.approx(other[name], abs=1e-9), name
-
-
-def lvis_folder(root: Path, seed: int, names: Sequence[str] = ()) -> str:
-    """A folder of the user's with LVIS's annotations, and its pictures; the categories may get ``names``."""
-    (root / "images").mkdir(parents=True)
-    content = small_lvis(seed)
-    for row, name in zip(content["categories"], names):
-        row["name"] = name
-    (root / "instances_val.json").write_text(json.dumps(content))
-    for row in content["images"]:
-        Image.new("L", (row["width"], row["height"])).save(root / "images" / row["coco_url"].rpartition("/")[2])
-    return str(root)
 
 
 @pytest.mark.parametrize("seed", range(3))

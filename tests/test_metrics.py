@@ -7,8 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
-from pycocotools.coco import COCO
+from coco_reference import Pairs, answer, coco_index, question, random_boxes, random_pairs
 from pycocotools.cocoeval import COCOeval
 
 from activeo3 import metric_rules, metrics
@@ -19,51 +18,6 @@ from activeo3.metrics import (
     region_recall,
 )
 from activeo3.types import Example, TaskResult
-
-IMAGE = Image.new("RGB", (8, 8))
-Pairs = tuple[list[Example], list[TaskResult]]
-
-
-def question(boxes: list | np.ndarray, name: str = "a", **more) -> Example:
-    return Example(name, IMAGE, more.pop("query", "dot"), np.reshape(boxes, (-1, 4)), **more)
-
-
-def answer(boxes: list | np.ndarray, scores: list | np.ndarray | None = None) -> TaskResult:
-    boxes = np.reshape(np.asarray(boxes, dtype=float), (-1, 4))
-    return TaskResult(boxes, np.ones(len(boxes)) if scores is None else np.asarray(scores, float))
-
-
-def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    low = rng.uniform(0, 500, (count, 2))
-    return np.concatenate([low, low + np.exp(rng.uniform(2.2, 5.5, (count, 2)))], axis=1)
-
-
-def random_pairs(seed: int, count: int = 40, queries: int = 4, ties: bool = False) -> Pairs:
-    """Two questions a picture, with crowds, mask areas, misses, noise and false positives."""
-    rng = np.random.default_rng(seed)
-    examples, outcomes = [], []
-    for k in range(count):
-        true = random_boxes(rng, int(rng.integers(0, 9)))
-        areas = metrics.area(true) * rng.uniform(0.5, 1, len(true)) if k % 3 else None
-        more = {"query": f"q{k % queries}", "image_id": k // 2, "areas": areas}
-        examples.append(question(true, f"e{k}", crowd=rng.random(len(true)) < 0.15, **more))
-        near = true[rng.random(len(true)) < 0.7]
-        near = near + rng.normal(0, 1, near.shape)  # stays upright: sides are at least 9
-        found = np.concatenate([near, random_boxes(rng, int(rng.integers(0, 5)))])
-        found = found[rng.permutation(len(found))]
-        outcomes.append(answer(found, None if ties else rng.random(len(found))))
-    return examples, outcomes
-
-
-def coco_index(images: int, categories: list[str], rows: list[dict]) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": k + 1} for k in range(images)],
-        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(categories)],
-        "annotations": [{"id": k + 1} | row for k, row in enumerate(rows)],
-    }
-    coco.createIndex()
-    return coco
 
 
 def official(examples: list[Example], outcomes: list[TaskResult]) -> dict[str, float]:

@@ -17,16 +17,17 @@ from typing import Any, Callable
 import published
 import pytest
 import torch
+from data_folders import vstar_set
+from launch import finely_sharded, rank_environment
 from PIL import Image
 from published import LAYOUTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_data_vqa import vstar_set
-from test_engine import finely_sharded, rank_environment
-from test_train import prepare, rows_of, train
+from small_runs import prepare, rows_of
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 
 import evaluate
+import train
 from activeo3 import model_files, processes
 from activeo3.config import TrainConfig
 from activeo3.eval_config import EvalConfig

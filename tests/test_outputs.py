@@ -130,7 +130,7 @@ def test_an_evaluation_removes_its_own_files_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_names_a_file_in_its_way_before_it_loads_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_engine import rank_environment
+    from launch import rank_environment
 
     monkeypatch.syspath_prepend(str(ROOT))
     import train

@@ -1,7 +1,6 @@
 """The readers of the one-shot tasks: RefCOCO in three layouts, PixMo-Count, pages, COCO with all categories."""
 
 import hashlib
-import io
 import json
 import pickle
 import shutil
@@ -11,83 +10,26 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 from PIL import Image
+from refcoco_folders import (
+    COCO,
+    NAME,
+    OBJECTS,
+    WANTED,
+    as_json,
+    as_pickle,
+    as_table,
+    complaint,
+    page_set,
+    picture,
+    pixmo_row,
+    pixmo_set,
+    told,
+)
 
 from activeo3 import data_perception, data_refcoco
 from activeo3.data import open_dataset
-from activeo3.data_io import DataError
-
-
-def complaint(act: Callable[[], Any]) -> str:
-    """The one sentence that something is refused with."""
-    with pytest.raises(DataError) as caught:
-        act()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # ---------------------------------------------------------------------- RefCOCO
-
-NAME = "COCO_train2014_000000000042.jpg"
-IMAGE = {"id": 42, "file_name": NAME, "width": 40, "height": 30}
-OBJECTS = {  # annotation id: (bbox, split, phrases)
-    1: ([5, 6, 10, 8], "val", ["red cup", "the cup  on the left"]),
-    2: ([30, 20, 99, 99], "val", ["dog"]),
-    3: ([1, 1, 2, 2], "testA", ["a person"]),
-    4: ([2, 2, 3, 3], "train", ["chair"]),
-}
-WANTED = [("red cup", [5, 6, 15, 14]), ("the cup on the left", [5, 6, 15, 14]), ("dog", [30, 20, 40, 30])]
-HUB = {"val": "validation", "testA": "test", "train": "train", "testB": "testB"}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A data root with the one picture."""
-    (tmp_path / "coco" / "train2014").mkdir(parents=True)
-    Image.new("RGB", (40, 30), "red").save(tmp_path / "coco" / "train2014" / NAME)
-    return tmp_path
-
-
-def as_json(root: Path, objects: dict = OBJECTS, folder: str = "refcoco") -> None:
-    (root / "mdetr_annotations").mkdir(exist_ok=True)
-    for split in ("train", "val", "testA"):
-        images, annotations = [], []
-        for bbox, own, phrases in objects.values():
-            for phrase in phrases if own == split else ():
-                images.append(IMAGE | {"id": len(images), "original_id": 42, "caption": phrase, "dataset_name": folder})
-                annotations.append({"id": len(images), "image_id": images[-1]["id"], "bbox": bbox, "category_id": 1})
-        content = {"images": images, "annotations": annotations, "categories": []}
-        (root / "mdetr_annotations" / f"finetune_{folder}_{split}.json").write_text(json.dumps(content))
-
-
-def as_table(root: Path, objects: dict = OBJECTS, folder: str = "refcoco", **changes: Any) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    (root / folder / "data").mkdir(parents=True, exist_ok=True)
-    for split in ("train", "val", "testA"):
-        rows = [
-            {"raw_image_info": json.dumps(IMAGE), "raw_anns": json.dumps({"id": number, "image_id": 42, "bbox": bbox}),
-             "captions": phrases, "split": own, "file_name": f"{NAME[:-4]}_{number}.jpg"} | changes
-            for number, (bbox, own, phrases) in objects.items() if own == split
-        ]  # fmt: skip
-        parquet.write_table(
-            pyarrow.Table.from_pylist(rows), root / folder / "data" / f"{HUB[split]}-00000-of-00001.parquet"
-        )
-
-
-def as_pickle(
-    root: Path, objects: dict = OBJECTS, folder: str = "refcoco", partition: str = "unc", protocol: int = 2
-) -> Path:
-    (root / folder).mkdir(exist_ok=True)
-    refs = [
-        {"ref_id": number, "ann_id": number, "image_id": 42, "split": split, "category_id": 1, "sent_ids": [1],
-         "file_name": f"{NAME[:-4]}_{number}.jpg",
-         "sentences": [{"sent": phrase, "raw": phrase, "sent_id": 1, "tokens": phrase.split()} for phrase in phrases]}
-        for number, (bbox, split, phrases) in objects.items()
-    ]  # fmt: skip
-    path = root / folder / f"refs({partition}).p"
-    path.write_bytes(pickle.dumps(refs, protocol))
-    annotations = [{"id": number, "image_id": 42, "bbox": bbox} for number, (bbox, *_) in objects.items()]
-    (root / folder / "instances.json").write_text(json.dumps({"images": [IMAGE], "annotations": annotations}))
-    return path
 
 
 LAYOUTS = {"json": as_json, "table": as_table, "pickle": as_pickle}
@@ -234,36 +176,6 @@ def test_broken_json_and_tables(root: Path) -> None:
 
 
 # ---------------------------------------------------------------------- PixMo-Count
-
-
-def picture(red: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def pixmo_row(content: bytes, label: str = "cup", count: int = 2, points: Any = ((1.5, 2.0), (30.0, 20.0))) -> dict:
-    stored = None if points is None else {"x": [x for x, _ in points], "y": [y for _, y in points]}
-    digest = hashlib.sha256(content).hexdigest()
-    return {
-        "image_url": f"https://example.org/{label}",
-        "image_sha256": digest,
-        "count": count,
-        "points": stored,
-        "label": label,
-    }
-
-
-def pixmo_set(root: Path, rows: list[dict], split: str = "train", pictures: dict[str, bytes] | None = None) -> str:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    (root / "pixmo-count" / "data").mkdir(parents=True, exist_ok=True)
-    (root / "pixmo-count" / "images").mkdir(exist_ok=True)
-    parquet.write_table(
-        pyarrow.Table.from_pylist(rows), root / "pixmo-count" / "data" / f"{split}-00000-of-00001.parquet"
-    )
-    for name, content in (pictures or {}).items():
-        (root / "pixmo-count" / "images" / name).write_bytes(content)
-    return str(root)
 
 
 def test_pixmo_questions(tmp_path: Path) -> None:
@@ -418,17 +330,6 @@ def test_pixmo_tables_that_hold_something_else(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- pages
 
 
-def page_set(root: Path, rows: Any) -> str:
-    (root / "pageocr" / "images").mkdir(parents=True, exist_ok=True)
-    (root / "pageocr" / "train.json").write_text(json.dumps(rows))
-    Image.new("RGB", (40, 60), "white").save(root / "pageocr" / "images" / "1.png")
-    return str(root)
-
-
-def told(text: str) -> list[dict[str, str]]:
-    return [{"from": "human", "value": "<image>\nOCR this image: "}, {"from": "gpt", "value": text}]
-
-
 def test_pages_in_both_forms(tmp_path: Path) -> None:
     rows = [{"image": "1.png", "len": 2, "conversations": told("Two\nlines")}, {"image": "1.png", "text": "Größe"}]
     data = open_dataset("pageocr", "train", page_set(tmp_path, rows))
@@ -475,17 +376,6 @@ def test_a_broken_page_is_refused(tmp_path: Path, rows: Any, sentence: str) -> N
 
 
 # ---------------------------------------------------------------------- COCO, all categories
-
-COCO = {
-    "images": [{"id": number, "file_name": f"{number}.png", "width": 40, "height": 30} for number in (7, 3, 5)],
-    "categories": [{"id": 2, "name": "cat"}, {"id": 1, "name": "traffic_light"}, {"id": 9, "name": "x"}],
-    "annotations": [
-        {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 10, 5], "area": 33.5},
-        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [30, 20, 99, 99]},
-        {"id": 3, "image_id": 7, "category_id": 9, "bbox": [0, 0, 5, 5], "iscrowd": 1},
-        {"id": 4, "image_id": 3, "category_id": 2, "bbox": [0.5, 0.5, 4, 4]},
-    ],
-}
 
 
 @pytest.mark.parametrize("own", [True, False])

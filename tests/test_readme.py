@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
+from data_folders import docvqa_json, questions_on_disk, thin_set
+from launch import rank_environment
 from pages import PAGES, README, ROOT, code_lines, commands, inline_code
 from PIL import Image
-from test_data_docvqa import docvqa_json
-from test_data_thinobject import thin_set
-from test_data_vqa import questions_on_disk
-from test_engine import rank_environment
-from test_task_model_sam import MEAN, STD, sam_1
+from sam_models import MEAN, STD, sam_1
 
 from activeo3 import checkpoints, engine, log, monitor
 from activeo3.cli import flags_of

@@ -7,8 +7,8 @@ from typing import Callable, Iterator, Sequence
 
 import pytest
 import torch
+from naive_rows import Shows, ids_of, naive_logits, naive_logps, packed_logps
 from PIL import Image
-from test_packing import Shows, ids_of, naive_logits, naive_logps, packed_logps
 from torch import Tensor
 
 from activeo3.decoding import has_states, recompute_with_cache

@@ -9,10 +9,10 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
+from coco_reference import coco_index
+from launch import rank_environment
 from PIL import Image
 from scripted import END, USUAL, Scripted, blobs, painted, rows_in, table, written
-from test_engine import rank_environment
-from test_metrics import coco_index
 
 from activeo3 import data_scenes, engine, eval_perception, eval_setup, log, monitor
 from activeo3.config import TrainConfig

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launch import rank_environment
 from scripted import END, USUAL, Scripted, finds, painted, rows_in, table
-from test_engine import rank_environment
 
 import train
 from activeo3 import engine, eval_setup, log

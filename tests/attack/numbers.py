@@ -26,8 +26,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests, whose small world this is
 from conftest import random_vlm, save_detector
-from test_engine import finely_sharded, rank_environment
-from test_train import prepare, small_pictures
+from launch import finely_sharded, rank_environment
+from small_runs import prepare, small_pictures
 from tiny_model import build_tokenizer  # conftest knows where
 
 import train

@@ -303,7 +303,7 @@ def healthy(root: Path) -> dict[str, Path]:
     """A small folder of every kind that is loaded."""
     from conftest import save_detector
     from peft import LoraConfig, get_peft_model
-    from test_task_model_sam import MEAN, STD, sam_1, sam_2
+    from sam_models import MEAN, STD, sam_1, sam_2
 
     folders = {kind: root / kind for kind in LOADERS}
     shutil.copytree(ROOT / "data/tiny", folders["policy"])
