@@ -83,7 +83,7 @@ def did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
     >>> did_you_mean("stepz", ["lr", "steps"], "--")
     ' (did you mean --steps?)'
     """
-    near = difflib.get_close_matches(name, list(known), 1)
+    near = difflib.get_close_matches(name, list(known), 1, 0.61)
     return f" (did you mean {dashes}{near[0]}?)" if near else ""
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Collection, Literal, Mapping, Self, Sequence
+from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
 from activeo3 import paths
 from activeo3.cli import ConfigError, Range, check_fields, check_regex, fields_of, numbers, refuse
@@ -45,6 +45,8 @@ class Config:
     """a data set, or several that are mixed: scenes (embedded world), coco (yours); python -m activeo3.data has all"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
+    holdout: Share = 0.0
+    """of your own data: the share of the training pictures that is held out, as the split val (selection_seed draws)"""
     seed: Annotated[int, Range(0, 2**22 - 1)] = 0  # every rank's seed is made of it and must stay below 2**32
     """decides the order of the data and every sampled token"""
 
@@ -59,6 +61,13 @@ class Config:
     """draws LVIS's questions, SODA's training tiles, the order of V*Bench's options"""
     absent: Share = 0.0
     """LVIS: share of questions about categories known to be absent from the picture (evaluation: 0.2)"""
+    box_format: Literal["auto", "xyxy", "xywh", "cxcywh", "xyxy_unit", "xywh_unit", "cxcywh_unit"] = "auto"
+    """jsonl, hub: corners, or a corner or the centre with width and height; in pixels, or unit: from 0 to 1. auto:
+    xyxy; xywh under the name bbox, as in COCO"""
+    columns: str = ""
+    """hub: which column holds what, as image=photo,query=caption,boxes=objects.bbox; by default their usual names"""
+    subset: str = ""
+    """hub: which of the data set's configurations"""
     max_image_pixels: Annotated[int, Range(2**20)] = MOST_PIXELS  # pictures that are drawn here are below the limit
     """a picture file that states more pixels is left out before it is decoded, which takes up to 20 bytes a pixel"""
 
@@ -147,6 +156,7 @@ class Config:
             f"--max_view_pixels is {self.max_view_pixels}; even a square picture with --sensing_side "
             f"{self.sensing_side} has {self.sensing_side**2}": self.max_view_pixels < self.sensing_side**2,
             "--data names no data set": not self.data,
+            "--holdout is 1.0; some pictures must be left to train on: give less than 1": self.holdout == 1,
             f"--data_options tile_overlap is {self.tile_overlap}; it must be below tile={self.tile}":
                 not 0 <= self.tile_overlap < (self.tile or 2**16),
             "--data_options absent is 1.0; some questions must have an answer: give less than 1": self.absent == 1,
@@ -158,9 +168,10 @@ class Config:
         return dataclasses.replace(self, parser=auto) if self.parser == "auto" else self
 
     @property
-    def dataset_options(self) -> tuple[int, int, int, float]:
-        """The options of ``data.open_dataset``, in its order."""
-        return self.tile, self.tile_overlap, self.selection_seed, self.absent
+    def dataset_options(self) -> dict[str, Any]:
+        """The options of ``data.open_dataset``."""
+        named = ("tile", "tile_overlap", "absent", "holdout", "box_format", "columns", "subset")
+        return {name: getattr(self, name) for name in named} | {"seed": self.selection_seed}
 
     def _check_named(self, data: bool = True) -> None:
         """Raise ConfigError if data sets on disk have no folder, or a task model no checkpoint."""

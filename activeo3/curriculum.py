@@ -33,8 +33,11 @@ from activeo3.types import Example
 
 RANKED_BY = {"detection": "number"}
 """The reward term that ranks the questions of a task; without one, the whole reward does."""
+LEARNS_FROM_BOXES = ("sense", "direct")
+"""Tasks that cannot be trained on a question whose answer is not known; the others say so themselves."""
 BLOCK = 16  # questions that are asked together
-_DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "selection_seed", "absent")
+_DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "selection_seed", "absent",
+               "holdout", "box_format", "columns", "subset")  # fmt: skip
 """The flags that decide which questions there are, and what they ask."""
 
 
@@ -83,7 +86,14 @@ def _questions(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
 def open_questions(config: TrainConfig, task: Task) -> Dataset:
     """The questions of a run, before they are divided into stages."""
     limit = config.limit or None
-    dataset = open_dataset(config.data, config.split, config.data_root, limit, *config.dataset_options)
+    dataset = open_dataset(
+        config.data,
+        config.split,
+        config.data_root,
+        limit,
+        **config.dataset_options,
+        boxed=config.task in LEARNS_FROM_BOXES,
+    )
     return prepared(dataset, task)
 
 

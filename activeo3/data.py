@@ -9,7 +9,7 @@ file of your own that registers some.
 
 import argparse
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 from activeo3 import (
     data_coco,
@@ -41,13 +41,10 @@ def open_dataset(
     split: str,
     data_root: str | None = None,
     limit: int | None = None,
-    tile: int = Source.tile,
-    tile_overlap: int = Source.tile_overlap,
-    seed: int = Source.seed,
-    absent: float = Source.absent,
+    **options: Any,
 ) -> Dataset:
-    """Opens a registered data set by name, or several as one; ``limit`` keeps the first questions, the others as in
-    ``Source``.
+    """Opens a registered data set by name, or several as one; ``limit`` keeps the first questions, the options are
+    those of ``Source``.
 
     Raises DataError if a name or split is unknown, the annotations are not in order, or not a single
     image is where they say.
@@ -57,7 +54,7 @@ def open_dataset(
         raise DataError(f"there is no data set '{unknown[0]}', choose one of {listed(DATASETS)}")
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
-    parts = [open_source(Source(name, split, data_root, tile, tile_overlap, seed, absent)) for name in names]
+    parts = [open_source(Source(name, split, data_root, **options)) for name in names]
     for part in parts:
         if part.paths and not any(path.is_file() for path in part.paths):
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")

@@ -14,13 +14,14 @@ as false, and so do we.
 3. ACTIVE-O3 does not say whether it asks them. In training there are none by default.
 """
 
+from pathlib import Path
 from typing import Collection, Sequence
 
 import numpy as np
 
 from activeo3.data_annotations import Index, Question, read_coco
 from activeo3.data_io import read_picture
-from activeo3.data_set import PICTURES, Dataset, Source, files_of, folder_of, register
+from activeo3.data_set import PICTURES, Dataset, Source, fullest, register
 from activeo3.metric_rules import COCO, LVIS, MetricRules
 from activeo3.types import Count, Example, Objects
 
@@ -60,7 +61,8 @@ def box_questions(source: Source, index: Index, rules: MetricRules) -> Dataset[Q
             source=origin,
         )
 
-    return source.dataset(index.questions, read, index.dropped, index.paths)
+    picture = lambda question: index.pictures[question.image_id].path  # noqa: E731
+    return source.dataset(index.questions, read, index.dropped, index.paths, picture=picture)
 
 
 def image_questions(source: Source, index: Index, rules: MetricRules) -> Dataset[int]:
@@ -101,7 +103,8 @@ def image_questions(source: Source, index: Index, rules: MetricRules) -> Dataset
             source=origin,
         )
 
-    return source.dataset(sorted(index.pictures), read, index.dropped, index.paths)
+    picture = lambda number: index.pictures[number].path  # noqa: E731
+    return source.dataset(sorted(index.pictures), read, index.dropped, index.paths, picture=picture)
 
 
 # ---------------------------------------------------------------------- questions about absent categories
@@ -138,33 +141,44 @@ def absent_pairs(index: Index) -> Sequence[tuple[int, int]]:
 
 # ---------------------------------------------------------------------- files
 
-COCO_FILES = {
-    "coco/annotations/instances_{split}2017.json": PICTURES,
-    "annotations/instances_{split}2017.json": PICTURES,
-    "jsons/detection/coco_{split}2017.json": PICTURES,
-    "eval/jsons/detection/coco_{split}2017.json": PICTURES,
-    "instances_{split}.json": ("images",),
-}  # fmt: skip
-"""COCO 2017 as it is published, the same with COCO's own folder as the data root, as Perception-R1 has it, and any
-folder as ``open_coco`` takes it; and where the images of each lie."""
+COCO_FILES = (
+    "instances_{split}.json", "annotations/instances_{split}.json",
+    *(f"{folder}annotations/instances_{{split}}{year}.json" for folder in ("coco/", "") for year in (2017, 2014)),
+    "jsons/detection/coco_{split}2017.json", "eval/jsons/detection/coco_{split}2017.json",
+    "annotations/{split}.json", "{split}.json", "{split}/_annotations.coco.json", "{split}/annotations.json",
+    "{split}/labels.json",
+)  # fmt: skip
+"""Where annotations lie: our own form; COCO's as it is published, also with its own folder as the data root;
+Perception-R1's; what Roboflow, FiftyOne and others write."""
+IMAGE_FOLDERS = (
+    "images", "images/{split}", *(folder.format(part="{split}" + year) for year in ("2017", "2014", "")
+    for folder in PICTURES), "images/default", "{split}/images", "{split}/data", "data", ".",
+)  # fmt: skip
+"""Where pictures may lie: the folder that has most of them counts."""
 
 
-@register("coco", {}, "your own pictures, see data/README.md", any_split=True)
+@register("coco", {}, "your own pictures, see docs/own-data.md", any_split=True)
 def open_coco(source: Source) -> Dataset:
-    """Any folder with ``instances_<split>.json`` and ``images/``, which is the data root itself."""
-    folder = source.folder()
-    index = read_coco(folder / f"instances_{source.split}.json", folder / "images")
+    """Any folder in COCO's format; one question per picture and category."""
+    index = own_index(source)
     return box_questions(source, index, rules_of_file(index))
 
 
 @register("coco_det", {"train": 118_287, "val": 5_000}, "https://cocodataset.org", answers="detection", any_split=True)
 def open_coco_det(source: Source) -> Dataset:
-    """The first of COCO_FILES that is there; one question per image."""
-    root = source.folder()
-    found = files_of(root, COCO_FILES, split=source.split)
-    images = folder_of(root, COCO_FILES[found.pattern], part=f"{source.split}2017")
-    index = read_coco(found.path, images, crowds=True)
+    """The same; one question per picture."""
+    index = own_index(source, crowds=True)
     return image_questions(source, index, rules_of_file(index))
+
+
+def own_index(source: Source, crowds: bool = False) -> Index:
+    """The annotations of a split, the first of COCO_FILES that is there, and the pictures in one of IMAGE_FOLDERS."""
+    path, split = source.own_file(COCO_FILES)
+    index = read_coco(path, Path(), crowds=crowds)
+    names = [picture.path for picture in index.pictures.values()]
+    folder = fullest(source.folder(), IMAGE_FOLDERS, names, split=split)
+    pictures = {number: picture._replace(path=folder / picture.path) for number, picture in index.pictures.items()}
+    return index._replace(pictures=pictures, paths=tuple(picture.path for picture in pictures.values()))
 
 
 def rules_of_file(index: Index) -> MetricRules:

@@ -16,15 +16,18 @@ the data root, ``coco/annotations/instances_{split}2017.json`` or ``data/test-*.
 in one list, most common first; what is looked for and what a message names is that list.
 """
 
+import hashlib
+import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
-from typing import Any, Callable, Generic, Iterable, Iterator, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Collection, Generic, Iterable, Iterator, Mapping, NamedTuple, Sequence, TypeVar
 
 from PIL import Image
 
-from activeo3.data_io import DataError, LeftOut
+from activeo3.data_io import DataError, LeftOut, did_you_mean_path
 from activeo3.types import Example
 
 T = TypeVar("T")
@@ -118,6 +121,10 @@ class Source:
     selections and the order of options: it belongs to the data, not to a run. ``absent`` is the share of questions
     about categories that are known to be absent (data_coco.py). ``keep`` allows a reader to write what it has drawn or
     gathered beside the annotations.
+
+    Of one's own data: ``holdout`` is the share of the training pictures that are the split val, ``held_out`` that these
+    are meant; ``boxed`` leaves out rows that do not say what is there; ``box_format``, ``columns`` and ``subset`` as in
+    --data_options.
     """
 
     name: str
@@ -128,6 +135,12 @@ class Source:
     seed: int = 0
     absent: float = 0.0
     keep: bool = True
+    holdout: float = 0.0
+    held_out: bool = False
+    boxed: bool = False
+    box_format: str = "auto"
+    columns: str = ""
+    subset: str = ""
 
     def folder(self, below: str = "") -> Path:
         """The folder ``below`` the data root. Raises DataError if no root was given or there is no such folder."""
@@ -138,7 +151,8 @@ class Source:
             cached = hub_snapshots(Path(self.root), escape(below))
             if cached:
                 return cached[0]
-            raise DataError(f"{folder}: there is no such folder, see data/README.md for the layout")
+            advice = did_you_mean_path(folder) or "see data/README.md for the layout"
+            raise DataError(f"{folder}: there is no such folder, {advice}")
         return folder
 
     def dataset(
@@ -148,13 +162,86 @@ class Source:
         left_out: Sequence[str] = (),
         paths: Iterable[Path] = (),
         where: Path | None = None,
+        picture: Callable[[T], Any] | None = None,
     ) -> Dataset[T]:
-        """The data set of these rows. Raises DataError, naming the file ``where`` they were looked for, if there is
-        none."""
+        """The data set of these rows, with ``--holdout`` those of one part. ``picture`` names a row's picture.
+
+        Raises DataError, naming the file ``where`` they were looked for, if there is none.
+        """
+        if picture and (self.held_out or self.holdout and self.split == "train"):
+            names = [self._name(picture(item)) for item in items]
+            apart = held_out(names, self.holdout, self.seed)
+            items = [item for item, name in zip(items, names) if (name in apart) == self.held_out]
         if not len(items):
             what = f"{self.name} has no question in its split '{self.split}', write or download it again"
             raise LeftOut(left_out).nothing(f"{where or self.root}: {what}")
-        return Dataset(self.name, self.split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
+        split = "val" if self.held_out else self.split
+        return Dataset(self.name, split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
+
+    def _name(self, picture: Any) -> str:
+        """A picture's name, which does not change when the data root is moved."""
+        return os.path.relpath(picture, self.root or ".") if isinstance(picture, Path) else str(picture)
+
+    def own_file(self, patterns: Sequence[str]) -> tuple[Path, str]:
+        """The file of this split of one's own data, and the split as its name spells it.
+
+        A single file of the first pattern's ending that names no split is the training split. Raises DataError, naming
+        the splits that are there and what to do without a split val.
+        """
+        root, there = self.folder(), {}
+        for split in dict.fromkeys([self.split, "train", "val", "test"]):
+            for spelled in SPELLINGS.get(split, (split,)):
+                if split not in there and (found := look_for(root, patterns, split=spelled)):
+                    there[split] = found.path, spelled
+        alone = [] if there else unsplit(root, patterns[0].rpartition(".")[2])
+        there |= {"train": (alone[0], "")} if len(alone) == 1 else {}
+        if self.split not in there:
+            raise self.no_split(root, there, patterns[0].format(split=self.split))
+        return there[self.split]
+
+    def no_split(self, root: Path, there: Collection[str], looked_for: str) -> DataError:
+        """The error of a split of one's own data that is not there, beside those that are."""
+        if not there:
+            others = [f"it looks like --data {name}" for name, signs in SIGNS.items() if look_for(root, signs)]
+            advice = (*others, "docs/own-data.md shows all layouts")[0]
+            return DataError(f"{root}: there is no {looked_for}, or what else {self.name} could be; {advice}")
+        return DataError(
+            f"{root}: {self.name} has no split '{self.split}' there, it has {listed(there)}; --holdout 0.1 holds a "
+            "tenth of the pictures of train out as val, and --eval_examples 0 trains without any"
+        )
+
+
+SPELLINGS = {"val": ("val", "valid", "validation")}
+"""Splits that programs spell in several ways."""
+SIGNS = {
+    "yolo": ("data.yaml", "*.yaml", "*.yml"),
+    "jsonl": ("*.jsonl",),
+    "coco": ("instances_*.json", "annotations/instances_*.json", "*/_annotations.coco.json"),
+    "hub:FOLDER": ("dataset_dict.json", "dataset_info.json", "*/*.parquet", "*.parquet"),
+}
+"""Files that show of which kind one's own data are."""
+_SPLIT_NAMES = re.compile(r"(?<![a-z])(train|val|valid|validation|test|dev|minival)(ing)?(?![a-z])", re.IGNORECASE)
+
+
+def unsplit(root: Path, ending: str) -> list[Path]:
+    """The files of a folder, or of the folder annotations/ in it, whose names name no split."""
+    files = sorted(path for folder in ("", "annotations/") for path in root.glob(f"{folder}*.{ending}"))
+    return [path for path in files if not _SPLIT_NAMES.search(path.stem) and not path.name.startswith(".")]
+
+
+def held_out(names: Sequence[str], share: float, seed: int) -> set[str]:
+    """The pictures that ``--holdout`` puts aside: a share of them, at least one, and never all.
+
+    A picture's place follows from the seed and its own name, so it is the same on every rank and machine, and the
+    pictures that are added later move few others. Raises DataError if there is but one.
+
+    >>> sorted(held_out(["a", "b", "a", "c", "d"], 0.5, seed=0)) == sorted(held_out(["d", "c", "b", "a"], 0.5, seed=0))
+    True
+    """
+    order = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode("utf-8", "replace")).digest())
+    if len(order) == 1:
+        raise DataError(f"{order[0]}: --holdout cannot divide a single picture, leave it out or add pictures")
+    return set(order[: min(max(1, round(share * len(order))), len(order) - 1)])
 
 
 class Registered(NamedTuple):
@@ -195,6 +282,10 @@ def register(name: str, splits: Mapping[str, int], origin: str, **more: Any) -> 
 def open_source(source: Source) -> Dataset:
     """Opens a registered data set. Raises DataError if it has no such split or its files are not in order."""
     known = DATASETS[source.name]
+    if source.holdout and not known.any_split:
+        raise DataError(f"{source.name}: it has splits of its own, leave out --holdout")
+    if source.holdout and source.split in SPELLINGS["val"]:
+        source = replace(source, split="train", held_out=True)
     splits = {name: name for name in known.splits} | dict(known.aliases)
     if source.split not in splits and not known.any_split:
         raise DataError(f"{source.name}: there is no split '{source.split}', choose one of {listed(splits)}")
@@ -303,6 +394,17 @@ def folder_of(root: Path, folders: Iterable[str], **parts: str) -> Path:
     """The first folder that is there; the first of the list if none is, so that a message about a file names it."""
     paths = [root / folder.format(**parts) for folder in folders]
     return next((path for path in paths if path.is_dir()), paths[0])
+
+
+def fullest(root: Path, folders: Iterable[str], names: Sequence[Path], **parts: str) -> Path:
+    """The folder that holds most of these files, the first of equals; a sample of them is looked for.
+
+    If it is none, a folder that is there, so that a message about a file names it.
+    """
+    sample = names[:: max(1, len(names) // 30)]
+    paths = [root / folder.format(**parts) for folder in folders]
+    there = list(dict.fromkeys(path for path in paths if path.is_dir())) or paths[:1]
+    return max(there, key=lambda folder: sum((folder / name).is_file() for name in sample))
 
 
 def parent_of(root: Path, folders: Iterable[str], parts: Iterable[str]) -> Path | None:

@@ -177,7 +177,7 @@ def opened(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no image read yet; ``name:split`` has a split of its own."""
     name, _, own = name.partition(":")
     split = own if own and split == config.split else split
-    dataset = data.open_dataset(name, split, config.data_root, limit or None, *config.dataset_options)
+    dataset = data.open_dataset(name, split, config.data_root, limit or None, **config.dataset_options)
     return (
         dataset if config.task == "zoom_qa" else prepared(dataset, task_of(config))
     )  # episodes may ask without evidence
@@ -276,7 +276,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
         return []
     at_the_end(config)  # what the table needs is named before the training
     options = replace(config, absent=max(config.absent, ABSENT)).dataset_options
-    dataset = data.open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, *options)
+    dataset = data.open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, **options)
     return readable(prepared(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 
 

@@ -84,7 +84,7 @@ def ranked(here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     flags = ["--preset", "ocr", "--limit", "5", "--curriculum", str(path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curriculum, "BLOCK", 2)
-        patch.setattr(curriculum, "open_dataset", lambda *given: torn(open_dataset(*given)))
+        patch.setattr(curriculum, "open_dataset", lambda *given, **options: torn(open_dataset(*given, **options)))
         curriculum.main(flags)
     return path, flags
 

@@ -328,9 +328,9 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, text: str) -> No
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "data", index())
     for arguments, sentence in (
-        (("coco", "val", root), "instances_val.json: there is no such file"),
+        (("coco", "val", root), "data: coco has no split 'val' there, it has train; --holdout 0.1 holds a tenth"),
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
-        (("coco", "train", str(tmp_path)), "instances_train.json: there is no such file"),
+        (("coco", "train", str(tmp_path)), "there is no instances_train.json, or what else coco could be; docs/"),
         (("coco", "train", None), "no data root was given"),
         (("coca", "train", root), "there is no data set 'coca', choose one of ccbench, close_ups, coco, "),
         (("coco", "train", root, 0), "a limit of 0"),

@@ -85,7 +85,7 @@ def opened(garden: Path, file: str, name: str, split: str) -> Dataset:
     else:
         config = TrainConfig.from_args([*flags, "--data", name], known={"data": DATASETS})
     assert DATASETS[name].origin == "my garden"
-    return open_dataset(name, split, config.data_root, None, *config.dataset_options)
+    return open_dataset(name, split, config.data_root, None, **config.dataset_options)
 
 
 def test_boxes_of_your_own(garden: Path) -> None:
