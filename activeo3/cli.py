@@ -9,7 +9,6 @@ import argparse
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import os
 import re
@@ -69,14 +68,6 @@ def check_regex(flag: str, text: str) -> None:
         raise ConfigError(f"{flag} {text!r} is no regular expression: {error}.") from None
 
 
-def run_file(path: Path) -> None:
-    """Imports a Python file of the user's. Raises ConfigError if it is not there."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"--data_options extension={path}: there is no such Python file.")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
 def did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
     """`` (did you mean NAME?)`` with the nearest known name, or nothing if none is near.
 
@@ -107,17 +98,32 @@ class Range:
         raise ConfigError(f"{flag} is {value}; it must be {limits}.")
 
 
+OR_CODE = "or FILE.py:NAME"
+"""Marks a field whose value may also name code of the user's (user_code.py): ``Annotated[Literal[...], OR_CODE]``."""
+
+
+def is_code(value: Any) -> bool:
+    """Whether a value names code of the user's, or at least its file.
+
+    >>> is_code("my_detector.py:find"), is_code("coco:val")
+    (True, False)
+    """
+    return str(value).partition(":")[0].endswith(".py")
+
+
 class Field(NamedTuple):
     """A field of a config as a flag: ``kind`` is the type of one value, ``limits`` its ranges, ``doc`` the text under
     it.
 
-    ``joint`` is the flag of several rarely changed fields, "" for a flag of its own.
+    ``or_code`` says that a value that is none of its choices may name code of the user's. ``joint`` is the flag of
+    several rarely changed fields, "" for a flag of its own.
     """
 
     name: str
     kind: Any
     many: bool
     choices: tuple[Any, ...]
+    or_code: bool
     limits: tuple[Range, ...]
     default: Any
     doc: str
@@ -156,17 +162,18 @@ def _field(field: dataclasses.Field, doc: str, heading: str) -> Field:
     group, _, joint = heading.partition(": --")
     many = get_origin(field.type) is tuple
     kind = get_args(field.type)[0] if many else field.type
-    limits = getattr(kind, "__metadata__", ())
-    kind = kind.__origin__ if limits else kind
+    notes = getattr(kind, "__metadata__", ())
+    kind = kind.__origin__ if notes else kind
+    limits = tuple(note for note in notes if isinstance(note, Range))
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Field(field.name, kind, many, choices, limits, field.default, doc, group, joint)
+    return Field(field.name, kind, many, choices, OR_CODE in notes, limits, field.default, doc, group, joint)
 
 
 def check_fields(config: Any) -> None:
     """Raise ConfigError for a value of a config that is none of its choices, or outside its range."""
     for field in fields_of(type(config)).values():
         for value in getattr(config, field.name) if field.many else [getattr(config, field.name)]:
-            if field.choices and value not in field.choices:
+            if field.choices and value not in field.choices and not (field.or_code and is_code(value)):
                 known = list(map(str, field.choices))
                 near = did_you_mean(str(value), known)
                 raise ConfigError(f"{field.flag} is {value!r}; it can be one of: {', '.join(known)}{near}.")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
-from activeo3 import paths
-from activeo3.cli import ConfigError, Range, check_fields, check_regex, fields_of, numbers, refuse
+from activeo3 import paths, user_code
+from activeo3.cli import OR_CODE, ConfigError, Range, check_fields, check_regex, fields_of, is_code, numbers, refuse
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
 from activeo3.presets import from_command_line
@@ -115,7 +115,7 @@ class Config:
 
     # ---- the task model, which works on the crops
     task_checkpoint: Place = Place("")
-    """the model of grounding-dino or sam, a folder or hub id; for mllm: another language model than the start policy"""
+    """the model of detector or sam, a folder or hub id; for mllm: another language model than the start policy"""
     task_max_new_tokens: Positive = 128
     """longest answer of the task model per crop, in tokens"""
     merge: Literal["nms", "concat"] = "nms"
@@ -174,10 +174,12 @@ class Config:
         return {name: getattr(self, name) for name in named} | {"seed": self.selection_seed}
 
     def _check_named(self, data: bool = True) -> None:
-        """Raise ConfigError if data sets on disk have no folder, or a task model no checkpoint."""
+        """Raise ConfigError if data sets on disk have no folder, a task model no checkpoint, or a function no file."""
+        for name in filter(is_code, self.task_model_names):
+            user_code.check("--task_model", name)
         root = f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER"
         refuse({root: data and not set(self.data) <= DRAWN and not self.data_root})
-        for name, kind in (("grounding-dino", "a detector"), ("sam", "a Segment Anything model")):
+        for name, kind in (("detector", "a detector of transformers"), ("sam", "a Segment Anything model")):
             if name in self.task_model_names and not self.task_checkpoint:
                 raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")
 
@@ -191,10 +193,14 @@ class Config:
     def other_mllm(self) -> str:
         """The language model in place of the start policy: what --task_checkpoint names, unless a detector does."""
         names = set(self.task_model_names)
-        return self.task_checkpoint if "mllm" in names and not names & {"grounding-dino", "sam"} else ""
+        return self.task_checkpoint if "mllm" in names and not names & {"detector", "sam"} else ""
 
     def expert_name(self, task_model: str) -> str:
-        """How tables name a task model: another language model with its folder, ``mllm-Qwen2.5-VL-72B``."""
+        """How tables name a task model: another language model with its folder, ``mllm-Qwen2.5-VL-72B``, a function of
+        the user's with its file, ``my_detector-find``."""
+        if is_code(task_model):
+            path, function = user_code.parts_of(task_model)
+            return f"{path.stem}-{function}"
         if task_model != "mllm" or not self.other_mllm:
             return task_model
         parts = Path(paths.cached(self.other_mllm) or os.path.normpath(self.other_mllm)).parts
@@ -236,8 +242,9 @@ class TrainConfig(Config):
     """how many parts of equal size the ranking has; 1: no curriculum, all examples"""
 
     # ---- the task model, which works on the crops
-    task_model: Literal["mllm", "grounding-dino", "sam", "oracle"] = "mllm"
-    """mllm (start policy, frozen), grounding-dino, sam (for --task segment), or oracle (the truth in the views)"""
+    task_model: Annotated[Literal["mllm", "detector", "sam", "oracle"], OR_CODE] = "mllm"
+    """mllm (start policy, frozen), detector (of transformers), sam (for --task segment), oracle (the truth in the
+    views), or a function of yours, my_detector.py:find"""
 
     # ---- steps
     steps: Positive = 160

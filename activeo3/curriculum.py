@@ -28,7 +28,7 @@ from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_runner import Runner
 from activeo3.log import strict_json
 from activeo3.model import ModelError, VisionLanguageModel
-from activeo3.tasks import Task, prepared, task_of
+from activeo3.tasks import Task, check_queries, prepared, task_of
 from activeo3.types import Example
 
 RANKED_BY = {"detection": "number"}
@@ -94,6 +94,7 @@ def open_questions(config: TrainConfig, task: Task) -> Dataset:
         **config.dataset_options,
         boxed=config.task in LEARNS_FROM_BOXES,
     )
+    check_queries(dataset, task)
     return prepared(dataset, task)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_type_hints
 
-from activeo3.cli import Range, check_known
+from activeo3.cli import Range, check_known, is_code
 from activeo3.config import Config, ConfigError, Natural, Regions, Share, TrainConfig
 from activeo3.paths import Place
 
@@ -54,8 +54,9 @@ class EvalConfig(Config):
     """also measure these numbers of regions, beside --regions (of zooms, beside --max_zooms): a curve of success over
     cost"""
     task_model: tuple[str, ...] = ("mllm",)
-    """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), grounding-dino, sam (for
-    --task segment), oracle (the ground truth in the regions, as far as their views show it). Questions in words (mme,
+    """who works on the crops, one row each per method: mllm (--start, or --task_checkpoint), detector (of
+    transformers), sam (for --task segment), oracle (the ground truth in the regions, as far as their views show it), or
+    a function of yours, my_detector.py:find. Questions in words (mme,
     mmbench, realworldqa, vstar) are answered by --start and --checkpoint instead"""
     black: bool = False
     """also make every row with black images: what it scores then does not come from looking. Black are the crops of a
@@ -103,7 +104,7 @@ class EvalConfig(Config):
             raise ConfigError("--image shows what one policy does; name one --checkpoint.")
         for flag, known in (("methods", METHODS), ("task_model", TASK_MODELS), ("mode", MODES)):
             wanted = getattr(self, flag)
-            check_known(flag, wanted, known)
+            check_known(flag, [name for name in wanted if flag != "task_model" or not is_code(name)], known)
             if not wanted and flag == "task_model":
                 raise ConfigError(f"--{flag} names none; there are: {', '.join(known)}.")
         self._check_named(data=not self.image and not self.benchmark)

@@ -29,7 +29,7 @@ from activeo3.eval_zoom_qa import ZoomQABenchmark
 from activeo3.families import FAMILIES, check_notes
 from activeo3.model import VisionLanguageModel, family_of, trained_here
 from activeo3.monitor import lost
-from activeo3.tasks import prepared, task_of
+from activeo3.tasks import check_queries, prepared, task_of
 from activeo3.types import Example
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
@@ -178,6 +178,8 @@ def opened(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     name, _, own = name.partition(":")
     split = own if own and split == config.split else split
     dataset = data.open_dataset(name, split, config.data_root, limit or None, **config.dataset_options)
+    if not task_of_data(name):
+        check_queries(dataset, task_of(config))
     return (
         dataset if config.task == "zoom_qa" else prepared(dataset, task_of(config))
     )  # episodes may ask without evidence
@@ -209,8 +211,8 @@ def load_models(
         name: mllm if name == "mllm" else task_of(config).load_task_model(name, device) for name in config.task_model
     }
     for name, task_model in task_models.items():
-        if name != "mllm":
-            task_model.identity = identity(config.task_checkpoint) if config.task_checkpoint else ""
+        if name != "mllm" and not task_model.identity and config.task_checkpoint:
+            task_model.identity = identity(config.task_checkpoint)
     load(checkpoints[0].source)  # damaged weights are named before the work, too
     titles = {one.source: "start" if one.source == start else one.label or "trained" for one in checkpoints}
     return Models(
@@ -277,6 +279,7 @@ def held_out(config: TrainConfig, gather: Gather = one_rank, speaks: bool = True
     at_the_end(config)  # what the table needs is named before the training
     options = replace(config, absent=max(config.absent, ABSENT)).dataset_options
     dataset = data.open_dataset(config.data, config.eval_split, config.data_root, config.eval_examples, **options)
+    check_queries(dataset, task_of(config))
     return readable(prepared(dataset, task_of(config)), Path(config.output_dir), gather, speaks)
 
 

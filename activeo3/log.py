@@ -243,7 +243,11 @@ def introduction(
     pictures = world * config.prompts
     often = config.steps * pictures / examples
     reward = " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight) or "always 0"
-    task_model = f", {config.expert_name(config.task_model)} on the crops" if config.other_mllm else ""
+    task_model = (
+        f", {config.expert_name(config.task_model)} on the crops"
+        if config.task_model != "mllm" or config.other_mllm
+        else ""
+    )
     begin = f"{'continuing' if first > 1 else 'training'} {config.model}, {policy.parameters / 1e6:.1f} M parameters"
     trained = f"of which {policy.trainable_parameters / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}"
     answers = f"{pictures} pictures x {config.group} answers = {pictures * config.group} answers"

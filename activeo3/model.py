@@ -28,9 +28,9 @@ from activeo3.checkpoint_files import damage_of_model
 from activeo3.decoding import PromptCache
 from activeo3.encoding import Encoder
 from activeo3.families import FAMILIES
-from activeo3.generate import Generator
 from activeo3.model_files import ModelError, check_finite, part_of, quietly, whole
 from activeo3.packing import PADDING, Branch, Layout, Packed, Prompt, branching_mask, lay_out, mask_mod
+from activeo3.task_models import Mllm
 from activeo3.vision import multiply_patches
 
 Rows = Sequence[Sequence[Branch]]
@@ -152,8 +152,8 @@ class Scorer(Encoder):
 # ---------------------------------------------------------------------- load and save
 
 
-class VisionLanguageModel(Generator, Scorer):
-    """A model with its tokenizer and image processor, loaded from a checkpoint."""
+class VisionLanguageModel(Mllm, Scorer):
+    """A model with its tokenizer and image processor, loaded from a checkpoint: a policy, or a task model."""
 
     files: Mapping[str, bytes] = {}
     """The files of the checkpoint beside its weights, as they were read; none if the model was made here."""

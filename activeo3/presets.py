@@ -19,7 +19,8 @@ from the web at what the million allows.
 from pathlib import Path
 from typing import Any, Collection, Mapping, Sequence
 
-from activeo3.cli import ConfigError, check_known, read_flags, run_file
+from activeo3 import user_code
+from activeo3.cli import ConfigError, check_known, read_flags
 
 _ONE_SHOT: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -146,7 +147,7 @@ def from_command_line(
     """
     given = read_flags(cls, argv, everyday, f"presets: {', '.join(PRESETS)}")
     if path := given.get("extension"):
-        run_file(Path(path))
+        user_code.run_file(f"--data_options extension={path}", Path(path))
     names = given.setdefault("preset", ("tiny",))
     if not names:
         raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")

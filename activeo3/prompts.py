@@ -54,7 +54,13 @@ _TASK = {
     "paper": "Locate every instance of '{object}' in this image and output their bounding boxes as JSON.",
     "short": "Find every {object}.",
 }
-
+_DETECTOR = {
+    "grounding_dino": "{object}.",
+    "owl": "a photo of a {object}",
+    "omdet_class": "{object}",
+    "omdet_task": "Detect {object}.",
+}
+"""How each open-vocabulary detector was trained to be asked."""
 _QUESTION_REGIONS = {
     "paper": _regions(
         "Select {regions} of this image that are most likely to help to answer the question '{question}'. "
@@ -325,15 +331,16 @@ def pointing_prompt(colour: str) -> str:
     return f"Look at {colour}."
 
 
-def detector_prompt(query: str) -> str:
-    """The text for an open-vocabulary detector: the query as its one category.
+def detector_prompt(query: str, kind: str = "grounding_dino") -> str:
+    """The text for an open-vocabulary detector of a kind in _DETECTOR: the query as its one category.
 
     Grounding DINO reads lower case, and a full stop as the end of a category.
 
-    >>> detector_prompt("St. Bernard")
-    'st bernard.'
+    >>> detector_prompt("St. Bernard"), detector_prompt("St. Bernard", "owl")
+    ('st bernard.', 'a photo of a St. Bernard')
     """
-    return " ".join(query.lower().replace(".", " ").split()) + "."
+    words = query.lower().replace(".", " ") if kind == "grounding_dino" else query
+    return _DETECTOR[kind].format(object=" ".join(words.split()))
 
 
 def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:

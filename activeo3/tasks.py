@@ -12,6 +12,7 @@ imported when tasks are looked up, so a new task is one file, beside its prompt 
 
 import importlib
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Mapping, NamedTuple, Protocol, Self, Sequence
@@ -19,13 +20,15 @@ from typing import Any, ClassVar, Mapping, NamedTuple, Protocol, Self, Sequence
 import torch
 from PIL import Image
 
-from activeo3 import geometry
-from activeo3.cli import check_known, did_you_mean
+from activeo3 import geometry, task_model_detectors
+from activeo3.cli import check_known, did_you_mean, is_code
 from activeo3.config import Config, ConfigError, TrainConfig
+from activeo3.data_io import DataError
 from activeo3.data_set import Dataset
 from activeo3.geometry import Frame
 from activeo3.model import VisionLanguageModel
-from activeo3.task_models import TaskModel, load_task_model
+from activeo3.task_model_detectors import Thresholds
+from activeo3.task_models import Oracle, TaskModel, UserFunction
 from activeo3.types import Example, Parsed, ParsedAnswer, Region, Reward, Rollout, Sampling, TaskResult
 
 
@@ -75,7 +78,7 @@ class Task(ABC):
     crops: ClassVar[bool] = True
     turns: ClassVar[bool] = False
     benchmark: ClassVar[str] = "detection"
-    task_models: ClassVar[tuple[str, ...]] = ("mllm", "grounding-dino", "oracle")
+    task_models: ClassVar[tuple[str, ...]] = ("mllm", "detector", "oracle")
 
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:
@@ -110,7 +113,12 @@ class Task(ABC):
 
     def load_task_model(self, name: str, device: torch.device) -> TaskModel:
         """The task model ``name`` of this task that is not a language model."""
-        return load_task_model(name, self.config, device)
+        if name == "oracle":
+            return Oracle()
+        if is_code(name):
+            return UserFunction(name)
+        thresholds = Thresholds(self.config.box_threshold, self.config.text_threshold)
+        return task_model_detectors.load(self.config.task_checkpoint, device, thresholds)
 
     @abstractmethod
     def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
@@ -211,6 +219,9 @@ def regions_of(action: ParsedAnswer, frame: Frame, size: tuple[int, int]) -> tup
 
 # ---------------------------------------------------------------------- the register
 
+LOOKED_AT = 16
+"""How many examples are read to see what a data set asks for."""
+
 TASKS: dict[str, type[Task]] = {}
 """Every task class that has been defined, by its name."""
 
@@ -218,6 +229,28 @@ TASKS: dict[str, type[Task]] = {}
 def prepared(dataset: Dataset, task: Task) -> Dataset:
     """The data set as questions of the task; an example that does not fit counts as an unreadable image."""
     return dataset if type(task).prepare is Task.prepare else dataset.map(task.prepare)
+
+
+def check_queries(dataset: Dataset, task: Task) -> None:
+    """Raise ModelError if the task model is a detector with fixed labels, and a query is none of them.
+
+    A data set whose rows do not show their queries answers for the first LOOKED_AT only; later ones are checked when
+    they are asked.
+    """
+    if not task.crops or "detector" not in task.config.task_model_names:
+        return
+    queries = [row.query for row in getattr(dataset, "items", ()) if hasattr(row, "query")]
+    queries = queries or [example.query for example in first_readable(dataset, LOOKED_AT)]
+    task_model_detectors.check_queries(task.config.task_checkpoint, list(dict.fromkeys(queries)))
+
+
+def first_readable(dataset: Dataset, count: int) -> list[Example]:
+    """Those of the first ``count`` examples that can be read."""
+    found = []
+    for index in range(min(count, len(dataset))):
+        with suppress(DataError):
+            found.append(dataset[index])
+    return found
 
 
 def known_tasks() -> dict[str, type[Task]]:

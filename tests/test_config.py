@@ -438,7 +438,7 @@ def test_another_language_model_is_one_unless_a_detector_has_the_checkpoint() ->
         )
     run = TrainConfig(task_checkpoint="runs/one/checkpoint-40/")
     assert run.expert_name("mllm") == "mllm-one-checkpoint-40"
-    detector = EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("mllm", "grounding-dino"))
+    detector = EvalConfig(checkpoint=("x",), task_checkpoint="a/b", task_model=("mllm", "detector"))
     for config in (
         detector,
         TrainConfig(),

@@ -19,33 +19,25 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.model import ModelError
-from activeo3.task_models import (
-    DETECTORS,
-    Crop,
-    Detections,
-    GroundingDino,
-    Oracle,
-    act,
-    crop_view,
-    load_task_model,
-    merge_crops,
-)
+from activeo3.task_model_detectors import GroundingDino, Thresholds, load
+from activeo3.task_models import Crop, Detections, Oracle, act, crop_view, merge_crops
+from activeo3.tasks import task_of
 from activeo3.types import Example, Region
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(task_batch=5)
 ALL_SEEN = replace(CONFIG, least_seen=0.0)
-KEEP_ALL = dict(box_threshold=0.0, text_threshold=0.0)
+KEEP_ALL = Thresholds(0.0, 0.0)
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
+@pytest.fixture(scope="module", params=("grounding-dino", "mm-grounding-dino"))
 def folder(request: pytest.FixtureRequest, make_detector: Callable[[str], str]) -> str:
     return make_detector(request.param)
 
 
 @pytest.fixture(scope="module")
 def detector(folder: str) -> GroundingDino:
-    return GroundingDino.load(folder, CPU, **KEEP_ALL)
+    return load(folder, CPU, KEEP_ALL)
 
 
 def question(image: Image.Image, query: str = "red star", boxes: list | tuple = (), **more) -> Example:
@@ -149,7 +141,7 @@ def test_the_box_threshold_is_the_librarys(folder: str, picture) -> None:
     scores = by_the_library(folder, image, "red star.", threshold=0.0)[1]
     for threshold in np.quantile(scores, [0.3, 0.7]).tolist():
         kept = by_the_library(folder, image, "red star.", threshold=threshold)[1]
-        found = one(GroundingDino.load(folder, CPU, threshold, 0.0), image, (0, 0, 128, 96))
+        found = one(load(folder, CPU, Thresholds(threshold, 0.0)), image, (0, 0, 128, 96))
         assert 0 < len(kept) < len(scores)
         assert found.scores == pytest.approx(np.sort(kept)[::-1], abs=1e-5)
 
@@ -162,16 +154,16 @@ def test_the_text_threshold_asks_for_a_word_of_the_query(folder: str, picture) -
     words = [set(label.replace(".", " ").split()) & {"red", "star"} for label in labels]
     named = [score for score, own in zip(scores, words) if own]
     assert 0 < len(named) < sum(map(bool, labels))  # some have a label that is no word of the query
-    found = one(GroundingDino.load(folder, CPU, 0.0, limit), image, (0, 0, 128, 96))
+    found = one(load(folder, CPU, Thresholds(0.0, limit)), image, (0, 0, 128, 96))
     assert found.scores == pytest.approx(sorted(named, reverse=True), abs=1e-5)
     assert [part.split()[-1] for part in found.text.split("; ")] == [f"{score:.2f}" for score in found.scores]
     said = [set(part.split()[:-1]) for part in found.text.split("; ")]
     assert sorted(map(sorted, said)) == sorted(map(sorted, filter(None, words)))
-    assert one(GroundingDino.load(folder, CPU, 0.0, 1.0), image, (0, 0, 128, 96)).text == ""
+    assert one(load(folder, CPU, Thresholds(0.0, 1.0)), image, (0, 0, 128, 96)).text == ""
 
 
 def test_no_detection_is_an_empty_answer(folder: str, picture) -> None:
-    strict = GroundingDino.load(folder, CPU, box_threshold=1.0, text_threshold=0.0)
+    strict = load(folder, CPU, Thresholds(1.0, 0.0))
     (outcome,) = act(strict, [question(picture(128, 96))], [[Region(0.0, 0.0, 128.0, 96.0)]], CONFIG)
     assert outcome.boxes_px.shape == (0, 4) and outcome.scores.shape == (0,) and outcome.texts == ("",)
 
@@ -206,9 +198,9 @@ def test_a_detector_acts_with_its_scores(detector: GroundingDino, picture) -> No
 
 
 def test_a_detector_is_frozen_and_loaded_by_its_flags(folder: str) -> None:
-    config = TrainConfig(task_model="grounding-dino", task_checkpoint=folder, box_threshold=0.4, text_threshold=0.3)
-    loaded = load_task_model(config.task_model, config, CPU)
-    assert (loaded.box_threshold, loaded.text_threshold) == (0.4, 0.3)
+    config = TrainConfig(task_model="detector", task_checkpoint=folder, box_threshold=0.4, text_threshold=0.3)
+    loaded = task_of(config).load_task_model(config.task_model, CPU)
+    assert loaded.thresholds == (0.4, 0.3)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     with loaded.gathered() as whole:
         assert whole is loaded
@@ -216,15 +208,15 @@ def test_a_detector_is_frozen_and_loaded_by_its_flags(folder: str) -> None:
 
 def test_what_is_no_detector_is_named(make_vlm, tmp_path) -> None:
     with pytest.raises(ModelError, match="no/such/folder does not exist"):
-        GroundingDino.load("no/such/folder", CPU, 0.25, 0.25)
+        load("no/such/folder", CPU, Thresholds(0.25, 0.25))
     make_vlm("qwen3_vl").save(tmp_path)
     with pytest.raises(ModelError, match="qwen3_vl model; supported are grounding-dino, mm-grounding-dino"):
-        GroundingDino.load(str(tmp_path), CPU, 0.25, 0.25)
+        load(str(tmp_path), CPU, Thresholds(0.25, 0.25))
     for weights in tmp_path.glob("*.safetensors"):
         weights.unlink()
     (tmp_path / "config.json").write_text('{"model_type": "grounding-dino"}')
     with pytest.raises(ModelError, match="has no weights that can be used"):
-        GroundingDino.load(str(tmp_path), CPU, 0.25, 0.25)
+        load(str(tmp_path), CPU, Thresholds(0.25, 0.25))
 
 
 def test_a_detector_without_some_of_its_weights_is_refused(make_detector, tmp_path) -> None:
@@ -236,7 +228,7 @@ def test_a_detector_without_some_of_its_weights_is_refused(make_detector, tmp_pa
         ModelError,
         match=r"half lacks 2 of \d+ weights, model.decoder.layers.1.fc1.bias, model.decoder.layers.1.fc1.weight\.$",
     ):
-        GroundingDino.load(str(tmp_path / "half"), CPU, 0.25, 0.25)
+        load(str(tmp_path / "half"), CPU, Thresholds(0.25, 0.25))
 
 
 # ---------------------------------------------------------------------- the oracle
@@ -342,8 +334,8 @@ def test_the_better_score_comes_first_and_stays(merge: str) -> None:
 
 def test_a_task_model_of_its_own_needs_its_checkpoint() -> None:
     for make in (
-        lambda: TrainConfig(task_model="grounding-dino"),
-        lambda: EvalConfig(checkpoint=("x",), task_model=("mllm", "grounding-dino")),
+        lambda: TrainConfig(task_model="detector"),
+        lambda: EvalConfig(checkpoint=("x",), task_model=("mllm", "detector")),
     ):
         with pytest.raises(ConfigError, match="--task_checkpoint"):
             make()

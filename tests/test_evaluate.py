@@ -54,7 +54,7 @@ def test_a_table_with_its_numbers_and_pictures(checkpoint: str, evaluate, tmp_pa
 def test_methods_times_task_models_and_pycocotools_agrees(
     checkpoint: str, make_detector, evaluate, tmp_path: Path
 ) -> None:
-    methods, models = ["direct", "repeat", "grid", "oracle-regions"], ["mllm", "grounding-dino", "oracle"]
+    methods, models = ["direct", "repeat", "grid", "oracle-regions"], ["mllm", "detector", "oracle"]
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--limit", "4", "--methods", *methods, "--output_dir", str(tmp_path), *SMALL,
         "--task_model", *models, "--task_checkpoint", make_detector("grounding-dino"), "--black", "true",
@@ -134,7 +134,7 @@ def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
     printed, complaint = evaluate(
         "--checkpoint", checkpoint, "--benchmark", "coco", "--data_root", root, "--split", "val", "--limit", "0", *SMALL,
         "--methods", "direct", "active", "oracle-regions", "--output_dir", str(tmp_path / "out"),
-        "--task_model", "grounding-dino", "oracle", "--task_checkpoint", make_detector("grounding-dino"),
+        "--task_model", "detector", "oracle", "--task_checkpoint", make_detector("grounding-dino"),
         "--task_options", "box_threshold=0.02", "text_threshold=0.001", "least_seen=0",
     )  # fmt: skip
     assert complaint == ""
@@ -153,7 +153,7 @@ def test_the_official_evaluation_of_lvis_runs_from_what_is_left_behind(
         )
     best = [row["metrics"]["AP"] for row in rows if (row["method"], row["task_model"]) == ("direct", "oracle")]
     assert best[0] > 0.9  # boxes of one query that overlap are merged
-    inventive = [row for row in rows if row["task_model"] == "grounding-dino" and row["method"] == "direct"][0]
+    inventive = [row for row in rows if row["task_model"] == "detector" and row["method"] == "direct"][0]
     assert inventive["metrics"]["FP"] > 0
 
 
@@ -279,7 +279,7 @@ def test_a_picture_that_cannot_be_used_is_named(path, reason: str, checkpoint: s
         (["--checkpoint", str(ROOT / "data")], (str(ROOT / "data"), "it holds tiny")),
         (["--checkpoint", "x", "--methods", "psychic"], ("--methods", "psychic", "repeat")),
         (["--checkpoint", "x", "--task_model", "psychic"], ("--task_model", "psychic", "oracle")),
-        (["--checkpoint", "x", "--task_model", "grounding-dino"], ("--task_model grounding-dino", "--task_checkpoint")),
+        (["--checkpoint", "x", "--task_model", "detector"], ("--task_model detector", "--task_checkpoint")),
         (["--checkpoint", "x", "--benchmark", "atlantis"], ("--benchmark atlantis is not known", "scenes")),
         (["--checkpoint", "x", "--split", "tomorrow"], ("tomorrow", "test")),
         (["--checkpoint", "x", "--benchmark", "coco"], ("data root",)),

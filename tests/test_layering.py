@@ -42,7 +42,7 @@ NOT_NAMED_YET = {"curriculum": "eval"}
 
 APART = {
     "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics": "torch",
-    "config eval_config presets cli paths processes outputs memory monitor terminal": "torch",
+    "config eval_config presets cli user_code label_set paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
     "model model_* encoding generate decoding packing attention vision lora": "engine rollout rewards data",
@@ -57,10 +57,11 @@ APART = {
 OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
-    "transformers": "model model_* attention decoding generate task_models task_model_sam",
+    "transformers": "model model_* attention decoding generate task_model_*",
     "huggingface_hub": "model_hub",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
+    "importlib.util": "user_code",
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "peft": "lora",

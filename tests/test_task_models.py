@@ -4,6 +4,9 @@ The scripted expert reads its answer off the pixels of the crop, so a box that c
 place in the original picture went through the real crop, the real view size and the real frame.
 """
 
+from pathlib import Path
+from typing import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,8 @@ from activeo3.answer_parsing import read_boxes
 from activeo3.config import TrainConfig
 from activeo3.generate import in_batches
 from activeo3.geometry import area, as_boxes, iou
-from activeo3.task_models import act, crop_view
+from activeo3.model_files import ModelError
+from activeo3.task_models import UserFunction, act, crop_view
 from activeo3.types import Example, Region, Sampling, TaskResult
 
 CONFIG = TrainConfig(crop_side=448)  # most crops below are smaller, so a view has at least the picture's pixels
@@ -345,3 +349,68 @@ def test_the_colours_of_these_tests_can_be_told_apart(task_model) -> None:
         (wanted,) = [box for name, box in things if name == colour]
         assert iou(as_boxes(boxes) / scale, as_boxes([wanted]))[0, 0] > 0.97
         assert area(as_boxes(boxes)).shape == (1,)
+
+
+# ---------------------------------------------------------------------- a function of the user's
+
+DARK = """
+import numpy as np
+def find(crops, queries):
+    found = []
+    for crop, query in zip(crops, queries):
+        rows, columns = np.nonzero(np.asarray(crop.convert("L")) < 128)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) and query == "dark" else None
+        found.append(([box], [0.75]) if box else ([], []))
+    return found
+"""
+
+
+@pytest.fixture
+def user_function(tmp_path: Path) -> Callable[[str], UserFunction]:
+    """``user_function(text)``: the function ``find`` of a file with this text."""
+
+    def write(text: str) -> UserFunction:
+        (tmp_path / "mine.py").write_text(text)
+        return UserFunction(f"{tmp_path / 'mine.py'}:find")
+
+    return write
+
+
+def test_a_users_function_gets_crops_and_queries_and_its_boxes_come_back(user_function) -> None:
+    """Of a dark square on white, in windows that begin and end inside pixels, at the crop's own size."""
+    image = painted((300, 200), [])
+    image.paste((255, 255, 255), (0, 0, 300, 200))
+    image.paste((0, 0, 0), (120, 80, 150, 100))
+    task_model = user_function(DARK)
+    windows = [Region(100.0, 50.0, 200.0, 150.0), Region(110.4, 70.3, 180.8, 119.6), Region(0.0, 0.0, 50.0, 50.0)]
+    result, none = act(task_model, [question(image, "dark"), question(image, "light")], [windows, windows], CONFIG)
+    (box,) = result.boxes_px
+    assert box == pytest.approx([120, 80, 150, 100], abs=1.0) and result.scores.tolist() == [0.75] and result.calls == 3
+    assert none.boxes_px.shape == (0, 4) and result.texts[0] == "0.75" and task_model.identity.startswith("mine.py ")
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (
+            "return [([[1, 2, 3]], [0.5])] * len(crops)",
+            r"returns boxes of shape \(1, 3\) and scores of shape \(1,\), which must be \(M, 4\) and \(M,\), for example a\.$",
+        ),
+        ("return [([[1, 2, 3, 4]], [0.5, 0.1])] * len(crops)", r"boxes of shape \(1, 4\) and scores of shape \(2,\)"),
+        ("return [([[1, 2, 3, 4]], 0.5)] * len(crops)", r"scores of shape \(\)"),
+        (
+            "return [([[1, 2, 3, float('nan')]], [0.5])] * len(crops)",
+            "returns boxes or scores that are not finite for example a",
+        ),
+        ("return [([['a', 2, 3, 4]], [0.5])] * len(crops)", "returns no pair of boxes and scores"),
+        ("return [[1, 2, 3]] * len(crops)", "returns no pair of boxes and scores"),
+        ("return []", "returns 0 results for 2 crops for example a and 1 more crops"),
+        ("return None", r"fails \(TypeError: "),
+        ("return crops[9]", r"fails \(IndexError: list index out of range, line 2\) for example a and 1 more crops\.$"),
+    ],
+)
+def test_what_a_users_function_does_wrong_is_named(body: str, said: str, user_function) -> None:
+    task_model = user_function(f"def find(crops, queries):\n    {body}")
+    windows = [Region(0.0, 0.0, 50.0, 50.0), Region(10.0, 0.0, 50.0, 50.0)]
+    with pytest.raises(ModelError, match=said):
+        act(task_model, [question(painted((60, 60), []))], [windows], CONFIG)

@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator, get_args
 
 import numpy as np
 import pytest
+import tiny_detectors
 import torch
 from launch import finely_sharded, on_ranks, rank_environment, whole_weights
 from small_runs import TASKS, World, look_somewhere, prepare, reward_of_ids, rows_of, small_pictures
@@ -528,9 +529,14 @@ def test_a_finished_run_prints_its_table_again(
     assert rows_in(folder) and (folder / "report.html").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", ["oracle", "grounding-dino"])
+@pytest.mark.parametrize("name, kind", [("oracle", ""), ("detector", "grounding-dino"), ("detector", "rt_detr")])
 def test_another_task_model_works_on_the_crops(
-    name: str, config: TrainConfig, make_detector: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    kind: str,
+    config: TrainConfig,
+    make_detector: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In training and in the table at its end; the start policy is then asked for nothing but its regions."""
     asked, encode = [], VisionLanguageModel.encode
@@ -540,9 +546,10 @@ def test_another_task_model_works_on_the_crops(
         return encode(self, views, texts, *names)
 
     monkeypatch.setattr(VisionLanguageModel, "encode", listen)
-    detector = (
-        {"task_checkpoint": make_detector(name), "box_threshold": 0.0, "text_threshold": 0.0} if "dino" in name else {}
-    )
+    if kind == "rt_detr":  # its labels are all that is asked for
+        tiny_detectors.save(kind, tmp_path / kind)
+    folder = str(tmp_path / kind) if kind == "rt_detr" else kind and make_detector(kind)
+    detector = {"task_checkpoint": folder, "box_threshold": 0.0, "text_threshold": 0.0}
     train.main(replace(
         config, output_dir=str(tmp_path), task_model=name, steps=1, samples_every=1, eval_examples=2, regions=1, least_seen=0.0, **detector
     ))  # fmt: skip

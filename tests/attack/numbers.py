@@ -35,7 +35,8 @@ from activeo3 import checkpoints
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.model import ModelError, VisionLanguageModel
-from activeo3.task_models import GroundingDino, act
+from activeo3.task_model_detectors import Thresholds, load
+from activeo3.task_models import act
 from activeo3.tasks import Task, known_tasks
 from activeo3.types import Example, Region, Reward, Rollout, Sampling, TaskResult
 
@@ -202,7 +203,7 @@ def logit(world: World, rng: random.Random) -> str:
 def detection(world: World, rng: random.Random) -> str:
     """A detector that gives one NaN or infinite score or box: refused by the name of the example, not passed over."""
     value, of = rng.choice(PLANTED), rng.choice(("logits", "pred_boxes"))
-    detector = GroundingDino.load(world.detector, torch.device("cpu"), 0.25, 0.25)
+    detector = load(world.detector, torch.device("cpu"), Thresholds(0.25, 0.25))
 
     def spoil(module: Any, inputs: Any, out: Any) -> Any:
         numbers = out[of]

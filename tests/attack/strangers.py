@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from activeo3.config import ConfigError  # noqa: E402
 from activeo3.model import VisionLanguageModel  # noqa: E402
 from activeo3.model_files import ModelError  # noqa: E402
+from activeo3.task_model_detectors import Thresholds, load  # noqa: E402
 from activeo3.task_model_sam import Sam  # noqa: E402
-from activeo3.task_models import GroundingDino  # noqa: E402
 
 CPU = torch.device("cpu")
 SECONDS = 60.0
@@ -322,7 +322,7 @@ def policy(folder: Path) -> None:
 
 
 LOADERS: dict[str, Callable[[Path], None]] = {
-    "policy": policy, "adapter": policy, "detector": lambda folder: GroundingDino.load(str(folder), CPU, 0.3, 0.3) and None,
+    "policy": policy, "adapter": policy, "detector": lambda folder: load(str(folder), CPU, Thresholds(0.3, 0.3)) and None,
     "sam": lambda folder: Sam.load(str(folder), CPU) and None, "sam2": lambda folder: Sam.load(str(folder), CPU) and None,
 }  # fmt: skip
 
