@@ -17,12 +17,14 @@ from activeo3 import (
     data_fetch,
     data_lvis,
     data_mmbench,
+    data_own,
     data_perception,
     data_refcoco,
     data_scenes,
     data_soda,
     data_thinobject,
     data_vqa,
+    data_yolo,
     paths,
     processes,
     terminal,
@@ -31,8 +33,8 @@ from activeo3.data_fetch import Fetched
 from activeo3.data_io import DataError
 from activeo3.data_set import DATASETS, Dataset, Source, listed, mixed, open_source, present
 
-_REGISTERED = (data_coco, data_docvqa, data_lvis, data_mmbench, data_perception, data_refcoco, data_scenes,
-               data_soda, data_thinobject, data_vqa)  # fmt: skip
+_REGISTERED = (data_coco, data_docvqa, data_lvis, data_mmbench, data_own, data_perception, data_refcoco, data_scenes,
+               data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip
 """The rooms that register data sets when they are imported."""
 
 

@@ -106,6 +106,16 @@ def decode(source: Path | BinaryIO) -> Decoded:
     return Decoded(stored, orientation)
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) after the picture is turned upright, read from the head of the file. Raises as ``decode``."""
+    with path.open("rb") as file:
+        try:
+            with Image.open(file, formats=_formats()) as image:
+                return Decoded(image, _number(_tag(image))).upright_size
+        except Exception as error:
+            raise Unreadable(_reason(error)) from None
+
+
 def _refuse_large_tiles(image: Image.Image) -> None:
     """Raise DecompressionBombError for a TIFF file of larger tiles than pictures may be: each is decoded as a whole."""
     width, length = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in TILE)

@@ -17,14 +17,15 @@ import math
 import os
 import re
 import stat
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO, Callable, Iterable, Mapping, TypeVar
+from typing import Annotated, Any, BinaryIO, Callable, Iterable, Iterator, Mapping, TypeVar
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field, Strict, ValidationError
 
-from activeo3.data_images import Decoded, Unreadable, decode
+from activeo3.data_images import Decoded, Unreadable, decode, upright_size
 from activeo3.geometry import refuse_elongated
 from activeo3.terminal import OneLine
 
@@ -127,12 +128,12 @@ def parsed_json(text: str) -> Any:
     return content
 
 
-def parsed_line(path: Path, what: str, line: str) -> Any:
-    """What a line of json says. Raises DataError."""
+def parsed_line(path: Path, what: str, line: str, advice: str = "download the file again") -> Any:
+    """What a line of json says. Raises DataError, which ends with what to do."""
     try:
         return parsed_json(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {what} is not valid json ({error}), download the file again") from None
+        raise DataError(f"{path}: {what} is not valid json ({error}), {advice}") from None
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -183,10 +184,14 @@ def regular(path: Path) -> Path:
     return path
 
 
-def needed(path: Path, what: str, row: Any, key: str) -> Any:
-    """A value that an entry of a file, which should be an object, must have. Raises DataError."""
+def needed(path: Path, what: str, row: Any, key: str = "") -> Any:
+    """A value that an entry of a file, which should be an object, must have; without a key the object. Raises
+    DataError."""
     if not isinstance(row, dict):
-        raise DataError(f"{path}: {what} is no object with a '{key}', correct or remove the entry")
+        having = f" with a '{key}'" if key else ""
+        raise DataError(f"{path}: {what} is no object{having}, correct or remove the entry")
+    if not key:
+        return row
     if key not in row:
         raise DataError(f"{path}: {what} has no '{key}', add it or remove the entry")
     return row[key]
@@ -210,7 +215,8 @@ def checked(model: type[M], path: Path, what: str, row: Any) -> M:
 
     The description of a field says what to give; a ValueError of a validator is a sentence about the entry.
     """
-    needed(path, what, row, next(name for name, field in model.model_fields.items() if field.is_required()))
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    needed(path, what, row, *required[:1])
     try:
         return model.model_validate(row)
     except ValidationError as error:
@@ -356,10 +362,23 @@ def _picture(source: Path | BinaryIO, where: str, size: tuple[int, int] | None, 
     return _decoded(source, what, example_id, fitting)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """The (width, height) of a picture as it is shown upright, by the head of its file. Raises DataError."""
+    with _named(f"{path}: the picture", None):
+        return upright_size(regular(path))
+
+
 def _decoded(source: Path | BinaryIO, what: str, example_id: str | None, use: Callable[[Decoded], T]) -> T:
     """What ``use`` makes of a picture. Raises DataError if it cannot be decoded, is no regular file or not there."""
-    try:
+    with _named(what, example_id):
         return use(decode(regular(source) if isinstance(source, Path) else source))
+
+
+@contextmanager
+def _named(what: str, example_id: str | None) -> Iterator[None]:
+    """Whatever goes wrong with a picture inside the block is a DataError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{what} is missing, add it", example_id) from None
     except (OSError, ValueError, Unreadable) as error:

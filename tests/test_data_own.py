@@ -6,6 +6,7 @@ Every folder is built as its program writes it; the truth that is expected is wr
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from activeo3.config import TrainConfig
+from activeo3.curriculum import open_questions
 from activeo3.data import open_dataset
 from activeo3.data_io import DataError
 from activeo3.data_set import held_out
+from activeo3.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 SIZE = (64, 48)
@@ -169,6 +173,277 @@ def test_a_file_that_names_a_split_is_no_file_without_one(tmp_path: Path) -> Non
     write(tmp_path / "b.json", coco())
     write(tmp_path / "c.json", coco())  # of two files none is the one
     with pytest.raises(DataError, match="it has val;"):
+        open_dataset("coco", "train", str(tmp_path))
+
+
+# ---------------------------------------------------------------------- JSON Lines
+
+
+def lines(prefix: str = "", key: str = "image") -> str:
+    rows = [{key: prefix + name, "query": query, "boxes": boxes} for name, query, boxes in WANTED]
+    return "\n".join(json.dumps(row) for row in rows) + "\n"
+
+
+def as_jsonl(root: Path) -> None:
+    (root / "train.jsonl").write_text(lines("photos/"))
+    photos(root / "photos")
+
+
+def as_one_jsonl(root: Path) -> None:
+    (root / "mine.jsonl").write_text("\ufeff" + lines().replace("\n", "\r\n") + "\n\n")
+    photos(root / "images")
+
+
+def as_absolute_jsonl(root: Path) -> None:
+    (root / "train.jsonl").write_text(lines(f"{root.resolve()}/a/"))
+    photos(root / "a")
+
+
+def as_metadata(root: Path) -> None:
+    (root / "train").mkdir()
+    (root / "train" / "metadata.jsonl").write_text(lines(key="file_name"))
+    photos(root / "train")
+
+
+JSONL = (as_jsonl, as_one_jsonl, as_absolute_jsonl, as_metadata)
+
+
+@pytest.mark.parametrize("layout", JSONL, ids=lambda layout: layout.__name__)
+def test_json_lines(layout: Any, tmp_path: Path) -> None:
+    layout(tmp_path)
+    data = open_dataset("jsonl", "train", str(tmp_path))
+    assert found(data) == WANTED and not data.dropped and len(data.paths) == 10
+    parts = [open_dataset("jsonl", split, str(tmp_path), holdout=0.3) for split in ("train", "val")]
+    assert [len(pictures(part)) for part in parts] == [7, 3] and not pictures(parts[0]) & pictures(parts[1])
+    with pytest.raises(
+        DataError, match="jsonl has no split 'val' there, it has train; --holdout 0.1 .*--eval_examples 0"
+    ):
+        open_dataset("jsonl", "val", str(tmp_path))
+
+
+def rows_of(root: Path, *rows: Any, **options: Any) -> Any:
+    """A data set of JSON Lines about one photo."""
+    photos(root)
+    text = "\n".join(row if isinstance(row, str) else json.dumps({"image": "00.jpg"} | row) for row in rows)
+    (root / "train.jsonl").write_text(text)
+    return open_dataset("jsonl", "train", str(root), **options)
+
+
+def test_a_row_says_what_it_knows(tmp_path: Path) -> None:
+    none, unknown, words, choice, counted, text = rows_of(
+        tmp_path,
+        {"query": "cat", "boxes": []},
+        {"query": "dog"},
+        {"query": "What is it?", "answer": 5, "boxes": [[1, 2, 3, 4]], "id": "mine"},
+        {"query": "Which?", "answer": "red", "options": ["blue", "red"]},
+        {"query": "bird", "count": 4},
+        {"text": "STOP"},
+    )
+    assert none.count.number == 0 and none.exhaustive and len(none.boxes_px) == 0
+    assert unknown.count is None and not unknown.exhaustive
+    assert words.vqa.answers == ("5",) and words.vqa.evidence_px.tolist() == [[1, 2, 3, 4]] and words.id == "mine"
+    assert words.asks_in_words
+    assert choice.vqa.answer == "B" and choice.vqa.options == ("blue", "red")
+    assert counted.count.number == 4 and text.text == "STOP"
+    assert [one.image_id for one in (none, text)] == [1, 1] and unknown.category_id == 2
+
+
+FORMS = {
+    "xyxy": [16, 12, 48, 36],
+    "xywh": [16, 12, 32, 24],
+    "cxcywh": [32, 24, 32, 24],
+    "xyxy_unit": [0.25, 0.25, 0.75, 0.75],
+    "xywh_unit": [0.25, 0.25, 0.5, 0.5],
+    "cxcywh_unit": [0.5, 0.5, 0.5, 0.5],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_boxes_of_every_form_are_the_same_pixels(form: str, tmp_path: Path) -> None:
+    (example,) = rows_of(tmp_path, {"query": "cat", "boxes": [FORMS[form]]}, box_format=form)
+    assert example.boxes_px.tolist() == [FORMS["xyxy"]]
+    (example,) = rows_of(tmp_path, {"query": "cat", "bbox": [FORMS["xywh"]]})  # as COCO calls them
+    assert example.boxes_px.tolist() == [FORMS["xyxy"]]
+
+
+WRONG_LINES = [
+    ({"query": "cat", "boxes": [[16, 12, 8, 24]]}, "line 2 has a box without area as xyxy ([[16.0, 12.0, 8.0, 24.0]]), correct it, or say what the numbers are, as --data_options box_format=xywh"),
+    ({"query": "cat", "boxes": [[0.1, 0.1, 0.5, 0.5]]}, "line 2 has boxes below 1 pixel ([[0.1, 0.1, 0.5, 0.5]]), correct it, or say what the numbers are, as --data_options box_format=xyxy_unit"),
+    ({"query": "cat", "boxes": [[1, 2, 3]]}, "line 2 has the boxes [1, 2, 3], give lists of four finite numbers"),
+    ({"query": "cat", "boxes": [1, 2, 3, 4]}, "line 2 has the boxes [1, 2, 3, 4], give lists of four finite numbers"),
+    ({"query": " "}, "line 2 has no 'query', add what is asked"),
+    ({"query": 7}, "line 2 has the query 7, give a text"),
+    ({"query": "cat", "image": "../00.jpg"}, "line 2 has a file_name outside of its folder"),
+    ({"query": "cat", "image": 7}, "line 2 has the image 7, give the name of a file"),
+    ({"query": "dog", "boxes": []}, "line 2 asks the same as line 1, put all boxes into one row or give ids"),
+    ({"query": "?", "answer": "a", "options": ["b", "c"]}, "line 2 has the answer 'a', which is none of its options"),
+    ("{", "line 2 is not valid json"),
+    ("[]", "line 2 is no object"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row, sentence", WRONG_LINES, ids=lambda one: str(one)[:40])
+def test_a_wrong_row_is_left_out_and_named(row: Any, sentence: str, tmp_path: Path) -> None:
+    data = rows_of(tmp_path, {"query": "dog"}, row)
+    assert len(data) == 1 and len(data.dropped) == 1
+    assert data.dropped[0].startswith(f"{tmp_path / 'train.jsonl'}: {sentence}")
+
+
+def test_a_box_outside_of_its_picture_is_named_when_that_is_read(tmp_path: Path) -> None:
+    data = rows_of(tmp_path, {"query": "cat", "boxes": [[60, 40, 99, 99]]}, {"query": "dog", "boxes": [[64, 0, 99, 9]]})
+    assert data[0].boxes_px.tolist() == [[60, 40, 64, 48]]  # clipped
+    with pytest.raises(DataError, match=r"line 2 has the box \[64.0, 0.0, 99.0, 9.0\] outside of its picture of 64x48"):
+        data[1]
+
+
+def test_rows_without_boxes_are_no_lesson_in_boxes(tmp_path: Path) -> None:
+    data = rows_of(tmp_path, {"query": "cat"}, {"query": "dog", "boxes": []}, boxed=True)
+    assert [example.query for example in data] == ["dog"]
+    assert "line 1 has no 'boxes', from which this task learns, add them" in data.dropped[0]
+    with pytest.raises(DataError, match="Nothing in it can be used: .*line 1 has no 'boxes'"):
+        rows_of(tmp_path, {"query": "cat"}, boxed=True)
+    config = TrainConfig(data=("jsonl",), data_root=str(tmp_path))
+    with pytest.raises(DataError, match="line 1 has no 'boxes'"):
+        open_questions(config, task_of(config))
+    config = replace(config, task="counting", model="data/tiny-tasks")
+    assert len(open_questions(config, task_of(config))) == 1
+
+
+def test_a_list_of_json_is_no_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this is one list of json, write every object of it on a line of its own"):
+        rows_of(tmp_path, json.dumps([{"image": "00.jpg", "query": "cat"}]))
+
+
+# ---------------------------------------------------------------------- YOLO
+
+
+def labels(name: str, polygons: bool = False) -> str:
+    """The lines of a picture's labels: class 0 is the cat."""
+    text = ""
+    for number, of in enumerate((CATS, DOGS)):
+        for x1, y1, x2, y2 in of.get(name, []):
+            width, height = SIZE
+            if polygons:
+                corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+                text += f"{number} " + " ".join(f"{x / width:.6f} {y / height:.6f}" for x, y in corners) + "\n"
+            else:
+                sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+                text += f"{number} " + " ".join(f"{side:.6f}" for side in sides) + "\n"
+    return text
+
+
+def yolo(root: Path, settings: str, images: str, polygons: bool = False) -> None:
+    (root / "data.yaml").write_text(settings)
+    photos(root / images)
+    folder = root / "labels".join(images.rsplit("images", 1))
+    folder.mkdir(parents=True)
+    for name in NAMES:
+        (folder / name).with_suffix(".txt").write_text(labels(name, polygons))
+
+
+def as_ultralytics(root: Path) -> None:
+    """coco8.yaml: a path elsewhere, names by number, an empty test."""
+    yolo(
+        root,
+        "path: /home/me/datasets/coco8\ntrain: images/train\nval:\ntest:\nnames:\n  0: cat\n  1: red_dog\n",
+        "images/train",
+    )
+
+
+def as_roboflow_yolo(root: Path) -> None:
+    settings = "train: ../train/images\nnc: 2\nnames: ['cat', 'red dog']\nroboflow:\n  workspace: me\n"
+    yolo(root, settings, "train/images")
+
+
+def as_segmentation(root: Path) -> None:
+    yolo(root, "path: .\ntrain: images\nnames: [cat, red_dog]\n", "images", polygons=True)
+
+
+def as_list(root: Path) -> None:
+    """VOC's and COCO's own: a text file with the names of pictures."""
+    yolo(root, "path: ../datasets/x\ntrain: [train.txt]\nnames: {0: cat, 1: red dog}\n", "images/train")
+    (root / "train.txt").write_text("".join(f"./images/train/{name}\n" for name in NAMES))
+
+
+YOLO = (as_ultralytics, as_roboflow_yolo, as_segmentation, as_list)
+
+
+@pytest.mark.parametrize("layout", YOLO, ids=lambda layout: layout.__name__)
+def test_yolo_folders(layout: Any, tmp_path: Path) -> None:
+    layout(tmp_path)
+    data = open_dataset("yolo", "train", str(tmp_path))
+    assert found(data) == WANTED and not data.dropped
+    assert len(open_dataset("yolo_det", "train", str(tmp_path))) == 10
+    parts = [open_dataset("yolo", split, str(tmp_path), holdout=0.3) for split in ("train", "val")]
+    assert [len(pictures(part)) for part in parts] == [7, 3]
+    with pytest.raises(DataError, match="yolo has no split 'val' there, it has train; --holdout 0.1"):
+        open_dataset("yolo", "val", str(tmp_path))
+
+
+def test_a_validation_split_of_yolo(tmp_path: Path) -> None:
+    """Roboflow's folder is valid/, its key val."""
+    as_roboflow_yolo(tmp_path)
+    with (tmp_path / "data.yaml").open("a") as file:
+        file.write("val: ../valid/images\n")
+    (tmp_path / "train").rename(tmp_path / "valid")
+    assert found(open_dataset("yolo", "val", str(tmp_path))) == WANTED
+    with pytest.raises(DataError, match="'../train/images' is not below the data root"):
+        open_dataset("yolo", "train", str(tmp_path))
+
+
+WRONG_LABELS = [
+    ("0 0.5 0.5 0.2", "line 1 has 4 numbers, give a class and x y w h, or a polygon"),
+    ("0 50 50 20 20", "line 1 has [50.0, 50.0, 20.0, 20.0], give shares of the picture from 0 to 1"),
+    ("0 nan 0.5 0.2 0.2", "give shares of the picture from 0 to 1"),
+    ("cat 0.5 0.5 0.2 0.2", "line 1 holds no numbers"),
+    ("7 0.5 0.5 0.2 0.2", "images/../labels/00.txt, line 1 names the unknown category id 7"),
+    ("0 0.5 0.5 0.0 0.2", "line 1 has no area"),
+]
+
+
+@pytest.mark.parametrize("text, sentence", WRONG_LABELS)
+def test_a_wrong_label_is_left_out_and_named(text: str, sentence: str, tmp_path: Path) -> None:
+    as_segmentation(tmp_path)
+    (tmp_path / "labels" / "00.txt").write_text(text)
+    data = open_dataset("yolo", "train", str(tmp_path))
+    assert len(data.dropped) == 1 and sentence.replace("images/../", "") in data.dropped[0]
+    assert "labels/00.txt" in data.dropped[0] and found(data) == [one for one in WANTED if one[0] != "00.jpg"]
+
+
+def test_poses_and_pictures_that_lie_on_their_side(tmp_path: Path) -> None:
+    """The box of a pose stands before its points; labels are those of the picture as it is shown."""
+    (tmp_path / "data.yaml").write_text("train: images\nkpt_shape: [1, 3]\nnames: [cat]\n")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE).save(tmp_path / "images" / "a.jpg", exif=exif)
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5 0.1 0.1 2")
+    (example,) = open_dataset("yolo", "train", str(tmp_path))
+    assert example.size_px == (48, 64) and example.boxes_px.tolist() == [[12, 16, 36, 48]]
+
+
+WRONG_YAML = [
+    ("names: [cat", "this is not valid yaml"),
+    ("- cat", "this holds no names and folders"),
+    ("train: images", "'names' is None, give the classes"),
+    ("names: [cat]\ntrain: images", "no picture of its split 'train' has a label beside it"),
+    ("names: [cat]\ntrain: labels", "there is no picture in the folders of its split 'train'"),
+]
+
+
+@pytest.mark.parametrize("settings, sentence", WRONG_YAML)
+def test_a_yaml_that_is_wrong_as_a_whole(settings: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(settings)
+    (tmp_path / "labels").mkdir()
+    photos(tmp_path / "images", NAMES[:1])
+    with pytest.raises(DataError, match=f"data.yaml: {sentence}"):
+        open_dataset("yolo", "train", str(tmp_path))
+
+
+def test_another_form_is_recognised(tmp_path: Path) -> None:
+    as_ultralytics(tmp_path)
+    with pytest.raises(DataError, match="there is no instances_train.json.*it looks like --data yolo"):
         open_dataset("coco", "train", str(tmp_path))
 
 

@@ -64,6 +64,7 @@ OWNERS = {
     "importlib.util": "user_code",
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
+    "yaml": "data_yolo",
     "peft": "lora",
     "scipy": "matching task_model_sam task_segmentation",
     "rapidfuzz": "text_metrics",
@@ -76,7 +77,7 @@ OWNERS = {
 """An outside package, and the rooms that may import it."""
 
 PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", "pycocotools", "tqdm"}
-PACKAGES |= {"packaging", "huggingface_hub"}  # come with transformers
+PACKAGES |= {"packaging", "huggingface_hub", "yaml"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
 PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
 PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras
