@@ -68,8 +68,8 @@ def prepare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train, "sample_rollouts", look_somewhere)
     for name in ("sense", "direct"):
         patch.setattr(TASKS[name], "reward", reward_of_ids)
-    patch.setattr(curriculum, "open_dataset", lambda *_: World(small_pictures()))
-    patch.setattr(eval_setup.data, "open_dataset", lambda *_: World(small_pictures()[:2]))
+    patch.setattr(curriculum, "open_dataset", lambda *_, **__: World(small_pictures()))
+    patch.setattr(eval_setup.data, "open_dataset", lambda *_, **__: World(small_pictures()[:2]))
     patch.setattr(engine, "stop", lambda: None)
 
 

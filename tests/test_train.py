@@ -491,7 +491,7 @@ class Torn(World):
 def test_what_was_left_out_before_an_interruption_is_named_at_the_end(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curriculum, "open_dataset", lambda *_: Torn(small_pictures()))
+    monkeypatch.setattr(curriculum, "open_dataset", lambda *_, **__: Torn(small_pictures()))
     lists = []
     for steps in [(4,), (2, 4)]:
         folder = tmp_path / str(len(steps))
@@ -615,7 +615,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
 ) -> None:
     """--task segment: every group starts from one first mask, and the table at the end is that of masks."""
 
-    def masked(*_: Any) -> World:
+    def masked(*_: Any, **__: Any) -> World:
         examples = []
         for example in small_pictures():
             true = np.zeros(example.size_px[::-1], dtype=bool)
@@ -627,7 +627,7 @@ def test_masks_are_corrected_in_training_and_a_continued_run_is_the_run(
         return World(examples)
 
     monkeypatch.setattr(curriculum, "open_dataset", masked)
-    monkeypatch.setattr(eval_setup.data, "open_dataset", lambda *_: World(masked()[:3]))
+    monkeypatch.setattr(eval_setup.data, "open_dataset", lambda *_, **__: World(masked()[:3]))
 
     def look_well(*given: Any) -> tuple[list[Prompt], list[list[Rollout]]]:
         """Answers that can be read: others earn nothing."""
