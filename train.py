@@ -44,8 +44,8 @@ def train_step(
 
     with timer("task_model"), task_model.gathered() as frozen, processes.together(ranks.all_gather):
         results = task.act(frozen, rollouts)  # P*G: crops from the original pixels, seen by a frozen model
+        rewards = [task.reward(rollout, result) for rollout, result in zip(rollouts, results)]  # P*G
 
-    rewards = [task.reward(rollout, result) for rollout, result in zip(rollouts, results)]  # P*G
     values = torch.tensor([reward.total for reward in rewards]).view(-1, config.group)  # (P, G)
     # Excluded from its group: a reward that is not finite and, with --mask_truncated, a truncated completion.
     complete = [rollout.finished or not config.mask_truncated for rollout in rollouts]

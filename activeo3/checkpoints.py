@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from activeo3 import checkpoint_files, data_images, engine, lora, model_hub, outputs, paths, processes
-from activeo3.cli import fields_of
+from activeo3 import checkpoint_files, data_images, engine, lora, model_hub, outputs, paths, processes, user_code
+from activeo3.cli import fields_of, is_code
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.log import counted
@@ -182,6 +182,7 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
     checkpoint_files.save_random_states(building / f"random-{ranks.rank}.pt")
     if ranks.rank == 0:
         state = {"step": step, "world": ranks.world, "sealed": True, "config": dataclasses.asdict(config)}
+        state |= {"files": config.own_files} if config.own_files else {}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
         if (rows := building.parent / "metrics.jsonl").is_file():
             outputs.sync(rows)  # its rows up to this step belong to the checkpoint
@@ -341,7 +342,12 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
             f"{path} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
             f"{ranks.world}; start as many, or choose another --output_dir."
         )
-    different = differences(config, state["config"])
+    own_files = config.own_files
+    different = differences(config, state["config"]) + [
+        f"the file of {flag} has changed"
+        for flag, digest in state.get("files", {}).items()
+        if own_files.get(flag, digest) != digest
+    ]
     if different:
         raise ConfigError(f"{path} belongs to another run: {'; '.join(different)}. Choose another --output_dir.")
 
@@ -360,15 +366,27 @@ def differences(config: TrainConfig, stored: dict[str, Any]) -> list[str]:
     found = []
     for field in dataclasses.fields(config):
         now, then = mine[field.name], stored.get(field.name)
-        # A place in another spelling is the same place.
-        same = (
-            field.type is Place
-            and isinstance(then, str)
-            and paths.same(now, paths.beside(Path(config.output_dir), then))
-        )
-        if field.name not in FREE and now != then and not same:
+        same = now == then or field.type is Place and _same_place(now, then, config) or _same_code(now, then, config)
+        if field.name not in FREE and not same:
             found.append(f"{fields_of(type(config))[field.name].flag} was {then!r} and is now {now!r}")
     return found
+
+
+def _same_place(now: Any, then: Any, config: TrainConfig) -> bool:
+    """Whether two spellings name one place; an earlier one may have been seen from the run's folder."""
+    return isinstance(then, str) and paths.same(now, paths.beside(Path(config.output_dir), then))
+
+
+def _same_code(now: Any, then: Any, config: TrainConfig) -> bool:
+    """Whether two values name the same code of the user's (FILE.py:NAME), or lists of it, with files spelled in two
+    ways."""
+    if isinstance(now, list):
+        pairs = isinstance(then, list) and len(now) == len(then) and list(zip(now, then))
+        return bool(pairs) and all(_same_code(*pair, config) for pair in pairs)
+    if not (is_code(now) and is_code(then)):
+        return False
+    (path, name), (other, earlier) = user_code.parts_of(now), user_code.parts_of(then)
+    return name == earlier and _same_place(str(path), str(other), config)
 
 
 def _set_aside(damaged: Sequence[Path], used: Path, say: Callable[[str], None]) -> None:

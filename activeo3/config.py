@@ -190,6 +190,16 @@ class Config:
         return (named,) if isinstance(named, str) else tuple(named)
 
     @property
+    def own_files(self) -> dict[str, str]:
+        """The files of the user's that decide a result: a digest of each, by the flag that names it."""
+        code = [("--task", self.task), *(("--task_model", name) for name in self.task_model_names)]
+        code += [("--reward", name) for name in getattr(self, "reward", ())]
+        named = [(flag, *user_code.parts_of(name)) for flag, name in code if is_code(name)]
+        found = {f"{flag} {name}": path for flag, path, name in named}
+        found |= {"--data_options extension": Path(self.extension)} if self.extension else {}
+        return {flag: user_code.digest(path) for flag, path in found.items()}
+
+    @property
     def other_mllm(self) -> str:
         """The language model in place of the start policy: what --task_checkpoint names, unless a detector does."""
         names = set(self.task_model_names)
@@ -296,6 +306,8 @@ class TrainConfig(Config):
     """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
 
     # ---- the reward
+    reward: tuple[str, ...] = ()
+    """functions of yours that add a term each, my_reward.py:score; its name is the function's, its weight 1"""
     reward_weights: tuple[str, ...] = ()
     """weights that differ from the task's, as format=0 task=2 (0: an ablation); the first lines of a run show all"""
     coverage: Literal["contain", "iou", "purity", "recall"] = "contain"
@@ -345,8 +357,13 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_named()
+        for named in self.reward:
+            user_code.check("--reward", named)
+        names = [user_code.parts_of(named)[1] for named in self.reward]
+        twice = next((name for name in names if names.count(name) > 1), "")
         self.given_weights  # noqa: B018  raises ConfigError
         refuse({
+            f"--reward names two functions {twice!r}; give each another name": twice,
             f"--group is {self.group}; an answer needs at least one sibling to be compared with": self.group < 2,
             f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
                 not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,

@@ -32,7 +32,7 @@ from PIL import Image
 
 from activeo3 import geometry, prompts, user_code
 from activeo3.answer_parsing import read_boxes
-from activeo3.config import Config
+from activeo3.config import Config, ConfigError
 from activeo3.encoding import Encoder
 from activeo3.generate import Generator, in_batches
 from activeo3.geometry import Frame
@@ -212,19 +212,19 @@ class UserFunction(TaskModel):
         self.identity = f"{Path(self.path).name} {user_code.digest(self.path)}"
 
     def find(self, crops: Sequence[Crop], config: Config) -> list[Detections]:
-        """What the function finds. Raises ModelError, naming an example, if it fails or returns something else."""
+        """What the function finds. Raises ConfigError, naming an example, if it fails or returns something else."""
         return in_batches(self._find_together, crops, config.task_batch)
 
     def _find_together(self, crops: Sequence[Crop]) -> list[Detections]:
         sizes = [tuple(max(1, round(edge)) for edge in (window.x2 - window.x1, window.y2 - window.y1))
                  for window in (crop.window for crop in crops)]  # fmt: skip
         views = [geometry.crop(crop.example.image, crop.window, size) for crop, size in zip(crops, sizes)]
-        try:
-            found = list(self.function(views, [crop.example.query for crop in crops]))
-        except Exception as error:
-            raise self._refused(crops[0], f"fails ({user_code.told(error, self.path)})", len(crops) - 1) from error
+        others = f" and {len(crops) - 1} more crops" * (len(crops) > 1)
+        what = f"--task_model {self.named}, for example {crops[0].example.id}{others},"
+        find = lambda *given: list(self.function(*given))  # noqa: E731
+        found = user_code.call(what, self.path, find, views, [crop.example.query for crop in crops])
         if len(found) != len(crops):
-            raise self._refused(crops[0], f"returns {len(found)} results for {len(crops)} crops", len(crops) - 1)
+            raise ConfigError(f"{what} returns {len(found)} results for {len(crops)} crops.")
         return [self._checked(*pair) for pair in zip(crops, sizes, found)]
 
     def _checked(self, crop: Crop, size: tuple[int, int], pair: Any) -> Detections:
@@ -232,20 +232,19 @@ class UserFunction(TaskModel):
         try:
             boxes, scores = (np.asarray(part, dtype=float) for part in pair)
         except (TypeError, ValueError):
-            raise self._refused(crop, "returns no pair of boxes and scores, two lists of numbers,") from None
+            raise self._refused(crop, "returns no pair of boxes and scores, two lists of numbers") from None
         boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
         if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
             shapes = f"boxes of shape {boxes.shape} and scores of shape {scores.shape}"
-            raise self._refused(crop, f"returns {shapes}, which must be (M, 4) and (M,),")
+            raise self._refused(crop, f"returns {shapes}, which must be (M, 4) and (M,)")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise self._refused(crop, "returns boxes or scores that are not finite")
         order = np.argsort(-scores, kind="stable")
         text = " ".join(f"{score:.2f}" for score in scores[order])
         return mapped_back(crop, Frame(tuple(crop.window), size), boxes[order], scores[order], text)
 
-    def _refused(self, crop: Crop, what: str, others: int = 0) -> ModelError:
-        more = f" and {others} more crops" if others else ""
-        return ModelError(f"--task_model {self.named} {what} for example {crop.example.id}{more}.")
+    def _refused(self, crop: Crop, what: str) -> ConfigError:
+        return ConfigError(f"--task_model {self.named}, for example {crop.example.id}, {what}.")
 
 
 # ---------------------------------------------------------------------- many crops, one picture

@@ -14,18 +14,21 @@ import importlib
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Mapping, NamedTuple, Protocol, Self, Sequence
+from typing import Any, Callable, ClassVar, Mapping, NamedTuple, Protocol, Self, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
-from activeo3 import geometry, task_model_detectors
+from activeo3 import geometry, task_model_detectors, user_code
 from activeo3.cli import check_known, did_you_mean, is_code
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_set import Dataset
 from activeo3.geometry import Frame
+from activeo3.metrics import asked_boxes
 from activeo3.model import VisionLanguageModel
 from activeo3.task_model_detectors import Thresholds
 from activeo3.task_models import Oracle, TaskModel, UserFunction
@@ -87,8 +90,9 @@ class Task(ABC):
     def __init__(self, config: Config, reward_config: TrainConfig | None = None) -> None:
         self.config = config
         self.reward_config = reward_config or (config if isinstance(config, TrainConfig) else TrainConfig())
-        given = self.reward_config.given_weights
-        self.weights = {term: given.get(term, weight) for term, weight in self.terms.items()}
+        self.user_terms = {term.name: term for term in map(UserTerm, self.reward_config.reward)}
+        given, own = self.reward_config.given_weights, dict.fromkeys(self.user_terms, 1.0)
+        self.weights = {term: given.get(term, weight) for term, weight in {**self.terms, **own}.items()}
 
     def under(self, config: Config) -> Self:
         """The same task under another config, with the same reward."""
@@ -142,8 +146,10 @@ class Task(ABC):
         """The unweighted value of every term of ``terms``."""
 
     def reward(self, rollout: Rollout, result: TaskResult) -> Reward:
-        """The terms and their weighted sum."""
-        terms = self.reward_terms(rollout, result)
+        """The terms, those of the user's last, and their weighted sum."""
+        terms = self.reward_terms(rollout, result) | {
+            name: term(rollout, result) for name, term in self.user_terms.items()
+        }
         return Reward(terms, sum(self.weights[name] * value for name, value in terms.items()))
 
     def check(self) -> None:
@@ -160,9 +166,11 @@ class Task(ABC):
             raise self._of_another("--coverage recall is of a mask's errors", "segment")
         if "sam" in task_models and "sam" not in self.task_models:
             raise self._of_another("--task_model sam corrects masks", "segment")
+        for term in self.user_terms.keys() & self.terms.keys():
+            raise ConfigError(f"--reward: --task {self.name} has a term {term!r} already; give yours another name.")
         for term in self.reward_config.given_weights if trains else ():
-            if term not in self.terms:
-                near, named = did_you_mean(term, self.terms), ", ".join(self.terms)
+            if term not in self.weights:
+                near, named = did_you_mean(term, self.weights), ", ".join(self.weights)
                 raise ConfigError(
                     f"--reward_weights {term} is no term of --task {self.name}{near}; there are: {named}."
                 )
@@ -191,6 +199,66 @@ class SingleTurn:
 
     def result(self) -> Parsed:
         return self.task.parse(*self.message, self.prompt, self.example)
+
+
+# ---------------------------------------------------------------------- a term of the user's
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One sampled answer and what came of it, as a reward of the user's sees it. All boxes are xyxy in pixels of the
+    image.
+
+    ``question`` is what was asked; ``text`` the answer as it was written, all turns of an episode; ``error`` what is
+    wrong with its form, or None; ``finished`` False if it hit the length limit. ``regions`` (K) are where it looked,
+    ``crop_texts`` what the task model wrote about each. ``boxes`` (M, 4) with ``scores`` (M,) is what was found, best
+    first; ``answer`` an episode's answer in words, or None. ``true_boxes`` (N, 4) are those that were asked for, crowds
+    apart; ``example`` is the question with all that its data set knows.
+    """
+
+    question: str
+    image: Image.Image
+    text: str
+    finished: bool
+    error: str | None
+    regions: tuple[Region, ...]
+    crop_texts: tuple[str, ...]
+    boxes: np.ndarray
+    scores: np.ndarray
+    answer: str | None
+    true_boxes: np.ndarray
+    example: Example
+
+    @classmethod
+    def of(cls, rollout: Rollout, result: TaskResult) -> Self:
+        """What a rollout and its result say."""
+        example = rollout.example
+        return cls(
+            example.query, example.image, rollout.text, rollout.finished, rollout.action.error, rollout.regions,
+            result.texts, result.boxes_px, result.scores, rollout.episode and rollout.episode.answer,
+            asked_boxes(example), example,
+        )  # fmt: skip
+
+
+class UserTerm:
+    """A function ``score(attempt) -> float`` of a file of the user's, a reward term under the function's name.
+
+    NaN and infinity leave the answer out of its group, as those of any term do (``Reward.faults``).
+    """
+
+    def __init__(self, named: str) -> None:
+        self.named, (self.path, self.name) = named, user_code.parts_of(named)
+        self.function: Callable[[Attempt], float] = user_code.load_function("--reward", named, ("attempt",))
+
+    def __call__(self, rollout: Rollout, result: TaskResult) -> float:
+        """The term. Raises ConfigError, naming the example, if the function fails or returns no number."""
+        what = f"--reward {self.named}, for example {rollout.example.id},"
+        value = user_code.call(what, self.path, self.function, Attempt.of(rollout, result))
+        if (
+            not isinstance(value, Real) and getattr(value, "shape", None) != ()
+        ):  # an array or tensor of one number is one
+            raise ConfigError(f"{what} returns {value!r:.60}; it must return a number.")
+        return float(value)
 
 
 # ---------------------------------------------------------------------- views and regions, for all tasks

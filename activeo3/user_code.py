@@ -14,10 +14,11 @@ import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, TypeVar
 
 from activeo3.cli import ConfigError, did_you_mean
 
+T = TypeVar("T")
 _MODULES: dict[str, ModuleType] = {}
 """What has been run, by place and content."""
 
@@ -110,6 +111,15 @@ def load_function(flag: str, named: str, parameters: Sequence[str]) -> Callable[
             f"{flag} {named} is called as {called}, and takes {taken}; give it these parameters."
         ) from None
     return function
+
+
+def call(what: str, path: Path, function: Callable[..., T], *values: Any) -> T:
+    """``function(*values)`` of a file of the user's. Raises ConfigError, ``what`` and its error in a few words, if it
+    fails."""
+    try:
+        return function(*values)
+    except Exception as error:
+        raise ConfigError(f"{what} fails ({told(error, path)}).") from error
 
 
 def run_file(what: str, path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
 """rewards.py: a golden table worked out by hand, and what must not change a reward."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from activeo3 import geometry, task_segmentation
-from activeo3.config import TrainConfig
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.geometry import Frame, as_boxes, mask_to_rle
 from activeo3.rewards import covered, no_overlap, sensible_area
 from activeo3.task_detection import Sense
 from activeo3.task_segmentation import Segment, covered_mask
 from activeo3.task_segmentation import with_mask as with_two_masks
+from activeo3.tasks import UserTerm
 from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, TaskResult
 
 SIZE = (100, 100)
@@ -287,3 +289,76 @@ def test_purity_of_a_masks_errors_is_a_share_of_regions() -> None:
     )
     with pytest.raises(ValueError, match="unknown coverage mode 'iou'"):
         covered_mask(proposed([one_percent], []), error, "iou")
+
+
+# ---------------------------------------------------------------------- a term of the user's
+
+
+@pytest.fixture
+def term(tmp_path: Path):
+    """``term(body)``: the function ``score`` of a file of the user's."""
+
+    def write(body: str) -> UserTerm:
+        (tmp_path / "mine.py").write_text(f"import numpy as np\ndef score(attempt):\n    {body}")
+        return UserTerm(f"{tmp_path / 'mine.py'}:score")
+
+    return write
+
+
+def test_a_users_term_sees_question_answer_regions_and_results(term) -> None:
+    rollout = proposed([(0, 0, 50, 50)], [(1, 2, 3, 4)])
+    result = TaskResult(as_boxes([(1, 2, 3, 5)]), np.array([0.5]), ("found it",))
+    body = (
+        "return (attempt.question, attempt.text, attempt.finished, attempt.error, attempt.answer, attempt.crop_texts) == "
+        "('cup', {text!r}, True, None, None, ('found it',)) and attempt.regions[0].x2 + 100 * attempt.boxes[0, 3] + "
+        "1000 * attempt.scores[0] + 10000 * attempt.true_boxes[0, 1] + attempt.image.width + len(attempt.example.id)"
+    )
+    body = body.replace("'cup'", repr(rollout.example.query)).format(text=rollout.text)
+    assert term(body)(rollout, result) == 50 + 500 + 500 + 20000 + rollout.example.image.width + len(rollout.example.id)
+
+
+@pytest.mark.parametrize("body, value", [("return True", 1.0), ("return np.float32(0.5)", 0.5), ("return np.array(2)", 2.0),
+                                         ("import torch; return torch.tensor(3.0)", 3.0), ("return -1", -1.0)])  # fmt: skip
+def test_a_users_term_is_a_number(body: str, value: float, term) -> None:
+    assert term(body)(proposed([], []), TaskResult(as_boxes([]), np.zeros(0))) == value
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("pass", "returns None; it must return a number"),
+        ("return '1'", "returns '1'; it must return a number"),
+        ("return [0.5]", "returns .0.5.; it must return a number"),
+        ("return np.zeros(2)", "returns array.*; it must return a number"),
+        ("return 1 / 0", r"fails \(ZeroDivisionError: division by zero, line 3\)"),
+        ("return attempt.boxes[9]", r"fails \(IndexError: .*, line 3\)"),
+    ],
+)
+def test_what_a_users_term_does_wrong_is_named_with_its_example(body: str, said: str, term) -> None:
+    rollout = proposed([], [])
+    with pytest.raises(ConfigError, match=f"^--reward .*mine.py:score, for example {rollout.example.id}, {said}\\.$"):
+        term(body)(rollout, TaskResult(as_boxes([]), np.zeros(0)))
+
+
+def test_terms_are_weighted_under_their_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def score(a): return 2.0\ndef odd(a): return float('nan')\ndef task(a): return 0"
+    )
+    named = lambda name: f"{tmp_path / 'mine.py'}:{name}"
+    task = Sense(TrainConfig(reward=(named("score"),), reward_weights=("score=0.5", "format=0")))
+    task.check()
+    rollout, result = proposed([(0, 0, 50, 50)], [(1, 2, 3, 4)]), TaskResult(as_boxes([]), np.zeros(0))
+    plain, reward = (
+        Sense(TrainConfig(reward_weights=("format=0",))).reward(rollout, result),
+        task.reward(rollout, result),
+    )
+    assert reward.terms == plain.terms | {"score": 2.0} and reward.total == pytest.approx(plain.total + 1.0)
+    assert Sense(TrainConfig(reward=(named("odd"),))).reward(rollout, result).faults == ("odd",)
+    with pytest.raises(ConfigError, match="--task sense has a term 'task' already"):
+        Sense(TrainConfig(reward=(named("task"),))).check()
+    with pytest.raises(ConfigError, match="--reward names two functions 'score'"):
+        TrainConfig(reward=(named("score"), named("score")))
+    with pytest.raises(
+        ConfigError, match=r"--reward_weights scores is no term of --task sense \(did you mean score\?\)"
+    ):
+        Sense(TrainConfig(reward=(named("score"),), reward_weights=("scores=1",))).check()

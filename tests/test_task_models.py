@@ -15,10 +15,9 @@ from scripted import COLOURS, END, PATCH, USUAL, Scripted, finds, painted
 
 from activeo3 import prompts
 from activeo3.answer_parsing import read_boxes
-from activeo3.config import TrainConfig
+from activeo3.config import ConfigError, TrainConfig
 from activeo3.generate import in_batches
 from activeo3.geometry import area, as_boxes, iou
-from activeo3.model_files import ModelError
 from activeo3.task_models import UserFunction, act, crop_view
 from activeo3.types import Example, Region, Sampling, TaskResult
 
@@ -394,23 +393,26 @@ def test_a_users_function_gets_crops_and_queries_and_its_boxes_come_back(user_fu
     [
         (
             "return [([[1, 2, 3]], [0.5])] * len(crops)",
-            r"returns boxes of shape \(1, 3\) and scores of shape \(1,\), which must be \(M, 4\) and \(M,\), for example a\.$",
+            r"returns boxes of shape \(1, 3\) and scores of shape \(1,\), which must be \(M, 4\) and \(M,\)\.$",
         ),
         ("return [([[1, 2, 3, 4]], [0.5, 0.1])] * len(crops)", r"boxes of shape \(1, 4\) and scores of shape \(2,\)"),
         ("return [([[1, 2, 3, 4]], 0.5)] * len(crops)", r"scores of shape \(\)"),
         (
             "return [([[1, 2, 3, float('nan')]], [0.5])] * len(crops)",
-            "returns boxes or scores that are not finite for example a",
+            "returns boxes or scores that are not finite",
         ),
         ("return [([['a', 2, 3, 4]], [0.5])] * len(crops)", "returns no pair of boxes and scores"),
         ("return [[1, 2, 3]] * len(crops)", "returns no pair of boxes and scores"),
-        ("return []", "returns 0 results for 2 crops for example a and 1 more crops"),
+        ("return []", "for example a and 1 more crops, returns 0 results for 2 crops"),
         ("return None", r"fails \(TypeError: "),
-        ("return crops[9]", r"fails \(IndexError: list index out of range, line 2\) for example a and 1 more crops\.$"),
+        (
+            "return crops[9]",
+            r"--task_model .*mine.py:find, for example a and 1 more crops, fails \(IndexError: list index out of range, line 2\)\.$",
+        ),
     ],
 )
 def test_what_a_users_function_does_wrong_is_named(body: str, said: str, user_function) -> None:
     task_model = user_function(f"def find(crops, queries):\n    {body}")
     windows = [Region(0.0, 0.0, 50.0, 50.0), Region(10.0, 0.0, 50.0, 50.0)]
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ConfigError, match=said):
         act(task_model, [question(painted((60, 60), []))], [windows], CONFIG)
