@@ -7,6 +7,7 @@
 One step: rollout -> crop -> task model -> reward -> advantage -> update. The same command again continues a run.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,10 @@ import torch
 
 from activeo3 import checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor
 from activeo3.data_loader import PrefetchLoader, TrainingOrder
-from activeo3.drawing import Sample, save_samples
 from activeo3.engine import Zero3Model
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.rollout import check_finite_logits, sample_rollouts
+from activeo3.samples import Sample, save_samples
 from activeo3.task_models import TaskModel
 from activeo3.tasks import Task, task_of
 from activeo3.types import Example, Reward, Rollout, TaskResult
@@ -56,7 +57,8 @@ def train_step(
         stats = update(step, prompts, groups, advantages.to(ranks.device), policy, reference, task, config)
     zero_std_groups = int(grpo.zero_spread(values, scored).sum())
     row = monitor.step_row(step, rollouts, rewards, scored.numpy(), zero_std_groups, ranks.all_reduce_sum)
-    return row | stats | timer.times(), list(zip(rollouts, results, rewards))
+    compared = [replace(one, advantage=value) for one, value in zip(rewards, advantages.flatten().tolist())]  # P*G
+    return row | stats | timer.times(), list(zip(rollouts, results, compared))
 
 
 def update(

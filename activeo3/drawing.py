@@ -1,32 +1,32 @@
-"""Draws rollouts into their images, crops side by side, and saves samples.
+"""Draws rollouts into their images, crops side by side, and groups of answers.
 
-Green: true boxes; orange: regions of the policy; dashed blue: boxes that the task model found. Of a mask, green is
-right, red is missing and blue is surplus.
+Orange: regions of the policy. Of boxes and masks alike, green is right, red is missing and blue is too much: a found box
+is right if it takes a true one at IoU 0.5 by the benchmark's matching, and the true boxes that are left are missing.
 """
 
 import functools
-import os
-import shutil
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from activeo3.box_matching import assigned, overlaps
 from activeo3.geometry import Frame, area, as_boxes, clipped, crop, ordered, rle_to_mask
-from activeo3.log import counted, figure, strict_json
-from activeo3.metrics import mask_iou
-from activeo3.outputs import enough_room
+from activeo3.log import counted, figure
+from activeo3.metrics import mask_iou, xywh
 from activeo3.terminal import one_line, printable
-from activeo3.types import Example, Region, Reward, Rollout, TaskResult
+from activeo3.types import Example, Region, TaskResult
 
 TRUE, REGION, FOUND = (52, 199, 89), (255, 149, 0), (64, 156, 255)  # RGB, also used by the page
+LACKING, SURPLUS = (255, 45, 85), FOUND
+RIGHT_AT = 0.5  # IoU
 PAPER, INK, FAINT = (22, 25, 31), (240, 242, 245), (150, 158, 170)
-LACKING, SURPLUS = (255, 45, 85), (64, 100, 255)
 MAX_CROPS = 11
 CASING = (0, 0, 0, 110)  # a dark rim, so that a line shows on a ground of its own colour
+NOTHING = TaskResult(as_boxes([]), np.zeros(0))
 Legend = Sequence[tuple[tuple[int, int, int], str]]  # colours and words
 
 
@@ -71,6 +71,30 @@ def _badge(pen: ImageDraw.ImageDraw, corner: Sequence[float], label: str) -> Non
     pen.text((x + width / 2, y + 10), label, font=_font(14), fill=(30, 20, 0), anchor="mm")
 
 
+def judged(example: Example, outcome: TaskResult) -> tuple[np.ndarray, np.ndarray]:
+    """Which found boxes are right (M,), and which true boxes are missing (N,), by COCO's matching at IoU 0.5.
+
+    Where nothing was looked for (``NOTHING``), nothing is missing.
+    """
+    if outcome is NOTHING:
+        return np.zeros(0, dtype=bool), np.zeros(len(example.boxes_px), dtype=bool)
+    true, found = (np.nan_to_num(ordered(as_boxes(boxes))) for boxes in (example.boxes_px, outcome.boxes_px))
+    crowd = ~example.asked_for
+    overlap = overlaps(np.reshape(xywh(found), (-1, 4)), np.reshape(xywh(true), (-1, 4)), crowd)
+    near = [np.flatnonzero(row >= RIGHT_AT).tolist() for row in overlap]
+    (taken,) = assigned(overlap, near, [RIGHT_AT], crowd, crowd)
+    missed = ~crowd & ~np.isin(np.arange(len(true)), taken)
+    return taken >= 0, missed
+
+
+def verdicts(example: Example, outcome: TaskResult) -> Legend:
+    """How many boxes are right, missing and too much, each with its colour; what there is none of is left out."""
+    right, missed = judged(example, outcome)
+    counts = {(TRUE, "right"): right.sum(), (LACKING, "missing"): missed.sum(), (SURPLUS, "wrong"): (~right).sum()}
+    named = [(colour, f"{count} {word}") for (colour, word), count in counts.items() if count]
+    return named or [(TRUE, "nothing is there, nothing was found")]
+
+
 def _mark(
     view: Image.Image, frame: Frame, example: Example, outcome: TaskResult, regions: Sequence[Region] = ()
 ) -> None:
@@ -80,10 +104,12 @@ def _mark(
     for box in numbered:
         _outline(pen, box, REGION, width=3)
     true = _visible(frame.to_text(as_boxes(example.boxes_px)), view.size)
-    for box, counts in zip(true, example.asked_for):
-        _outline(pen, box, TRUE if counts else (*TRUE, 90), width=2)
-    for box in _visible(frame.to_text(as_boxes(outcome.boxes_px)), view.size):
-        _dashes(pen, box, FOUND, width=2)
+    found = _visible(frame.to_text(as_boxes(outcome.boxes_px)), view.size)
+    right, missed = judged(example, outcome)
+    for box, counts, lacks in zip(true, example.asked_for, missed):
+        _outline(pen, box, (*TRUE, 90) if not counts else LACKING if lacks else TRUE, width=2)
+    for box, hit in zip(found, right):
+        _dashes(pen, box, TRUE if hit else SURPLUS, width=2)
     for number, box in enumerate(numbered, start=1):  # last, so that no line hides a number
         above = box[:2] - [3, 22]  # on top of the frame, where it hides nothing inside
         corner = np.clip(above, 0, np.maximum(0, np.array(view.size) - 24))
@@ -104,11 +130,13 @@ def annotated_picture(
     answer in words, which replaces the count of found boxes; "" leaves the place empty. Without ``truth`` the legend
     does not mention true boxes.
     """
-    legend = [(TRUE, counted(int(example.asked_for.sum()), "true box", "true boxes"))] if truth else []
-    legend += [(REGION, counted(len(regions), "region"))] if regions is not None else []
-    if said != "":
+    legend = [(REGION, counted(len(regions), "region"))] if regions is not None else []
+    if said is not None or not truth:
+        true = counted(int(example.asked_for.sum()), "true box", "true boxes")
         found = f"{len(outcome.boxes_px)} found" if said is None else f"said {one_line(said, limit=40)}"
-        legend.append((FOUND, found))
+        legend = [(TRUE, true)] * truth + legend + [(FOUND, found)] * (said != "")
+    else:
+        legend += verdicts(example, outcome)
     return _panel(example, regions or (), outcome, example.query, legend, max_side)
 
 
@@ -116,11 +144,18 @@ def _panel(
     example: Example, regions: Sequence[Region], outcome: TaskResult, caption: str, legend: Legend, max_side: int
 ) -> Image.Image:
     """The picture of an example, everything drawn into it, above its caption."""
+    return _captioned(marked_picture(example, regions, outcome, max_side), caption, legend)
+
+
+def marked_picture(
+    example: Example, regions: Sequence[Region], outcome: TaskResult, max_side: int = 720
+) -> Image.Image:
+    """The picture of an example with everything drawn into it, and no words."""
     shrink = min(1.0, max_side / max(example.size_px))
     size = tuple(max(1, round(side * shrink)) for side in example.size_px)
     view = example.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     _mark(view, Frame((0, 0, *example.size_px), size), example, outcome, regions)
-    return _captioned(view, caption, legend)
+    return view
 
 
 def _captioned(view: Image.Image, query: str, legend: Legend) -> Image.Image:
@@ -140,9 +175,6 @@ def _captioned(view: Image.Image, query: str, legend: Legend) -> Image.Image:
         pen.text((x + 18, y), words, font=_font(14), fill=FAINT, anchor="lm")
         x += 18 + pen.textlength(words, font=_font(14)) + 18
     return sheet
-
-
-NOTHING = TaskResult(as_boxes([]), np.zeros(0))
 
 
 def under_mask(example: Example, mask: np.ndarray) -> Example:
@@ -237,6 +269,78 @@ def _broken(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One answer of a group: its drawn ``picture``, what it earned, and its advantage (None: not known)."""
+
+    picture: Image.Image
+    reward: float
+    advantage: float | None = None
+
+
+def group_sheet(query: str, tiles: Sequence[Tile], view: Image.Image | None = None, columns: int = 4) -> Image.Image:
+    """GRPO in one look: what the policy saw, and all its answers to one question, the best first.
+
+    Below each answer stand its reward and its advantage, as a number and as a bar to the right (made more likely) or to
+    the left (made less likely). ``view`` is the image as the policy saw it.
+    """
+    side = 260
+    ranked = sorted(tiles, key=lambda tile: -tile.reward if math.isfinite(tile.reward) else math.inf)
+    widest = max([1.0, *(abs(tile.advantage or 0.0) for tile in tiles)])
+    cards = [_card(tile, side, widest) for tile in ranked]
+    head = Image.new("RGB", (columns * (side + 12) - 12, 44), PAPER)
+    pen = ImageDraw.Draw(head)
+    pen.text((12, 24), f"“{one_line(query, limit=60)}”", font=_font(20), fill=INK, anchor="lm")
+    words = f"{counted(len(tiles), 'answer')} of one policy, sorted by reward"
+    pen.text((head.width - 12, 24), words, font=_font(15), fill=FAINT, anchor="rm")
+    seen = [_seen(view, head.width)] if view else []
+    return contact_sheet([head, *seen, contact_sheet(cards, columns)], columns=1)
+
+
+def _seen(view: Image.Image, width: int) -> Image.Image:
+    """The policy's own view on a strip, enlarged without smoothing, and what follows."""
+    grow = max(1, 230 // max(view.size))
+    view = view.convert("RGB").resize((view.width * grow, view.height * grow), Image.Resampling.NEAREST)
+    view.thumbnail((420, 300))
+    strip = Image.new("RGB", (width, view.height), PAPER)
+    strip.paste(view, (12, 0))
+    pen, lines = ImageDraw.Draw(strip), GROUP_WORDS
+    for place, (name, words) in enumerate(lines):
+        x, y = view.width + 36, view.height / 2 + 26 * (place - len(lines) / 2) + 13
+        pen.text((x, y), name, font=_font(15), fill=INK, anchor="lm")
+        pen.text((x + 110, y), words, font=_font(15), fill=FAINT, anchor="lm")
+    return strip
+
+
+GROUP_WORDS = (
+    ("policy", "sees this view and answers with regions to zoom into (orange)"),
+    ("task model", "is shown the crops only: green is right, red missing, blue wrong"),
+    ("group", "of answers to the same question, each with its own reward"),
+    ("advantage", "reward against the group: mean taken off, divided by its spread"),
+    ("update", "answers above the mean become more likely, those below it less"),
+)
+"""The words of GRPO in five sentences, beside the view in ``group_sheet``."""
+
+
+def _card(tile: Tile, side: int, widest: float) -> Image.Image:
+    """One answer of a group above its reward and advantage."""
+    picture = tile.picture.convert("RGB")
+    picture.thumbnail((side, side))
+    card = Image.new("RGB", (side, picture.height + 52), tuple(channel + 10 for channel in PAPER))
+    card.paste(picture, ((side - picture.width) // 2, 0))
+    pen, y = ImageDraw.Draw(card), picture.height + 17
+    pen.text((10, y), f"reward {figure(float(tile.reward))}", font=_font(16), fill=INK, anchor="lm")
+    if tile.advantage is None or not math.isfinite(tile.advantage):
+        return card
+    colour, middle = (TRUE if tile.advantage > 0 else LACKING), side / 2
+    pen.text((side - 10, y), f"advantage {tile.advantage:+.2f}", font=_font(16), fill=colour, anchor="rm")
+    ends = sorted((middle, middle + (middle - 10) * tile.advantage / widest))
+    pen.rectangle((10, y + 20, side - 10, y + 25), fill=tuple(channel + 24 for channel in PAPER))
+    pen.rectangle((ends[0], y + 20, ends[1], y + 25), fill=colour)
+    pen.line((middle, y + 17, middle, y + 28), fill=FAINT)
+    return card
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12) -> Image.Image:
     """Pictures side by side, ``columns`` in a row, each at its own size; a blank pixel for none."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
@@ -251,82 +355,6 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, gap: int = 12
             x += image.width + gap
         y += height + gap
     return sheet
-
-
-# ------------------------------------------------------------------------------------------ samples
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One answer with its result and reward, to be drawn. ``title`` names the policy, ``text`` is the answer itself.
-
-    ``regions`` is None where the answer is itself the result: then there are no crops. ``said`` is an episode's final
-    answer in words.
-    """
-
-    example: Example
-    text: str
-    regions: tuple[Region, ...] | None
-    outcome: TaskResult
-    score: Reward
-    title: str = ""
-    error: str | None = None
-    said: str | None = None
-
-    @classmethod
-    def of(cls, rollout: Rollout, outcome: TaskResult, score: Reward, title: str = "") -> "Sample":
-        """The same, read off a rollout."""
-        regions = rollout.regions if rollout.result is None else None
-        said = (rollout.episode.answer or "nothing") if rollout.episode else None
-        return cls(rollout.example, rollout.text, regions, outcome, score, title, rollout.action.error, said)
-
-    def picture(self) -> Image.Image:
-        if self.outcome.mask is not None:
-            return corrected_picture(self.example, self.regions, self.outcome.mask)
-        return annotated_picture(self.example, self.regions, self.outcome, said=self.said)
-
-    def crops(self) -> Image.Image | None:
-        if self.regions is None:
-            return None
-        corrected = self.outcome.mask is not None
-        example = under_mask(self.example, self.outcome.mask) if corrected else self.example
-        return crops_strip(example, self.regions, self.outcome)
-
-
-def save_samples(output_dir: Path | str, step: int, items: Sequence[Sample]) -> Path:
-    """Pictures and one line each in ``samples.jsonl``, all under ``samples/step-000012/``.
-
-    The folder appears under its name only when it is complete; one of the same step is replaced.
-    Boxes in the lines are xyxy in original pixels. Returns the folder.
-    """
-    folder = Path(output_dir) / "samples" / f"step-{step:06d}"
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    with enough_room(folder):
-        try:
-            building.mkdir(parents=True)
-            _draw_samples(building, items)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(building, folder)
-        except OSError:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-    return folder
-
-
-def _draw_samples(building: Path, items: Sequence[Sample]) -> None:
-    """Write the files of ``save_samples`` into a folder."""
-    lines = []
-    for index, item in enumerate(items):
-        images = {name: image for name, image in (("picture", item.picture()), ("crops", item.crops())) if image}
-        files = {name: f"{index:02d}-{name}.jpg" for name in images}
-        for name, image in images.items():
-            save_jpeg(image, building / files[name])
-        line = {"id": item.example.id, "title": item.title, "query": item.example.query, "text": item.text}
-        line |= {"error": item.error, "regions": item.regions, "found": item.outcome.boxes_px}
-        line |= {"scores": item.outcome.scores, "true": item.example.boxes_px}
-        lines.append(strict_json(line | {"reward": item.score.total, "terms": item.score.terms} | files) + "\n")
-    (building / "samples.jsonl").write_text("".join(lines), encoding="ascii")
 
 
 def save_jpeg(image: Image.Image, target: Any, quality: int = 88) -> None:

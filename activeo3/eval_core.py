@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 
 from activeo3.config import Config, ConfigError, TrainConfig
-from activeo3.drawing import Sample
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_runner import Model, Record, Runner
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
 from activeo3.intervals import Metric
 from activeo3.model import VisionLanguageModel
+from activeo3.samples import Sample
 from activeo3.task_perception import Answer
 from activeo3.tasks import task_of
 from activeo3.types import Example, ParsedAnswer, Region, Rollout, TaskResult

@@ -42,7 +42,6 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from activeo3 import eval_baselines, eval_output, geometry, intervals, metrics
-from activeo3.drawing import Sample
 from activeo3.eval_baselines import FITTED_ON, METHODS, find, fit_fixed, from_unit, sensed, to_unit
 from activeo3.eval_core import (
     ITSELF,
@@ -64,6 +63,7 @@ from activeo3.intervals import Metric
 from activeo3.metric_rules import LOW_OVERLAP, SIZES, SODA_SIZES, UNLIMITED
 from activeo3.metrics import best_of_pictures, evaluate_detections, rules_of
 from activeo3.model import VisionLanguageModel
+from activeo3.samples import Sample
 from activeo3.task_models import merge_crops
 from activeo3.types import Example, Region, Rollout, TaskResult
 

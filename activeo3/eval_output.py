@@ -16,12 +16,12 @@ from PIL import Image
 from tabulate import tabulate
 
 from activeo3 import geometry, log, outputs
-from activeo3.drawing import Sample
 from activeo3.eval_core import ITSELF, Benchmark, Row
 from activeo3.html_report import write_page
 from activeo3.intervals import Metric
 from activeo3.metrics import rules_of, xywh
 from activeo3.plots import Panel, draw
+from activeo3.samples import Sample
 from activeo3.terminal import one_line
 from activeo3.types import Example, TaskResult
 

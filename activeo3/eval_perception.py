@@ -22,7 +22,6 @@ import numpy as np
 
 from activeo3 import intervals, metrics, text_metrics
 from activeo3.config import TrainConfig
-from activeo3.drawing import Sample
 from activeo3.eval_baselines import greedy_rollouts
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import (
@@ -43,6 +42,7 @@ from activeo3.eval_runner import Record
 from activeo3.geometry import as_boxes, iou
 from activeo3.intervals import Metric
 from activeo3.matching import plain
+from activeo3.samples import Sample
 from activeo3.types import Example, Rollout, TaskResult
 
 ACCURACIES = {"Acc50": 0.5, "Acc75": 0.75, "Acc95": 0.95}

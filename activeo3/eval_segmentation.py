@@ -23,7 +23,6 @@ import numpy as np
 
 from activeo3 import intervals, metrics, outputs
 from activeo3.config import Config, TrainConfig
-from activeo3.drawing import Sample
 from activeo3.eval_baselines import METHODS, by_rule, greedy_rollouts
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import (
@@ -45,6 +44,7 @@ from activeo3.eval_runner import Record
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
 from activeo3.model import VisionLanguageModel
 from activeo3.plots import Panel, draw
+from activeo3.samples import Sample
 from activeo3.task_segmentation import Draft, covered_error, error_regions, zoom_and_click
 from activeo3.types import Example, Region, Rollout, TaskResult
 

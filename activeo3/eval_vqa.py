@@ -54,12 +54,13 @@ from activeo3.answer_parsing import (
 )
 from activeo3.config import Config
 from activeo3.data_vqa import COGNITION, HRBENCH_KINDS, PERCEPTION, VSTAR_KINDS
-from activeo3.drawing import NOTHING, Sample
+from activeo3.drawing import NOTHING
 from activeo3.eval_baselines import METHODS, sensed
 from activeo3.eval_core import Benchmark, Map, Models, Row, Setting, regions_of, rollout_record
 from activeo3.eval_runner import Model, Record
 from activeo3.generate import in_batches
 from activeo3.model import VisionLanguageModel
+from activeo3.samples import Sample
 from activeo3.task_models import crop_view, is_valid_region
 from activeo3.tasks import sensing_view
 from activeo3.types import Example, Region, Reward, Sampling

@@ -42,13 +42,14 @@ from typing import Any, Sequence
 
 from activeo3 import intervals, prompts
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.drawing import NOTHING, Sample
+from activeo3.drawing import NOTHING
 from activeo3.eval_baselines import greedy_rollouts, oracle_regions
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import LENIENT_ONLY, STRICT, Benchmark, Map, Method, Models, Row, Setting, blackened
 from activeo3.eval_runner import Record
 from activeo3.geometry import as_boxes
 from activeo3.model import VisionLanguageModel
+from activeo3.samples import Sample
 from activeo3.task_models import crop_view
 from activeo3.task_zoom_qa import ZoomDialogue, ZoomQA, asked_of, covered
 from activeo3.tasks import PromptSpec, sensing_view

@@ -16,9 +16,10 @@ from PIL import Image
 
 from activeo3 import outputs
 from activeo3.charts import Row, charts, series, smoothed
-from activeo3.drawing import FOUND, LACKING, REGION, SURPLUS, TRUE, Sample, save_jpeg
+from activeo3.drawing import FOUND, LACKING, REGION, SURPLUS, TRUE, save_jpeg
 from activeo3.log import MISSING, figure, is_number
 from activeo3.monitor import METRIC_GLOSSARY
+from activeo3.samples import Sample
 from activeo3.terminal import printable
 
 

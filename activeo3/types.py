@@ -288,10 +288,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward with its parts: ``terms`` unweighted by name, ``total`` = sum of weight x term."""
+    """A reward with its parts: ``terms`` unweighted by name, ``total`` = sum of weight x term.
+
+    ``advantage`` is what the update weighs the answer with; None before it is compared with its group.
+    """
 
     terms: Mapping[str, float]
     total: float
+    advantage: float | None = None
 
     @property
     def faults(self) -> tuple[str, ...]:

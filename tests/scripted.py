@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from activeo3.config import Config, TrainConfig
-from activeo3.drawing import Sample
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Benchmark, Models, Row, evaluate
 from activeo3.eval_detection import DetectionBenchmark
@@ -24,6 +23,7 @@ from activeo3.eval_runner import OneProcess, Runner
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
 from activeo3.prompts import boxes_answer, sensing_answer
+from activeo3.samples import Sample
 from activeo3.types import Example, Region, Reward, Sampling, TaskResult
 
 END = "<|im_end|>"

@@ -17,7 +17,7 @@ from scripted import COLOURS, END, Backwards, Scripted, backwards, finished, pai
 
 from activeo3 import eval_output, eval_setup, log, task_segmentation
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.drawing import LACKING, SURPLUS, TRUE, Sample, corrected_picture, save_samples, under_mask
+from activeo3.drawing import LACKING, SURPLUS, TRUE, corrected_picture, under_mask
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Row
 from activeo3.eval_runner import OneProcess
@@ -28,6 +28,7 @@ from activeo3.metrics import mask_iou
 from activeo3.plots import COLOURS as COLOURS_OF_LINES
 from activeo3.prompts import sensing_answer
 from activeo3.rollout import sample_rollouts
+from activeo3.samples import Sample, save_samples
 from activeo3.task_model_sam import Perfect
 from activeo3.task_segmentation import Draft, coarse_mask, overlaid, true_mask, with_mask
 from activeo3.tasks import known_tasks, sensing_view, task_of

@@ -11,10 +11,21 @@ import pytest
 from PIL import Image
 from scripted import GREY, NOTHING, grey_example, sample_of
 
-from activeo3 import drawing, monitor
+from activeo3 import monitor, samples
 from activeo3.config import ConfigError
-from activeo3.drawing import FOUND, REGION, TRUE, annotated_picture, contact_sheet, crops_strip, save_samples
+from activeo3.drawing import (
+    FOUND,
+    LACKING,
+    REGION,
+    TRUE,
+    annotated_picture,
+    contact_sheet,
+    crops_strip,
+    judged,
+    verdicts,
+)
 from activeo3.log import RunLog, read_rows, rollout_lines, table
+from activeo3.samples import Sample, group_picture, save_samples
 from activeo3.terminal import protect
 from activeo3.types import Example, ParsedAnswer, Region, Reward, Rollout, TaskResult
 
@@ -246,7 +257,7 @@ def test_boxes_are_drawn_where_they_are() -> None:
     # Frames of what is proposed and true stand just outside the box, found ones just inside.
     assert near(image.getpixel((200, 98)), REGION) and near(image.getpixel((200, 201)), REGION)
     assert near(image.getpixel((148, 150)), REGION) and near(image.getpixel((251, 150)), REGION)
-    assert near(image.getpixel((30, 19)), TRUE) and near(image.getpixel((41, 30)), TRUE)
+    assert near(image.getpixel((30, 19)), LACKING) and near(image.getpixel((41, 30)), LACKING)
     assert near(image.getpixel((101, 50)), FOUND) and near(image.getpixel((140, 50)), FOUND)
     assert near(image.getpixel((200, 150)), GREY) and near(image.getpixel((30, 30)), GREY)
     tint = image.getpixel((120, 70))
@@ -278,8 +289,8 @@ def test_crops_show_the_region_with_its_boxes() -> None:
     first, second, third = (strip.crop((x, 0, x + 100, 100)) for x in (0, 106, 212))
     assert near(first.getpixel((50, 50)), (20, 20, 220))
     assert near(first.getpixel((95, 95)), (20, 20, 220))
-    assert near(second.getpixel((40, 19)), TRUE) and not has_colour(second, FOUND)
-    assert near(third.getpixel((21, 40)), FOUND) and not has_colour(third, TRUE)
+    assert near(second.getpixel((40, 19)), LACKING) and not has_colour(second, FOUND)
+    assert near(third.getpixel((21, 40)), FOUND) and not has_colour(third, LACKING)
     assert has_colour(first, REGION)  # its number
 
 
@@ -299,6 +310,45 @@ def test_nothing_to_draw_is_a_picture_too(mode: str) -> None:
     assert crops_strip(blank, (), NOTHING, side=90).size == (90, 90)
     assert crops_strip(blank, (Region(0, 0, 9, 9),), NOTHING, side=90).size == (90, 90)
     assert contact_sheet([]).size == (1, 1)
+
+
+def test_what_is_right_missing_and_wrong_has_a_colour_each() -> None:
+    """Two true boxes and a crowd; one is found twice, one not at all, and one box is far from all."""
+    true = np.array([[40.0, 40, 80, 80], [200, 40, 240, 80], [300, 200, 380, 280]])
+    example = Example("1", Image.new("RGB", (400, 300), GREY), "q", true, crowd=np.array([False, False, True]))
+    found = TaskResult(
+        np.array([[42.0, 40, 80, 80], [40, 40, 76, 80], [100, 200, 140, 240], [310, 210, 370, 270]]), np.ones(4)
+    )
+    right, missed = judged(example, found)
+    assert right.tolist() == [True, False, False, True] and missed.tolist() == [False, True, False]
+    assert [words for _, words in verdicts(example, found)] == ["2 right", "1 missing", "2 wrong"]
+    image = annotated_picture(example, (), found, max_side=400)
+    assert near(image.getpixel((60, 39)), TRUE) and near(image.getpixel((220, 39)), LACKING)
+    assert near(image.getpixel((101, 201)), FOUND) and near(image.getpixel((311, 211)), TRUE)
+    assert [words for _, words in verdicts(grey_example(boxes=()), TaskResult(np.zeros((0, 4)), np.zeros(0)))] == [
+        "nothing is there, nothing was found"
+    ]
+
+
+def test_a_group_is_one_picture_sorted_by_reward() -> None:
+    rewards, advantages = [1.0, math.nan, 3.0], [-0.5, None, 1.5]
+    shades = [(200, 0, 0), (0, 0, 200), (90, 0, 200)]
+    group = []
+    for reward, advantage, shade in zip(rewards, advantages, shades):
+        example = Example("a", Image.new("RGB", (260, 200), shade), "every <b>star</b>")
+        group.append(Sample(example, "[]", (), NOTHING, Reward({}, reward, advantage)))
+    sheet = group_picture(group, Image.new("RGB", (30, 20), (250, 250, 0)))
+    assert sheet.width == 4 * 260 + 3 * 12
+    found = [sheet.getpixel((x, sheet.height - 150)) for x in (100, 372, 644)]
+    assert found == [shades[2], shades[0], shades[1]]  # the best first, the one without a number last
+    assert near(sheet.getpixel((40, 80)), (250, 250, 0))
+    bars = np.asarray(sheet, dtype=int)[-10]
+    green = [x for x in range(260) if near(bars[x], TRUE)]
+    red = [x - 272 for x in range(272, 532) if near(bars[x], LACKING)]
+    assert (
+        (min(green), max(green)) == (131, 250) and len(red) == pytest.approx(len(green) / 3, abs=2) and max(red) <= 131
+    )
+    assert group_picture(group[:1]).height < sheet.height
 
 
 def test_contact_sheet_lays_rows() -> None:
@@ -326,7 +376,7 @@ def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing, "save_jpeg", killed)
+    monkeypatch.setattr(samples, "save_jpeg", killed)
     with pytest.raises(KeyboardInterrupt):
         save_samples(tmp_path, 13, [sample_of()])
     assert not (tmp_path / "samples" / "step-000013").exists()

@@ -17,7 +17,7 @@ from typing import Iterator
 import pytest
 from PIL import Image
 
-from activeo3 import checkpoints, drawing, eval_output, html_report, log, outputs
+from activeo3 import checkpoints, eval_output, html_report, log, outputs, samples
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_runner import Runner
 
@@ -174,14 +174,14 @@ def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch:
         full(tmp_path, "metrics.jsonl")
         with pytest.raises(ConfigError, match="metrics.jsonl could not be written, the disk is full"):
             run_log.step({"step": 1})
-    draw = drawing._draw_samples
+    draw = samples._draw_samples
     monkeypatch.setattr(
-        drawing,
+        samples,
         "_draw_samples",
         lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000),
     )
     with pytest.raises(ConfigError, match="step-000004 could not be written, the disk is full"):
-        drawing.save_samples(tmp_path, 4, [])
+        samples.save_samples(tmp_path, 4, [])
     assert not list((tmp_path / "samples").iterdir())  # nothing half drawn takes room either
 
 
@@ -209,7 +209,7 @@ def test_a_folder_in_whose_place_there_is_a_file_is_one_sentence(tmp_path: Path)
     for write in (
         lambda: eval_output.write_results(tmp_path / "eval", []),
         lambda: html_report.write_page(tmp_path / "eval" / "page.html", "title", []),
-        lambda: drawing.save_samples(tmp_path / "eval", 1, []),
+        lambda: samples.save_samples(tmp_path / "eval", 1, []),
         lambda: Runner(folder=tmp_path / "eval" / "unfinished").map(lambda block: block, ["a"], ("one",)),
         lambda: log.RunLog(tmp_path / "eval", 3),
     ):

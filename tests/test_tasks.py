@@ -14,7 +14,6 @@ import train
 from activeo3 import engine, eval_setup, log
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
-from activeo3.drawing import Sample, save_samples
 from activeo3.eval_core import result_of
 from activeo3.eval_detection import DetectionBenchmark
 from activeo3.eval_runner import OneProcess
@@ -22,6 +21,7 @@ from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.metrics import ap_ar_50
 from activeo3.model import VisionLanguageModel
 from activeo3.rollout import sample_rollouts
+from activeo3.samples import Sample, save_samples
 from activeo3.task_models import Oracle
 from activeo3.tasks import PromptSpec, Task, known_tasks, sensing_view, task_of
 from activeo3.types import VQA, Count, Example, Objects, Parsed, ParsedAnswer, Phrase, Rollout, TaskResult

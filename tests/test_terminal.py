@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from activeo3 import drawing, eval_output, html_report, log
+from activeo3 import eval_output, html_report, log, samples
 from activeo3.cli import ConfigError, read_command_line
 from activeo3.data_io import DataError
 from activeo3.eval_config import EvalConfig
@@ -200,7 +200,7 @@ def test_columns_line_up_whatever_the_alphabet() -> None:
 def test_pages_show_what_was_written_and_run_none_of_it(tmp_path: Path) -> None:
     """A page has no script; every text is escaped; and a policy forbids what would be forgotten."""
     outcome = TaskResult(log.np.zeros((0, 4)), log.np.zeros(0), texts=(EVIL,))
-    shown = drawing.Sample.of(rollout(), outcome, Reward({EVIL: 1.0}, 0.0), EVIL)
+    shown = samples.Sample.of(rollout(), outcome, Reward({EVIL: 1.0}, 0.0), EVIL)
     html_report.write_page(
         tmp_path / "a.html",
         EVIL,
