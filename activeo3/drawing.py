@@ -1,7 +1,7 @@
 """Draws rollouts into their images, crops side by side, and groups of answers.
 
-Orange: regions of the policy. Of boxes and masks alike, green is right, red is missing and blue is too much: a found box
-is right if it takes a true one at IoU 0.5 by the benchmark's matching, and the true boxes that are left are missing.
+Orange: regions of the policy. Of boxes and masks alike, green is right, red is missing and blue is too much. A found
+box is right if it takes a true one at IoU 0.5 by the benchmark's matching; true boxes that are left are missing.
 """
 
 import functools
@@ -298,22 +298,23 @@ def group_sheet(query: str, tiles: Sequence[Tile], view: Image.Image | None = No
 
 
 def _seen(view: Image.Image, width: int) -> Image.Image:
-    """The policy's own view on a strip, enlarged without smoothing, and what follows."""
-    grow = max(1, 230 // max(view.size))
+    """The policy's own view on a strip, enlarged without smoothing where it is small, beside GROUP_WORDS."""
+    size, grow = view.size, max(1, 300 // max(view.size))
     view = view.convert("RGB").resize((view.width * grow, view.height * grow), Image.Resampling.NEAREST)
-    view.thumbnail((420, 300))
-    strip = Image.new("RGB", (width, view.height), PAPER)
-    strip.paste(view, (12, 0))
-    pen, lines = ImageDraw.Draw(strip), GROUP_WORDS
+    view.thumbnail((360, 300))
+    lines = [("view", f"{size[0]} x {size[1]} pixels of the image are all that the policy sees"), *GROUP_WORDS]
+    strip = Image.new("RGB", (width, max(view.height, 26 * len(lines))), PAPER)
+    strip.paste(view, (12, (strip.height - view.height) // 2))
+    pen, x = ImageDraw.Draw(strip), view.width + 36
     for place, (name, words) in enumerate(lines):
-        x, y = view.width + 36, view.height / 2 + 26 * (place - len(lines) / 2) + 13
+        y = strip.height / 2 + 26 * (place - len(lines) / 2) + 13
         pen.text((x, y), name, font=_font(15), fill=INK, anchor="lm")
-        pen.text((x + 110, y), words, font=_font(15), fill=FAINT, anchor="lm")
+        pen.text((x + 100, y), words, font=_font(15), fill=FAINT, anchor="lm")
     return strip
 
 
 GROUP_WORDS = (
-    ("policy", "sees this view and answers with regions to zoom into (orange)"),
+    ("policy", "answers with regions to zoom into (orange)"),
     ("task model", "is shown the crops only: green is right, red missing, blue wrong"),
     ("group", "of answers to the same question, each with its own reward"),
     ("advantage", "reward against the group: mean taken off, divided by its spread"),

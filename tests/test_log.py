@@ -341,7 +341,7 @@ def test_a_group_is_one_picture_sorted_by_reward() -> None:
     assert sheet.width == 4 * 260 + 3 * 12
     found = [sheet.getpixel((x, sheet.height - 150)) for x in (100, 372, 644)]
     assert found == [shades[2], shades[0], shades[1]]  # the best first, the one without a number last
-    assert near(sheet.getpixel((40, 80)), (250, 250, 0))
+    assert near(sheet.getpixel((40, 140)), (250, 250, 0))
     bars = np.asarray(sheet, dtype=int)[-10]
     green = [x for x in range(260) if near(bars[x], TRUE)]
     red = [x - 272 for x in range(272, 532) if near(bars[x], LACKING)]
