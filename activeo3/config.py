@@ -8,6 +8,7 @@ in their order (``--preset paper gspo``); flags win.
 import dataclasses
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self, Sequence
 
@@ -16,6 +17,8 @@ from activeo3.cli import OR_CODE, ConfigError, Range, check_fields, check_regex,
 from activeo3.data_images import MOST_PIXELS
 from activeo3.paths import Place
 from activeo3.presets import from_command_line
+from activeo3.prompt_file import read_templates
+from activeo3.prompts import Wording
 
 # The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
@@ -84,6 +87,8 @@ class Config:
     # ---- prompts and answers
     wording: Literal["paper", "short", "zoom_roi"] = "short"
     """prompts: the paper's, the tiny policy's short ones, or the paper's with Active-Perception-R1's call (zoom_qa)"""
+    prompt_file: Place = Place("")
+    """a toml or json file with prompts of yours; python -m activeo3.prompt_file prints all that can be replaced"""
     thinking: bool = False
     """grounding, counting, ocr, detection: think before the answer (Perception-R1 found it to hurt)"""
     parser: Literal["strict", "lenient"] = "strict"
@@ -147,6 +152,7 @@ class Config:
         for field in dataclasses.fields(self):
             if field.type in PLACES:  # the dataclass is frozen, and this is still its making
                 object.__setattr__(self, field.name, paths.expanded(getattr(self, field.name), field.name))
+        self.words, self.own_files  # noqa: B018  raise ConfigError, and are kept as they are now
         zooms = min(self.max_zooms, (self.max_turns - 1) * self.regions_per_turn)
         refuse({
             f"--episode_options least_zoom={self.least_zoom} must lie below most_zoom={self.most_zoom}, both in 0 to 1":
@@ -189,14 +195,21 @@ class Config:
         named = getattr(self, "task_model", ())
         return (named,) if isinstance(named, str) else tuple(named)
 
-    @property
+    @cached_property
+    def words(self) -> Wording:
+        """The wording, with the prompts of the user's that replace some of its own."""
+        return Wording(self.wording, read_templates(Path(self.prompt_file)) if self.prompt_file else {})
+
+    @cached_property
     def own_files(self) -> dict[str, str]:
-        """The files of the user's that decide a result: a digest of each, by the flag that names it."""
+        """The files of the user's that decide a result: a digest of each as it was at the start, by the flag that names
+        it."""
         code = [("--task", self.task), *(("--task_model", name) for name in self.task_model_names)]
         code += [("--reward", name) for name in getattr(self, "reward", ())]
         named = [(flag, *user_code.parts_of(name)) for flag, name in code if is_code(name)]
         found = {f"{flag} {name}": path for flag, path, name in named}
-        found |= {"--data_options extension": Path(self.extension)} if self.extension else {}
+        others = {"--data_options extension": self.extension, "--prompt_file": self.prompt_file}
+        found |= {flag: Path(path) for flag, path in others.items() if path}
         return {flag: user_code.digest(path) for flag, path in found.items()}
 
     @property

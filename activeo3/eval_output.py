@@ -1,7 +1,8 @@
 """What an evaluation leaves behind: results.json, tables as text, Markdown and LaTeX, a file with the records of every
 row, and a page.
 
-results.json                        {"rows": [...]}: benchmark, setting, n, parser, metrics, and their 95 % intervals
+results.json                        {"rows": [...]}: benchmark, setting, n, parser, metrics, and their 95 % intervals;
+                                    "prompts": the templates of the user's, if any (--prompt_file)
 results.md, results.tex             the tables of all benchmarks
 answers-<benchmark>-<row>.json      the records of a row: what was asked, answered, found, and what it cost
 <benchmark>.html                    its tables, and the answers of several rows about the same images side by side
@@ -144,9 +145,10 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
 
 def write_results(folder: Path, finished: Sequence[Finished]) -> None:
     """``results.json``, ``results.md`` and ``results.tex`` of all benchmarks so far, each replaced as a whole."""
-    parts = [part for one in finished for part in tables(one)]
+    parts, own = [part for one in finished for part in tables(one)], finished[0].benchmark.config.words.own
+    found = results([row for one in finished for row in one.rows]) | ({"prompts": dict(own)} if own else {})
     texts = {
-        "results.json": log.strict_json(results([row for one in finished for row in one.rows])),
+        "results.json": log.strict_json(found),
         "results.md": as_markdown(parts),
         "results.tex": "\n\n".join(map(as_latex, parts)),
     }

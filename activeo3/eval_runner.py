@@ -204,7 +204,8 @@ class Runner:
             case Image.Image():
                 return digest(f"{thing.mode} {thing.size}", thing.tobytes())
             case Config():
-                return digest(repr([(field.name, getattr(thing, field.name)) for field in fields(Config)]))
+                values = [(field.name, getattr(thing, field.name)) for field in fields(Config)]
+                return digest(repr(values), repr(thing.own_files))
             case Example() | VisionLanguageModel() | TaskModel():
                 if thing not in self._digests:
                     self._digests[thing] = self._fields(thing) if isinstance(thing, Example) else self._identity(thing)

@@ -201,7 +201,7 @@ class CropShown(ZoomQA):
         config, asked = self.config, asked_of(example)
         crop, frame = crop_view(vlm, example.image, evidence_region(example), config)
         question = prompts.question_text(asked.question, asked.options, asked.hint, crops=int(self.whole))
-        words = prompts.episode_prompt(question, config.wording, 0)
+        words = prompts.episode_prompt(question, config.words, 0)
         if not self.whole:
             return PromptSpec(crop, frame, words)
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)

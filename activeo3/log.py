@@ -248,12 +248,13 @@ def introduction(
         if config.task_model != "mllm" or config.other_mllm
         else ""
     )
+    own = f", {', '.join(config.words.own)} in the words of {config.prompt_file}" if config.words.own else ""
     begin = f"{'continuing' if first > 1 else 'training'} {config.model}, {policy.parameters / 1e6:.1f} M parameters"
     trained = f"of which {policy.trainable_parameters / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}"
     answers = f"{pictures} pictures x {config.group} answers = {pictures * config.group} answers"
     return f"""activeo3: {begin}, {trained}
   data    {"+".join(config.data)} ({config.split}): {examples} questions, each asked {often:.2g} times on average
-  task    {config.task}{task_model}; the reward is {reward}
+  task    {config.task}{task_model}{own}; the reward is {reward}
   step    {answers}; then an update at learning rate {config.lr:g}
   model   {policy.attention_summary}
   steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}"""

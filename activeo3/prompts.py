@@ -7,17 +7,30 @@ third, ``zoom_roi``. Questions that are answered in words have one wording, that
 
 Where a sentence asks for JSON, a family that writes boxes in special tokens (``Family.boxes``) is asked for those.
 
+``TEMPLATES`` has every template by name; a ``Wording`` may carry some of the user's in their place (prompt_file.py).
+
 Deviation from the paper: the sentences are our own; the structure, the tags and the JSON keys are the paper's.
 """
 
 import json
 import re
-from typing import Sequence
+from typing import Mapping, Self, Sequence
 
 WORDINGS = ("paper", "short")
 EPISODE_WORDINGS = (*WORDINGS, "zoom_roi")
 """Of episodes. ``zoom_roi`` asks for Active-Perception-R1's own call, a tag inside the thought with shares of the view
 (commit 14f2841); its other sentences are ``paper``'s."""
+
+
+class Wording(str):
+    """The name of a wording, as a string, with templates by name that take the place of its own."""
+
+    own: Mapping[str, str]
+
+    def __new__(cls, name: str, own: Mapping[str, str] = {}) -> Self:
+        self = super().__new__(cls, name)
+        self.own = own
+        return self
 
 
 def _regions(task: str, label: str) -> str:
@@ -179,9 +192,16 @@ def in_form(template: str, boxes: str) -> str:
     return template
 
 
+def template(name: str, wording: str, boxes: str = "json") -> str:
+    """A template for ``str.format``: the user's, as it is, or that of the wording, in the form that a model writes
+    ``boxes``."""
+    own = wording.own if isinstance(wording, Wording) else {}
+    return own[name] if name in own else in_form(TEMPLATES[name][wording], boxes)
+
+
 def sensing_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """The sensing role's question: which regions are likely to show ``query`` (paper, Fig. 5)?"""
-    return in_form(_SENSING[wording], boxes).format(object=query, regions=_allowed(regions))
+    return template("sensing", wording, boxes).format(object=query, regions=_allowed(regions))
 
 
 def _allowed(regions: int) -> str:
@@ -190,7 +210,7 @@ def _allowed(regions: int) -> str:
 
 def looking_prompt(question: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """The sensing role's question before a question in words: where is the answer (the authors' V* demo)?"""
-    return in_form(_QUESTION_REGIONS[wording], boxes).format(question=question, regions=_allowed(regions))
+    return template("looking", wording, boxes).format(question=question, regions=_allowed(regions))
 
 
 def question_text(question: str, options: Sequence[str] = (), hint: str = "", crops: int = 0) -> str:
@@ -219,12 +239,12 @@ def question_prompt(question: str, options: Sequence[str] = (), hint: str = "", 
 def segmentation_prompt(query: str, wording: str, regions: int = 3, boxes: str = "json") -> str:
     """The sensing role's question about a mask drawn over an image: where is it wrong (paper, Fig. 6)?"""
     asked = f"{regions} regions" if regions > 1 else "one region"
-    return in_form(_SEGMENTATION[wording], boxes).format(object=query, regions=asked)
+    return template("segmentation", wording, boxes).format(object=query, regions=asked)
 
 
 def task_prompt(query: str, wording: str, boxes: str = "json") -> str:
     """The task role's question about one crop: find every ``query`` (paper, Fig. 7)."""
-    return in_form(_TASK[wording], boxes).format(object=query)
+    return template("task", wording, boxes).format(object=query)
 
 
 def episode_prompt(
@@ -247,10 +267,11 @@ def episode_prompt(
     'Which is it?'
     """
     if not zooms:
-        return _WITHOUT_ZOOM[wording].format(question=question)
-    must = _MIN_ZOOMS[wording].format(least="once" if least == 1 else f"{least} times") if least else ""
-    words = (_EPISODE if at_once == 1 else _EPISODE_AT_ONCE)[wording] + (_NOTES[wording] if notes else "")
-    return in_form(words, boxes).format(question=question, zooms=zooms, at_once=at_once) + must
+        return template("without_zoom", wording).format(question=question)
+    must = template("min_zooms", wording).format(least="once" if least == 1 else f"{least} times") if least else ""
+    words = template("episode" if at_once == 1 else "episode_at_once", wording, boxes)
+    words = words.format(question=question, zooms=zooms, at_once=at_once)
+    return words + (template("notes", wording).format() if notes else "") + must
 
 
 def shown(status: str, wording: str) -> str:
@@ -259,7 +280,7 @@ def shown(status: str, wording: str) -> str:
     It follows from the policy's own action and from nothing else: Active-Perception-R1 adds here which true region was
     hit and how much of it, and so gives away what is to be found.
     """
-    return _OBSERVATIONS[wording][status]
+    return template(status, wording).format()
 
 
 def shown_together(statuses: Sequence[str], wording: str) -> str:
@@ -331,7 +352,7 @@ def pointing_prompt(colour: str) -> str:
     return f"Look at {colour}."
 
 
-def detector_prompt(query: str, kind: str = "grounding_dino") -> str:
+def detector_prompt(query: str, kind: str = "grounding_dino", wording: str = "paper") -> str:
     """The text for an open-vocabulary detector of a kind in _DETECTOR: the query as its one category.
 
     Grounding DINO reads lower case, and a full stop as the end of a category.
@@ -340,7 +361,7 @@ def detector_prompt(query: str, kind: str = "grounding_dino") -> str:
     ('st bernard.', 'a photo of a St. Bernard')
     """
     words = query.lower().replace(".", " ") if kind == "grounding_dino" else query
-    return _DETECTOR[kind].format(object=" ".join(words.split()))
+    return template(kind, wording).format(object=" ".join(words.split()))
 
 
 def sensing_answer(boxes_text: Sequence[Sequence[int]], thought: str) -> str:
@@ -398,4 +419,26 @@ def perception_prompt(
     'Find the red cup.'
     """
     words = asked if isinstance(asked, str) else ", ".join(asked)
-    return in_form(PERCEPTION[task][wording], boxes).format(object=words) + (_THINK_FIRST[wording] if thinking else "")
+    think = template("think_first", wording).format() if thinking else ""
+    return template(task, wording, boxes).format(object=words) + think
+
+
+# ---------------------------------------------------------------------- all templates
+
+TEMPLATES: dict[str, dict[str, str]] = {
+    "sensing": _SENSING,
+    "looking": _QUESTION_REGIONS,
+    "segmentation": _SEGMENTATION,
+    "task": _TASK,
+    "episode": _EPISODE,
+    "episode_at_once": _EPISODE_AT_ONCE,
+    "without_zoom": _WITHOUT_ZOOM,
+    "min_zooms": _MIN_ZOOMS,
+    "notes": _NOTES,
+    **{status: {name: texts[status] for name, texts in _OBSERVATIONS.items()} for status in _OBSERVATIONS["paper"]},
+    **PERCEPTION,
+    "think_first": _THINK_FIRST,
+    **{kind: dict.fromkeys(EPISODE_WORDINGS, text) for kind, text in _DETECTOR.items()},
+}
+"""Every template by its name, and its text in each wording; placeholders stand in braces, as ``str.format`` takes
+them."""

@@ -28,7 +28,7 @@ class Sense(Task):
         config = self.config
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)
         words = prompts.looking_prompt if example.asks_in_words else prompts.sensing_prompt
-        return PromptSpec(view, frame, words(example.query, config.wording, config.regions, vlm.boxes))
+        return PromptSpec(view, frame, words(example.query, config.words, config.regions, vlm.boxes))
 
     def parse(self, text: str, finished: bool, prompt: PromptSpec, example: Example) -> Parsed:
         """The regions to zoom into."""
@@ -59,7 +59,7 @@ class Direct(Task):
     def prompt(self, vlm: VisionLanguageModel, example: Example) -> PromptSpec:
         """The whole image as the task model sees a crop, and the task model's question (deviation 1)."""
         view, frame = crop_view(vlm, example.image, _whole(example), self.config)
-        return PromptSpec(view, frame, prompts.task_prompt(example.query, self.config.wording, vlm.boxes))
+        return PromptSpec(view, frame, prompts.task_prompt(example.query, self.config.words, vlm.boxes))
 
     def parse(self, text: str, finished: bool, prompt: PromptSpec, example: Example) -> Parsed:
         """The boxes as the result, read and merged as a task model's answer about one crop is."""

@@ -95,7 +95,7 @@ class Detector(TaskModel):
             of_size.setdefault(self.view_size(crop.window), []).append(place)
         most, found = min(config.task_batch, MOST_VIEWS), {}
         for size, places in of_size.items():
-            detected = in_batches(lambda part: self._detect([crops[place] for place in part], size), places, most)  # noqa: B023
+            detected = in_batches(lambda part: self._detect([crops[k] for k in part], size, config.words), places, most)  # noqa: B023
             found |= zip(places, detected, strict=True)
         return [found[place] for place in range(len(crops))]
 
@@ -114,11 +114,11 @@ class Detector(TaskModel):
         return tuple(max(1, round(side * scale)) for side in sides)
 
     @torch.no_grad()
-    def _detect(self, crops: Sequence[Crop], size: tuple[int, int]) -> list[Detections]:
+    def _detect(self, crops: Sequence[Crop], size: tuple[int, int], wording: str) -> list[Detections]:
         """One forward pass over the views, all of one (width, height)."""
         views = [geometry.crop(crop.example.image, crop.window, size) for crop in crops]
         pictures = self.image_processor(images=views, do_resize=False, do_pad=self.pads, return_tensors="pt")
-        words = {name: tensor.to(self.model.device) for name, tensor in self.words(crops).items()}
+        words = {name: tensor.to(self.model.device) for name, tensor in self.words(crops, wording).items()}
         logits, boxes = self.outputs(self.model(pixel_values=pictures.pixel_values.to(self.model.device), **words))
         sound = boxes.isfinite().all(dim=(1, 2)) & ~(logits.isnan() | logits.isposinf()).any(dim=(1, 2))  # (crops,)
         for crop, fine in zip(crops, sound.tolist()):
@@ -142,7 +142,7 @@ class Detector(TaskModel):
 
     # ------------------------------------------------------------------ what the kinds of detectors differ in
 
-    def words(self, crops: Sequence[Crop]) -> dict[str, Tensor]:
+    def words(self, crops: Sequence[Crop], wording: str) -> dict[str, Tensor]:
         """The inputs of the model beside the pixels."""
         raise NotImplementedError
 
@@ -170,8 +170,8 @@ class GroundingDino(Detector):
     ``thresholds.box`` is the least match of a box with any word; ``thresholds.text`` with a word of the query itself.
     """
 
-    def words(self, crops: Sequence[Crop]) -> dict[str, Tensor]:
-        asked = [prompts.detector_prompt(crop.example.query) for crop in crops]
+    def words(self, crops: Sequence[Crop], wording: str) -> dict[str, Tensor]:
+        asked = [prompts.detector_prompt(crop.example.query, wording=wording) for crop in crops]
         limit = self.model.config.max_text_len
         return dict(self.tokenizer(asked, padding=True, truncation=True, max_length=limit, return_tensors="pt"))
 
@@ -193,8 +193,8 @@ class GroundingDino(Detector):
 class Owl(Detector):
     """An OWL-ViT; the query is its one class."""
 
-    def words(self, crops: Sequence[Crop]) -> dict[str, Tensor]:
-        asked = [prompts.detector_prompt(crop.example.query, "owl") for crop in crops]
+    def words(self, crops: Sequence[Crop], wording: str) -> dict[str, Tensor]:
+        asked = [prompts.detector_prompt(crop.example.query, "owl", wording) for crop in crops]
         limit = self.model.config.text_config.max_position_embeddings
         read = self.tokenizer(asked, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
         return {name: read[name] for name in ("input_ids", "attention_mask")}
@@ -209,10 +209,10 @@ class Owl2(Owl):
 class OmDet(Detector):
     """An OmDet-Turbo; the query is its one class, and its task to detect it."""
 
-    def words(self, crops: Sequence[Crop]) -> dict[str, Tensor]:
+    def words(self, crops: Sequence[Crop], wording: str) -> dict[str, Tensor]:
         limit, found = self.model.config.text_config.max_position_embeddings, {}
         for part, template in (("classes", "omdet_class"), ("tasks", "omdet_task")):
-            asked = [prompts.detector_prompt(crop.example.query, template) for crop in crops]
+            asked = [prompts.detector_prompt(crop.example.query, template, wording) for crop in crops]
             read = self.tokenizer(asked, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
             found |= {f"{part}_{name}": read[name] for name in ("input_ids", "attention_mask")}
         return found | {"classes_structure": torch.ones(len(crops), dtype=torch.long)}
@@ -237,7 +237,7 @@ class ClosedSet(Detector):
     def load_tokenizer(cls, source: str) -> None:
         """It reads no text."""
 
-    def words(self, crops: Sequence[Crop]) -> dict[str, Tensor]:
+    def words(self, crops: Sequence[Crop], wording: str) -> dict[str, Tensor]:
         return {}
 
     def scored(self, crops: Sequence[Crop], words: dict[str, Tensor], logits: Tensor) -> list[Scored]:

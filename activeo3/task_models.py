@@ -131,7 +131,7 @@ class Mllm(TaskModel, Generator):
         """``find`` in crops that form one batch."""
         sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
         views, frames = zip(*(crop_view(self, crop.example.image, crop.window, config) for crop in crops))
-        asked = [prompts.task_prompt(crop.example.query, config.wording, self.boxes) for crop in crops]
+        asked = [prompts.task_prompt(crop.example.query, config.words, self.boxes) for crop in crops]
         answers = self.generate(self.encode(views, asked), 1, sampling)
         found: list[Detections] = []
         for crop, frame, (ids,) in zip(crops, frames, answers, strict=True):

@@ -77,7 +77,7 @@ class Perception(Task):
         config = self.config
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)
         asked = self.asked(example)
-        return PromptSpec(view, frame, perception_prompt(self.name, asked, config.wording, config.thinking, vlm.boxes))
+        return PromptSpec(view, frame, perception_prompt(self.name, asked, config.words, config.thinking, vlm.boxes))
 
     def asked(self, example: Example) -> str | Sequence[str]:
         """What the prompt names."""

@@ -73,7 +73,7 @@ class Segment(Task):
         """The whole image under its first mask, and: where is that wrong?"""
         config = self.config
         view, frame = sensing_view(vlm, example.image, config.sensing_side, config.max_view_pixels)
-        words = prompts.segmentation_prompt(example.query, config.wording, config.regions, vlm.boxes)
+        words = prompts.segmentation_prompt(example.query, config.words, config.regions, vlm.boxes)
         return PromptSpec(overlaid(view, Draft.of(example).mask), frame, words)
 
     def parse(self, text: str, finished: bool, prompt: PromptSpec, example: Example) -> Parsed:

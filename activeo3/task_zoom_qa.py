@@ -89,7 +89,7 @@ class ZoomQA(Task):
         zooms = config.max_zooms if config.max_turns > 1 else 0
         question = prompts.question_text(asked.question, asked.options, asked.hint)
         limits = {"at_once": config.regions_per_turn, "least": config.min_zooms, "notes": config.memory == "notes"}
-        words = prompts.episode_prompt(question, config.wording, zooms, **limits, boxes=vlm.boxes)
+        words = prompts.episode_prompt(question, config.words, zooms, **limits, boxes=vlm.boxes)
         return PromptSpec(view, frame, words)
 
     def start(self, vlm: VisionLanguageModel, example: Example, prompt: PromptSpec) -> "ZoomDialogue":
@@ -166,7 +166,7 @@ class ZoomDialogue:
             if zoom.status == "zoom_executed":
                 view, self.frame = crop_view(self.policy, self.example.image, zoom.window_px, self.config)
                 views.append(view)
-        words = prompts.shown_together(statuses, self.config.wording)
+        words = prompts.shown_together(statuses, self.config.words)
         replaces = bool(views) and self.config.memory == "notes"
         return Observation(views[0] if len(views) == 1 else views or None, words, replaces)
 

@@ -42,7 +42,7 @@ NOT_NAMED_YET = {"curriculum": "eval"}
 
 APART = {
     "data* answer_* prompts zoom_calls types geometry metrics rewards matching text_metrics": "torch",
-    "config eval_config presets cli user_code label_set paths processes outputs memory monitor terminal": "torch",
+    "config eval_config presets cli user_code label_set prompt_file paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
     "model model_* encoding generate decoding packing attention vision lora": "engine rollout rewards data",

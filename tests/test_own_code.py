@@ -1,6 +1,7 @@
 """Code of the user's in whole runs of train.py: their detector and reward decide what is learned, a cut run goes on with
 the files that it began with, and what they do wrong ends it with one sentence."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import train  # noqa: E402
 from activeo3 import engine  # noqa: E402
 from activeo3.checkpoint_files import run_state  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
+from activeo3.model import VisionLanguageModel  # noqa: E402
 
 MINE = """
 import numpy as np
@@ -94,3 +96,25 @@ def test_what_a_reward_does_wrong_ends_the_run_with_its_example(run: Callable, t
     ):
         run("wrong", 1, reward=(f"{tmp_path}/mine.py:wrong",), reward_weights=())
     assert not (tmp_path / "wrong/metrics.jsonl").exists()
+
+
+def test_prompts_of_the_users_are_what_the_models_are_asked(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policy and task model, in training and in the table at its end, which keeps them; and nothing else is asked."""
+    asked, encode = set(), VisionLanguageModel.encode
+
+    def listen(self: VisionLanguageModel, views: Any, texts: list[str], *more: Any) -> Any:
+        asked.update(text.rpartition(" ")[0] for text in texts)
+        return encode(self, views, texts, *more)
+
+    monkeypatch.setattr(VisionLanguageModel, "encode", listen)
+    words = tmp_path / "words.toml"
+    words.write_text('sensing = "Look for: {object}"\ntask = "Show {object}"')
+    mine = {"prompt_file": str(words), "task_model": "mllm", "task_max_new_tokens": 4}
+    run("words", 1, **mine, eval_examples=2)
+    assert {text.partition(" ")[0] for text in asked} == {"Look", "Show"}
+    assert json.loads((tmp_path / "words/results.json").read_text())["prompts"]["task"] == "Show {object}"
+    words.write_text('sensing = "Look out for: {object}"')
+    with pytest.raises(ConfigError, match="belongs to another run: the file of --prompt_file has changed"):
+        run("words", 2, **mine)
