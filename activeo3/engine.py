@@ -154,8 +154,6 @@ def prepare() -> None:
     keep_freed_memory()
     # torch renamed a collective that DeepSpeed still calls by its old name, in every backward pass.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # transformers has a new word for the cache; the old one works in every version that is supported.
-    warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
 
 
 def start(output_dir: Path) -> Distributed:

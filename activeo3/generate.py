@@ -6,6 +6,7 @@ An answer may be an episode of several turns with observations in between (packi
 special case: rows that are shown something go on with their cache, in the same batch and the same loop.
 """
 
+import warnings
 from contextlib import contextmanager
 from typing import Callable, Iterator, Sequence, TypeVar
 
@@ -18,6 +19,9 @@ from activeo3.encoding import Encoder
 from activeo3.model_files import of_no_use
 from activeo3.packing import Branch, Prompt, dialogue, padded
 from activeo3.types import Sampling
+
+# transformers renamed the cache's argument; the old name works in every version that is supported.
+warnings.filterwarnings("ignore", message=".*past_key_values.* is deprecated", category=FutureWarning)
 
 T, R = TypeVar("T"), TypeVar("R")
 

@@ -68,7 +68,11 @@ def known_flags(words: list[str]) -> set[str]:
     if words[0] == "python" and (ROOT / words[1]).is_file():
         return flags_of_module(ROOT / words[1]) | {"--help"}
     if words[:2] == ["python", "-m"]:
-        of_training = known_flags(["train.py"]) if words[2] in ("activeo3.memory", "activeo3.curriculum") else set()
+        of_training = (
+            known_flags(["train.py"])
+            if words[2] in ("activeo3.memory", "activeo3.curriculum", "activeo3.demo")
+            else set()
+        )
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | of_training | {"--help", "-m"}
     return {"*"}
 
@@ -144,7 +148,8 @@ def test_every_file_that_is_named_exists(page: str) -> None:
         assert any((place / name).exists() for place in (ROOT, folder, ROOT / "activeo3", ROOT / "tests")), name
     for target, _, heading in (target.partition("#") for target in re.findall(r"\]\(([^)]+)\)", text)):
         assert re.match(r"https?://", target) or (folder / target).exists(), target
-        headings = re.findall(r"^#+ (.+)$", (folder / target).read_text(), re.MULTILINE) if heading else []
+        there = (folder / target if target else ROOT / page).read_text() if heading else ""
+        headings = re.findall(r"^#+ (.+)$", there, re.MULTILINE)
         assert not heading or heading in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
     extras = set(re.findall(r"\.\[(\w+)\]", text))
     assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras)
@@ -245,7 +250,7 @@ def small_sam(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def trained(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint that the README's first training command leaves, run by the launcher."""
     folder = tmp_path_factory.mktemp("first")
-    words = next(words for words in commands(TEXT) if script_of(words) == "train.py")
+    words = next(words for words in commands(TEXT) if words[0] == "deepspeed" and script_of(words) == "train.py")
     shipped = [] if (ROOT / "data" / "tiny" / "config.json").exists() else ["--model", policy]
     environment = {name: value for name, value in os.environ.items() if name not in rank_environment(0, 1)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
