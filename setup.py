@@ -33,6 +33,7 @@ setup(
         "flash": ["flash-attn>=2.7"],
         "lora": ["peft>=0.17"],
         "parquet": ["pyarrow>=15"],
+        "hub": ["datasets>=4"],
         "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
         "ocr": ["nltk>=3.9", "jieba>=0.42"],
         "test": [
@@ -46,6 +47,7 @@ setup(
             "lvis>=0.5.3",
             "nltk>=3.9",
             "jieba>=0.42",
+            "datasets>=4",
         ],  # fmt: skip
     },
 )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Collection, Literal, Mapping, Self,
 from activeo3 import paths, user_code
 from activeo3.cli import OR_CODE, ConfigError, Range, check_fields, check_regex, fields_of, is_code, numbers, refuse
 from activeo3.data_images import MOST_PIXELS
+from activeo3.data_set import HUB
 from activeo3.paths import Place
 from activeo3.presets import from_command_line
 from activeo3.prompt_file import read_templates
@@ -45,7 +46,8 @@ class Config:
     """sense (propose regions to zoom into), direct (find things, no zoom), segment (propose where a mask is wrong),
     zoom_qa (answer after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
     data: tuple[str, ...] = ("scenes",)
-    """a data set, or several that are mixed: scenes (embedded world), coco (yours); python -m activeo3.data has all"""
+    """a data set, or several that are mixed: scenes (embedded world), yours as coco, jsonl, yolo or hub:NAME; python -m
+    activeo3.data has all"""
     data_root: Place = Place("")
     """the folder of data sets that live on disk"""
     holdout: Share = 0.0
@@ -67,7 +69,7 @@ class Config:
     box_format: Literal["auto", "xyxy", "xywh", "cxcywh", "xyxy_unit", "xywh_unit", "cxcywh_unit"] = "auto"
     """jsonl, hub: corners, or a corner or the centre with width and height; in pixels, or unit: from 0 to 1. auto:
     xyxy; xywh under the name bbox, as in COCO"""
-    columns: str = ""
+    data_columns: str = ""
     """hub: which column holds what, as image=photo,query=caption,boxes=objects.bbox; by default their usual names"""
     subset: str = ""
     """hub: which of the data set's configurations"""
@@ -176,7 +178,7 @@ class Config:
     @property
     def dataset_options(self) -> dict[str, Any]:
         """The options of ``data.open_dataset``."""
-        named = ("tile", "tile_overlap", "absent", "holdout", "box_format", "columns", "subset")
+        named = ("tile", "tile_overlap", "absent", "holdout", "box_format", "data_columns", "subset")
         return {name: getattr(self, name) for name in named} | {"seed": self.selection_seed}
 
     def _check_named(self, data: bool = True) -> None:
@@ -184,7 +186,8 @@ class Config:
         for name in filter(is_code, self.task_model_names):
             user_code.check("--task_model", name)
         root = f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER"
-        refuse({root: data and not set(self.data) <= DRAWN and not self.data_root})
+        on_disk = {name for name in self.data if not name.startswith(HUB)} - DRAWN
+        refuse({root: data and on_disk and not self.data_root})
         for name, kind in (("detector", "a detector of transformers"), ("sam", "a Segment Anything model")):
             if name in self.task_model_names and not self.task_checkpoint:
                 raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")

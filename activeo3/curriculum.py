@@ -37,7 +37,7 @@ LEARNS_FROM_BOXES = ("sense", "direct")
 """Tasks that cannot be trained on a question whose answer is not known; the others say so themselves."""
 BLOCK = 16  # questions that are asked together
 _DECIDED_BY = ("task", "data", "split", "limit", "tile", "tile_overlap", "selection_seed", "absent",
-               "holdout", "box_format", "columns", "subset")  # fmt: skip
+               "holdout", "box_format", "data_columns", "subset")  # fmt: skip
 """The flags that decide which questions there are, and what they ask."""
 
 

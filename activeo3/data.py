@@ -15,6 +15,7 @@ from activeo3 import (
     data_coco,
     data_docvqa,
     data_fetch,
+    data_hub,
     data_lvis,
     data_mmbench,
     data_own,
@@ -31,10 +32,10 @@ from activeo3 import (
 )
 from activeo3.data_fetch import Fetched
 from activeo3.data_io import DataError
-from activeo3.data_set import DATASETS, Dataset, Source, listed, mixed, open_source, present
+from activeo3.data_set import DATASETS, HUB, Dataset, Source, listed, mixed, open_source, present
 
-_REGISTERED = (data_coco, data_docvqa, data_lvis, data_mmbench, data_own, data_perception, data_refcoco, data_scenes,
-               data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip
+_REGISTERED = (data_coco, data_docvqa, data_hub, data_lvis, data_mmbench, data_own, data_perception, data_refcoco,
+               data_scenes, data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip
 """The rooms that register data sets when they are imported."""
 
 
@@ -52,11 +53,12 @@ def open_dataset(
     image is where they say.
     """
     names = [names] if isinstance(names, str) else list(names)
-    if unknown := [name for name in names if name not in DATASETS]:
+    if unknown := [name for name in names if name not in DATASETS and not name.startswith(HUB)]:
         raise DataError(f"there is no data set '{unknown[0]}', choose one of {listed(DATASETS)}")
     if limit is not None and limit < 1:
         raise DataError(f"{'+'.join(names)}: a limit of {limit} leaves no question, give at least 1")
-    parts = [open_source(Source(name, split, data_root, **options)) for name in names]
+    roots = [name.removeprefix(HUB) if name.startswith(HUB) else data_root for name in names]
+    parts = [open_source(Source(name, split, root, **options)) for name, root in zip(names, roots)]
     for part in parts:
         if part.paths and not any(path.is_file() for path in part.paths):
             raise DataError(f"{part.paths[0]}: neither this nor any other picture of {part.name} is there, add them")

@@ -123,8 +123,8 @@ class Source:
     gathered beside the annotations.
 
     Of one's own data: ``holdout`` is the share of the training pictures that are the split val, ``held_out`` that these
-    are meant; ``boxed`` leaves out rows that do not say what is there; ``box_format``, ``columns`` and ``subset`` as in
-    --data_options.
+    are meant; ``boxed`` leaves out rows that do not say what is there; ``box_format``, ``data_columns`` and ``subset``
+    as in --data_options.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Source:
     held_out: bool = False
     boxed: bool = False
     box_format: str = "auto"
-    columns: str = ""
+    data_columns: str = ""
     subset: str = ""
 
     def folder(self, below: str = "") -> Path:
@@ -176,7 +176,7 @@ class Source:
             what = f"{self.name} has no question in its split '{self.split}', write or download it again"
             raise LeftOut(left_out).nothing(f"{where or self.root}: {what}")
         split = "val" if self.held_out else self.split
-        return Dataset(self.name, split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
+        return Dataset(label(self.name), split, items, read, tuple(left_out), tuple(dict.fromkeys(paths)))
 
     def _name(self, picture: Any) -> str:
         """A picture's name, which does not change when the data root is moved."""
@@ -281,7 +281,7 @@ def register(name: str, splits: Mapping[str, int], origin: str, **more: Any) -> 
 
 def open_source(source: Source) -> Dataset:
     """Opens a registered data set. Raises DataError if it has no such split or its files are not in order."""
-    known = DATASETS[source.name]
+    known = DATASETS[source.name.partition(":")[0]]
     if source.holdout and not known.any_split:
         raise DataError(f"{source.name}: it has splits of its own, leave out --holdout")
     if source.holdout and source.split in SPELLINGS["val"]:
@@ -290,6 +290,20 @@ def open_source(source: Source) -> Dataset:
     if source.split not in splits and not known.any_split:
         raise DataError(f"{source.name}: there is no split '{source.split}', choose one of {listed(splits)}")
     return known.open(replace(source, split=splits.get(source.split, source.split)))
+
+
+HUB = "hub:"
+"""What a name begins with whose rest is the place of the data itself (data_hub.py)."""
+
+
+def label(name: str) -> str:
+    """The name of a data set for tables and files.
+
+    >>> label("hub:owner/birds"), label("hub:./my set/"), label("coco:val")
+    ('birds', 'my-set', 'coco:val')
+    """
+    last = os.path.normpath(name.removeprefix(HUB)).rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last) if name.startswith(HUB) else name
 
 
 def listed(names: Iterable[str]) -> str:

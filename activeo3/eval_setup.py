@@ -17,7 +17,7 @@ from activeo3 import data, eval_demo, eval_output, log, lora, model_hub, paths
 from activeo3.checkpoint_files import identity, run_state
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_loader import Gather, one_rank, readable
-from activeo3.data_set import Dataset
+from activeo3.data_set import HUB, Dataset, label
 from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.eval_core import Benchmark, Models, evaluate
 from activeo3.eval_detection import DetectionBenchmark
@@ -170,12 +170,12 @@ def benchmark_of(name: str, config: EvalConfig, rewards: TrainConfig | None = No
     """The benchmark of a data set: one of its own, or that of the task."""
     task = "vqa" if config.task == "sense" and task_of_data(name) == "vqa" else config.task
     kind = OWN.get(name.partition(":")[0], BENCHMARKS[task]) if task == "vqa" or task == "sense" else BENCHMARKS[task]
-    return kind(name, config, rewards)
+    return kind(label(name), config, rewards)
 
 
 def opened(name: str, split: str, limit: int, config: EvalConfig) -> Dataset:
     """The first ``limit`` questions of a split (0: all), no image read yet; ``name:split`` has a split of its own."""
-    name, _, own = name.partition(":")
+    name, own = (name, "") if name.startswith(HUB) else name.split(":", 1) if ":" in name else (name, "")
     split = own if own and split == config.split else split
     dataset = data.open_dataset(name, split, config.data_root, limit or None, **config.dataset_options)
     if not task_of_data(name):
@@ -296,7 +296,7 @@ def at_the_end(config: TrainConfig) -> Benchmark:
         "split": config.eval_split,
         "task_model": (config.task_model,),
     }
-    return BENCHMARKS[config.task]("+".join(config.data), EvalConfig(**shared, **flags), config)
+    return BENCHMARKS[config.task]("+".join(map(label, config.data)), EvalConfig(**shared, **flags), config)
 
 
 def compare_start_and_trained(

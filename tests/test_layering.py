@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "task": {"files", "core", "task"},
     "eval": {"files", "core", "task", "data", "eval"},
 }
-DATA_NEEDS = "types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
+DATA_NEEDS = "hub types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
 """Rooms of the core that data sets and files may import."""
 
 NOT_NAMED_YET = {"curriculum": "eval", "demo": "eval"}
@@ -58,13 +58,14 @@ OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
     "transformers": "model model_* attention decoding generate task_model_*",
-    "huggingface_hub": "model_hub",
+    "huggingface_hub": "hub model_hub",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
     "importlib.util": "user_code",
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "yaml": "data_yolo",
+    "datasets": "data_hub",
     "peft": "lora",
     "scipy": "matching task_model_sam task_segmentation",
     "rapidfuzz": "text_metrics",
@@ -80,7 +81,7 @@ PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", 
 PACKAGES |= {"packaging", "huggingface_hub", "yaml"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
 PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
-PACKAGES |= {"pyarrow", "nltk", "jieba", "peft"}  # extras
+PACKAGES |= {"pyarrow", "nltk", "jieba", "peft", "datasets"}  # extras
 
 MANY_PARAMETERS = 3  # functions with 8 or more
 LONGEST = 450  # lines; the aim is 300

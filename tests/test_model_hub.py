@@ -73,6 +73,7 @@ def hub() -> Iterator[str]:
 PROGRAM = """
 import sys, threading, time
 from huggingface_hub import constants
+from activeo3 import hub
 from activeo3.model_files import ModelError
 from activeo3.model_hub import check_there, download
 
@@ -83,7 +84,7 @@ for source in ("owner/cut", "owner/none", "data/tinyy"):
     except ModelError as error:
         print(f"{time.monotonic() - began:.1f} {error}")
 download("owner/tiny")
-check_there.__globals__["_ask_the_hub"].cache_clear()
+hub.why_not.cache_clear()
 constants.ENDPOINT = constants.HUGGINGFACE_CO_URL_TEMPLATE = "http://127.0.0.1:9"
 constants.HUGGINGFACE_CO_URL_TEMPLATE += "/{repo_id}/resolve/{revision}/{filename}"
 check_there("owner/tiny")
