@@ -1,6 +1,7 @@
 """Before step 1 of train.py: where the questions come from. Their order is data_loader.py's.
 
     python -m activeo3.data --data_root FOLDER                        # what is registered, found and missing
+    python -m activeo3.data --check --data coco --data_root FOLDER    # what a run would be trained on, and why not all
     python -m activeo3.data --data_root FOLDER --fetch pixmo_count    # images of a set that is a list of urls
 
 Every data set is registered by the function that opens it (data_set.py); ``--data_options extension=my_sets.py`` runs a
@@ -8,6 +9,7 @@ file of your own that registers some.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -128,15 +130,21 @@ def _fetchable() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: list what is registered, found and missing, or download images."""
+    """The command line: list what is registered, found and missing, check what a run would take, or download images."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--check" in words:
+        from activeo3 import data_check  # it reads the flags of train.py and writes a page
+
+        return data_check.main([word for word in words if word != "--check"], open_dataset)
     parser = argparse.ArgumentParser(description="List the data sets: what is registered, found and missing.")
+    parser.add_argument("--check", action="store_true", help="with the flags of train.py: what a run would take")
     parser.add_argument("--data_root", default="data", help="the folder that holds the data sets [data]")
     parser.add_argument(
         "--fetch", metavar="NAME", help=f"download the pictures of a set that is a list of urls ({_fetchable()})"
     )
     parser.add_argument("--split", nargs="+", default=(), help="with --fetch: only these splits [all]")
     parser.add_argument("--retry", action="store_true", help="with --fetch: ask again for what was unavailable")
-    config = parser.parse_args(argv)
+    config = parser.parse_args(words)
     data_root = paths.expanded(config.data_root, "data_root")
     if config.fetch:
         fetch_pictures(config.fetch, data_root, config.split, config.retry)
@@ -149,5 +157,5 @@ if __name__ == "__main__":
     terminal.protect()
     processes.watch()
     processes.tell(kept=lambda: "the same command goes on where this one was")
-    with processes.one_sentence(DataError):
+    with processes.one_sentence(terminal.OneLine):
         main()

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "task": {"files", "core", "task"},
     "eval": {"files", "core", "task", "data", "eval"},
 }
-DATA_NEEDS = "hub types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
+DATA_NEEDS = "config drawing html_report hub types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
 """Rooms of the core that data sets and files may import."""
 
 NOT_NAMED_YET = {"curriculum": "eval", "demo": "eval"}
