@@ -271,10 +271,11 @@ class Zero3Model:
     def gathered(self) -> Iterator[VisionLanguageModel]:
         """The model with whole weights on this rank and without ZeRO-3's hooks, for the block only.
 
-        One gather per block: with the hooks in place every generated token would gather every layer.
-        The hooks come back even when the block raises, and with them the sharding. So does DeepSpeed's
-        linear layer, which is there for sharded weights and makes sampling a sixth slower.
-        A block inside a block changes nothing.
+        One gather per block: with the hooks in place every generated token would gather every layer, and a rank that
+        had no crop to look at would keep the others waiting. The hooks are put aside and come back as they were, also
+        when the block raises: with them DeepSpeed keeps the order of layers that it has recorded, by which it fetches
+        the next one early. So does its linear layer, which is there for sharded weights and makes sampling a sixth
+        slower. A block inside a block changes nothing.
         """
         import deepspeed
 
@@ -282,14 +283,12 @@ class Zero3Model:
             yield self.vlm
             return
 
-        offload = self._offload
+        hooks = [self._offload.fwd_pre_hook, *self._offload.forward_hooks, *self._offload.backward_hooks]
+        places = [(hook.hooks_dict_ref(), hook.id) for hook in hooks]
         with deepspeed.zero.GatheredParameters(list(self.vlm.model.parameters())):
             for parameter in self.vlm.model.parameters():
                 parameter.ds_active_sub_modules.clear()  # no layer waits for it any more
-            for hook in [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]:
-                hook.remove()
-            offload.forward_hooks.clear()
-            offload.backward_hooks.clear()
+            calls = [hooks_of_module.pop(key) for hooks_of_module, key in places]
             sharded_linear, torch.nn.functional.linear = torch.nn.functional.linear, torch._C._nn.linear
             self._whole = True
             try:
@@ -297,16 +296,8 @@ class Zero3Model:
             finally:
                 self._whole = False
                 torch.nn.functional.linear = sharded_linear
-                offload.fwd_pre_hook = offload.module.register_forward_pre_hook(self._new_trace)
-                offload._register_deepspeed_module(offload.module)
-
-    def _new_trace(self, *_: Any) -> None:
-        """DeepSpeed's own first hook of a forward pass, written again to be put back after a gathered block.
-
-        It compares the ranks' order of layers, a collective: left in place inside the block, a rank that
-        had no crop to look at would keep the others waiting.
-        """
-        self._offload.get_param_coordinator().reset_step()
+                for (hooks_of_module, key), call in zip(places, calls):
+                    hooks_of_module[key] = call
 
     def logits(self, packed: Packed) -> Tensor:
         """Logits (R, 1 + W, V) of a packed batch; a collective: every rank calls it equally often."""

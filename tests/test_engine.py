@@ -261,6 +261,21 @@ def test_two_models_can_be_gathered_at_once(
         assert reference.logits(models[1].pack(prompts, [[(20, 21)]])).isfinite().all()
 
 
+def test_the_recorded_order_of_layers_survives_a_gathered_block(policy: Zero3Model, picture: Picture) -> None:
+    """DeepSpeed fetches the next layer early only while it knows the order in which layers come."""
+
+    def update() -> bool:
+        policy.backward(policy.logits(pack(policy.vlm, picture)).square().mean())
+        policy.step(1e-3)
+        return policy._offload.get_param_coordinator().is_complete_trace()
+
+    update()
+    update()  # the first pass is recorded; the second follows it
+    with policy.gathered() as vlm:
+        vlm.generate(vlm.encode([picture(64, 48)], ["Where?"]), 2, Sampling(0.0, 3))
+    assert policy._offload.get_param_coordinator().is_complete_trace() and update()
+
+
 @pytest.mark.parametrize(
     "dtype, which", [(torch.float32, ""), (torch.float32, "self_attn"), (torch.bfloat16, "self_attn")]
 )
