@@ -37,7 +37,7 @@ MAY_IMPORT = {
 DATA_NEEDS = "config drawing html_report hub types geometry terminal paths processes outputs answer_text text_metrics metric_rules".split()
 """Rooms of the core that data sets and files may import."""
 
-NOT_NAMED_YET = {"curriculum": "eval", "demo": "eval"}
+NOT_NAMED_YET = {"notebook": "eval", "curriculum": "eval", "demo": "eval"}
 """Rooms whose names do not show their part."""
 
 APART = {
