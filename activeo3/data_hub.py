@@ -9,6 +9,7 @@ question for each category. Which column holds what is known by its usual name, 
 data set is run: the library refuses scripts since its version 4.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -48,12 +49,18 @@ def open_hub(source: Source) -> Dataset[Item]:
     """The questions of a folder or of a data set of the hub, which is the data root."""
     opened = _opened(source)
     left_out = LeftOut()
-    pictures = _pictures(opened)
+    pictures, column = _pictures(opened), opened.columns["image"].partition(".")[0]
 
     def read(row: int, example_id: str) -> Image.Image:
-        return _picture(opened.path, pictures[row][opened.columns["image"].partition(".")[0]], row, example_id)
+        return _picture(opened.path, pictures[row][column], row, example_id)
 
-    return row_questions(source, Table(opened.path, read), _questions(opened, left_out), left_out)
+    def name(row: int) -> str:
+        """Rows that ask about one picture must stay together: its file, or what is in it."""
+        stored = pictures[row][column]
+        content = stored.get("bytes") if isinstance(stored, dict) else None
+        return hashlib.sha256(content).hexdigest() if content else str(stored)
+
+    return row_questions(source, Table(opened.path, read, names=name), _questions(opened, left_out), left_out)
 
 
 # ---------------------------------------------------------------------- the library

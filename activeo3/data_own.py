@@ -88,12 +88,13 @@ class Item(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Where rows are from: ``path`` as sentences name it, and ``read(picture, example id)``, which decodes a
-    picture."""
+    """Where rows are from: ``path`` as sentences name it, ``read(picture, example id)``, which decodes a picture, and
+    what ``names`` pictures to --holdout, by default what the rows call them."""
 
     path: Path
     read: Callable[[Any, str], Image.Image]
     paths: tuple[Path, ...] = ()
+    names: Callable[[Any], Any] = lambda picture: picture  # noqa: E731
 
 
 def row_questions(
@@ -117,7 +118,7 @@ def row_questions(
         return example_of(item, table.read(item.picture, item.id), table.path, source.box_format)
 
     items = left_out.each(rows, item)
-    return source.dataset(items, read, left_out, table.paths, table.path, picture=lambda item: item.picture)
+    return source.dataset(items, read, left_out, table.paths, table.path, lambda item: table.names(item.picture))
 
 
 def checked_row(path: Path, what: str, content: Any, source: Source) -> Asked:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from own_photos import CATS, DOGS, NAMES, WANTED, found, photos
+from own_photos import CATS, DOGS, NAMES, WANTED, asked, found, photos
 
 from activeo3 import data_hub
 from activeo3.config import ConfigError, TrainConfig
@@ -23,18 +23,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The library keeps what it has read, here in a folder of the test's own."""
     datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def asked(folder: Path, names: list[str] = NAMES) -> Any:
-    """A row for each question."""
-    photos(folder)
-    rows = [(name, query, boxes) for name, query, boxes in WANTED if name in names]
-    columns = {
-        "image": [str(folder / name) for name, *_ in rows],
-        "query": [query for _, query, _ in rows],
-        "boxes": [boxes for *_, boxes in rows],
-    }
-    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
 def things(folder: Path, named: bool = True) -> Any:
@@ -91,8 +79,9 @@ def test_folders_of_the_library(layout: Any, tmp_path: Path) -> None:
     layout(root, tmp_path / "photos")
     data = open_dataset(f"hub:{root}", "train")
     assert found(data) == WANTED and not data.dropped and data.name == "my_set"
-    parts = [open_dataset(f"hub:{root}", split, holdout=0.3, limit=3) for split in ("train", "val")]
-    assert not {name for name, *_ in found(parts[0])} & {name for name, *_ in found(parts[1])}
+    parts = [found(open_dataset(f"hub:{root}", split, holdout=0.3)) for split in ("train", "val")]
+    train, val = ({name for name, *_ in part} for part in parts)
+    assert (len(train), len(val)) == (7, 3) and not train & val and sorted(parts[0] + parts[1]) == WANTED
     there = "test, train" if layout is as_saved_splits else "train"
     with pytest.raises(DataError, match=f"has no split 'val' there, it has {there}; --holdout 0.1"):
         open_dataset(f"hub:{root}", "val")

@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_photos import CATS, DOGS, NAMES, SIZE, WANTED, found, photos
+from own_photos import (
+    NAMES,
+    SIZE,
+    WANTED,
+    as_jsonl,
+    as_label_studio,
+    as_ultralytics,
+    coco,
+    found,
+    lines,
+    photos,
+    write,
+    yolo,
+)
 from PIL import Image
 
 from activeo3.config import TrainConfig
@@ -22,41 +35,6 @@ from activeo3.data_set import held_out
 from activeo3.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
-
-
-def coco(prefix: str = "", string_ids: bool = False, names: list[str] = NAMES) -> dict[str, Any]:
-    """The annotations of the photos in COCO's format; ``prefix`` stands before every file_name."""
-    one = (lambda number: f"id-{number}") if string_ids else (lambda number: number)  # noqa: E731
-    boxes = [(n, c, box) for n in names for c, of in ((1, CATS), (2, DOGS)) for box in of.get(n, [])]
-    return {
-        "info": {"year": 2017},
-        "licenses": [],
-        "images": [
-            {"id": one(7 + place), "file_name": prefix + name, "width": SIZE[0], "height": SIZE[1]}
-            for place, name in enumerate(names)
-        ],
-        "categories": [
-            {"id": one(1), "name": "cat", "supercategory": "animal"},
-            {"id": one(2), "name": "red_dog", "supercategory": "animal"},
-        ],
-        "annotations": [
-            {
-                "id": one(100 + place),
-                "image_id": one(7 + names.index(name)),
-                "category_id": one(category),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "segmentation": [],
-                "iscrowd": 0,
-            }
-            for place, (name, category, (x1, y1, x2, y2)) in enumerate(boxes)
-        ],
-    }
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 # ---------------------------------------------------------------------- COCO's format
@@ -99,11 +77,6 @@ def as_fiftyone(root: Path) -> None:
     """One json without a split."""
     write(root / "labels.json", coco())
     photos(root / "data")
-
-
-def as_label_studio(root: Path) -> None:
-    write(root / "result.json", coco("images/"))
-    photos(root / "images")
 
 
 def as_cvat(root: Path) -> None:
@@ -153,16 +126,6 @@ def test_a_file_that_names_a_split_is_no_file_without_one(tmp_path: Path) -> Non
 
 
 # ---------------------------------------------------------------------- JSON Lines
-
-
-def lines(prefix: str = "", key: str = "image") -> str:
-    rows = [{key: prefix + name, "query": query, "boxes": boxes} for name, query, boxes in WANTED]
-    return "\n".join(json.dumps(row) for row in rows) + "\n"
-
-
-def as_jsonl(root: Path) -> None:
-    (root / "train.jsonl").write_text(lines("photos/"))
-    photos(root / "photos")
 
 
 def as_one_jsonl(root: Path) -> None:
@@ -291,39 +254,6 @@ def test_a_list_of_json_is_no_json_lines(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- YOLO
-
-
-def labels(name: str, polygons: bool = False) -> str:
-    """The lines of a picture's labels: class 0 is the cat."""
-    text = ""
-    for number, of in enumerate((CATS, DOGS)):
-        for x1, y1, x2, y2 in of.get(name, []):
-            width, height = SIZE
-            if polygons:
-                corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-                text += f"{number} " + " ".join(f"{x / width:.6f} {y / height:.6f}" for x, y in corners) + "\n"
-            else:
-                sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-                text += f"{number} " + " ".join(f"{side:.6f}" for side in sides) + "\n"
-    return text
-
-
-def yolo(root: Path, settings: str, images: str, polygons: bool = False) -> None:
-    (root / "data.yaml").write_text(settings)
-    photos(root / images)
-    folder = root / "labels".join(images.rsplit("images", 1))
-    folder.mkdir(parents=True)
-    for name in NAMES:
-        (folder / name).with_suffix(".txt").write_text(labels(name, polygons))
-
-
-def as_ultralytics(root: Path) -> None:
-    """coco8.yaml: a path elsewhere, names by number, an empty test."""
-    yolo(
-        root,
-        "path: /home/me/datasets/coco8\ntrain: images/train\nval:\ntest:\nnames:\n  0: cat\n  1: red_dog\n",
-        "images/train",
-    )
 
 
 def as_roboflow_yolo(root: Path) -> None:
