@@ -206,8 +206,8 @@ class Source:
             advice = (*others, "docs/own-data.md shows all layouts")[0]
             return DataError(f"{root}: there is no {looked_for}, or what else {self.name} could be; {advice}")
         return DataError(
-            f"{root}: {self.name} has no split '{self.split}' there, it has {listed(there)}; --holdout 0.1 holds a "
-            "tenth of the pictures of train out as val, and --eval_examples 0 trains without any"
+            f"{root}: {self.name} has no split '{self.split}' there, it has {listed(there)}: name one with --split; "
+            "--holdout 0.1 holds a tenth of train out as val, --eval_examples 0 trains without one"
         )
 
 

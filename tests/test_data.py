@@ -328,7 +328,10 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path: Path, text: str) -> No
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "data", index())
     for arguments, sentence in (
-        (("coco", "val", root), "data: coco has no split 'val' there, it has train; --holdout 0.1 holds a tenth"),
+        (
+            ("coco", "val", root),
+            "data: coco has no split 'val' there, it has train: name one with --split; --holdout 0.1",
+        ),
         (("coco", "train", str(tmp_path / "nowhere")), "nowhere: there is no such folder"),
         (("coco", "train", str(tmp_path)), "there is no instances_train.json, or what else coco could be; docs/"),
         (("coco", "train", None), "no data root was given"),

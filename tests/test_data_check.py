@@ -39,7 +39,7 @@ def test_what_is_found_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert f"  boxes      10x10 to 20x20 px, median 12x14; half cover less than {share:.1%} of theirs\n" in printed
     assert "  left out   2:\n" in printed and "train.jsonl: line 16 has no 'query', add what is asked\n" in printed
     assert "gone.jpg: the picture of example gone.jpg:cat is missing, add it\n" in printed
-    assert "jsonl has no split 'val' there, it has train; --holdout 0.1 holds" in printed
+    assert "jsonl has no split 'val' there, it has train: name one with --split; --holdout 0.1 holds" in printed
 
 
 def test_a_holdout_is_checked_as_it_would_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

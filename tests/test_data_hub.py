@@ -83,7 +83,9 @@ def test_folders_of_the_library(layout: Any, tmp_path: Path) -> None:
     train, val = ({name for name, *_ in part} for part in parts)
     assert (len(train), len(val)) == (7, 3) and not train & val and sorted(parts[0] + parts[1]) == WANTED
     there = "test, train" if layout is as_saved_splits else "train"
-    with pytest.raises(DataError, match=f"has no split 'val' there, it has {there}; --holdout 0.1"):
+    with pytest.raises(
+        DataError, match=f"has no split 'val' there, it has {there}: name one with --split; --holdout 0.1"
+    ):
         open_dataset(f"hub:{root}", "val")
 
 

@@ -102,7 +102,7 @@ def test_coco_folders_as_programs_write_them(layout: Any, tmp_path: Path) -> Non
     assert sum(len(one.boxes_px) for one in objects) == 20 and objects[0].categories == ("cat", "red dog")
     with pytest.raises(DataError) as said:
         open_dataset("coco", "val", str(tmp_path))
-    assert f"{tmp_path}: coco has no split 'val' there, it has train;" in str(said.value)
+    assert f"{tmp_path}: coco has no split 'val' there, it has train:" in str(said.value)
     assert "--holdout 0.1" in str(said.value) and "--eval_examples 0" in str(said.value)
 
 
@@ -117,11 +117,11 @@ def test_a_split_has_several_spellings(spelled: str, tmp_path: Path) -> None:
 def test_a_file_that_names_a_split_is_no_file_without_one(tmp_path: Path) -> None:
     write(tmp_path / "instances_val.json", coco())
     photos(tmp_path / "images")
-    with pytest.raises(DataError, match="coco has no split 'train' there, it has val;"):
+    with pytest.raises(DataError, match="coco has no split 'train' there, it has val:"):
         open_dataset("coco", "train", str(tmp_path))
     write(tmp_path / "b.json", coco())
     write(tmp_path / "c.json", coco())  # of two files none is the one
-    with pytest.raises(DataError, match="it has val;"):
+    with pytest.raises(DataError, match="it has val:"):
         open_dataset("coco", "train", str(tmp_path))
 
 
@@ -155,7 +155,8 @@ def test_json_lines(layout: Any, tmp_path: Path) -> None:
     parts = [open_dataset("jsonl", split, str(tmp_path), holdout=0.3) for split in ("train", "val")]
     assert [len(pictures(part)) for part in parts] == [7, 3] and not pictures(parts[0]) & pictures(parts[1])
     with pytest.raises(
-        DataError, match="jsonl has no split 'val' there, it has train; --holdout 0.1 .*--eval_examples 0"
+        DataError,
+        match="jsonl has no split 'val' there, it has train: name one with --split; --holdout 0.1 .*--eval_examples 0",
     ):
         open_dataset("jsonl", "val", str(tmp_path))
 
@@ -282,7 +283,9 @@ def test_yolo_folders(layout: Any, tmp_path: Path) -> None:
     assert len(open_dataset("yolo_det", "train", str(tmp_path))) == 10
     parts = [open_dataset("yolo", split, str(tmp_path), holdout=0.3) for split in ("train", "val")]
     assert [len(pictures(part)) for part in parts] == [7, 3]
-    with pytest.raises(DataError, match="yolo has no split 'val' there, it has train; --holdout 0.1"):
+    with pytest.raises(
+        DataError, match="yolo has no split 'val' there, it has train: name one with --split; --holdout 0.1"
+    ):
         open_dataset("yolo", "val", str(tmp_path))
 
 

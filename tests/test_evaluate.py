@@ -13,6 +13,7 @@ import torch
 from coco_reference import STATS, scored_by_pycocotools
 from data_folders import lvis_folder, theirs
 from launch import SMALL
+from own_photos import NAMES, photos
 from PIL import Image
 from scripted import rows_in
 
@@ -362,3 +363,19 @@ def test_a_shell_sees_one_sentence_and_exit_code_1() -> None:
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.splitlines()[-1].startswith("activeo3: the model folder ./nowhere does not exist")
     assert "Traceback" not in ended.stderr
+
+
+# ---------------------------------------------------------------------- pictures without a truth
+
+
+def test_pictures_without_boxes_have_answers_and_no_scores(checkpoint: str, evaluate, tmp_path: Path) -> None:
+    """Two photos of which nothing is known: what is found is neither right nor wrong."""
+    photos(tmp_path, NAMES[:2])
+    rows = [{"image": name, "query": "cat"} for name in NAMES[:2]]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--checkpoint", checkpoint, "--data", "jsonl", "--data_root", str(tmp_path), "--methods", "grid", *SMALL]
+    flags += ["--task_model", "oracle"]
+    printed, complaint = evaluate(*flags, "--output_dir", str(tmp_path / "a"))
+    (row,) = rows_in(tmp_path / "a")
+    assert complaint == "" and row["n"] == 2 and row["metrics"]["AP"] is None and row["metrics"]["FP"] == 0
+    assert len(json.loads((tmp_path / "a" / "answers-jsonl-grid.json").read_text())) == 2
