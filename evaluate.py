@@ -62,7 +62,7 @@ def main(config: EvalConfig) -> None:
         eval_setup.announced(config, filter(None, [start, config.other_mllm, *(one.source for one in checkpoints)]))
     )
     for benchmark, dataset in zip(benchmarks, datasets):
-        load = dataset.with_image if benchmark.lazy else None
+        load = dataset.with_image if len(dataset) > benchmark.in_memory else None
         examples = benchmark.prepare(
             readable(dataset.without_images() if load else dataset, folder, ranks.all_gather, runner.writes), models
         )

@@ -28,7 +28,7 @@ from typing import Any, Callable, Collection, Generic, Iterable, Iterator, Mappi
 from PIL import Image
 
 from activeo3.data_io import DataError, LeftOut, did_you_mean_path
-from activeo3.types import Example
+from activeo3.types import Aside, Example
 
 T = TypeVar("T")
 
@@ -83,11 +83,17 @@ class Dataset(Generic[T]):
     def without_images(self) -> "Dataset[T]":
         """The questions without pixels: 800 images of 8K would need 80 GB of memory. This set's ``with_image`` reads
         one again."""
-        return replace(self, read=lambda item, index: replace(self.read(item, index), image=_NO_IMAGE, place=index))
+
+        def read(item: T, index: int) -> Example:
+            example = self.read(item, index)
+            pixels = hashlib.blake2b(example.image.tobytes(), digest_size=20).hexdigest()
+            return replace(example, image=_NO_IMAGE, place=index, aside=Aside(example.image.size, pixels))
+
+        return replace(self, read=read)
 
     def with_image(self, example: Example) -> Example:
-        """An example of ``without_images`` with its image."""
-        return self[example.place]
+        """An example of ``without_images`` with its image; others have theirs."""
+        return example if example.aside is None else replace(example, image=self[example.place].image, aside=None)
 
 
 _NO_IMAGE = Image.new("RGB", (1, 1))

@@ -5,6 +5,7 @@ record each) and measures the records (``metrics``). ``evaluate`` runs one. Seve
 blind control, several processes and resumption are here and in eval_runner.py, and hold for every benchmark.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -134,8 +135,8 @@ class Benchmark(ABC):
     default_methods: tuple[str, ...]
     flag = "methods"
     """The flag that chooses among the methods."""
-    lazy = False
-    """True: images are read block by block, because all of them do not fit into memory."""
+    in_memory: float = math.inf
+    """Of more examples than this, images are read block by block, because all of them may not fit into memory."""
     columns: tuple[str, ...] = ()
     """Metrics of the headline table."""
     known_columns: frozenset[str] = frozenset()

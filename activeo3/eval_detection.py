@@ -97,6 +97,7 @@ class DetectionBenchmark(Benchmark):
     """Boxes of one query per example, found in the regions that each method proposes."""
 
     methods = METHODS
+    in_memory = 500
     default_methods = ("direct", "random", "grid", "fixed", "cot", "active", "oracle-regions")
     columns = COLUMNS
     known_columns = KNOWN_COLUMNS

@@ -153,6 +153,7 @@ class PerceptionBenchmark(Benchmark):
     """The table of a single-turn task: one greedy answer of every policy, which is the result."""
 
     methods = {"answer": Method(policy="every", zooms=False)}
+    in_memory = 500
     default_methods = ("answer",)
 
     def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:

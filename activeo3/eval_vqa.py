@@ -88,7 +88,7 @@ class VQABenchmark(Benchmark):
         for name in ("direct", "direct-native", "random", "grid", "repeat", "cot", "active", "oracle-regions")
     }
     default_methods = ("direct", "random", "grid", "cot", "active", "oracle-regions")
-    lazy = True
+    in_memory = 0
     kinds: tuple[str, ...] = ()
     """Categories that have a column of their own."""
     own_columns: tuple[str, ...] = ()

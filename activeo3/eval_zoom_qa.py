@@ -74,7 +74,7 @@ class ZoomQABenchmark(Benchmark):
     }
     default_methods = ("baseline", "default")
     flag = "mode"
-    lazy = True
+    in_memory = 0
     columns = ("answer", "reward", "zoomed", "zooms", "asked", "tokens", *QUADRANTS)
 
     def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:

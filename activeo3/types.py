@@ -132,6 +132,14 @@ class SourceImage:
     whole: WholeImage | None = None
 
 
+class Aside(NamedTuple):
+    """What an example keeps of an image that is not in memory: its size (width, height), and a digest of its
+    pixels."""
+
+    size: tuple[int, int]
+    pixels: str
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One question about one image: where is every ``query``? Data sets of other kinds fill in what they know beside
@@ -141,8 +149,8 @@ class Example:
     for nor punished (COCO's ``iscrowd``). ``areas`` (N,) in square pixels are those of the boxes if None; ``masks()``
     returns one RLE per box. ``rules`` say how the set is scored; ``exhaustive`` is False if not every instance has a
     box; ``frequency`` is LVIS's r, c or f. ``text`` is all that can be read. ``draft`` holds the true mask and the one
-    to correct as RLE (task_segmentation). ``place`` is the index in a data set whose images are put aside
-    (data_loader).
+    to correct as RLE (task_segmentation). ``place`` is the index in a data set whose images are put ``aside``
+    (data_set).
     """
 
     id: str
@@ -165,11 +173,12 @@ class Example:
     source: SourceImage = SourceImage()
     draft: tuple[dict[str, Any], dict[str, Any]] | None = None
     place: int | None = None
+    aside: Aside | None = None
 
     @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) of the original picture."""
-        return self.image.size
+        return self.aside.size if self.aside else self.image.size
 
     @property
     def asks_in_words(self) -> bool:

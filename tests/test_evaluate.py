@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from coco_reference import STATS, scored_by_pycocotools
 from data_folders import lvis_folder, theirs
 from launch import SMALL
-from own_photos import NAMES, photos
+from own_photos import NAMES, as_label_studio, photos
 from PIL import Image
 from scripted import rows_in
 
 from activeo3 import eval_demo, eval_detection, eval_setup, outputs
+from activeo3.data import open_dataset
 from activeo3.eval_config import EvalConfig
+from activeo3.eval_runner import Runner
 from activeo3.model import VisionLanguageModel
 from activeo3.types import Example
 
@@ -379,3 +382,40 @@ def test_pictures_without_boxes_have_answers_and_no_scores(checkpoint: str, eval
     (row,) = rows_in(tmp_path / "a")
     assert complaint == "" and row["n"] == 2 and row["metrics"]["AP"] is None and row["metrics"]["FP"] == 0
     assert len(json.loads((tmp_path / "a" / "answers-jsonl-grid.json").read_text())) == 2
+
+
+# ---------------------------------------------------------------------- pictures put aside
+
+
+@pytest.mark.parametrize("task", ["sense", "detection"])
+def test_pictures_that_are_read_again_give_the_same_table(
+    task: str, checkpoint: str, evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many pictures only a block is in memory: no number hangs on it."""
+    (tmp_path / "photos").mkdir()
+    as_label_studio(tmp_path / "photos")
+    name = "coco_det" if task == "detection" else "coco"
+    flags = ["--checkpoint", checkpoint, "--data", name, "--data_root", str(tmp_path / "photos"), "--split", "train"]
+    rows, files = [], []
+    for folder, most in (("all", 500), ("few", 2)):
+        monkeypatch.setattr(eval_setup.BENCHMARKS[task], "in_memory", most)
+        _, complaint = evaluate(*flags, "--task", task, "--limit", "6", "--output_dir", str(tmp_path / folder), *SMALL)
+        assert complaint == ""
+        rows.append([{k: v for k, v in row["metrics"].items() if k != "seconds"} for row in rows_in(tmp_path / folder)])
+        written = [*(tmp_path / folder).glob("truth-*.json"), *(tmp_path / folder).glob("predictions-*.json")]
+        files.append({path.name: path.read_bytes() for path in written})
+    assert rows[0] == rows[1] and files[0] == files[1] and len(files[0]) >= (task == "sense")
+
+
+def test_a_picture_that_is_put_aside_keeps_its_size_and_is_another_one_when_it_changes(tmp_path: Path) -> None:
+    photos(tmp_path, NAMES[:1])
+    (tmp_path / "test.jsonl").write_text(json.dumps({"image": NAMES[0], "query": "cat", "boxes": []}))
+    data = open_dataset("jsonl", "test", str(tmp_path))
+    (aside,) = data.without_images()
+    assert aside.size_px == data[0].size_px != aside.image.size
+    changed = replace(aside, query="dog")
+    assert data.with_image(changed).image.tobytes() == data[0].image.tobytes()
+    assert data.with_image(changed).query == "dog" and data.with_image(changed).size_px == data[0].size_px
+    Image.new("RGB", data[0].size_px, "green").save(tmp_path / NAMES[0])
+    (other,) = data.without_images()
+    assert Runner()._digest(other) != Runner()._digest(aside) == Runner()._digest(replace(aside))
