@@ -53,7 +53,7 @@ from activeo3.data_io import (
     shortened,
 )
 from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, folder_of, register
-from activeo3.data_tables import ParquetTable, Place, parquet_rows, picture_at
+from activeo3.data_tables import ParquetTable, Place, picture_at
 from activeo3.geometry import as_boxes, clipped
 from activeo3.text_metrics import edit_distance
 from activeo3.types import VQA, Example
@@ -180,7 +180,7 @@ def _from_parquet(paths: Sequence[Path], ocr: Path, left_out: LeftOut) -> list[A
     found: list[Asked] = []
     for path in paths:
         table = ParquetTable(path)
-        columns = [*_COLUMNS, *(["question_types"] if table.rows and "question_types" in table.rows[0] else [])]
+        columns = [*_COLUMNS, *(["question_types"] if "question_types" in table.types else [])]
 
         def asked(number: int, row: Mapping[str, Any]) -> Asked:
             what = f"question {row['questionId']}"
@@ -189,7 +189,7 @@ def _from_parquet(paths: Sequence[Path], ocr: Path, left_out: LeftOut) -> list[A
             image_id = numbers.setdefault(page, len(numbers) + 1)
             return Asked(f"docvqa:{row['questionId']}", (table, number), image_id, ocr / f"{page}.json", vqa)
 
-        found += left_out.each(parquet_rows(path, columns), asked)
+        found += left_out.each(table.values(columns), asked)
     return found
 
 
@@ -253,7 +253,7 @@ def open_docvqa_1200(source: Source) -> Dataset:
     rows = [
         (table, number, row)
         for table in map(ParquetTable, paths)
-        for number, row in enumerate(parquet_rows(table.path, COLUMNS_1200))
+        for number, row in enumerate(table.values(COLUMNS_1200))
     ]
     order = np.random.default_rng(source.seed).permutation(len(rows))  # as the hub's library shuffles
     asked = left_out.each(order, lambda _, place: _of_1200(*rows[place], int(place) + 1))

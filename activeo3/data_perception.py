@@ -39,7 +39,7 @@ from activeo3.data_io import (
     regular,
 )
 from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, folder_of, register
-from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
+from activeo3.data_tables import PICTURE, ParquetTable, Place, picture_at
 from activeo3.types import Count, Example
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -163,9 +163,9 @@ def wanted(dataset: Dataset[Counted]) -> list[Wanted]:
 
 def _of_table(path: Path, root: Path, files: Mapping[str, Path], left_out: LeftOut) -> list[Counted]:
     """The rows of a table; those that are wrong are left out."""
-    columns = column_types(path)
-    table = ParquetTable(path) if PICTURE in columns else None
-    named = [] if table and "image_url" not in columns else ["image_url"]
+    table = ParquetTable(path, needs=())
+    whole = PICTURE in table.types
+    named = [] if whole and "image_url" not in table.types else ["image_url"]
 
     def counted(number: int, content: Mapping[str, Any]) -> Counted:
         row = checked(PixmoRow, path, f"row {number}", content)
@@ -174,13 +174,13 @@ def _of_table(path: Path, root: Path, files: Mapping[str, Path], left_out: LeftO
         if named and not row.image_url.strip():
             raise DataError(f"{path}: row {number} has no image_url, download the file again")
         points = tuple((point.x, point.y) for point in row.points)
-        if table:
+        if whole:
             return Counted(row.image_sha256, row.label, row.count, points, (table, number))
         names = (row.image_sha256, hashlib.sha256(row.image_url.encode()).hexdigest())
         image = next((files[name] for name in names if name in files), root / FETCHED / f"{row.image_sha256}.jpg")
         return Counted(row.image_sha256, row.label, row.count, points, image, row.image_sha256, row.image_url)
 
-    return left_out.each(parquet_rows(path, ["image_sha256", "count", "points", "label", *named]), counted)
+    return left_out.each(table.values(["image_sha256", "count", "points", "label", *named]), counted)
 
 
 def _stored(root: Path) -> dict[str, Path]:

@@ -44,7 +44,7 @@ from activeo3.data_io import (
     regular,
 )
 from activeo3.data_set import PICTURES, Dataset, Source, files_of, folder_of, register
-from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, parquet_rows, picture_at
+from activeo3.data_tables import PICTURE, ParquetTable, Place, picture_at
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import Example
 
@@ -218,7 +218,7 @@ def _as_coco(
 
 def of_tables(files: Files, left_out: LeftOut) -> Iterator[Object]:
     """The tables of a split, by the columns that they have. Raises DataError for others."""
-    columns = column_types(files.paths[0])
+    columns = ParquetTable(files.paths[0], needs=()).types
     for needs, read in _COLUMNS.items():
         if all(name in columns for name in needs):
             yield from read(files, left_out)
@@ -232,7 +232,7 @@ def of_tables(files: Files, left_out: LeftOut) -> Iterator[Object]:
 def _of_jxu124(files: Files, left_out: LeftOut) -> Iterator[Object]:
     """A row per object; image and annotation are COCO's own entries, as texts of json."""
     for path in files.paths:
-        for number, row in enumerate(parquet_rows(path, ("raw_image_info", "raw_anns", "captions"))):
+        for number, row in enumerate(ParquetTable(path, ()).values(("raw_image_info", "raw_anns", "captions"))):
             with left_out:
                 what = f"row {number}"
                 image, annotation = (_parsed(row[key]) for key in ("raw_image_info", "raw_anns"))
@@ -244,30 +244,28 @@ def _of_jxu124(files: Files, left_out: LeftOut) -> Iterator[Object]:
 def _of_lmms_lab(files: Files, left_out: LeftOut) -> Iterator[Object]:
     """A row per object, with its picture; the sentences are the ``answer`` to the question what is in the box."""
     rows = [
-        (path, number, row)
-        for path in files.paths
-        for number, row in enumerate(parquet_rows(path, ("answer", "bbox", "file_name")))
+        (table, number, row)
+        for table in map(ParquetTable, files.paths)
+        for number, row in enumerate(table.values(("answer", "bbox", "file_name")))
     ]
     if len(rows) == _UNC_AND_GOOGLE:
         others = f"{len(rows) - _UNC_VAL:,} rows behind the first {_UNC_VAL:,} are of the partition google"
         left_out.append(f"{files.paths[0].parent}: {others}")
         rows = rows[:_UNC_VAL]
-    tables = {path: ParquetTable(path) for path in files.paths}
-    for path, number, row in rows:
+    for table, number, row in rows:
         with left_out:
             what = f"row {number}"
-            x, y, width, height = checked(Boxed, path, what, row).bbox
-            image_id = _image_id(str(row["file_name"]), f"{path.name} {number}")
-            yield Object(
-                path, what, image_id, (tables[path], number), None, (x, y, x + width, y + height), row["answer"] or ()
-            )
+            x, y, width, height = checked(Boxed, table.path, what, row).bbox
+            image_id = _image_id(str(row["file_name"]), f"{table.path.name} {number}")
+            box = (x, y, x + width, y + height)
+            yield Object(table.path, what, image_id, (table, number), None, box, row["answer"] or ())
 
 
 def _of_perception_r1(files: Files, left_out: LeftOut) -> Iterator[Object]:
     """A row per phrase, with its picture. Only with thousandths beside it, the solution is known to be in pixels."""
     for path in files.paths:
         table = ParquetTable(path)
-        for number, row in enumerate(parquet_rows(path, ("problem", "solution"))):
+        for number, row in enumerate(table.values(("problem", "solution"))):
             with left_out:
                 yield _solved(path, f"row {number}", row, (table, number), f"{path.name} {number}")
 

@@ -8,6 +8,7 @@ import binascii
 import codecs
 import csv
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -160,25 +161,6 @@ def _is_damaged(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def column_types(path: Path) -> dict[str, str]:
-    """The type of every column of a parquet file in pyarrow's words, by its name. Raises DataError if it cannot be
-    read."""
-    pyarrow = _pyarrow(path)
-    with _reading(path):
-        return {field.name: str(field.type) for field in pyarrow.parquet.ParquetFile(regular(path)).schema_arrow}
-
-
-def parquet_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """These columns of a parquet file without pictures, row by row. Raises DataError if one is not there."""
-    pyarrow = _pyarrow(path)
-    with _reading(path):
-        file = pyarrow.parquet.ParquetFile(regular(path))
-        missing = [name for name in columns if name not in file.schema_arrow.names]
-        if missing:
-            raise DataError(f"{path}: there is no column '{missing[0]}', download the file again")
-        return file.read(list(columns)).to_pylist()
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever pyarrow raises for a damaged file is a DataError: its own exceptions, OSError, UnicodeDecodeError,
@@ -204,30 +186,49 @@ def _pyarrow(path: Path) -> ModuleType:
 
 
 class ParquetTable:
-    """A parquet file; its picture column holds structs with the ``bytes`` of a picture file, those bytes, or base64
-    text.
+    """A parquet file, whose columns are read when they are asked for.
 
-    Text that is too short for a picture stands for that of the row with this ``index``, as in ``TextTable``.
+    Its picture column holds structs with the ``bytes`` of a picture file, those bytes, or base64 text. Text that is too
+    short for a picture stands for that of the row with this ``index``, as in ``TextTable``.
     """
 
     dropped: Sequence[str] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, needs: Sequence[str] = (PICTURE,)) -> None:
+        """Raises DataError if the file cannot be read, or a column that it ``needs`` is not there."""
         self.path = path
         pyarrow = _pyarrow(path)
         with _reading(path):
             # A picture of 8K is 6 MB of text, and a group of rows can have gigabytes: it is read bit by bit.
             self.file = pyarrow.parquet.ParquetFile(regular(path), pre_buffer=False, buffer_size=READ_AT_ONCE)
-            columns = self.file.schema_arrow.names
-            if PICTURE not in columns:
-                raise DataError(f"{path}: there is no column '{PICTURE}', download the file again")
-            text = self.file.read([name for name in columns if name != PICTURE]).to_pylist()
-        self.rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in text]
+            self.types = {field.name: str(field.type) for field in self.file.schema_arrow}
+        self._check(needs)
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
-        self.by_index = {row.get("index", ""): number for number, row in enumerate(self.rows)}
         self.forwards: _Forwards | None = None
-        self.one_at_a_time = Lock()  # the pictures of the next step are read in a thread (stream.Ahead)
+        self.one_at_a_time = Lock()  # the pictures of the next step are read in a thread (data_loader.PrefetchLoader)
+
+    def _check(self, columns: Sequence[str]) -> None:
+        for name in columns:
+            if name not in self.types:
+                raise DataError(f"{self.path}: there is no column '{name}', download the file again")
+
+    def values(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """These columns, row by row. Raises DataError if one is not there."""
+        self._check(columns)
+        with _reading(self.path):
+            return self.file.read(list(columns)).to_pylist()
+
+    @cached_property
+    def rows(self) -> list[dict[str, str]]:
+        """All columns but the pictures, as texts."""
+        rows = self.values([name for name in self.types if name != PICTURE])
+        return [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+
+    @cached_property
+    def by_index(self) -> dict[str, int]:
+        """Where the row with an ``index`` is."""
+        return {row.get("index", ""): number for number, row in enumerate(self.rows)}
 
     def picture(self, row: int) -> bytes:
         """Reads on from the row that was read last; a row before it is read from the beginning of its group."""

@@ -46,7 +46,7 @@ from activeo3.data_io import (
     shortened,
 )
 from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, look_for, missing, register
-from activeo3.data_tables import PICTURE, ParquetTable, Place, column_types, open_table, parquet_rows, picture_at
+from activeo3.data_tables import PICTURE, ParquetTable, Place, open_table, picture_at
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import VQA, Example
 
@@ -349,14 +349,10 @@ def _of_file(path: Path, seed: int, number: int) -> VstarQuestion:
 def _of_list(path: Path, home: Path, left_out: LeftOut) -> list[VstarQuestion]:
     """The questions of a list whose images lie below ``home`` or in the list itself; those that are wrong are left
     out."""
-    table = None
-    if path.suffix == ".jsonl":
-        rows: Sequence[Any] = read_text(path).splitlines()
-    elif column_types(path).get(PICTURE) == "string":  # names of files
-        rows = parquet_rows(path, [PICTURE, *LISTED])
-    else:
-        table = ParquetTable(path)
-        rows = table.rows
+    table = None if path.suffix == ".jsonl" else ParquetTable(path)
+    rows: Sequence[Any] = table.values([*LISTED]) if table else read_text(path).splitlines()
+    if table and table.types[PICTURE] == "string":  # names of files
+        rows, table = table.values([PICTURE, *LISTED]), None
 
     def question(number: int, row: Any) -> VstarQuestion:
         what = f"row {number}"
