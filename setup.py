@@ -15,7 +15,7 @@ setup(
     package_data={"activeo3": ["html_report.html"]},
     install_requires=[
         "torch>=2.6,<2.14",
-        "transformers>=5.18,<6",
+        "transformers>=5.23,<6",
         "deepspeed>=0.19.8,<0.20",
         "pillow>=10",
         "numpy>=1.26",

@@ -33,7 +33,7 @@ from activeo3.packing import Packed
 
 # (package, lowest version that works, what is wrong with earlier ones): refused by name before any work starts.
 _LOWEST = (
-    ("transformers", "5.18", "an earlier one reads no picture without torchvision"),
+    ("transformers", "5.23", "an earlier one copies the key-value cache of padded batches for every token"),
     ("deepspeed", "0.19", "skipped steps and unmanaged accumulation need deepspeed 0.19"),
 )
 # ds_config.json says how DeepSpeed runs; these belong to the experiment and have their owner in TrainConfig.

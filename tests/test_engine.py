@@ -58,7 +58,7 @@ def policy(request: pytest.FixtureRequest, make_vlm: Make, ranks: Distributed, c
 
 @pytest.mark.parametrize(
     "package, installed, wanted",
-    [("transformers", "5.17.0", "5.18"), ("transformers", "4.57.1", "5.18"), ("deepspeed", "0.18.9", "0.19")],
+    [("transformers", "5.22.0", "5.23"), ("transformers", "4.57.1", "5.23"), ("deepspeed", "0.18.9", "0.19")],
 )
 def test_broken_versions_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, package: str, installed: str, wanted: str
@@ -71,7 +71,7 @@ def test_broken_versions_are_refused_by_name(
 
 def test_the_versions_of_setup_py_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.check_versions()
-    lowest = {"transformers": "5.18.0", "deepspeed": "0.19.8"}
+    lowest = {"transformers": "5.23.0", "deepspeed": "0.19.8"}
     monkeypatch.setattr(engine, "version", lowest.__getitem__)
     engine.check_versions()
 
