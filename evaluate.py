@@ -24,7 +24,7 @@ from activeo3.eval_config import EvalConfig
 if __name__ == "__main__":  # flags are read before torch is imported, so a wrong one is answered at once
     CONFIG = cli.read_command_line(EvalConfig, {"data": DATASETS, "benchmark": DATASETS})
 
-from activeo3 import data_images, engine, eval_demo, eval_output, eval_setup, outputs, paths
+from activeo3 import data_images, engine, eval_demo, eval_output, eval_page, eval_setup, outputs, paths
 from activeo3.data_loader import readable
 from activeo3.engine import Distributed
 from activeo3.eval_core import evaluate, total_work
@@ -71,7 +71,7 @@ def main(config: EvalConfig) -> None:
         rows = evaluate(benchmark, examples, models, runner, load)
         finished.append(eval_output.Finished(benchmark, dataset.split, rows))
         if runner.writes:
-            eval_output.write(folder, finished, examples, load, config.checkpoint, runner.say)
+            eval_page.write(folder, finished, examples, load, config.checkpoint, runner.say)
     ranks.barrier()
     runner.close()
     if ranks.world > 1:

@@ -25,7 +25,7 @@ from activeo3.data_loader import PrefetchLoader, TrainingOrder
 from activeo3.engine import Zero3Model
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.rollout import check_finite_logits, sample_rollouts
-from activeo3.samples import Sample, save_samples
+from activeo3.run_page import RunPage
 from activeo3.task_models import TaskModel
 from activeo3.tasks import Task, task_of
 from activeo3.types import Example, Reward, Rollout, TaskResult
@@ -118,6 +118,7 @@ def main(config: TrainConfig) -> None:
 
     with log.RunLog(folder, config.steps, first_step=first, speaks=ranks.rank == 0) as run_log:
         run_log.say(log.introduction(config, task.weights, policy.vlm, ranks.world, len(dataset), first))
+        page = RunPage(config, task, held_out, (policy, task_model), first, run_log)
         watcher = monitor.TrainingMonitor(config.max_skipped, policy.engine.skipped_steps)
         watcher.recall(ranks.all_gather(run_log.rows())[0])
         for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):
@@ -127,8 +128,7 @@ def main(config: TrainConfig) -> None:
                 run_log.say(log.some_rollouts(samples))
             run_log.step(row)
             watcher.watch(row, samples, ranks.all_gather, run_log.say)
-            if ranks.rank == 0 and config.samples_every and step % config.samples_every == 0:
-                save_samples(folder, step, [Sample.of(*item) for item in log.spread_out(samples, 4)])
+            page.step(step, samples)
             ended = max(ranks.all_gather(processes.asked())) if config.save_on_exit else 0  # the same step on all ranks
             if ended or step % config.save_every == 0 or step == config.steps:
                 order.list_left_out(folder, ranks.all_gather)

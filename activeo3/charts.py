@@ -14,8 +14,8 @@ Points = tuple[np.ndarray, np.ndarray]  # steps (n,), values (n,)
 
 # Matplotlib wants colours and the page has variables: each of these stands for one of them until the SVG is written.
 COLOURS = {name: f"#0000{i:02x}" for i, name in enumerate("ink faint line accent c0 c1 c2 c3 c4 c5".split(), start=1)}
-SIZE, WIDE = (360, 190), (1100, 240)
-LEFT, RIGHT, TOP, BOTTOM = 42, 48, 10, 26
+SIZE = (360, 190)
+LEFT, RIGHT, TOP, BOTTOM = 42, 60, 10, 26
 
 
 def chart_style(faint: str, line: str, series: Iterable[str]) -> dict[str, Any]:
@@ -46,42 +46,61 @@ def chart_style(faint: str, line: str, series: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The charts of a run, as the page's template wants them: ``name``, ``unit``, ``wide``, ``svg`` and ``phases``.
+SENSING = ("coverage", "evidence", "match", "location", "iou", "text")
+FINDING = ("task", "answer", "count", "number", "class")
+"""The terms of the reward that say most: of where a policy looks, and of what it finds there."""
+AS_THEY_ARE = ("lr", "skipped_steps", "memory_gb")
+"""Metrics without noise: a moving mean would show something that never was."""
 
-    The reward is wide; its terms follow, then everything else in glossary order, then the seconds.
+
+def charts(rows: Sequence[Row], ceilings: Mapping[str, float] = {}) -> list[dict[str, Any]]:
+    """The charts of a run, as the page's template wants them: ``name``, ``unit``, ``main``, ``svg`` and ``phases``.
+
+    The four main ones first: reward, sensing, finding, KL; then the other terms, everything else in glossary order, and
+    the seconds. ``ceilings`` has the largest value that a metric can have, which the main charts show as a line.
     """
     terms = dict.fromkeys(name for row in rows for name in row if name.startswith("reward/"))
     names = dict.fromkeys(["reward", *terms, *(name for name in METRIC_GLOSSARY if not name.startswith("time/"))])
     known = {name: points for name in names if len((points := series(rows, name))[0])}
-    found = [_curve(name, *points, wide=name == "reward") for name, points in known.items()]
-    return found + _phases(rows)
+    chosen = ["reward", *(_first(group, known) for group in (SENSING, FINDING)), "kl"]
+    main = [name for name in dict.fromkeys(chosen) if name in known]
+    found = [_curve(name, *known[name], ceilings.get(name), main=True) for name in main]
+    return found + [_curve(name, *known[name]) for name in known if name not in main] + _phases(rows)
 
 
-def _curve(name: str, steps: np.ndarray, values: np.ndarray, wide: bool) -> dict[str, Any]:
-    """One metric over the steps: faint single values, their moving mean, its last value."""
+def _first(terms: Sequence[str], known: Mapping[str, Points]) -> str:
+    """The first of these terms of the reward that was logged, or ""."""
+    return next((f"reward/{term}" for term in terms if f"reward/{term}" in known), "")
+
+
+def _curve(
+    name: str, steps: np.ndarray, values: np.ndarray, ceiling: float | None = None, main: bool = False
+) -> dict[str, Any]:
+    """One metric over the steps: faint single values, their moving mean, its last value, and its ceiling."""
     unit = METRIC_GLOSSARY[name].unit if name in METRIC_GLOSSARY else ""
-    mean = smoothed(values)
+    mean = values if name in AS_THEY_ARE else smoothed(values)
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 400)).astype(int))
     steps, values, mean = steps[chosen], values[chosen], mean[chosen]
-    low, high = _limits(values, mean, unit)
+    low, high = _limits(values, mean, ceiling)
     with _styled(name):
-        figure, axes = _axes(WIDE if wide else SIZE, steps, low, high)
+        figure, axes = _axes(SIZE, steps, low, high)
+        if ceiling is not None:
+            axes.axhline(ceiling, color=COLOURS["faint"], linestyle="--", linewidth=1)
         axes.plot(steps, np.clip(values, low, high), ".", markersize=4, color=COLOURS["faint"], alpha=0.45, mew=0)
         axes.plot(steps, np.clip(mean, low, high), color=COLOURS["accent"])
         last = {"color": COLOURS["accent"], "fontweight": "bold", "fontsize": 12, "va": "center"}
         axes.annotate(short(mean[-1]), (steps[-1], mean[-1]), (7, 0), textcoords="offset points", **last)
-        return {"name": name, "unit": unit, "wide": wide, "svg": _svg(figure), "phases": ()}
+        ceiling_words = "" if ceiling is None else f"dashed: {short(ceiling)} is the most there can be"
+        words = {"unit": unit, "ceiling": ceiling_words}
+        return {"name": name, **words, "main": main, "svg": _svg(figure), "phases": ()}
 
 
-def _limits(values: np.ndarray, mean: np.ndarray, unit: str) -> tuple[float, float]:
-    """What an axis shows: 0 to 1 for shares, so that those of one run compare by eye; else 0 and 96 % of the values,
-    so that a single wild step does not flatten the curve."""
-    if unit == "0–1" and values.min() >= 0 and values.max() <= 1:
-        return 0.0, 1.0
-    low = min(0.0, float(np.percentile(values, 2)), float(mean.min()))
-    high = max(0.0, float(np.percentile(values, 98)), float(mean.max()))
-    return low, high + 0.04 * (high - low)
+def _limits(values: np.ndarray, mean: np.ndarray, ceiling: float | None) -> tuple[float, float]:
+    """What an axis shows: the curve, 96 % of the values, so that a single wild step does not flatten it, and the
+    ceiling."""
+    low = min(float(np.percentile(values, 2)), float(mean.min()))
+    high = max(float(np.percentile(values, 98)), float(mean.max()), low if ceiling is None else ceiling)
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
 def _phases(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -99,10 +118,10 @@ def _phases(rows: Sequence[Row]) -> list[dict[str, Any]]:
     layers["other"] = np.maximum(0.0, smoothed(whole) - sum(layers.values()))
     colours = [f"c{i}" if i < 6 else "faint" for i in range(len(layers))]
     with _styled("time"):
-        figure, axes = _axes(WIDE, steps, 0.0, float(sum(layers.values()).max()))
+        figure, axes = _axes(SIZE, steps, 0.0, float(sum(layers.values()).max()))
         axes.stackplot(steps, *layers.values(), colors=[COLOURS[name] for name in colours], alpha=0.8)
         keys = [(colour, f"{name} {seconds[-1]:.2g}") for colour, (name, seconds) in zip(colours, layers.items())]
-        return [{"name": "time", "unit": "seconds per step", "wide": True, "svg": _svg(figure), "phases": keys}]
+        return [{"name": "time", "unit": "seconds per step", "main": False, "svg": _svg(figure), "phases": keys}]
 
 
 # ---------------------------------------------------------------------- matplotlib

@@ -10,25 +10,21 @@ answers-<benchmark>-<row>.json      the records of a row: what was asked, answer
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
-from PIL import Image
 from tabulate import tabulate
 
-from activeo3 import geometry, log, outputs
+from activeo3 import eval_glossary, geometry, log, outputs
 from activeo3.eval_core import ITSELF, Benchmark, Row
-from activeo3.html_report import write_page
 from activeo3.intervals import Metric
 from activeo3.metrics import rules_of, xywh
-from activeo3.plots import Panel, draw
-from activeo3.samples import Sample
+from activeo3.terminal import columns as width_of
 from activeo3.terminal import one_line
 from activeo3.types import Example, TaskResult
 
+WIDTH, OF_ONE_SIZE = 80, ("_s", "_m", "_l")  # columns of a terminal; ends of metrics of a size class
 BUDGET_COLUMNS = ("region_recall", "regions", "calls", "tokens", "seconds")
-SHOWN_SAMPLES, SHOWN_ROWS = 12, 4
-"""How many images a page shows, and of how many rows."""
 
 
 class Finished(NamedTuple):
@@ -45,12 +41,13 @@ class Finished(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table as log.table takes it."""
+    """A table as log.table takes it; ``chosen``: its columns are those of ``--columns``."""
 
     title: str
     cells: list[dict[str, Any]]
     columns: list[str]
     digits: int
+    chosen: bool = False
 
 
 # ---------------------------------------------------------------------- rows for people
@@ -91,7 +88,10 @@ def tables(one: Finished) -> list[Table]:
     name, digits = one.benchmark.name, one.benchmark.digits
     titles = one.benchmark.tables(one.main)
     found = [table(f"{name}, {title}", one.main, columns, digits) for title, columns in titles.items()]
-    found[0] = found[0]._replace(title=f"{name} ({one.split}), {max(row.n for row in one.rows)} questions")
+    found[0] = found[0]._replace(
+        title=f"{name} ({one.split}), {max(row.n for row in one.rows)} questions",
+        chosen=bool(one.benchmark.config.columns),
+    )
     if len(one.rows) > len(one.main):
         columns = (one.benchmark.columns[0], *BUDGET_COLUMNS)
         found.append(table(f"{name}, what a budget of regions buys", one.rows, columns, digits))
@@ -100,6 +100,33 @@ def tables(one: Finished) -> list[Table]:
 
 def as_text(one: Table) -> str:
     return log.table(one.cells, one.columns, one.title, one.digits)
+
+
+def as_console(one: Table, explained: bool = False) -> str:
+    """The table for a terminal of WIDTH columns: an interval only at the first metric, and what does not fit left out,
+    single sizes first. Columns that the user chose are all there.
+
+    ``explained``: with a line below for each kind of row that says what it is.
+    """
+    metrics = [name for name in one.columns if any(isinstance(row.get(name), Metric) for row in one.cells)]
+    cells = [{name: _short(cell, name in metrics[:1]) for name, cell in row.items()} for row in one.cells]
+    shown = [name for name in one.columns if any(log.figure(row.get(name)) not in ("", log.MISSING) for row in cells)]
+    columns = one.columns if one.chosen else shown
+    text = log.table(cells, columns, one.title, one.digits)
+    while not one.chosen and len(columns) > 2 and max(map(width_of, text.splitlines())) > WIDTH:
+        spare = next((name for name in reversed(columns) if name.endswith(OF_ONE_SIZE)), columns[-1])
+        columns = [name for name in columns if name != spare]
+        text = log.table(cells, columns, one.title, one.digits)
+    lines = [text, ""] if explained else [text]
+    methods = dict.fromkeys(str(row.get("method")) for row in one.cells) if explained else ()
+    room = max(map(len, methods), default=0)
+    lines += [f"  {name:<{room}}  {words}" for name in methods if (words := eval_glossary.meaning(name))]
+    return "\n".join(lines + (["  all columns, with their intervals: results.md"] if explained else []))
+
+
+def _short(cell: Any, whole: bool) -> Any:
+    """A cell without its interval."""
+    return cell.value if isinstance(cell, Metric) and not whole else cell
 
 
 def as_markdown(parts: Sequence[Table]) -> str:
@@ -166,86 +193,6 @@ def write_records(folder: Path, one: Finished, examples: Sequence[Example]) -> s
     for name, row in labels(one).items():
         write_json(folder / f"answers-{one.benchmark.name}-{name}.json", row.records)
     return one.benchmark.write(folder, examples, labels(one))
-
-
-def write_report(
-    path: Path,
-    one: Finished,
-    examples: Sequence[Example],
-    load: Callable[[Example], Example] | None,
-    title: str,
-    summary: Sequence[str],
-    steps: Sequence[dict[str, Any]] = (),
-) -> None:
-    """The page of a benchmark; of a run's end with the curves of its ``steps``."""
-    first, curve = tables(one)[0], curve_of(one)
-    if curve:
-        outputs.leave_picture(path.with_name(f"budgets-{one.benchmark.name}.png"), curve)
-    write_page(path, title, summary, steps, (first.cells, first.columns), samples(one, examples, load), curve)
-
-
-def curve_of(one: Finished) -> Image.Image | None:
-    """Success over cost, if there are several budgets: of every method, over the budget and over the tokens written."""
-    if len(one.rows) == len(one.main):
-        return None
-    lines: dict[str, list[Row]] = {}
-    for row in one.rows:
-        lines.setdefault(label(row, one.rows), []).append(row)
-    panels = []
-    for value, over in (
-        (one.benchmark.columns[0], "budget"),
-        ("region_recall", "budget"),
-        (one.benchmark.columns[0], "tokens"),
-    ):
-        points = {
-            name: [(float(row.setting.regions if over == "budget" else row.metrics[over]), row.metrics[value])
-                   for row in rows if value in row.metrics and (over == "budget" or over in row.metrics)]
-            for name, rows in lines.items()
-        }  # fmt: skip
-        if any(points.values()):
-            panels.append(Panel(value, "regions allowed" if over == "budget" else "tokens per image", points))
-    return draw(panels, f"{one.benchmark.name}, {one.rows[0].n} questions")
-
-
-def samples(
-    one: Finished, examples: Sequence[Example], load: Callable[[Example], Example] | None
-) -> list[tuple[Sample, ...]]:
-    """The same image in several rows, those in which a policy is asked, for the first examples that all of them
-    have."""
-    rows = [row for row in one.main if one.benchmark.shown(row)][:SHOWN_ROWS]
-    records = [{record["id"]: record for record in row.records} for row in rows]
-    common = [example for example in examples if all(example.id in of_row for of_row in records)]
-    shown = []
-    for example in common[:SHOWN_SAMPLES] if rows else ():
-        whole = load(example) if load else example
-        columns = [
-            one.benchmark.sample(whole, of_row[example.id], label(row, one.rows)) for row, of_row in zip(rows, records)
-        ]
-        shown.append(tuple(filter(None, columns)))
-    return [columns for columns in shown if columns]
-
-
-def write(
-    folder: Path,
-    finished: Sequence[Finished],
-    examples: Sequence[Example],
-    load: Callable[[Example], Example] | None,
-    checkpoints: Sequence[str],
-    say: Callable[[str], None],
-) -> None:
-    """The tables of all benchmarks so far; the tables, files and page of the newest one, whose ``examples`` these
-    are."""
-    one = finished[-1]
-    name = one.benchmark.name
-    write_results(folder, finished)
-    told = write_records(folder, one, examples)
-    for part in tables(one):
-        say("\n" + as_text(part))
-    if told:
-        say(told)
-    summary = [*(f"checkpoint: {source}" for source in checkpoints), f"data: {name} ({one.split})"]
-    write_report(folder / f"{name}.html", one, examples, load, f"activeo3: {name}", summary)
-    say(f"\nnumbers: {folder / 'results.json'}; images: {folder / f'{name}.html'}; records of every row beside them")
 
 
 # ---------------------------------------------------------------------- COCO's formats

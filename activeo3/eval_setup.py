@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import torch
 
-from activeo3 import data, eval_demo, eval_output, log, lora, model_hub, paths
+from activeo3 import data, eval_demo, eval_output, eval_page, log, lora, model_hub, paths
 from activeo3.checkpoint_files import identity, run_state
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_loader import Gather, one_rank, readable
@@ -327,16 +327,7 @@ def compare_start_and_trained(
     one, steps = eval_output.Finished(benchmark, config.eval_split, rows), log.read_rows(folder / "metrics.jsonl")
     eval_output.write_results(folder, [one])
     eval_output.write_records(folder, one, examples)
-    summary = [
-        f"policy: {config.model}",
-        f"data: {benchmark.name} ({config.split})",
-        f"task: {config.task}",
-        f"steps: {config.steps}",
-        f"answers per step: {config.prompts} images x {config.group}",
-        f"seed: {config.seed}",
-        *filter(None, [lost(steps)]),
-    ]
-    eval_output.write_report(folder / "report.html", one, examples, None, f"activeo3: {config.task}", summary, steps)
-    for table in eval_output.tables(one):
-        runner.say(eval_output.as_text(table))
+    eval_page.end_run_page(folder, one, examples, lost(steps))
+    for place, table in enumerate(eval_output.tables(one)):
+        runner.say("\n" + eval_output.as_console(table, explained=place == 0))
     runner.say(log.where(folder))

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -192,20 +192,34 @@ class RunLog:
         step = int(row["step"])
         with enough_room(self.path), open(self.path, "a", encoding="ascii", newline="\n") as file:
             file.write(strict_json(row) + "\n")
-        if isinstance(seconds := row.get("time/step"), (int, float)) and math.isfinite(seconds):
-            self._seconds.append(float(seconds))
-        words, left = _step_words(row), self._time_left(step)
+        self._seconds.extend(_seconds_of([row]))
+        words, left = _step_words(row), eta(self._seconds, self.total_steps - step)
         if self._bar is None:
             self.say("  ".join(filter(None, [f"step {step}/{self.total_steps}", words, left])))
         else:
             self._bar.n = step
             self._bar.set_postfix_str("  ".join(filter(None, [left, words])))  # cut at the right
 
-    def _time_left(self, step: int) -> str:
-        if not self._seconds:
-            return ""
-        mean = sum(self._seconds) / len(self._seconds)
-        return f"ETA {tqdm.format_interval(round(mean * max(0, self.total_steps - step)))}"
+
+def eta(seconds: Iterable[float], steps: int) -> str:
+    """How long ``steps`` more take, by the ``seconds`` of the last ones; "" if there are none.
+
+    >>> eta([1.0, 3.0], 30)
+    'ETA 01:00'
+    """
+    known = list(seconds)
+    return f"ETA {tqdm.format_interval(round(sum(known) / len(known) * max(0, steps)))}" if known else ""
+
+
+def time_left(rows: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """``eta`` of a run of ``steps`` steps by the rows of its metrics.jsonl."""
+    return eta(_seconds_of(rows[-20:]), steps - int(rows[-1]["step"])) if rows else ""
+
+
+def _seconds_of(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """``time/step`` of the rows that have a finite one."""
+    found = [row.get("time/step") for row in rows]
+    return [float(one) for one in found if isinstance(one, (int, float)) and math.isfinite(one)]
 
 
 class Timer:
@@ -249,6 +263,8 @@ def introduction(
         else ""
     )
     own = f", {', '.join(config.words.own)} in the words of {config.prompt_file}" if config.words.own else ""
+    every = config.samples_every
+    often_drawn = f"the run as it goes, anew every {counted(every, 'step')}" if every else "the run when it ends"
     begin = f"{'continuing' if first > 1 else 'training'} {config.model}, {policy.parameters / 1e6:.1f} M parameters"
     trained = f"of which {policy.trainable_parameters / 1e6:.1f} M learn, on {counted(world, 'process', 'processes')}"
     answers = f"{pictures} pictures x {config.group} answers = {pictures * config.group} answers"
@@ -257,7 +273,8 @@ def introduction(
   task    {config.task}{task_model}{own}; the reward is {reward}
   step    {answers}; then an update at learning rate {config.lr:g}
   model   {policy.attention_summary}
-  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}"""
+  steps   {first} to {config.steps}, a checkpoint every {config.save_every}, all in {config.output_dir}
+  page    {config.output_dir}/report.html: open it now, it shows {often_drawn}"""
 
 
 def some_rollouts(samples: Sequence[tuple[Rollout, TaskResult, Reward]], count: int = 3) -> str:

@@ -34,7 +34,7 @@ from activeo3.cli import ConfigError
 from activeo3.terminal import one_line
 
 LIST = ".activeo3"
-OF_A_RUN = ("metrics.jsonl", "results.json", "results.md", "results.tex", "report.html")
+OF_A_RUN = ("metrics.jsonl", "results.json", "results.md", "results.tex", "report.html", "report.json")
 OF_AN_EVALUATION = ("results.json", "results.md", "results.tex")
 LOCK = ".activeo3.lock"
 _TAKEN = (errno.EACCES, errno.EAGAIN)

@@ -89,6 +89,11 @@ def asked() -> int:
     return _State.asked
 
 
+def why() -> str:
+    """What asked this process to end, in words; "" if nothing has."""
+    return _State.why
+
+
 @contextmanager
 def held(what: str) -> Iterator[None]:
     """A request to end inside the block takes effect after it, except a second Ctrl-C."""

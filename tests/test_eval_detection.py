@@ -16,6 +16,7 @@ from activeo3 import (
     eval_core,
     eval_detection,
     eval_output,
+    eval_page,
     eval_runner,
     eval_setup,
     geometry,
@@ -494,10 +495,10 @@ def test_the_page_scores_an_answer_as_training_does(policy) -> None:
     examples = scattered(3)
     rows = boxes_table(("random", "cot", "active"), examples, policy(looks), policy(cut_off))
     benchmark = DetectionBenchmark("toys", evaluated(CONFIG, methods=("random",)))
-    pairs = eval_output.samples(eval_output.Finished(benchmark, "val", rows), examples, None)
-    assert len(pairs) == 3
-    for example, (before, after) in zip(examples, pairs):
-        assert before.example is after.example is example and (before.title, after.title) == ("cot", "active")
+    pairs, counts = eval_page.gallery(eval_output.Finished(benchmark, "val", rows), examples, None)
+    assert len(pairs) == 3 == sum(counts.values())
+    for before, after in sorted(pairs, key=lambda pair: examples.index(pair[0].example)):
+        assert before.example is after.example and (before.title, after.title) == ("cot", "active")
         assert before.regions == after.regions != ()
         assert (before.error, before.score.terms["format"]) == ("unfinished", 0.0)
         assert (after.error, after.score.terms["format"]) == (None, 1.0)

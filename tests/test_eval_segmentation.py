@@ -181,7 +181,9 @@ def test_samples_and_lines_show_masks(tokenizer, tmp_path: Path) -> None:
     before = mask_iou(Draft.of(rollout.example).mask, outcome.mask)
     assert f"mask     IoU {before:.2f} before, 1.00 after" in lines and "detection" not in lines
     folder = save_samples(tmp_path, 1, [Sample.of(rollout, outcome, score)])
-    assert sorted(path.name for path in folder.iterdir()) == ["00-crops.jpg", "00-picture.jpg", "samples.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *(f"samples-00-{part}.jpg" for part in ("crops", "picture", "small")), "samples.jsonl"
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------- the table

@@ -367,7 +367,7 @@ def test_samples_are_complete_or_absent(tmp_path: Path, monkeypatch: pytest.Monk
     assert [line["text"] for line in lines] == ["one", "<script>"]
     assert lines[0]["regions"] == [[20, 20, 120, 120]] and lines[0]["true"] == [[40, 40, 80, 80]]
     assert lines[0]["terms"] == {"format": 1.0, "task": 0.25} and lines[1]["regions"] == []
-    with Image.open(folder / lines[0]["picture"]) as picture:
+    with Image.open(folder / lines[0]["files"]["picture"]) as picture:
         assert picture.size == (400, 358)
         assert near(picture.convert("RGB").getpixel((70, 18)), REGION, slack=40)
     save_samples(tmp_path, 12, [sample_of("again")])  # a resumed run comes by once more

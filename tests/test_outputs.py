@@ -174,11 +174,11 @@ def test_what_a_run_writes_in_each_step_says_so_too(tmp_path: Path, monkeypatch:
         full(tmp_path, "metrics.jsonl")
         with pytest.raises(ConfigError, match="metrics.jsonl could not be written, the disk is full"):
             run_log.step({"step": 1})
-    draw = samples._draw_samples
+    write = samples._write_cards
     monkeypatch.setattr(
         samples,
-        "_draw_samples",
-        lambda folder, items: draw(folder, items) or full(folder, "one.jpg").write_bytes(b"1" * 9000),
+        "_write_cards",
+        lambda folder, *cards: write(folder, *cards) or full(folder, "one.jpg").write_bytes(b"1" * 9000),
     )
     with pytest.raises(ConfigError, match="step-000004 could not be written, the disk is full"):
         samples.save_samples(tmp_path, 4, [])
@@ -208,7 +208,7 @@ def test_a_folder_in_whose_place_there_is_a_file_is_one_sentence(tmp_path: Path)
     (tmp_path / "eval").write_text("somebody's")
     for write in (
         lambda: eval_output.write_results(tmp_path / "eval", []),
-        lambda: html_report.write_page(tmp_path / "eval" / "page.html", "title", []),
+        lambda: html_report.write_page(tmp_path / "eval" / "page.html", html_report.Page("title")),
         lambda: samples.save_samples(tmp_path / "eval", 1, []),
         lambda: Runner(folder=tmp_path / "eval" / "unfinished").map(lambda block: block, ["a"], ("one",)),
         lambda: log.RunLog(tmp_path / "eval", 3),

@@ -233,7 +233,7 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     assert (
         "direct-start" in page
         and "direct-trained" in page
-        and "regions the policy proposes" not in page
+        and "region to zoom into" not in page
         and 'alt="the crops"' not in page
     )
     task = task_of(config)
@@ -242,7 +242,11 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     score = task.reward(rollout, outcome)
     assert "regions" not in log.rollout_lines(rollout, outcome, score)
     folder = save_samples(tmp_path, 1, [Sample.of(rollout, outcome, score)])
-    assert sorted(path.name for path in folder.iterdir()) == ["00-picture.jpg", "samples.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "samples-00-picture.jpg",
+        "samples-00-small.jpg",
+        "samples.jsonl",
+    ]
 
 
 def test_an_episode_is_drawn_with_its_question_its_evidence_and_what_was_said(tokenizer) -> None:

@@ -201,14 +201,13 @@ def test_pages_show_what_was_written_and_run_none_of_it(tmp_path: Path) -> None:
     """A page has no script; every text is escaped; and a policy forbids what would be forgotten."""
     outcome = TaskResult(log.np.zeros((0, 4)), log.np.zeros(0), texts=(EVIL,))
     shown = samples.Sample.of(rollout(), outcome, Reward({EVIL: 1.0}, 0.0), EVIL)
-    html_report.write_page(
-        tmp_path / "a.html",
-        EVIL,
-        [f"data: {EVIL}", EVIL],
-        [{"step": 1, EVIL: 1.0, f"time/{EVIL}": 1.0}],
-        ([{"m": EVIL}], ["m", EVIL]),
-        [(shown,)],
-    )
+    card = shown.card(small=True)
+    page = html_report.Page(
+        title=EVIL, summary=[f"data: {EVIL}", EVIL], status=EVIL, rows=[{"step": 1, EVIL: 1.0, f"time/{EVIL}": 1.0}],
+        measure=EVIL, headline=[html_report.Bar(EVIL, EVIL, 0.5, 0.4, 0.6)], film=[(1, [card])], groups=[(1, [card], b"")],
+        pairs=[(card, card)], table=html_report.Table([{"m": EVIL}], ["m", EVIL], {EVIL: EVIL}, [EVIL], EVIL),
+    )  # fmt: skip
+    html_report.write_page(tmp_path / "a.html", page)
     html_report.write_picture_page(tmp_path / "b.html", EVIL, [EVIL], [Image.new("RGB", (8, 8))], [{"m": EVIL}], ["m"])
     for name in ("a.html", "b.html"):
         content = (tmp_path / name).read_text()
