@@ -90,7 +90,7 @@ def tables(one: Finished) -> list[Table]:
     found = [table(f"{name}, {title}", one.main, columns, digits) for title, columns in titles.items()]
     found[0] = found[0]._replace(
         title=f"{name} ({one.split}), {max(row.n for row in one.rows)} questions",
-        chosen=bool(one.benchmark.config.columns),
+        chosen=not {*one.benchmark.config.columns}.isdisjoint(found[0].columns),
     )
     if len(one.rows) > len(one.main):
         columns = (one.benchmark.columns[0], *BUDGET_COLUMNS)
