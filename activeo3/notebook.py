@@ -114,11 +114,15 @@ class Policy:
 
         Raises DataError for a picture or boxes that cannot be used, ConfigError for a group of less than one.
         """
+        known = boxes is not None or answer is not None
+        return self.ask(_example(self.task, _picture(image), query, boxes, answer), group, seed, known)
+
+    def ask(self, example: Example, group: int = 1, seed: int = 0, known: bool = True) -> "Look":
+        """``look`` at an example of a data set, whose truth is ``known``."""
         if group < 1:
             raise ConfigError(f"group is {group}; at least one answer must be asked for.")
-        known = boxes is not None or answer is not None
-        example = _example(self.task, _picture(image), query, boxes, answer)
-        example = self.task.prepare(example) if known else example
+        if known:
+            (example,) = self.task.prepare_batch(self.task_model, [self.task.prepare(example)])
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             sampling = self.task.sampling(1.0 if group > 1 else 0.0)

@@ -27,14 +27,14 @@ def test_a_group_is_printed_drawn_and_explained(tmp_path: Path, capsys: pytest.C
 def test_a_checkpoint_stands_beside_the_start_policy(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    small = ["--group", "2", "--max_new_tokens", "6", "--task_max_new_tokens", "6", "--question", "0"]
+    small = ["--group", "2", "--question", "0"]
     demo.main(["--checkpoint", checkpoint, *small, "--output_dir", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.index("data/tiny: mean reward") < printed.index(f"{checkpoint}: mean reward")
 
 
 def test_a_question_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--question -1: val has the questions 0 to "):
+    with pytest.raises(ConfigError, match="--question -1: there are the questions 0 to "):
         demo.main(["--question", "-1", "--output_dir", str(tmp_path)])
 
 

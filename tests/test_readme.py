@@ -70,7 +70,7 @@ def known_flags(words: list[str]) -> set[str]:
     if words[:2] == ["python", "-m"]:
         of_training = (
             known_flags(["train.py"])
-            if words[2] in ("activeo3.memory", "activeo3.curriculum", "activeo3.demo") or "--check" in words
+            if words[2] in ("activeo3.memory", "activeo3.curriculum") or "--check" in words
             else set()
         )
         return flags_of_module(ROOT / f"{words[2].replace('.', '/')}.py") | of_training | {"--help", "-m"}
