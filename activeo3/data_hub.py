@@ -88,7 +88,7 @@ def _opened(source: Source) -> Opened:
         raise DataError(f"{source.root}: there is no such folder, {near}")
     if not path.exists() and (why := hub.why_not(source.root, "dataset")):
         raise DataError(f"{source.root}: {why}")
-    library.config.HF_HUB_OFFLINE = library.config.HF_HUB_OFFLINE or hub.constants.is_offline_mode()
+    library.config.HF_HUB_OFFLINE = library.config.HF_HUB_OFFLINE or hub.is_offline()
     try:
         rows = _split_of(source, library, path)
     except DataError:

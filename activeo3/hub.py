@@ -7,9 +7,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
-
 ASKED_FOR = {"model": "config.json", "dataset": "README.md"}
 """The file by which a thing of the hub is known to be there; it may lack it."""
 
@@ -20,6 +17,10 @@ def why_not(name: str, kind: str) -> str:
 
     Where the hub cannot be reached, this process goes on with its cache, as with HF_HUB_OFFLINE=1.
     """
+    # Imported when it is needed: it takes a third of the second in which a wrong flag is answered.
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
     try:
         with suppress(EntryNotFoundError):
             get_hf_file_metadata(hf_hub_url(name, ASKED_FOR[kind], repo_type=kind), timeout=10)
@@ -34,3 +35,10 @@ def why_not(name: str, kind: str) -> str:
             constants.HF_HUB_OFFLINE = True
             return ""
         return f"there is no such folder, and the hub cannot be reached ({reason}): name a folder, or try again later"
+
+
+def is_offline() -> bool:
+    """Is the hub not to be asked, by HF_HUB_OFFLINE=1 or because it could not be reached?"""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
