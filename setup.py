@@ -34,6 +34,8 @@ setup(
         "lora": ["peft>=0.17"],
         "parquet": ["pyarrow>=15"],
         "hub": ["datasets>=4"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.18"],
         "bench": ["trl==1.16.0"],  # the benchmark reaches into its trainer
         "ocr": ["nltk>=3.9", "jieba>=0.42"],
         "test": [
@@ -48,6 +50,8 @@ setup(
             "nltk>=3.9",
             "jieba>=0.42",
             "datasets>=4",
+            "tensorboard>=2.16",
+            "wandb>=0.18",
         ],  # fmt: skip
     },
 )

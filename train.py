@@ -20,9 +20,10 @@ if __name__ == "__main__":  # flags are read before torch is imported, so a wron
 
 import torch
 
-from activeo3 import checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor
+from activeo3 import checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor, trackers
 from activeo3.data_loader import PrefetchLoader, TrainingOrder
 from activeo3.engine import Zero3Model
+from activeo3.eval_training import HeldOut
 from activeo3.packing import Branch, Prompt, sampler_logps
 from activeo3.rollout import check_finite_logits, sample_rollouts
 from activeo3.run_page import RunPage
@@ -116,9 +117,10 @@ def main(config: TrainConfig) -> None:
     order.recall(folder, bool(saved))
     loader = PrefetchLoader(order, config.steps)
 
-    with log.RunLog(folder, config.steps, first_step=first, speaks=ranks.rank == 0) as run_log:
+    with trackers.run_log(config, first, writes=ranks.rank == 0) as run_log:
         run_log.say(log.introduction(config, task.weights, policy.vlm, ranks.world, len(dataset), first))
         page = RunPage(config, task, held_out, (policy, task_model), first, run_log)
+        evaluation = HeldOut(held_out, config, (policy, reference, task_model), run_log, first)
         watcher = monitor.TrainingMonitor(config.max_skipped, policy.engine.skipped_steps)
         watcher.recall(ranks.all_gather(run_log.rows())[0])
         for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):
@@ -136,12 +138,10 @@ def main(config: TrainConfig) -> None:
                 checkpoints.check_and_save(policy, config, step, run_log.say, check)
             if ended:
                 processes.leave(ended)
+            evaluation.step(step)
         run_log.say(monitor.lost(run_log.rows()))
         order.list_left_out(folder, ranks.all_gather, run_log.say)
-        if held_out:
-            with policy.gathered() as vlm, reference.gathered() as start, task_model.gathered() as frozen:
-                eval_setup.compare_start_and_trained(vlm, start, frozen, held_out, config, ranks)
-            ranks.barrier()
+        evaluation.end()
     engine.stop()
 
 

@@ -18,9 +18,10 @@ import json
 import random
 import re
 import warnings
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ from activeo3.cli import ConfigError, read_object
 from activeo3.data_io import regular
 
 DIGESTS = "digests.json"
+STATE = "training_state"
+"""The folder of a checkpoint that a continued run needs and a user of the model does not: DeepSpeed's and the random
+generators' states. Older checkpoints have its content beside the model."""
+NOT_THE_MODEL = (f"{STATE}/", "deepspeed/", "random-", "zero_to_")
+"""How the names of those files begin, also in older checkpoints."""
+CARD = "README.md"
+"""The model card. It is on the list, and people may write into it: a card that differs is no damage."""
 _WORDS = 624
 """Words in the state of a Mersenne twister, which Python and numpy use."""
 Share = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -54,6 +62,44 @@ def seal(folder: Path, share: Share, writes: bool) -> None:
     outputs.replace_file(folder / DIGESTS, (json.dumps(dict(zip(names, kept)), indent=1) + "\n").encode())
     for inside in sorted({(folder / name).parent for name in names} | {folder}):
         outputs.sync(inside)
+
+
+def state_of(checkpoint: Path) -> Path:
+    """The folder of the states of a checkpoint: its own, or of an older one the checkpoint itself."""
+    return checkpoint / STATE if (checkpoint / STATE).is_dir() else checkpoint
+
+
+def missing_part(path: Path, world: int) -> str:
+    """A part that a checkpoint of ``world`` processes lacks, or ""."""
+    each = (
+        "random-{}.pt",
+        "deepspeed/*zero_pp_rank_{}_*_model_states.pt",
+        "deepspeed/*zero_pp_rank_{}_*_optim_states.pt",
+    )
+    states = state_of(path)
+    parts = [(states, part.format(rank)) for rank in range(world) for part in each]
+    wanted = [(path, "model*.safetensors"), *parts]
+    return next((str(place / part) for place, part in wanted if not any(place.glob(part))), "")
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give all files of a folder the mode that the umask gives to new ones; libraries write some for the owner only."""
+    (mode := folder / ".mode").touch(mode=0o666)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode.stat().st_mode & 0o777)
+    mode.unlink()
+
+
+def replace_sealed(folder: Path, name: str, data: bytes) -> None:
+    """Replace a small file of a sealed folder, and its digest. At any moment all files on the list are as it says."""
+    listed: dict[str, Any] = read_object(folder / DIGESTS, str(folder / DIGESTS))
+    listed.pop(name, None)
+    keep = lambda: outputs.replace_file(folder / DIGESTS, (json.dumps(listed, indent=1) + "\n").encode())  # noqa: E731
+    keep()
+    outputs.replace_file(folder / name, data)
+    listed[name] = _digest(folder / name)
+    keep()
 
 
 def is_sealed(folder: Path) -> bool:
@@ -87,7 +133,7 @@ def damage_of_model(source: str) -> str:
             return f"{path} is no regular file"  # a pipe, of which a read never ends
     if folder.name == "adapters":
         folder, inside = folder.parent, "adapters/"
-    others = ("deepspeed/", "random-", "zero_to_") + (() if inside else ("adapters/",))
+    others = (*NOT_THE_MODEL, CARD) + (() if inside else ("adapters/",))
     chosen = lambda name: name.startswith(inside) and not name.startswith(others)  # noqa: E731
     return damage(folder, wanted=chosen) if is_sealed(folder) else ""
 
@@ -193,6 +239,20 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(seed * 1000 + rank)
     np.random.seed(seed * 1000 + rank)
     torch.manual_seed(seed * 1000 + rank)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put all generators back behind a block, as if it had drawn nothing."""
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states):
+            restore(state)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
 
 
 def save_random_states(path: Path) -> None:

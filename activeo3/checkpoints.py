@@ -14,7 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from activeo3 import checkpoint_files, data_images, engine, lora, model_hub, outputs, paths, processes, user_code
+from activeo3 import (
+    checkpoint_files,
+    data_images,
+    engine,
+    lora,
+    model_card,
+    model_hub,
+    outputs,
+    paths,
+    processes,
+    trackers,
+    user_code,
+)
+from activeo3.checkpoint_files import STATE
 from activeo3.cli import fields_of, is_code
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
@@ -33,6 +46,7 @@ KEPT = 0.98
 def open_run(config: TrainConfig) -> tuple[Distributed, dict[str, Any] | None]:
     """Join the process group and take the run's folder: the ranks, and the state to go on from as ``resumable``
     says."""
+    trackers.check(config)
     data_images.limit_pixels(config.max_image_pixels)
     processes.tell(kept=lambda: kept(config))
     ranks = engine.start(Path(config.output_dir))
@@ -142,10 +156,11 @@ def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str
         if ranks.rank == 0:
             sweep(folder)
             building.mkdir()
+            (building / STATE).mkdir()
         ranks.barrier()
         share = _write(sharded, config, step, building)
         if ranks.rank == 0:
-            if missing := _missing_part(
+            if missing := checkpoint_files.missing_part(
                 building, ranks.world
             ):  # it was removed, and what was written then made it anew
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
@@ -171,7 +186,7 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
     """Write all parts of a checkpoint; the share of the adapters' corrections that the weights hold (1 without)."""
     ranks, share = sharded.ranks, 1.0
     with ranks.redirect_output():
-        sharded.save(building)
+        sharded.save(building / STATE)
         with sharded.gathered() as whole:
             if ranks.rank == 0 and config.lora:
                 weights, share = lora.merged(whole.model)
@@ -179,8 +194,12 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
                 lora.save(whole.model, config.model, building / "adapters")
             elif ranks.rank == 0:
                 whole.save(building)
-    checkpoint_files.save_random_states(building / f"random-{ranks.rank}.pt")
+    (building / STATE).mkdir(parents=True, exist_ok=True)  # it was removed: save says so when all is written
+    checkpoint_files.save_random_states(building / STATE / f"random-{ranks.rank}.pt")
+    ranks.barrier()
     if ranks.rank == 0:
+        model_card.write(building, sharded.vlm, config, step)
+        checkpoint_files.open_to_readers(building)
         state = {"step": step, "world": ranks.world, "sealed": True, "config": dataclasses.asdict(config)}
         state |= {"files": config.own_files} if config.own_files else {}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
@@ -203,9 +222,11 @@ def sweep(folder: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest ``keep`` and those that are being evaluated just now; 0: none."""
+    """Remove all complete checkpoints but the newest ``keep``, the one that ``best`` points to (eval_training.py), and
+    those that are being evaluated just now; 0: none."""
+    best = (folder / "best").resolve()
     for old in complete(folder)[:-keep] if keep else []:
-        if outputs.in_use(old):
+        if old.resolve() == best or outputs.in_use(old):
             continue
         with outputs.enough_room(old):
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
@@ -318,21 +339,10 @@ def _damage(path: Path, config: TrainConfig, ranks: Distributed) -> str:
     if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
         return damage
     _refuse_another_run(path, state, config, ranks)
-    if sealed and (damage := checkpoint_files.damage(path, ranks.map)):
+    if sealed and (damage := checkpoint_files.damage(path, ranks.map, checkpoint_files.CARD.__ne__)):
         return damage
-    missing = _missing_part(path, ranks.world)
+    missing = checkpoint_files.missing_part(path, ranks.world)
     return f"{missing} is missing" if missing else ""
-
-
-def _missing_part(path: Path, world: int) -> str:
-    """A part that a checkpoint of ``world`` processes lacks, or ""."""
-    each = (
-        "random-{}.pt",
-        "deepspeed/*zero_pp_rank_{}_*_model_states.pt",
-        "deepspeed/*zero_pp_rank_{}_*_optim_states.pt",
-    )
-    parts = [part.format(rank) for rank in range(world) for part in each]
-    return next((str(path / part) for part in ["model*.safetensors", *parts] if not any(path.glob(part))), "")
 
 
 def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Distributed) -> None:
@@ -354,7 +364,7 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
 
 FREE = set(
     "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config "
-    "max_skipped "
+    "max_skipped report_to eval_every best_metric "
     "max_image_pixels task_batch steps recompute scoring resume_from".split()
 )
 """Fields that may change when a run is continued: where things lie and how much is kept or shown."""
@@ -431,5 +441,6 @@ def restore(sharded: Zero3Model, state: dict[str, Any]) -> None:
     Raises ConfigError when parts of the checkpoint are damaged.
     """
     with sharded.ranks.redirect_output():
-        sharded.load(state["path"])
-    checkpoint_files.restore_random_states(state["path"] / f"random-{sharded.ranks.rank}.pt")
+        sharded.load(checkpoint_files.state_of(state["path"]))
+    random_states = checkpoint_files.state_of(state["path"]) / f"random-{sharded.ranks.rank}.pt"
+    checkpoint_files.restore_random_states(random_states)

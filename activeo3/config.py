@@ -363,6 +363,12 @@ class TrainConfig(Config):
     """held-out pictures for the table at the end; 0: no table"""
     eval_split: str = "val"
     """which part of the data set to hold out"""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """where the run's numbers, pictures and table are kept as well: tensorboard, wandb, or both"""
+    eval_every: Natural = 0
+    """steps between held-out tables during the run, a multiple of --save_every; 0: only the one at the end"""
+    best_metric: str = ""
+    """the column of that table that decides to which checkpoint best points; by default the task's own, as AP"""
     max_skipped: Positive = 5
     """stop after so many steps in a row with a skipped update, or a reward left out, because it was not finite"""
 
@@ -383,6 +389,10 @@ class TrainConfig(Config):
             f"--group is {self.group}; an answer needs at least one sibling to be compared with": self.group < 2,
             f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
                 not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,
+            f"--eval_every {self.eval_every} must be a multiple of --save_every {self.save_every}, so that each table "
+            "has its checkpoint": self.eval_every % self.save_every,
+            f"--eval_every {self.eval_every} needs held-out pictures: raise --eval_examples":
+                self.eval_every and not self.eval_examples,
             f"--stage is {self.stage}; it must lie between 1 and --stages {self.stages}":
                 not 1 <= self.stage <= self.stages,
             f"--update_options divide_by_std=false belongs to --advantage group, and --advantage is {self.advantage}":

@@ -139,6 +139,8 @@ class Benchmark(ABC):
     """Of more examples than this, images are read block by block, because all of them may not fit into memory."""
     columns: tuple[str, ...] = ()
     """Metrics of the headline table."""
+    best: str = ""
+    """The metric that decides which checkpoint of a run is the best; "": the first column."""
     known_columns: frozenset[str] = frozenset()
     """Metrics that --columns may name beside ``columns``."""
     training: Sequence[Example] = ()

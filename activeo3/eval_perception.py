@@ -157,7 +157,7 @@ class PerceptionBenchmark(Benchmark):
     default_methods = ("answer",)
 
     def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:
-        self.columns = COLUMNS[config.task]
+        self.columns, self.best = COLUMNS[config.task], {"ocr": "F1", "grounding": "mIoU"}.get(config.task, "")
         self.known_columns = KNOWN_COLUMNS if config.task == "detection" else frozenset()
         super().__init__(name, config, rewards)
         ready(config.task)

@@ -105,6 +105,10 @@ class Runner:
             delay=0 if terminal else EVERY, leave=terminal,
         )  # fmt: skip
 
+    def forget(self, model: Model) -> None:
+        """Take a model for another one from now on: its weights have changed. What is known of others stays."""
+        self._digests.pop(model, None)
+
     def say(self, text: str) -> None:
         """Print a line on the rank that writes; the bar stays whole."""
         if self.writes:

@@ -66,6 +66,7 @@ class SegmentationBenchmark(Benchmark):
     def __init__(self, name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> None:
         zooms = max(config.regions, *config.budgets, 0)
         self.columns = (*(f"mIoU@{k}" for k in range(zooms + 1)), "gain", "covered", "regions", "seconds")
+        self.best = f"mIoU@{config.regions}"
         super().__init__(name, config, rewards)
         self.digits = max(3, config.digits)
 

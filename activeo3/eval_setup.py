@@ -22,7 +22,7 @@ from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.eval_core import Benchmark, Models, evaluate
 from activeo3.eval_detection import DetectionBenchmark
 from activeo3.eval_perception import PerceptionBenchmark
-from activeo3.eval_runner import Model, Processes, Runner, digest
+from activeo3.eval_runner import Model, Runner, digest
 from activeo3.eval_segmentation import SegmentationBenchmark
 from activeo3.eval_vqa import OF_DATA, VQABenchmark
 from activeo3.eval_zoom_qa import ZoomQABenchmark
@@ -305,14 +305,14 @@ def compare_start_and_trained(
     task_model: Model,
     examples: Sequence[Example],
     config: TrainConfig,
-    ranks: Processes,
-) -> None:
-    """The end of a run: the start policy and the trained one on held-out images, as tables and a page.
+    runner: Runner,
+) -> tuple[eval_output.Finished, list[Example]]:
+    """The start policy and the trained one on held-out images: the rows, and the examples as they were prepared.
 
-    All ranks come here and share the work; one of them writes. Where the answer is the result, the two policies stand
-    in the place of the task model: on the whole image, and on the best crops.
+    All ranks come here and share the work. Where the answer is the result, the two policies stand in the place of the
+    task model: on the whole image, and on the best crops.
     """
-    benchmark, folder, runner = at_the_end(config), Path(config.output_dir), Runner(ranks)
+    benchmark = at_the_end(config)
     runner.say(f"evaluating on {len(examples)} held-out images ({benchmark.name}, {config.eval_split})")
     named = (
         {"start": start, "trained": policy}
@@ -322,12 +322,18 @@ def compare_start_and_trained(
     models = Models({"start": start, "trained": policy}, named)
     examples = benchmark.prepare(examples, models)
     rows = evaluate(benchmark, examples, models, runner)
-    if not runner.writes:
-        return
-    one, steps = eval_output.Finished(benchmark, config.eval_split, rows), log.read_rows(folder / "metrics.jsonl")
+    return eval_output.Finished(benchmark, config.eval_split, rows), examples
+
+
+def write_end(
+    one: eval_output.Finished, examples: Sequence[Example], config: TrainConfig, say: Callable[[str], None]
+) -> None:
+    """Leave the table of a run's end as files and a page, and ``say`` it; on one rank."""
+    folder = Path(config.output_dir)
+    steps = log.read_rows(folder / "metrics.jsonl")
     eval_output.write_results(folder, [one])
     eval_output.write_records(folder, one, examples)
     eval_page.end_run_page(folder, one, examples, lost(steps))
     for place, table in enumerate(eval_output.tables(one)):
-        runner.say("\n" + eval_output.as_console(table, explained=place == 0))
-    runner.say(log.where(folder))
+        say("\n" + eval_output.as_console(table, explained=place == 0))
+    say(log.where(folder))

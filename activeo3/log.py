@@ -28,6 +28,8 @@ from activeo3.terminal import one_line, printable
 from activeo3.types import Reward, Rollout, TaskResult
 
 MISSING = "–"
+EVALUATIONS = "evaluations.jsonl"
+"""The held-out numbers of a run: a row for each step at which it was evaluated."""
 
 
 def where(folder: Path) -> str:
@@ -129,6 +131,16 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 # ---------------------------------------------------------------------- the console
 
 
+class Tracker(Protocol):
+    """Keeps a run's numbers elsewhere as well (trackers.py)."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl or evaluations.jsonl."""
+
+    def close(self) -> None:
+        """Return when everything is kept."""
+
+
 class RunLog:
     """The console and the ``metrics.jsonl`` of one training run.
 
@@ -144,6 +156,7 @@ class RunLog:
         self.speaks = speaks
         self._seconds: deque[float] = deque(maxlen=20)
         self._bar: tqdm | None = None
+        self.mirror: Tracker | None = None
         if not speaks:
             return
         make_folder(self.path.parent)
@@ -167,9 +180,11 @@ class RunLog:
         return read_rows(self.path) if self.speaks and self.path.exists() else []
 
     def close(self) -> None:
-        """Leave the cursor on a fresh line; the file needs no closing."""
+        """Leave the cursor on a fresh line; the files need no closing, the trackers do."""
         if self._bar is not None:
             self._bar.close()
+        if self.mirror:
+            self.mirror.close()
 
     def say(self, text: str) -> None:
         """Print one plain line (or several), never broken by the progress bar."""
@@ -192,6 +207,8 @@ class RunLog:
         step = int(row["step"])
         with enough_room(self.path), open(self.path, "a", encoding="ascii", newline="\n") as file:
             file.write(strict_json(row) + "\n")
+        if self.mirror:
+            self.mirror.row(row)
         self._seconds.extend(_seconds_of([row]))
         words, left = _step_words(row), eta(self._seconds, self.total_steps - step)
         if self._bar is None:

@@ -8,9 +8,9 @@ Qwen-VL folders come in several layouts, by the version of transformers that wro
     picture settings   4.x: preprocessor_config.json          5.x: also nested in processor_config.json
     config             to 4.51: flat, with rope_scaling "mrope" and torch_dtype; later: text_config and rope_parameters
 
-Training changes weights and nothing else. So a checkpoint is the folder it began from with other weights: config,
-tokenizer and picture settings are written as they were read, and whatever version of transformers loads the one loads
-the other.
+Training changes weights. So a saved model is the folder it began from with other weights: config, tokenizer and picture
+settings are written as they were read, and whatever version of transformers loads the one loads the other. A run's
+checkpoint then gets the limits of its view and its own way of generating (model_card.py).
 
 Deviations from transformers' processor:
   1. A chat template without a place for a picture, or one that fails, is passed over for the next one.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from activeo3 import eval_setup
 from activeo3.config import Config, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_core import Benchmark, Models, Row, evaluate
@@ -27,6 +28,16 @@ from activeo3.samples import Sample
 from activeo3.types import Example, Region, Reward, Sampling, TaskResult
 
 END = "<|im_end|>"
+
+
+def end_of_run(policy: Any, start: Any, task_model: Any, examples: Sequence[Example], config: TrainConfig, ranks: Any):
+    """The table and the page of a run's end, as eval_training.py makes them."""
+    runner = Runner(ranks)
+    one, prepared = eval_setup.compare_start_and_trained(policy, start, task_model, examples, config, runner)
+    if runner.writes:
+        eval_setup.write_end(one, prepared, config, runner.say)
+
+
 PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # as in the real models; a visual token is twice as wide
 
 USUAL = ("qwen2_5_vl", "qwen3_vl")

@@ -31,8 +31,9 @@ from activeo3.engine import Distributed
 from activeo3.model import ModelError, VisionLanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
-OPTIMIZER = "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt"
-WEIGHTS = "deepspeed/zero_pp_rank_0_mp_rank_00_model_states.pt"
+RANDOM = "training_state/random-0.pt"
+OPTIMIZER = "training_state/deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+WEIGHTS = "training_state/deepspeed/zero_pp_rank_0_mp_rank_00_model_states.pt"
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +90,14 @@ def test_no_damage_is_used_and_nothing_is_run(target: Target, tmp_path: Path) ->
     always = [
         (trial, listing)
         for trial, listing in every
-        if trial.kind in once and trial.name in ("activeo3.json", "config.json", "random-0.pt")
+        if trial.kind in once and trial.name in ("activeo3.json", "config.json", RANDOM)
     ]
     drawn = random.Random(16).sample(every, 15)
     faults = [fault for *_, found in attack(target, always + drawn, tmp_path / "copy") for fault in found]
     assert faults == []
 
 
-@pytest.mark.parametrize("name", [OPTIMIZER, WEIGHTS, "random-0.pt"])
+@pytest.mark.parametrize("name", [OPTIMIZER, WEIGHTS, RANDOM])
 def test_a_pickle_that_would_run_is_refused_in_a_list_that_fits(name: str, target: Target, tmp_path: Path) -> None:
     hidden = [trial for trial in trials(target) if trial.name == name and trial.kind.endswith((" bomb", " system"))]
     assert len(hidden) == 8
@@ -111,7 +112,7 @@ def test_a_pickle_that_would_run_is_refused_in_a_list_that_fits(name: str, targe
 
 @pytest.mark.parametrize("name, how", [
     (OPTIMIZER, "is damaged: its content is not what was written"), (WEIGHTS, "is damaged: its content is not what was written"),
-    ("model.safetensors", "is damaged: its content"), ("random-0.pt", "is damaged: its content"), ("config.json", "is damaged: its content"),
+    ("model.safetensors", "is damaged: its content"), (RANDOM, "is damaged: its content"), ("config.json", "is damaged: its content"),
 ])  # fmt: skip
 def test_a_flipped_bit_is_named_with_the_checkpoint_to_go_on_from(name: str, how: str, copy: Target) -> None:
     flip(copy.newest / name)
@@ -146,11 +147,11 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(copy: Target, target: Ta
 
 def test_with_no_whole_checkpoint_a_run_must_start_elsewhere(copy: Target) -> None:
     for path in checkpoints.complete(copy.run):
-        (path / "random-0.pt").unlink()
+        (path / RANDOM).unlink()
     for choice in ("newest", "earlier"):
         with pytest.raises(
             ConfigError,
-            match=f"^{copy.run / 'checkpoint-2' / 'random-0.pt'} is missing; no earlier one is whole, start in another",
+            match=f"^{copy.run / 'checkpoint-2' / RANDOM} is missing; no earlier one is whole, start in another",
         ):
             checkpoints.resumable(replace(copy.config, resume_from=choice), copy.policy.ranks)
     assert len(checkpoints.complete(copy.run)) == 2
@@ -173,19 +174,50 @@ def test_a_checkpoint_without_digests_is_used_with_a_word(copy: Target, target: 
     state = json.loads((newest / "activeo3.json").read_text())
     assert state.pop("sealed") is True
     (newest / "activeo3.json").write_text(json.dumps(state))
-    generators = torch.load(newest / "random-0.pt", weights_only=True)
+    generators = torch.load(newest / RANDOM, weights_only=True)
     kind, words, *rest = generators["numpy"]
-    torch.save(generators | {"numpy": (kind, np.array(words, np.uint32), *rest)}, newest / "random-0.pt")
+    torch.save(generators | {"numpy": (kind, np.array(words, np.uint32), *rest)}, newest / RANDOM)
     with pytest.raises(Exception, match="Unsupported global"):
-        torch.load(newest / "random-0.pt", weights_only=True)
+        torch.load(newest / RANDOM, weights_only=True)
     found = checkpoints.resumable(copy.config, copy.policy.ranks, said.append)
     assert said == [f"activeo3: {newest} was made by an older version and has no digests: it is used unchecked"]
     checkpoints.restore(copy.policy, found)
     assert f"step 2 {fingerprint(copy.policy)}" == resumed(target)
     (newest / WEIGHTS).unlink()
     assert resumed(copy).startswith(
-        f"sentence: {newest}/deepspeed/*zero_pp_rank_0_*_model_states.pt is missing; go on from "
+        f"sentence: {newest}/training_state/deepspeed/*zero_pp_rank_0_*_model_states.pt is missing; go on from "
     )
+
+
+def test_states_that_lie_beside_the_model_are_found(copy: Target, target: Target) -> None:
+    """As older versions wrote them: deepspeed/ and random-0.pt in the checkpoint itself, and no card."""
+    newest = copy.newest
+    for path in (newest / "training_state").iterdir():
+        path.rename(newest / path.name)
+    (newest / "training_state").rmdir()
+    (newest / "README.md").unlink()
+    (newest / "digests.json").unlink()
+    checkpoint_files.seal(newest, checkpoint_files.alone, writes=True)
+    checkpoints.restore(copy.policy, checkpoints.resumable(copy.config, copy.policy.ranks))
+    assert f"step 2 {fingerprint(copy.policy)}" == resumed(target)
+    VisionLanguageModel.load(str(newest), torch.float32)
+
+
+def test_a_checkpoint_can_be_read_by_others_and_its_states_lie_apart(target: Target) -> None:
+    files = [path for path in target.newest.rglob("*") if path.is_file()]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+    states = [path.relative_to(target.newest).as_posix() for path in files if path.suffix == ".pt"]
+    assert len(states) == 3 and all(name.startswith("training_state/") for name in states)
+    assert checkpoint_files.damage(target.newest) == ""
+    listed = json.loads((target.newest / "digests.json").read_text())
+    assert {"README.md", RANDOM, "generation_config.json"} <= set(listed)
+
+
+def test_a_sealed_file_is_replaced_with_its_digest(copy: Target) -> None:
+    checkpoint_files.replace_sealed(copy.newest, "README.md", b"# Another\n")
+    assert checkpoint_files.damage(copy.newest) == "" and (copy.newest / "README.md").read_bytes() == b"# Another\n"
 
 
 def test_all_generators_go_on_bit_for_bit(tmp_path: Path) -> None:
@@ -228,8 +260,8 @@ def test_a_state_that_no_generator_has_is_named(change: dict[str, Any], tmp_path
 
 def test_a_damaged_model_is_not_evaluated(copy: Target) -> None:
     newest = copy.newest
-    shutil.rmtree(newest / "deepspeed")  # what a run needs may be left behind
-    (newest / "random-0.pt").unlink()
+    shutil.rmtree(newest / "training_state")  # what a run needs may be left behind
+    (newest / "README.md").write_text("# Mine\n")  # and people write into a card
     assert not evaluated(copy).startswith("sentence")
     flip(newest / "model.safetensors")
     with pytest.raises(
@@ -266,6 +298,8 @@ def test_adapters_are_part_of_their_checkpoint(tmp_path: Path) -> None:
         "adapters/adapter_model.bin",
         "deepspeed/states.pt",
         "random-0.pt",
+        "training_state/states.pt",
+        "README.md",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -275,12 +309,16 @@ def test_adapters_are_part_of_their_checkpoint(tmp_path: Path) -> None:
     assert [checkpoint_files.damage_of_model(place) for place in places] == ["", ""]
     for name, wrong in (
         ("deepspeed/states.pt", [False, False]),
+        ("training_state/states.pt", [False, False]),
+        ("README.md", [False, False]),
         ("adapters/adapter_model.bin", [False, True]),
         ("model.safetensors", [True, True]),
     ):
         (tmp_path / name).write_text("other")
         found = [checkpoint_files.damage_of_model(place) for place in places]
         assert [bool(text) for text in found] == wrong, name
+        if name == "README.md":
+            (tmp_path / name).write_text(name)
     assert "adapter_model.bin is damaged: it has 5 bytes of 26" in found[1]
     assert checkpoint_files.damage(tmp_path).startswith(f"{tmp_path / 'adapters/adapter_model.bin'} is damaged")
 

@@ -461,7 +461,7 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
             4,
         )
         patch.setattr(
-            VisionLanguageModel, "save", on_a_full_disk("random-0.pt")
+            VisionLanguageModel, "save", on_a_full_disk("training_state/random-0.pt")
         )  # torch raises a RuntimeError about positions
         with pytest.raises(RuntimeError, match="inline_container"):  # there is room: it is about something else
             checkpoints.save(sharded, config, 5)

@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scripted import COLOURS, END, Scripted, backwards, blobs, evaluated, finds, looks, painted, table, written
+from scripted import (
+    COLOURS,
+    END,
+    Scripted,
+    backwards,
+    blobs,
+    end_of_run,
+    evaluated,
+    finds,
+    looks,
+    painted,
+    table,
+    written,
+)
 
 from activeo3 import (
     data_scenes,
@@ -522,7 +535,7 @@ def test_before_and_after_leaves_numbers_and_a_page(tmp_path, policy, capsys) ->
     config = TrainConfig(crop_side=64, output_dir=str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     start = policy(blind)
-    eval_setup.compare_start_and_trained(policy(looks), start, start, scattered(3), config, OneProcess())
+    end_of_run(policy(looks), start, start, scattered(3), config, OneProcess())
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["setting"]["method"] for row in rows] == ["direct", "random", "grid", "cot", "active", "oracle-regions"]
     page = (tmp_path / "report.html").read_text()

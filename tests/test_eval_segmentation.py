@@ -13,9 +13,21 @@ from launch import SMALL
 from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
 from sam_models import MEAN, STD, sam_1
-from scripted import COLOURS, END, Backwards, Scripted, backwards, finished, painted, rows_in, table, written
+from scripted import (
+    COLOURS,
+    END,
+    Backwards,
+    Scripted,
+    backwards,
+    end_of_run,
+    finished,
+    painted,
+    rows_in,
+    table,
+    written,
+)
 
-from activeo3 import eval_output, eval_setup, log, task_segmentation
+from activeo3 import eval_output, log, task_segmentation
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.drawing import LACKING, SURPLUS, TRUE, corrected_picture, under_mask
 from activeo3.eval_config import EvalConfig
@@ -280,9 +292,9 @@ def test_the_plot_has_a_line_for_every_row(policies: tuple, tmp_path: Path) -> N
 def test_the_end_of_a_run_is_a_table_and_a_page(policies: tuple, tmp_path: Path, capsys) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     config = replace(CONFIG, output_dir=str(tmp_path))
-    eval_setup.compare_start_and_trained(*policies, Perfect(), several(), config, Backwards(rank=1))
+    end_of_run(*policies, Perfect(), several(), config, Backwards(rank=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]  # another rank writes
-    eval_setup.compare_start_and_trained(*policies, Perfect(), several(), config, OneProcess())
+    end_of_run(*policies, Perfect(), several(), config, OneProcess())
     rows = {row["method"]: row for row in rows_in(tmp_path)}
     assert rows["active"]["metrics"]["mIoU@3"] == 1.0 > rows["cot"]["metrics"]["mIoU@3"]
     files = {path.name for path in tmp_path.iterdir()}

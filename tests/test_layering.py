@@ -58,10 +58,11 @@ OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
     "transformers": "model model_* attention decoding generate task_model_*",
-    "huggingface_hub": "hub model_hub",
+    "huggingface_hub": "hub model_hub push",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",
-    "importlib.util": "user_code",
+    "importlib.util": "user_code trackers",
+    "wandb": "trackers",
     "pyarrow": "data_io data_tables",
     "pydantic": "data*",
     "yaml": "data_yolo",
@@ -81,6 +82,7 @@ PACKAGES = {"torch", "transformers", "flash_attn", "deepspeed", "PIL", "numpy", 
 PACKAGES |= {"packaging", "huggingface_hub", "yaml"}  # come with transformers
 PACKAGES |= {"scipy", "rapidfuzz"}  # matching and edit distance of the one-shot tasks
 PACKAGES |= {"pydantic", "jinja2", "matplotlib", "tabulate"}  # checked rows, the page, its charts, tables
+PACKAGES |= {"wandb"}  # an extra, as tensorboard through torch
 PACKAGES |= {"pyarrow", "nltk", "jieba", "peft", "datasets"}  # extras
 
 MANY_PARAMETERS = 3  # functions with 8 or more

@@ -11,9 +11,9 @@ from episodes import ANSWER, BROKEN, CONFIG, IN, LARGE, OUTSIDE, SIZE, SMALL, TA
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scripted import END, USUAL, Scripted, finished, painted, rows_in, table
+from scripted import END, USUAL, Scripted, end_of_run, finished, painted, rows_in, table
 
-from activeo3 import eval_output, eval_setup, prompts
+from activeo3 import eval_output, prompts
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.eval_runner import BATCH, OneProcess
@@ -356,7 +356,7 @@ def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokeniz
     trained = Scripted(family, tokenizer, lambda *_: ANSWER)
     (tmp_path / "metrics.jsonl").touch()
     config = replace(CONFIG, task="zoom_qa", output_dir=str(tmp_path))
-    eval_setup.compare_start_and_trained(trained, start, start, [question()] * 2, config, OneProcess())
+    end_of_run(trained, start, start, [question()] * 2, config, OneProcess())
     rows = [(row["method"], row["policy"], row["metrics"]["answer"]) for row in rows_in(tmp_path)]
     assert rows == [
         ("baseline", "start", 0),

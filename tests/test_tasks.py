@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from launch import rank_environment
-from scripted import END, USUAL, Scripted, finds, painted, rows_in, table
+from scripted import END, USUAL, Scripted, end_of_run, finds, painted, rows_in, table
 
 import train
-from activeo3 import engine, eval_setup, log
+from activeo3 import engine, log
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.eval_core import result_of
@@ -224,7 +224,7 @@ def test_a_run_without_regions_leaves_table_page_and_samples(tmp_path, tokenizer
     config = TrainConfig(crop_side=256, task="direct", output_dir=str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 2.5}\n')
     examples = [replace(question(), image_id=i + 1, id=str(i)) for i in range(3)]
-    eval_setup.compare_start_and_trained(trained, start, start, examples, config, OneProcess())
+    end_of_run(trained, start, start, examples, config, OneProcess())
     rows = rows_in(tmp_path)
     seen = {(row["method"], row["task_model"]): row["metrics"]["AP50"] for row in rows}
     assert seen["direct", "trained"] == 1.0 and seen["direct", "start"] == 0.0

@@ -112,7 +112,9 @@ def assert_same_run(folder: Path, other: Path, step: int) -> None:
     here, there = folder / f"checkpoint-{step}", other / f"checkpoint-{step}"
     names = sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file())
-    assert {"model.safetensors", "random-0.pt"} <= set(names) and any("optim_states" in name for name in names)
+    assert {"model.safetensors", "training_state/random-0.pt"} <= set(names) and any(
+        "optim_states" in name for name in names
+    )
     for name in names:
         if name.endswith(".pt"):
             states = [torch.load(path / name, weights_only=False) for path in (here, there)]
@@ -787,7 +789,9 @@ def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: s
         patch.setattr(eval_baselines, "sample_rollouts", look_widely)
         patch.setattr(eval_setup, "evaluate", run)
         patch.setattr(eval_runner, "BATCH", 3)
-        eval_setup.compare_start_and_trained(actor, task_model, task_model, small_pictures(), config, ranks)
+        eval_setup.compare_start_and_trained(
+            actor, task_model, task_model, small_pictures(), config, eval_runner.Runner(ranks)
+        )
     return kept
 
 
@@ -1012,7 +1016,7 @@ def test_the_examples_of_every_rank_are_named_when_an_update_is_skipped(
 def test_two_ranks_resume_as_well(two_ranks: tuple[list[dict], Path]) -> None:
     results, folder = two_ranks
     assert_same_run(folder / "straight", folder / "halves", step=4)
-    assert (folder / "straight" / "checkpoint-4" / "random-1.pt").exists()
+    assert (folder / "straight" / "checkpoint-4" / "training_state" / "random-1.pt").exists()
 
 
 def test_two_ranks_share_the_held_out_pictures_and_make_the_table_of_one(
