@@ -92,7 +92,7 @@ def _generation(vlm: Encoder, config: TrainConfig) -> dict[str, Any]:
 
 
 def prompt_of(vlm: Encoder, config: TrainConfig) -> str:
-    """The prompt of a run's task, with ``{query}`` where it names what is asked for."""
+    """The prompt of a run's task, with ``{query}`` where it names what is asked for; "" of a task of the user's."""
     words, boxes = config.words, vlm.boxes
     made: dict[str, Callable[[], str]] = {
         "sense": lambda: prompts.sensing_prompt(QUERY, words, config.regions, boxes),
@@ -104,8 +104,9 @@ def prompt_of(vlm: Encoder, config: TrainConfig) -> str:
         ),
         "detection": lambda: prompts.perception_prompt("detection", [QUERY], words, config.thinking, boxes),
     }  # fmt: skip
-    shared = lambda: prompts.perception_prompt(config.task, QUERY, words, config.thinking, boxes)  # noqa: E731
-    return made.get(config.task, shared)()
+    for name in ("grounding", "counting", "ocr"):
+        made[name] = lambda: prompts.perception_prompt(config.task, QUERY, words, config.thinking, boxes)
+    return made.get(config.task, str)()
 
 
 def code_of(vlm: Encoder, config: TrainConfig, folder: str) -> str:
@@ -127,10 +128,6 @@ def card(vlm: Encoder, config: TrainConfig, step: int) -> str:
     fields |= {"base_model": base} if public else {}
     head = "\n".join(f"{name}: {json.dumps(value)}" for name, value in fields.items())
     lora = f", LoRA {config.lora}" if config.lora else ""
-    first = {
-        "zoom_qa": "They ask for the first turn of an episode; `python evaluate.py` makes the zooms.",
-        "segment": "Before that, the mask to correct is drawn over the view; `python evaluate.py` draws it.",
-    }.get(config.task, "")
     return f"""---
 {head}
 tags: [activeo3, grpo]
@@ -151,7 +148,20 @@ tags: [activeo3, grpo]
 
 ## Use
 
-{" ".join(filter(None, ["With transformers alone (`pip install torch transformers pillow`).", first]))}
+{_use(vlm, config)}
+"""
+
+
+def _use(vlm: Encoder, config: TrainConfig) -> str:
+    """How an answer is made with transformers alone: the lines, and the prompt."""
+    if not (prompt := prompt_of(vlm, config)):
+        return f"The prompt is that of the task {_cell(config.task)}; `python evaluate.py --checkpoint` asks it."
+    first = {
+        "zoom_qa": "They ask for the first turn of an episode; `python evaluate.py` makes the zooms.",
+        "segment": "Before that, the mask to correct is drawn over the view; `python evaluate.py` draws it.",
+    }.get(config.task, "")
+    alone = " ".join(filter(None, ["With transformers alone (`pip install torch transformers pillow`).", first]))
+    return f"""{alone}
 
 ```python
 {code_of(vlm, config, "CHECKPOINT")}
@@ -159,8 +169,7 @@ tags: [activeo3, grpo]
 
 `CHECKPOINT` is this folder or its id on the hub. The prompt, in which `{QUERY}` is what is asked for:
 
-    {one_line(prompt_of(vlm, config), limit=4000)}
-"""
+    {one_line(prompt, limit=4000)}"""
 
 
 def _cell(text: str) -> str:

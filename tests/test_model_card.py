@@ -92,6 +92,13 @@ def test_every_task_has_a_card(task: str, tiny: VisionLanguageModel) -> None:
     compile(model_card.code_of(tiny, config, "x"), "card", "exec")
 
 
+def test_a_task_of_the_users_has_a_card_without_lines(tiny: VisionLanguageModel) -> None:
+    config = replace(CONFIG)
+    object.__setattr__(config, "task", "own.py:Corner")
+    text = model_card.card(tiny, config, step=7)
+    assert "The prompt is that of the task own.py:Corner" in text and "```" not in text
+
+
 def test_a_card_takes_a_table_and_a_newer_one(tiny: VisionLanguageModel) -> None:
     card = model_card.card(tiny, replace(CONFIG, data=("<b>|x",), data_root="x"), step=7)
     assert "<b>" not in card
