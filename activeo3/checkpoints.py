@@ -139,7 +139,7 @@ def check_and_save(
     with naming_last_good(config, step, step), policy.gathered() as vlm, processes.together(policy.ranks.all_gather):
         check(vlm)
     with processes.held("the checkpoint that is being written"):
-        save(policy, config, step, say)
+        say(f"step {step}: checkpoint {save(policy, config, step, say)}")
 
 
 def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str], None] = print) -> Path:

@@ -44,6 +44,8 @@ RIGHT = {
     "task": (1.999, "every true box is found at IoU 0.5, and nothing else"),
 }
 """Reward terms that tell whether an answer is right, from which value on, and what that means."""
+IN_WORDS = {"answer", "right", "text", "count"}
+"""Those of answers in words or numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,9 @@ class Sample:
 
     @property
     def truth(self) -> str:
-        """The true answer in words; "" where it is no words."""
+        """The true answer in words; "" where none is asked for."""
+        if not IN_WORDS & set(self.score.terms):
+            return ""
         vqa = self.example.vqa
         if vqa and vqa.answers and vqa.options and len(vqa.answers[0]) == 1:
             letter = vqa.answers[0]

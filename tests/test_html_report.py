@@ -1,9 +1,14 @@
 """The page of a run: self-contained, harmless, complete, and the same bytes for the same run."""
 
 import base64
+import html
 import io
+import json
 import math
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +17,13 @@ import pytest
 from PIL import Image
 from scripted import sample_of
 
-from activeo3 import outputs
+from activeo3 import html_report, outputs
 from activeo3.charts import charts, series, smoothed
-from activeo3.html_report import Bar, Page, Table, write_page
+from activeo3.cli import ConfigError
+from activeo3.html_report import Bar, Page, Table, leave_facts, write_page, write_run_page
 from activeo3.monitor import METRIC_GLOSSARY
-from activeo3.samples import Card
-from activeo3.types import TaskResult
+from activeo3.samples import Card, save_samples
+from activeo3.types import Reward, TaskResult
 
 
 def row(step: int, **more: object) -> dict:
@@ -169,3 +175,115 @@ def test_a_table_keeps_intervals_apart_and_leaves_out_columns_without_a_value(tm
         "c",
         "0.25",
     ]
+
+
+# ---------------------------------------------------------------------- the page of a run, from its folder
+
+
+def folder_of_a_run(folder: Path, steps: int = 4, text: str = "[]") -> Path:
+    """What a run of 8 steps has left after some of them."""
+    folder.mkdir(exist_ok=True)
+    rows = [row(step, lr=1e-4 * step) for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    leave_facts(folder, title="activeo3: sense", steps=8, summary=["seed: 0"], ceilings={"reward": 12.0})
+    for step in (0, 2, 4):
+        held_out = [sample_of(f"{text} {step}").card(small=True)]
+        group = [replace(sample_of(text), score=Reward({"task": 2.0}, total, total - 1.5)) for total in (1.0, 2.0)]
+        save_samples(folder, step, group if step else [], held_out, Image.new("RGB", (48, 32)))
+    return folder
+
+
+def test_a_page_reads_itself_again_only_while_its_run_lives(tmp_path: Path) -> None:
+    folder = folder_of_a_run(tmp_path / "run")
+    live = write_run_page(folder, live=True).read_text()
+    assert 'http-equiv="refresh"' in live and "step 4 of 8, ETA 00:08; written 20" in live
+    over = write_run_page(folder, ended="Ctrl-C").read_text()
+    assert 'http-equiv="refresh"' not in over and "stopped by Ctrl-C at step 4 of 8" in over
+    leave_facts(
+        folder, table=Table([{"method": "active", "AP": (0.5, 0.4, 0.6)}], ["method", "AP"]), counts={"fixed": 3}
+    )
+    done = write_run_page(folder).read_text()
+    assert "finished: 4 steps" in done and "0.50<small>[0.40, 0.60]</small>" in done and "3 of 3 questions" in done
+
+
+def test_the_parts_of_a_run_stand_in_order(tmp_path: Path) -> None:
+    page = write_run_page(folder_of_a_run(tmp_path / "run"), live=True).read_text()
+    steps = re.search(r"<th>step(.*?)</tr>", page)[1]
+    assert re.findall(r"<th>(\d+)", steps) == ["0", "2", "4"]
+    groups = re.findall(r'<details class="group"( open)?><summary>step (\d)', page)
+    assert groups == [(" open", "4"), ("", "2")]  # the newest first, and open
+    assert re.findall(r"<b>reward ([\d.]+)</b>", page) == ["2.00", "1.00"] * 2 and page.count("+0.50") == 2
+    heads = re.findall(r"<h2>(.*?)</h2>", page)
+    assert heads == [
+        "The same questions over the steps", "One group: what the policy learns from", "Training",
+        "What the numbers mean",
+    ]  # fmt: skip
+    assert "dashed: 12 is the most there can be" in page and page.count("<figure") == 5
+
+
+def test_a_page_is_written_anew_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = folder_of_a_run(tmp_path / "run")
+    html_report.main([str(folder)])
+    assert capsys.readouterr().out.strip() == str(folder / "report.html") and (folder / "report.html").is_file()
+    (folder / "samples" / "step-000002" / "samples-00-small.jpg").write_text("no picture")
+    (folder / "report.json").unlink()
+    html_report.main([str(folder)])  # what is missing or broken is left out
+    for wrong, words in (([], "name the folder"), ([str(tmp_path)], "has no metrics.jsonl")):
+        with pytest.raises(ConfigError, match=words):
+            html_report.main(wrong)
+    (folder / "report.json").write_text("[")
+    with pytest.raises(ConfigError, match="report.json is damaged"):
+        html_report.main([str(folder)])
+
+
+def test_right_and_wrong_before_and_after_are_four_kinds() -> None:
+    kinds = [html_report.kind_of(right) for right in ([False, True], [True, False], [False, False], [True, True])]
+    assert tuple(kinds) == html_report.KINDS and html_report.kind_of([True]) == html_report.kind_of([None, True]) == ""
+
+
+def test_the_learning_rate_is_not_smoothed() -> None:
+    rows = [{"step": step, "lr": float(step > 30), "kl": float(step > 30)} for step in range(1, 61)]
+    known = {chart["name"]: chart["svg"] for chart in charts(rows)}
+    heights = {}
+    for name, svg in known.items():
+        line = max(re.findall(r'<path d="([^"]*)"', svg), key=len)  # the curve has more corners than anything else
+        heights[name] = len(set(re.findall(r"L [\d.]+ ([\d.]+)", line)))
+    assert heights["lr"] == 2 < heights["kl"]  # two levels, and a ramp between them
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FRAME = """<body><iframe id="page" src="{page}" style="width:{width}px;height:800px;border:0"></iframe><script>
+page.onload = () => {{
+  const inside = page.contentDocument.documentElement;
+  const asked = page.contentWindow.performance.getEntriesByType("resource").map(one => one.name);
+  document.title = JSON.stringify({{
+    wide: inside.scrollWidth, asked: asked.filter(name => !name.startsWith("data:")),
+    broken: [...page.contentDocument.images].filter(one => one.complete && !one.naturalWidth).length,
+    dark: getComputedStyle(page.contentDocument.body).backgroundColor}});
+}}</script></body>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs chromium or google-chrome")
+@pytest.mark.parametrize("width, dark", [(1280, False), (390, True)])
+def test_a_page_fits_its_window_asks_for_nothing_and_has_no_error_in_a_real_browser(
+    width: int, dark: bool, tmp_path: Path
+) -> None:
+    folder = folder_of_a_run(tmp_path / "run", text="<script>x</script>" + "long" * 90)
+    columns = [f"column_with_a_long_name_{k}" for k in range(9)]
+    table = Table([dict.fromkeys(columns, (0.123, 0.1, 0.2))], columns, {columns[0]: "word" * 60})
+    leave_facts(folder, table=table, headline=[("trained", "words " * 20, 0.5, 0.4, 0.6)], measure="AP" * 50)
+    save_samples(folder, "held-out", [], [sample_of("y" * 500, title="z" * 60).card()] * 2)
+    page = write_run_page(folder)
+    page.write_text(page.read_text().replace("<details", "<details open"))
+    (tmp_path / "frame.html").write_text(FRAME.format(page=page.as_uri(), width=width))
+    scheme = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
+    ran = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-web-security", "--allow-file-access-from-files",
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'browser'}", "--window-size=1400,900", *scheme,
+         "--dump-dom", (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", ran.stdout)[1]))
+    assert seen["wide"] <= width and seen["asked"] == [] and seen["broken"] == 0
+    assert seen["dark"] == ("rgb(20, 22, 26)" if dark else "rgb(247, 247, 244)")
+    assert "CONSOLE" not in ran.stderr, ran.stderr
