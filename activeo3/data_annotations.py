@@ -260,12 +260,25 @@ def distinct(path: Path, names: Mapping[int, str], used: Collection[int]) -> dic
 def group_boxes(file: Checked, rows: Iterable[tuple[str, Any]], crowds: bool = False) -> tuple[Question, ...]:
     """Checks annotations, each with what it is called, and groups them by (image, category).
 
-    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it. What cannot be
-    used is left out; so are boxes without any area inside their picture, of which published files have a few.
+    A category with nothing but crowds in a picture is no question, unless ``crowds`` asks for it.
+    """
+    return grouped(*checked_boxes(file, rows), file.names, crowds)
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Of A boxes: keys (A, 2), which are (image, category), corners (A, 4), clipped to the pictures, areas and crowd marks
+(A,)."""
+
+
+def checked_boxes(file: Checked, rows: Iterable[tuple[str, Any]]) -> Arrays:
+    """Annotations that can be used, each with what it is called.
+
+    What cannot be used is left out; so are boxes without any area inside their picture, of which published files have a
+    few.
     """
     usable = file.left_out.each(rows, lambda _, row: (row[0], *_checked_box(file, *row)))
     if not usable:
-        return ()
+        return np.zeros((0, 2), dtype=np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=bool)
     whats, keys, sides, sizes, marks = zip(*usable)
     keys, sides, sizes, marks = map(np.array, (keys, sides, sizes, marks))
     raw = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)  # (A, 4) xyxy
@@ -277,7 +290,7 @@ def group_boxes(file: Checked, rows: Iterable[tuple[str, Any]], crowds: bool = F
         why = "has no area" if area(raw[k : k + 1])[0] <= 0 else "lies outside of its picture"
         file.left_out.append(f"{file.path}: {whats[k]} {why} (bbox {sides[k].tolist()}), correct or remove it")
     kept = inner > 0
-    return grouped(keys[kept], boxes[kept], sizes[kept], marks[kept], file.names, crowds)
+    return keys[kept], boxes[kept], sizes[kept], marks[kept]
 
 
 def grouped(

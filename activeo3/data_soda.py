@@ -43,7 +43,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from activeo3 import data_annotations, data_io
-from activeo3.data_annotations import Index, Picture, Question, Start, checked_picture, grouped, read_coco
+from activeo3.data_annotations import (
+    Checked,
+    Index,
+    Picture,
+    Question,
+    Start,
+    checked_boxes,
+    checked_picture,
+    grouped,
+    read_coco,
+)
 from activeo3.data_coco import box_questions
 from activeo3.data_io import (
     DataError,
@@ -61,7 +71,6 @@ from activeo3.data_io import (
 )
 from activeo3.data_set import Dataset, Source, files_of, folder_of, look_for, register
 from activeo3.data_tiles import counted, cut
-from activeo3.geometry import area, as_boxes, clipped
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 
 SPLITS = {"train": 0, "val": 0, "test": 0}
@@ -196,14 +205,6 @@ _CODE = [Path(__file__), Path(data_annotations.__file__), Path(data_io.__file__)
 """The program text that decides what is read from a file."""
 
 
-class Polygon(NamedTuple):
-    """A polygon of a file: its category, the smallest upright box (xyxy, pixels) around it, and its area."""
-
-    category: int
-    box_px: tuple[float, float, float, float]
-    area: float
-
-
 def read_aerial(paths: Sequence[Path], images: Path, names: Mapping[int, str], keep: bool) -> Index:
     """The pictures and questions of all files; what is wrong is left out. ``keep`` as in ``remembered``.
 
@@ -223,16 +224,16 @@ def _read_files(paths: Sequence[Path], names: Mapping[int, str]) -> Arrays:
     ``places`` among the files; ``owners`` (pictures, by their position), ``categories``, ``boxes`` and ``areas`` of the
     polygons."""
     pictures: list[tuple[int, Mapping[str, Any], Picture]] = []
-    owners, polygons = [], []
-    left_out = LeftOut()
+    found: list[tuple[np.ndarray, ...]] = []
+    left_out, own = LeftOut(), {number: number for number in names}
     for place, path in enumerate(counted(paths, f"reading {paths[0].parent}")):
         with left_out:
             content = read_json(path)
             entry, picture = _picture(path, content)
-            own = _polygons(path, content["annotations"], picture.size, names, left_out)
-            owners += [len(pictures)] * len(own)
-            polygons += own
+            rows = left_out.each(content["annotations"], lambda number, row: _as_box(path, f"annotation {number}", row))
+            found.append(checked_boxes(Checked(path, left_out, {0: picture}, names, {0: 0}, own), rows))
             pictures.append((place, entry, picture))
+    keys, boxes, areas, _ = map(np.concatenate, zip(*found)) if found else (np.zeros((0, 4)),) * 4
     entries = [entry for _, entry, _ in pictures]
     return {
         "places": np.array([place for place, _, _ in pictures], dtype=np.int64),
@@ -241,10 +242,10 @@ def _read_files(paths: Sequence[Path], names: Mapping[int, str]) -> Arrays:
         "ids": np.array([str(entry.get("id", "")) for entry in entries], dtype=np.str_),
         "corners": np.array([entry.get("corner", (0, 0)) for entry in entries], dtype=np.int64).reshape(-1, 2),
         "sources": np.array([str(entry.get("source", "")) for entry in entries], dtype=np.str_),
-        "owners": np.array(owners, dtype=np.int64),
-        "categories": np.array([polygon.category for polygon in polygons], dtype=np.int64),
-        "boxes": as_boxes([polygon.box_px for polygon in polygons]),
-        "areas": np.array([polygon.area for polygon in polygons], dtype=np.float64),
+        "owners": np.repeat(np.arange(len(found)), [len(own[0]) for own in found]),
+        "categories": keys[:, 1].astype(np.int64),
+        "boxes": boxes,
+        "areas": areas,
         "dropped": np.array(left_out, dtype=np.str_),
     }
 
@@ -284,34 +285,15 @@ def _picture(path: Path, content: Any) -> tuple[Mapping[str, Any], Picture]:
     return entry, checked_picture(path, "its picture", entry, Path())
 
 
-def _polygons(
-    path: Path, rows: Sequence[Any], size: tuple[int, int], names: Mapping[int, str], left_out: LeftOut
-) -> list[Polygon]:
-    """The polygons of a file that have an area inside of a picture of ``size``, their boxes clipped to it."""
-    polygons = left_out.each(rows, lambda number, row: (number, _polygon(path, f"annotation {number}", row, names)))
-    raw = as_boxes([polygon.box_px for _, polygon in polygons])
-    inner = clipped(raw, size)
-    found = []
-    for (number, polygon), outer, within, box in zip(
-        polygons, area(raw).tolist(), area(inner).tolist(), inner.tolist()
-    ):
-        if within > 0:
-            found.append(polygon._replace(box_px=tuple(box)))
-        else:
-            why = "has no area" if outer <= 0 else "lies outside of its picture"
-            left_out.append(f"{path}: annotation {number} {why} (box {polygon.box_px}), correct or remove it")
-    return found
-
-
-def _polygon(path: Path, what: str, content: Any, names: Mapping[int, str]) -> Polygon:
-    """A polygon of a file. Raises DataError."""
+def _as_box(path: Path, what: str, content: Any) -> tuple[str, dict[str, Any]]:
+    """A polygon as an annotation in COCO's form, with what it is called: the smallest upright box around it. Raises
+    DataError."""
     row = checked(PolygonRow, path, what, content)
-    category = needed(path, what, content, "cat_id" if "cat_id" in content else "category_id")
-    if type(category) is not int or category not in names:
-        raise DataError(f"{path}: {what} names the unknown category id {shortened(category)}, correct it")
     x, y = row.poly[::2], row.poly[1::2]
     own = row.area if row.area and row.area > 0 else _area(x, y)
-    return Polygon(category, (min(x), min(y), max(x), max(y)), own)
+    category = needed(path, what, content, "cat_id" if "cat_id" in content else "category_id")
+    sides = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+    return what, {"image_id": 0, "category_id": category, "bbox": sides, "area": own}
 
 
 def _area(x: Sequence[float], y: Sequence[float]) -> float:
