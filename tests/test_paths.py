@@ -88,6 +88,7 @@ def test_a_field_that_says_it_is_a_path_has_the_type_of_one() -> None:
                 "start",
                 "image",
                 "curriculum",
+                "prompt_file",
             )
             assert named == (kind in (paths.Place, tuple[paths.Place, ...])), name
 
