@@ -33,8 +33,9 @@ from activeo3 import (
     terminal,
 )
 from activeo3.data_fetch import Fetched
+from activeo3.data_files import present
 from activeo3.data_io import DataError
-from activeo3.data_set import DATASETS, HUB, Dataset, Source, listed, mixed, open_source, present
+from activeo3.data_set import DATASETS, HUB, Dataset, Source, listed, mixed, open_source
 
 _REGISTERED = (data_coco, data_docvqa, data_hub, data_lvis, data_mmbench, data_own, data_perception, data_refcoco,
                data_scenes, data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip

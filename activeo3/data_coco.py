@@ -20,8 +20,9 @@ from typing import Collection, Sequence
 import numpy as np
 
 from activeo3.data_annotations import Index, Question, read_coco
+from activeo3.data_files import PICTURES, fullest
 from activeo3.data_io import read_picture
-from activeo3.data_set import PICTURES, Dataset, Source, fullest, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.metric_rules import COCO, LVIS, MetricRules
 from activeo3.types import Count, Example, Objects
 

@@ -39,6 +39,7 @@ import numpy as np
 from pydantic import Field, Strict, field_validator
 
 from activeo3.answer_text import normalised
+from activeo3.data_files import files_of, folder_of
 from activeo3.data_io import (
     DataError,
     Finite,
@@ -52,7 +53,7 @@ from activeo3.data_io import (
     read_json,
     shortened,
 )
-from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, folder_of, register
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, register
 from activeo3.data_tables import ParquetTable, Place, picture_at
 from activeo3.geometry import as_boxes, clipped
 from activeo3.text_metrics import edit_distance

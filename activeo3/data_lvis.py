@@ -29,8 +29,9 @@ import numpy as np
 
 from activeo3.data_annotations import Index, Question, read_coco
 from activeo3.data_coco import box_questions
+from activeo3.data_files import PICTURES, files_of, parent_of
 from activeo3.data_io import DataError, read_json
-from activeo3.data_set import PICTURES, Dataset, Source, files_of, parent_of, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.metric_rules import LVIS
 
 SMALL_PX = 100.0

@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Mapping, Sequence
 
+from activeo3.data_files import missing
 from activeo3.data_io import LeftOut, shortened
-from activeo3.data_set import ONE_SPLIT, Dataset, Source, missing, register
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, register
 from activeo3.data_vqa import Asked, lettered, questions, questions_of
 from activeo3.types import VQA
 

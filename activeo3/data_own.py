@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BeforeValidator, Field, model_validator
 
+from activeo3.data_files import fullest
 from activeo3.data_io import (
     DataError,
     FourPixels,
@@ -28,7 +29,7 @@ from activeo3.data_io import (
     read_text,
     shortened,
 )
-from activeo3.data_set import Dataset, Source, fullest, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import VQA, Count, Example, SourceImage
 

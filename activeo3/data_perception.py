@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field, field_validator
 
 from activeo3.data_fetch import PART, Wanted
+from activeo3.data_files import files_of, folder_of
 from activeo3.data_io import (
     DataError,
     Finite,
@@ -38,7 +39,7 @@ from activeo3.data_io import (
     read_text,
     regular,
 )
-from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, folder_of, register
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, register
 from activeo3.data_tables import PICTURE, ParquetTable, Place, picture_at
 from activeo3.types import Count, Example
 

@@ -26,6 +26,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 from pydantic import Field, field_validator
 
 from activeo3.data_annotations import Boxed, by_id, checked_picture
+from activeo3.data_files import PICTURES, files_of, folder_of
 from activeo3.data_io import (
     DataError,
     FourPixels,
@@ -43,7 +44,7 @@ from activeo3.data_io import (
     read_text,
     regular,
 )
-from activeo3.data_set import PICTURES, Dataset, Source, files_of, folder_of, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.data_tables import PICTURE, ParquetTable, Place, picture_at
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import Example
@@ -376,7 +377,7 @@ LAYOUTS: dict[str, Read] = {
     "jsons/grounding/{short}_{split}.json": of_solutions,
     "eval/jsons/grounding/{short}_{split}.json": of_solutions,
 }
-"""What reads the files of a split, by where they lie (data_set.py), in the order in which they are looked for."""
+"""What reads the files of a split, by where they lie (data_files.py), in the order in which they are looked for."""
 
 for _name, _family in FAMILIES.items():
     register(_name, _family.sizes, ORIGIN, answers="grounding")(open_refcoco)

@@ -55,6 +55,7 @@ from activeo3.data_annotations import (
     read_coco,
 )
 from activeo3.data_coco import box_questions
+from activeo3.data_files import files_of, folder_of, look_for
 from activeo3.data_io import (
     DataError,
     Finite,
@@ -69,7 +70,7 @@ from activeo3.data_io import (
     read_json,
     shortened,
 )
-from activeo3.data_set import Dataset, Source, files_of, folder_of, look_for, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.data_tiles import counted, cut
 from activeo3.metric_rules import SODA_A, SODA_D, MetricRules
 

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from activeo3.data_files import files_of
 from activeo3.data_io import DataError, LeftOut, inside, read_grey, read_picture, read_text
-from activeo3.data_set import Dataset, Source, files_of, register
+from activeo3.data_set import Dataset, Source, register
 from activeo3.geometry import as_boxes, mask_to_rle
 from activeo3.types import Example
 

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Callable, Iterable, Mapping, NamedTuple, Self
 import numpy as np
 from pydantic import Field, Strict, model_validator
 
+from activeo3.data_files import files_of, look_for, missing
 from activeo3.data_io import (
     DataError,
     Finite,
@@ -45,7 +46,7 @@ from activeo3.data_io import (
     read_text,
     shortened,
 )
-from activeo3.data_set import ONE_SPLIT, Dataset, Source, files_of, look_for, missing, register
+from activeo3.data_set import ONE_SPLIT, Dataset, Source, register
 from activeo3.data_tables import PICTURE, ParquetTable, Place, open_table, picture_at
 from activeo3.geometry import area, as_boxes, clipped
 from activeo3.types import VQA, Example

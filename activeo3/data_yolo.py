@@ -18,8 +18,9 @@ import yaml
 
 from activeo3.data_annotations import Checked, Index, Picture, distinct, group_boxes
 from activeo3.data_coco import box_questions, image_questions
+from activeo3.data_files import look_for
 from activeo3.data_io import DataError, LeftOut, picture_size, read_text, shortened
-from activeo3.data_set import SPELLINGS, Dataset, Source, look_for, register
+from activeo3.data_set import SPELLINGS, Dataset, Source, register
 from activeo3.data_tiles import counted
 from activeo3.metric_rules import COCO
 

@@ -34,7 +34,7 @@ from activeo3 import (
     data_vqa,
 )
 from activeo3.data import open_dataset
-from activeo3.data_set import files_of, folder_of, look_for, parent_of, present
+from activeo3.data_files import files_of, folder_of, look_for, parent_of, present
 from activeo3.geometry import rle_to_mask
 
 # ---------------------------------------------------------------------- the mechanism

@@ -19,7 +19,7 @@ SCRIPTS = [path for path in (ROOT / "train.py", ROOT / "evaluate.py") if path.ex
 
 def part(room: str) -> str:
     """The part of the package that a room's prefix names; no prefix means the core, and files are open to all."""
-    if room in ("data_io", "data_images", "data_set"):
+    if room in ("data_io", "data_images", "data_files", "data_set"):
         return "files"
     if room in NOT_NAMED_YET:
         return NOT_NAMED_YET[room]
