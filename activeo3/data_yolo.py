@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
-import yaml
 
 from activeo3.data_annotations import Checked, Index, Picture, distinct, group_boxes
 from activeo3.data_coco import box_questions, image_questions
@@ -72,6 +71,8 @@ def read_yolo(source: Source, crowds: bool = False) -> Index:
 
 def _settings(path: Path) -> Mapping[str, Any]:
     """What data.yaml says. Raises DataError."""
+    import yaml  # comes with transformers
+
     try:
         about = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError) as error:

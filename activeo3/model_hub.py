@@ -4,7 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 
 from activeo3 import hub
 from activeo3.data_io import did_you_mean_path, is_hub_id
@@ -32,5 +32,5 @@ def download(source: str) -> None:
     Loading it may happen where the output of libraries goes to a file. Raises ModelError as ``check_there`` does.
     """
     check_there(source)
-    if not (Path(source).is_dir() or constants.is_offline_mode()) and os.environ.get("RANK", "0") == "0":
+    if not (Path(source).is_dir() or hub.is_offline()) and os.environ.get("RANK", "0") == "0":
         part_of(source, "files", snapshot_download, allow_patterns=DOWNLOADED, ignore_patterns=["*/*"])
