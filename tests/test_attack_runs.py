@@ -15,7 +15,7 @@ from tests.attack.kills import Kill
 from tests.attack.trials import Trial, attack
 
 kills = "half open metrics.jsonl", "os.rename building-checkpoint-1", "os.remove building-checkpoint-1/model.safetensors"
-harms = "full torch.save building-checkpoint-1/random-0.pt", "closed open .results.json.tmp"
+harms = "full torch.save building-checkpoint-1/training_state/random-0.pt", "closed open .results.json.tmp"
 (row, rename, removal), (full, closed) = map(Kill.read, kills), map(Harm.read, harms)
 disk = () if refusal() else (full,)
 attack("runs", [Trial("two steps", (row, *disk, rename, removal, closed))], faults_on_a_disk)
