@@ -44,7 +44,8 @@ class Config:
     whole task such as zoom_qa or refcoco, and variants such as gspo; presets.py lists them"""
     task: str = "sense"
     """sense (propose regions to zoom into), direct (find things, no zoom), segment (propose where a mask is wrong),
-    zoom_qa (answer after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection"""
+    zoom_qa (answer after zooms), or, in one step (Perception-R1): grounding, counting, ocr, detection; or a class of
+    yours, my_task.py:MyTask"""
     data: tuple[str, ...] = ("scenes",)
     """a data set, or several that are mixed: scenes (embedded world), yours as coco, jsonl, yolo or hub:NAME; python -m
     activeo3.data has all"""
@@ -183,8 +184,9 @@ class Config:
 
     def _check_named(self, data: bool = True) -> None:
         """Raise ConfigError if data sets on disk have no folder, a task model no checkpoint, or a function no file."""
-        for name in filter(is_code, self.task_model_names):
-            user_code.check("--task_model", name)
+        for flag, name in (("--task", self.task), *(("--task_model", name) for name in self.task_model_names)):
+            if is_code(name):
+                user_code.check(flag, name)
         root = f"--data {' '.join(self.data)} lives on disk: say where with --data_root FOLDER"
         on_disk = {name for name in self.data if not name.startswith(HUB)} - DRAWN
         refuse({root: data and on_disk and not self.data_root})

@@ -15,6 +15,7 @@ import torch
 
 from activeo3 import data, eval_demo, eval_output, eval_page, log, lora, model_hub, paths
 from activeo3.checkpoint_files import identity, run_state
+from activeo3.cli import is_code
 from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.data_loader import Gather, one_rank, readable
 from activeo3.data_set import HUB, Dataset, label
@@ -22,6 +23,7 @@ from activeo3.eval_config import ABSENT, EvalConfig
 from activeo3.eval_core import Benchmark, Models, evaluate
 from activeo3.eval_detection import DetectionBenchmark
 from activeo3.eval_perception import PerceptionBenchmark
+from activeo3.eval_reward import RewardBenchmark
 from activeo3.eval_runner import Model, Runner, digest
 from activeo3.eval_segmentation import SegmentationBenchmark
 from activeo3.eval_vqa import OF_DATA, VQABenchmark
@@ -136,6 +138,10 @@ def settled(config: EvalConfig, checkpoints: Sequence[Checkpoint]) -> EvalConfig
     asked = {name: task_of_data(name) for name in names}
     if config.mode and config.task == "sense":
         config = replace(config, task="zoom_qa")
+    if is_code(config.task):
+        return config
+    if own := [one for one in checkpoints if is_code(one.task)]:
+        raise ConfigError(f"{own[0].source} was trained for a task of yours: name it, --task {own[0].task}.")
     if config.task != "sense":
         fitting = {"", config.task} | ({"vqa"} if config.task == "zoom_qa" else set())
         for name, task in asked.items():
@@ -168,6 +174,8 @@ def task_of_data(name: str) -> str:
 
 def benchmark_of(name: str, config: EvalConfig, rewards: TrainConfig | None = None) -> Benchmark:
     """The benchmark of a data set: one of its own, or that of the task."""
+    if is_code(config.task):
+        return RewardBenchmark(label(name), config, rewards)
     task = "vqa" if config.task == "sense" and task_of_data(name) == "vqa" else config.task
     kind = OWN.get(name.partition(":")[0], BENCHMARKS[task]) if task == "vqa" or task == "sense" else BENCHMARKS[task]
     return kind(label(name), config, rewards)
@@ -296,7 +304,8 @@ def at_the_end(config: TrainConfig) -> Benchmark:
         "split": config.eval_split,
         "task_model": (config.task_model,),
     }
-    return BENCHMARKS[config.task]("+".join(map(label, config.data)), EvalConfig(**shared, **flags), config)
+    kind = RewardBenchmark if is_code(config.task) else BENCHMARKS[config.task]
+    return kind("+".join(map(label, config.data)), EvalConfig(**shared, **flags), config)
 
 
 def compare_start_and_trained(

@@ -30,6 +30,7 @@ from PIL import Image
 
 from activeo3 import engine, eval_setup, grpo
 from activeo3.checkpoint_files import run_state
+from activeo3.cli import is_code
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError, read_picture
 from activeo3.drawing import annotated_picture, contact_sheet, save_jpeg
@@ -75,7 +76,7 @@ def load(checkpoint: str | Path, **flags: Any) -> "Policy":
         **{name: value for name, value in known.items() if name in OF_A_RUN}, "checkpoint": (source,), **flags
     })  # fmt: skip
     rewards = TrainConfig(**{name: value for name, value in known.items() if name in OF_A_REWARD and ours})
-    if config.task not in TASKS:
+    if config.task not in TASKS and not is_code(flags.get("task", "")):
         raise ConfigError(f"{source}: --task {config.task} needs more than a picture and words; try evaluate.py.")
     task = type(task_of(config))(config, rewards)
     engine.prepare()

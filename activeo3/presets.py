@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Collection, Mapping, Sequence
 
 from activeo3 import user_code
-from activeo3.cli import ConfigError, check_known, read_flags
+from activeo3.cli import ConfigError, check_known, is_code, read_flags
 
 _ONE_SHOT: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -153,7 +153,8 @@ def from_command_line(
         raise ConfigError(f"--preset names none; there are: {', '.join(PRESETS)}.")
     for flag, choices in {"preset": PRESETS, **known}.items():
         named = given.get(flag, ())
-        check_known(flag, [named] if isinstance(named, str) else named, choices)
+        named = [named] if isinstance(named, str) else named
+        check_known(flag, [name for name in named if flag != "task" or not is_code(name)], choices)
     parts = [{name: value for name, value in PRESETS[preset].items() if name in taken} for preset in names] + [given]
     values = {name: value for part in parts for name, value in part.items()}
     if "reward_weights" in values:  # those of other terms stay

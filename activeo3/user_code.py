@@ -19,6 +19,8 @@ from typing import Any, Callable, Sequence, TypeVar
 from activeo3.cli import ConfigError, did_you_mean
 
 T = TypeVar("T")
+PREFIX = "user_code_"
+"""The names of the modules that such files become begin with it."""
 _MODULES: dict[str, ModuleType] = {}
 """What has been run, by place and content."""
 
@@ -126,7 +128,7 @@ def run_file(what: str, path: Path) -> ModuleType:
     """Run a Python file and return its module. Raises ConfigError, which begins with ``what``, if that is not
     possible."""
     _defined_in(what, path)
-    spec = importlib.util.spec_from_file_location(f"user_code_{path.stem}", path.resolve())
+    spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks for its module
     try:
@@ -134,6 +136,11 @@ def run_file(what: str, path: Path) -> ModuleType:
     except Exception as error:
         raise ConfigError(f"{what}: the file fails when it is run ({told(error, path)}).") from error
     return module
+
+
+def defines(kind: type) -> bool:
+    """Whether a class is one of the user's."""
+    return kind.__module__.startswith(PREFIX)
 
 
 def told(error: Exception, path: Path) -> str:

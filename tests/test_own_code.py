@@ -15,10 +15,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py is a script beside the package
 
 import train  # noqa: E402
-from activeo3 import engine  # noqa: E402
+from activeo3 import engine, eval_setup  # noqa: E402
 from activeo3.checkpoint_files import run_state  # noqa: E402
 from activeo3.config import ConfigError, TrainConfig  # noqa: E402
+from activeo3.eval_config import EvalConfig  # noqa: E402
 from activeo3.model import VisionLanguageModel  # noqa: E402
+from activeo3.task_detection import Sense  # noqa: E402
+from activeo3.tasks import TASKS, task_of  # noqa: E402
 
 MINE = """
 import numpy as np
@@ -35,6 +38,36 @@ def picky(attempt):
 
 def wrong(attempt):
     return attempt.boxes[99]
+"""
+
+TASK = """
+from activeo3.task_detection import Sense
+from activeo3.tasks import PromptSpec, Task, sensing_view
+from activeo3.types import ParsedAnswer, Parsed, TaskResult
+
+class Corner(Sense):
+    terms = {"format": 1.0, "corner": 2.0}
+
+    def reward_terms(self, rollout, result):
+        return {"format": float(rollout.finished), "corner": len(rollout.text) % 5 / 5}
+
+class Letters(Task):
+    \"\"\"From nothing: an answer in words about the whole picture.\"\"\"
+    crops, terms = False, {"letters": 1.0}
+
+    def prompt(self, vlm, example):
+        return PromptSpec(*sensing_view(vlm, example.image, self.config.sensing_side), f"Write about {example.query}.")
+
+    def parse(self, text, finished, prompt, example):
+        return Parsed(ParsedAnswer(()), result=TaskResult(example.boxes_px[:0], example.boxes_px[:0, 0], (text,)))
+
+    def reward_terms(self, rollout, result):
+        return {"letters": float(len(set(rollout.text)))}
+
+class Nothing(Task):
+    crops = False
+
+something = 3
 """
 
 
@@ -118,3 +151,50 @@ def test_prompts_of_the_users_are_what_the_models_are_asked(
     words.write_text('sensing = "Look out for: {object}"')
     with pytest.raises(ConfigError, match="belongs to another run: the file of --prompt_file has changed"):
         run("words", 2, **mine)
+
+
+@pytest.mark.parametrize(
+    "name, columns", [("Corner", {"reward", "format", "corner"}), ("Letters", {"reward", "letters"})]
+)
+def test_a_task_of_the_users_is_trained_and_has_a_table(
+    name: str, columns: set[str], run: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "my_task.py").write_text(TASK)
+    mine = {
+        "task": f"{tmp_path}/my_task.py:{name}",
+        "task_model": "mllm",
+        "task_max_new_tokens": 4,
+        "reward": (),
+        "reward_weights": (),
+    }
+    (row,) = run("task", 1, **mine, eval_examples=2)
+    assert {key.removeprefix("reward/") for key in row if key.startswith("reward/")} == columns - {"reward"}
+    rows = json.loads((tmp_path / "task/results.json").read_text())["rows"]
+    assert [one["setting"]["policy"] for one in rows] == ["start", "trained"] and columns <= rows[0]["metrics"].keys()
+    weights = {"corner": 2.0}
+    assert rows[1]["metrics"]["reward"] == pytest.approx(
+        sum(weights.get(term, 1.0) * rows[1]["metrics"][term] for term in columns - {"reward"})
+    )
+    source = str(tmp_path / "task/checkpoint-1")
+    config = EvalConfig(checkpoint=(source,), start=str(tmp_path / "policy"))
+    checkpoints, _ = eval_setup.compared(config.checkpoint, config.start)
+    with pytest.raises(ConfigError, match=f"was trained for a task of yours: name it, --task .*my_task.py:{name}"):
+        eval_setup.settled(config, checkpoints)  # what a checkpoint says is not run
+    named = replace(config, task=mine["task"])
+    assert (
+        eval_setup.settled(named, checkpoints) is named
+        and eval_setup.benchmark_of("scenes", named).columns[0] == "reward"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [("Nothing", r"my_task.py:Nothing has no terms, prompt, reward_terms: write it"), ("something", "must be a class of tasks.Task, and is 3"),
+     ("Corners", r"defines no 'Corners' \(did you mean Corner\?\)")],
+)  # fmt: skip
+def test_what_is_no_task_is_said(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(TASK)
+    flags = ["--task", f"{tmp_path}/my_task.py:{name}"]
+    with pytest.raises(ConfigError, match=f"^--task .*{said}"):
+        task_of(TrainConfig.from_args(flags))
+    assert "Corner" not in TASKS and TASKS["sense"] is Sense
