@@ -26,7 +26,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from activeo3.config import Config
-from activeo3.model import VisionLanguageModel
 from activeo3.outputs import enough_room, make_folder, replace_file
 from activeo3.task_models import TaskModel
 from activeo3.types import Example
@@ -39,7 +38,8 @@ EVERY = 30.0
 T = TypeVar("T")
 Record = dict[str, Any]
 """What is known of one item after the work: JSON only."""
-Model = VisionLanguageModel | TaskModel
+Model = TaskModel
+"""A policy, which is a task model too, or another task model."""
 
 _NAME = re.compile(r"\.?[0-9a-f]{40}\.json(\.tmp)?")
 """A file of a Runner."""
@@ -210,7 +210,7 @@ class Runner:
             case Config():
                 values = [(field.name, getattr(thing, field.name)) for field in fields(Config)]
                 return digest(repr(values), repr(thing.own_files))
-            case Example() | VisionLanguageModel() | TaskModel():
+            case Example() | TaskModel():
                 if thing not in self._digests:
                     self._digests[thing] = self._fields(thing) if isinstance(thing, Example) else self._identity(thing)
                 return self._digests[thing]

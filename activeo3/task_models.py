@@ -230,7 +230,7 @@ class UserFunction(TaskModel):
     def _checked(self, crop: Crop, size: tuple[int, int], pair: Any) -> Detections:
         """One crop's result as Detections."""
         try:
-            boxes, scores = (np.asarray(part, dtype=float) for part in pair)
+            boxes, scores = (np.asarray(on_cpu(part), dtype=float) for part in pair)
         except (TypeError, ValueError):
             raise self._refused(crop, "returns no pair of boxes and scores, two lists of numbers") from None
         boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
@@ -245,6 +245,11 @@ class UserFunction(TaskModel):
 
     def _refused(self, crop: Crop, what: str) -> ConfigError:
         return ConfigError(f"--task_model {self.named}, for example {crop.example.id}, {what}.")
+
+
+def on_cpu(part: Any) -> Any:
+    """A tensor without its graph and on the CPU; anything else as it is."""
+    return part.detach().cpu() if hasattr(part, "detach") else part
 
 
 # ---------------------------------------------------------------------- many crops, one picture

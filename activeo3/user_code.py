@@ -117,10 +117,12 @@ def load_function(flag: str, named: str, parameters: Sequence[str]) -> Callable[
 
 def call(what: str, path: Path, function: Callable[..., T], *values: Any) -> T:
     """``function(*values)`` of a file of the user's. Raises ConfigError, ``what`` and its error in a few words, if it
-    fails."""
+    fails; torch's OutOfMemoryError is left to those who can ask for less."""
     try:
         return function(*values)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         raise ConfigError(f"{what} fails ({told(error, path)}).") from error
 
 

@@ -4,6 +4,7 @@ The scripted expert reads its answer off the pixels of the crop, so a box that c
 place in the original picture went through the real crop, the real view size and the real frame.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -416,3 +417,15 @@ def test_what_a_users_function_does_wrong_is_named(body: str, said: str, user_fu
     windows = [Region(0.0, 0.0, 50.0, 50.0), Region(10.0, 0.0, 50.0, 50.0)]
     with pytest.raises(ConfigError, match=said):
         act(task_model, [question(painted((60, 60), []))], [windows], CONFIG)
+
+
+def test_tensors_with_a_graph_are_read_and_a_full_gpu_is_left_to_smaller_batches(user_function) -> None:
+    body = """import torch
+def find(crops, queries):
+    if len(crops) > 2:
+        raise torch.OutOfMemoryError("full")
+    return [(torch.ones(1, 4, requires_grad=True) * torch.tensor([0, 0, 9, 8]), torch.tensor([0.5], requires_grad=True))] * len(crops)
+"""
+    windows = [Region(10.0 * k, 0.0, 10.0 * k + 50, 50.0) for k in range(5)]
+    (result,) = act(user_function(body), [question(painted((200, 60), []))], [windows], replace(CONFIG, merge="concat"))
+    assert result.boxes_px.tolist() == [[10.0 * k, 0.0, 10.0 * k + 9, 8.0] for k in range(5)]
