@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import string
-import tomllib
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -41,6 +40,8 @@ def _content(path: Path, what: str) -> Mapping[str, Any]:
     """What a toml or json file holds."""
     if path.suffix != ".toml":
         return read_object(path, what)
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
