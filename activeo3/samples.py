@@ -34,6 +34,7 @@ from activeo3.outputs import enough_room
 from activeo3.types import Example, Region, Reward, Rollout, TaskResult
 
 ONE_MASK, ONE_STEP = 0.75, "step-{:06d}"
+SMALL = 260  # pixels of the longer side of one of many pictures: a page has more than a hundred, in 4 MB
 RIGHT = {
     "answer": (0.5, "the answer in words is right"),
     "right": (0.5, "the answer in words is right"),
@@ -138,7 +139,7 @@ class Sample:
     def card(self, small: bool = False, max_side: int = 0) -> "Card":
         """The answer as a page shows it; ``small``: as one of many, without words in its picture."""
         crops, dialogue = self.crops(), self.dialogue
-        pictures = {"small": self.plain_picture()} if small else {}
+        pictures = {"small": self.plain_picture(SMALL)} if small else {}
         pictures |= {"picture": self.picture(max_side)} | ({"crops": crops} if crops else {})
         pictures |= {f"crop{number}": self.crop(number) for _, shown in dialogue for number in shown[:8]}
         return Card(self._line() | {"turns": dialogue}, {name: jpeg(image) for name, image in pictures.items()})
