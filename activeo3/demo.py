@@ -78,15 +78,17 @@ def run(sources: Sequence[str], example: Example, size: int, seed: int, folder: 
         print("\n".join(lines(source, group)), flush=True)
         stories.append(story(source, policy.ask(example)))
         sheets.append(group.picture())
-        for answer in ranked(group):
-            terms = {term: f"{value:.2f}" for term, value in answer.reward.terms.items()}
-            rows.append({"model": source, "reward": f"{answer.reward.total:.2f}", **terms, "answer": answer.text})
+        rows += [
+            {"model": source, "reward": f"{answer.reward.total:.2f}", "answer": answer.text} for answer in ranked(group)
+        ]
     print(ADVANTAGE)
     for name, pictures in ((STORY, stories), (GROUP, sheets)):
         outputs.leave_picture(folder / name, drawing.contact_sheet(pictures, columns=1))
     summary = [f"question: {example.query}", f"answers: {size} of each model, at temperature 1"]
     title = f"One group: {example.query}"
-    return html_report.write_picture_page(folder / PAGE, title, summary, [*stories, *sheets], rows, list(rows[0]))
+    return html_report.write_picture_page(
+        folder / PAGE, title, summary, [*stories, *sheets], rows, ["model"] * (len(sources) > 1) + ["reward", "answer"]
+    )
 
 
 def has_screen() -> bool:
