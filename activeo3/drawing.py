@@ -192,14 +192,31 @@ def under_mask(example: Example, mask: np.ndarray) -> Example:
 def corrected_picture(
     example: Example, regions: Sequence[Region], mask: np.ndarray, max_side: int = 560
 ) -> Image.Image:
-    """The mask before and after (H, W), with the regions in between drawn over both."""
+    """The mask before and after (H, W), with the regions in between drawn over both: a close-up of all masks, its
+    longer side ``max_side`` pixels."""
     true, first = map(rle_to_mask, example.draft)
+    x1, y1, x2, y2 = _around(true | first | mask)
+    grow = max_side / max(x2 - x1, y2 - y1)
+    size = round((x2 - x1) * grow), round((y2 - y1) * grow)
+    moved = [Region(*((edge - start) * grow for edge, start in zip(region, (x1, y1, x1, y1)))) for region in regions]
     legend = [(TRUE, "right"), (LACKING, "missing"), (SURPLUS, "too much"), (REGION, counted(len(regions), "region"))]
     panels = []
     for words, state in (("before", first), ("after", mask)):
         caption = f"{example.query}, {words}: IoU {figure(mask_iou(state, true))}"
-        panels.append(_panel(under_mask(example, state), regions, NOTHING, caption, legend, max_side))
+        shown = under_mask(example, state)
+        close_up = replace(shown, image=shown.image.resize(size, Image.Resampling.LANCZOS, (x1, y1, x2, y2)))
+        panels.append(_panel(close_up, moved, NOTHING, caption, legend, max_side))
     return contact_sheet(panels, columns=2)
+
+
+def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The window in whole pixels that holds a mask (H, W) and a third of its longer side around it."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, 0, mask.shape[1], mask.shape[0]
+    margin = max(np.ptp(rows), np.ptp(columns), 32) // 3
+    x1, y1 = max(0, int(columns[0] - margin)), max(0, int(rows[0] - margin))
+    return x1, y1, int(min(mask.shape[1], columns[-1] + margin + 1)), int(min(mask.shape[0], rows[-1] + margin + 1))
 
 
 def crops_strip(example: Example, regions: Sequence[Region], outcome: TaskResult, side: int = 220) -> Image.Image:

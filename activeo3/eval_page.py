@@ -1,6 +1,6 @@
 """The page of an evaluation, and what the end of a training run adds to the page of the run.
 
-Its headline compares, by the first metric of the table, the start policy, the trained ones and the ceiling. Its gallery
+Its headline compares, by the main metric of the table, the start policy, the trained ones and the ceiling. Its gallery
 has held-out questions of every kind: fixed by the training, broken by it, still wrong, right before and after.
 """
 
@@ -32,8 +32,8 @@ Load = Callable[[Example], Example] | None
 
 
 def headline(one: Finished) -> list[Bar]:
-    """Untrained, every trained policy, and the ceiling, by the first metric of the table; [] where there is none."""
-    measure = one.benchmark.columns[0]
+    """Untrained, every trained policy, and the ceiling, by the benchmark's main metric; [] where there is none."""
+    measure = _measure(one)
     rows = [row for row in one.main if not row.setting.blind and isinstance(row.metrics.get(measure), Metric)]
     rows = [row for row in rows if row.setting.task_model == rows[-1].setting.task_model or row.setting.policy]
     trained = [row for row in rows if row.setting.policy not in ("", "start") and not _is_ceiling(row)]
@@ -47,6 +47,11 @@ def headline(one: Finished) -> list[Bar]:
     named = [("untrained", row) for row in start[:1]] + [(row.setting.policy, row) for row in best]
     named += [("ceiling", row) for row in ceilings[-1:]]
     return [Bar(name, eval_glossary.meaning(row.setting.method), *row.metrics[measure]) for name, row in named]
+
+
+def _measure(one: Finished) -> str:
+    """The metric that decides which policy is the best."""
+    return one.benchmark.best or one.benchmark.columns[0]
 
 
 def _is_ceiling(row: Row) -> bool:
@@ -96,7 +101,7 @@ def results(one: Finished) -> dict[str, Any]:
     names = [*(str(row["method"]) for row in first.cells), *first.columns]
     meanings = {name: words for name in names if (words := eval_glossary.meaning(name))}
     apart = [name for name in MAIN_METHODS if any(row.setting.method == name for row in one.main)]
-    measure = one.benchmark.columns[0]
+    measure = _measure(one)
     return {
         "headline": headline(one),
         "measure": f"{measure}: {eval_glossary.meaning(measure)}; {first.title}; the thin line is the 95 % interval",

@@ -49,7 +49,7 @@ from activeo3.eval_core import LENIENT_ONLY, STRICT, Benchmark, Map, Method, Mod
 from activeo3.eval_runner import Record
 from activeo3.geometry import as_boxes
 from activeo3.model import VisionLanguageModel
-from activeo3.samples import Sample
+from activeo3.samples import Sample, with_evidence
 from activeo3.task_models import crop_view
 from activeo3.task_zoom_qa import ZoomDialogue, ZoomQA, asked_of, covered
 from activeo3.tasks import PromptSpec, sensing_view
@@ -162,7 +162,8 @@ class ZoomQABenchmark(Benchmark):
     def sample(self, example: Example, record: Record, title: str) -> Sample:
         zooms = tuple(Region(*zoom["window_px"]) for zoom in record["zooms"] if zoom["status"] == "zoom_executed")
         reward = Reward(record["terms"], record["reward"])
-        return Sample(example, record["text"], zooms, NOTHING, reward, title, None, record["answer"] or "nothing")
+        shown = with_evidence(example), record["text"], zooms, NOTHING, reward, title
+        return Sample(*shown, said=record["answer"] or "nothing", statuses=tuple(record["statuses"]))
 
 
 def _record(rollout: Rollout, reward: Reward) -> Record:

@@ -293,7 +293,7 @@ def _gallery(page: Page) -> list[dict[str, Any]]:
     parts = {name: pairs for name, pairs in sorted_pairs.items() if pairs or page.counts.get(name)}
     return [
         {"kind": name, "pairs": pairs, "count": page.counts.get(name, len(pairs)), "of": of_all}
-        | {"open": name != KINDS[-1]}
+        | {"open": name != KINDS[-1] or len(parts) == 1}
         for name, pairs in parts.items()
     ]
 

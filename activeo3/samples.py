@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ IN_WORDS = {"answer", "right", "text", "count"}
 """Those of answers in words or numbers."""
 
 
+def with_evidence(example: Example) -> Example:
+    """An example that is asked in words: the question as its query, and where its answer can be seen as its boxes."""
+    vqa = example.vqa
+    return replace(example, query=vqa.question, boxes_px=vqa.evidence_px, crowd=None, areas=None) if vqa else example
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One answer with its result and reward, to be drawn. ``title`` names the policy, ``text`` is the answer itself.
@@ -73,7 +79,8 @@ class Sample:
         regions, episode = rollout.regions if rollout.result is None else None, rollout.episode
         said = (episode.answer or "nothing") if episode else None
         statuses = tuple(episode.statuses) if episode else ()
-        shared = rollout.example, rollout.text, regions, outcome, score, title
+        example = with_evidence(rollout.example) if episode else rollout.example
+        shared = example, rollout.text, regions, outcome, score, title
         return cls(*shared, rollout.action.error, said, statuses)
 
     @property
