@@ -55,5 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     terminal.protect()
+    processes.watch()
+    processes.tell(kept=lambda: "the same command goes on with what is not uploaded yet")
     with processes.one_sentence(ConfigError):
         main()

@@ -147,7 +147,7 @@ class TensorBoard:
         self.writer.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["JPEG"]) as image:  # of our own
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def table(self, step: int, cells: Sequence[Mapping[str, Any]]) -> None:

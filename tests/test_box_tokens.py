@@ -16,7 +16,7 @@ from activeo3 import prompts, task_perception
 from activeo3.config import TrainConfig
 from activeo3.families import as_json, marked
 from activeo3.rollout import sample_rollouts
-from activeo3.task_models import Crop, ask
+from activeo3.task_models import Crop
 from activeo3.tasks import known_tasks
 from activeo3.types import VQA, Example, Objects, Region, Rollout, Sampling
 
@@ -107,7 +107,7 @@ def test_one_shot_answers_are_read(task: str, answer: str, count: int, tokenizer
 def test_the_task_role_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
     task_model = Scripted("qwen2_vl", tokenizer, lambda *_: marked([BOX], ["cup"]) + END)
     example = Example("one", IMAGE, "cup", np.array([REGION]))
-    (found,) = ask(task_model, [Crop(example, Region(0, 0, 1344, 896))], CONFIG)
+    (found,) = task_model.find([Crop(example, Region(0, 0, 1344, 896))], CONFIG)
     np.testing.assert_allclose(found.boxes_px, [REGION])
     assert "box tokens" in task_model.shown[0][1]
 

@@ -286,7 +286,8 @@ def test_the_first_command_trains(trained: Path) -> None:
 def test_the_other_training_commands_train(
     here: None, policy: str, photos: Path, small_sam: list[str], tmp_path: Path
 ) -> None:
-    lines = to_run("train.py")[1:]
+    own = re.compile(r"my_|detector$|hub:|^jsonl|^yolo")  # run with files of their own: test_own_code, test_own_data
+    lines = [words for words in to_run("train.py")[1:] if not any(map(own.search, words))]
     assert len(lines) >= 12
     for number, words in enumerate(lines):
         given = [str(photos) if word == "FOLDER" else word for word in words[words.index("train.py") + 1 :]]
@@ -319,7 +320,7 @@ def test_the_evaluation_commands_evaluate(
         )
         evaluate.main(config)
         if config.image:
-            assert (folder / "photo.jpg.looked.png").exists()
+            assert list(folder.glob("*.looked.png"))
         else:
             row = "| active" if config.methods == ("cot", "active") else "| trained"
             assert row in capsys.readouterr().out and (folder / "results.json").exists()

@@ -365,7 +365,7 @@ def test_the_end_of_a_run_of_episodes_is_a_table_and_a_page(family: str, tokeniz
         ("default", "trained", 1),
     ]
     assert capsys.readouterr().out.count("| trained ") == 4  # answers, and turns
-    assert "activeo3: zoom_qa" in (tmp_path / "report.html").read_text()
+    assert "ungrounded_wrong" in (tmp_path / "report.html").read_text()  # a column, and what it means
 
 
 # ---------------------------------------------------------------------- in words

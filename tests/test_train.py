@@ -789,9 +789,12 @@ def compared(config: TrainConfig, ranks: Distributed, folder: Path, reference: s
         patch.setattr(eval_baselines, "sample_rollouts", look_widely)
         patch.setattr(eval_setup, "evaluate", run)
         patch.setattr(eval_runner, "BATCH", 3)
-        eval_setup.compare_start_and_trained(
+        table, examples = eval_setup.compare_start_and_trained(
             actor, task_model, task_model, small_pictures(), config, eval_runner.Runner(ranks)
         )
+        if ranks.rank == 0:
+            eval_setup.write_end(table, examples, config, ranks.print)
+    ranks.barrier()
     return kept
 
 

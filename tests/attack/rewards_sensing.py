@@ -24,7 +24,7 @@ from activeo3.model import VisionLanguageModel
 from activeo3.presets import PRESETS
 from activeo3.prompts import boxes_answer, sensing_answer
 from activeo3.task_model_sam import Perfect
-from activeo3.task_models import Crop, Detections, TaskModel, ask
+from activeo3.task_models import Crop, Detections, TaskModel
 from activeo3.task_segmentation import Draft, error_regions, with_first_masks
 from activeo3.tasks import task_of
 from activeo3.types import Example, Region, Rollout
@@ -100,7 +100,7 @@ class Kept(TaskModel):
     def find(self, looks: Sequence[Crop], config: Config) -> list[Detections]:
         new = [look for look in looks if (look.example.id, look.window) not in self.found]
         self.found |= {
-            (look.example.id, look.window): seen for look, seen in zip(new, ask(self.model, new, config), strict=True)
+            (look.example.id, look.window): seen for look, seen in zip(new, self.model.find(new, config), strict=True)
         }
         return [self.found[look.example.id, look.window] for look in looks]
 

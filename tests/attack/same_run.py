@@ -37,12 +37,13 @@ def _content(path: Path) -> Any:
     match path.name:
         case ".activeo3":
             return {name for name in content.decode().splitlines() if (path.parent / name).is_file()}
-        case "metrics.jsonl":
+        case "metrics.jsonl" | "evaluations.jsonl":
             return [_lasting(json.loads(line)) for line in content.splitlines()]
-        case name if name == "results.json" or name.startswith("answers-"):  # records have their seconds, too
+        case name if name in ("results.json", "report.json") or name.startswith("answers-"):  # they have seconds, too
             return _lasting(json.loads(content))
-        case "digests.json":
-            return {name: entry for name, entry in json.loads(content).items() if not name.endswith(".pt")}
+        case "digests.json":  # a card has the table with its seconds
+            digests = json.loads(content)
+            return {name: entry for name, entry in digests.items() if not name.endswith((".pt", "README.md"))}
     if path.suffix in (
         ".html",
         ".md",

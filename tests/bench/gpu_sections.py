@@ -26,7 +26,7 @@ from activeo3.engine import Zero3Model
 from activeo3.grpo import answer_logps
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt, sampler_logps
-from activeo3.task_models import Crop, ask, crop_view
+from activeo3.task_models import Crop, crop_view
 from activeo3.tasks import task_of
 from activeo3.types import Example, Region, Sampling
 from activeo3.vision import multiply_patches
@@ -329,9 +329,9 @@ def zero3(probe: Probe) -> None:
         count = 24 if not probe.tiny else 3
         looks = [Crop(example, Region(3.0 + i, 5.0, 90.0 + 2 * i, 120.0)) for i in range(count)]
         with reference.gathered() as task_model:
-            ask(task_model, looks, config)
+            task_model.find(looks, config)
             for batch in (16, 32):
-                seconds = once(lambda: ask(task_model, looks, replace(config, task_batch=batch)))
+                seconds = once(lambda: task_model.find(looks, replace(config, task_batch=batch)))
                 probe.note(
                     f"act: {count} crops, {config.task_max_new_tokens} tokens each, task_batch {batch}", seconds=seconds
                 )
