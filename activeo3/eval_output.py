@@ -172,7 +172,8 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
 
 def write_results(folder: Path, finished: Sequence[Finished]) -> None:
     """``results.json``, ``results.md`` and ``results.tex`` of all benchmarks so far, each replaced as a whole."""
-    parts, own = [part for one in finished for part in tables(one)], finished[0].benchmark.config.words.own
+    parts = [part for one in finished for part in tables(one)]
+    own = finished[0].benchmark.config.words.own if finished else {}
     found = results([row for one in finished for row in one.rows]) | ({"prompts": dict(own)} if own else {})
     texts = {
         "results.json": log.strict_json(found),

@@ -130,6 +130,11 @@ def _assert_saved_as_read(before: Path, after: Path, template: str) -> None:
             ]
             assert kept[0] == kept[1]
             continue
+        if name == "generation_config.json":  # ends answers, greedy, so that plain transformers gives ours
+            ends = [json.loads(p.read_text())["eos_token_id"] for p in (path, after / name)]
+            published_ends, saved_ends = ({end} if isinstance(end, int) else set(end) for end in ends)
+            assert published_ends <= saved_ends
+            continue
         assert (after / name).read_bytes() == path.read_bytes(), name
     read = json.loads((before / "config.json").read_text().replace('dtype": "bfloat16"', 'dtype": "float32"'))
     assert json.loads((after / "config.json").read_text()) == read
