@@ -276,7 +276,7 @@ def to_run(script: str) -> list[list[str]]:
     """The commands of all pages that start a script, each once; the curriculum's page has a test of its own."""
     found = [words for page, text in PAGES.items() if page != "docs/curriculum.md" for words in commands(text)]
     own = re.compile(
-        r"my_|detector$|hub:|^jsonl|^yolo|wandb"
+        r"my_|detector$|hub:|^jsonl|^yolo|wandb|eval_every"
     )  # what test_own_code, test_own_data, test_eval_training run
     return [
         list(words)
