@@ -21,7 +21,7 @@ import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -244,30 +244,36 @@ def seed_everything(seed: int, rank: int) -> None:
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Put all generators back behind a block, as if it had drawn nothing."""
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    states = _random_states()
     try:
         yield
     finally:
-        for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states):
-            restore(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
+        _put_back(states)
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of all generators of this process, as tensors and plain values."""
+    kind, words, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, words.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _put_back(states: Mapping[str, Any]) -> None:
+    """Set all generators to ``_random_states``."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def save_random_states(path: Path) -> None:
     """Write the states of all generators of this process."""
-    kind, words, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    torch.save(
-        {
-            "python": random.getstate(),
-            "numpy": (kind, words.tolist(), *rest),
-            "torch": torch.get_rng_state(),
-            "cuda": cuda,
-        },
-        path,
-    )
+    torch.save(_random_states(), path)
 
 
 def restore_random_states(path: Path) -> None:
@@ -278,11 +284,7 @@ def restore_random_states(path: Path) -> None:
         words, position = state["numpy"][1:3]
         if len(words) != _WORDS or not 0 <= position <= _WORDS:  # numpy would read beyond its words
             raise ValueError("numpy's generator has no such state")
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+        _put_back(state)
     except (TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{path} is damaged: it is no state of the random generators ({reason}).") from None

@@ -20,6 +20,7 @@ from activeo3.data_io import (
     Id,
     LeftOut,
     Row,
+    as_words,
     checked,
     id_of,
     inside,
@@ -239,7 +240,7 @@ def category_names(
     names: dict[int, str] = {}
     for one, row in categories.items():
         with left_out:
-            words = " ".join(str(needed(path, f"category {one}", row, "name")).replace("_", " ").split())
+            words = as_words(str(needed(path, f"category {one}", row, "name")))
             if not words:
                 raise DataError(f"{path}: category {one} has an empty name, rename it")
             names[numbers[one]] = words

@@ -18,7 +18,16 @@ from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 from PIL import Image
 
 from activeo3 import hub
-from activeo3.data_io import DataError, LeftOut, decode_picture, did_you_mean_path, needed, read_picture, shortened
+from activeo3.data_io import (
+    DataError,
+    LeftOut,
+    as_words,
+    decode_picture,
+    did_you_mean_path,
+    needed,
+    read_picture,
+    shortened,
+)
 from activeo3.data_own import Item, Table, row_questions
 from activeo3.data_set import SPELLINGS, Dataset, Source, listed, register
 
@@ -199,7 +208,7 @@ def _word(path: Path, what: str, category: Any, names: Sequence[str] | None) -> 
         category = names[category]
     if not isinstance(category, str) or not category.strip():
         raise DataError(f"{path}: {what} has the category {shortened(category)}, which has no name")
-    return " ".join(category.replace("_", " ").split())
+    return as_words(category)
 
 
 # ---------------------------------------------------------------------- pictures

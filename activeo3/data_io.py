@@ -172,6 +172,15 @@ def is_hub_id(text: str) -> bool:
     return text.count("/") == 1 and not text.startswith((".", "/", "~"))
 
 
+def as_words(name: str) -> str:
+    """The name of a category as it is asked for.
+
+    >>> as_words("traffic_light ")
+    'traffic light'
+    """
+    return " ".join(name.replace("_", " ").split())
+
+
 def _without_digits(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 

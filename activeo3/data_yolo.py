@@ -18,7 +18,7 @@ import numpy as np
 from activeo3.data_annotations import Checked, Index, Picture, distinct, group_boxes
 from activeo3.data_coco import box_questions, image_questions
 from activeo3.data_files import look_for
-from activeo3.data_io import DataError, LeftOut, picture_size, read_text, shortened
+from activeo3.data_io import DataError, LeftOut, as_words, picture_size, read_text, shortened
 from activeo3.data_set import SPELLINGS, Dataset, Source, register
 from activeo3.data_tiles import counted
 from activeo3.metric_rules import COCO
@@ -47,7 +47,7 @@ def read_yolo(source: Source, crowds: bool = False) -> Index:
         raise source.no_split(root, (), YAML[0])
     path, left_out = found.path, LeftOut()
     about = _settings(path)
-    names = {number: " ".join(name.replace("_", " ").split()) for number, name in _names(path, about).items()}
+    names = {number: as_words(name) for number, name in _names(path, about).items()}
     files = [file for folder in _places(source, path, about) for file in _pictures(path, root, folder)]
     pictures: dict[int, Picture] = {}
     for file in counted(files, f"{source.name}: reading picture sizes"):

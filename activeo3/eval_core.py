@@ -140,7 +140,7 @@ class Benchmark(ABC):
     columns: tuple[str, ...] = ()
     """Metrics of the headline table."""
     best: str = ""
-    """The metric that decides which checkpoint of a run is the best; "": the first column."""
+    """``main_metric``, if that is not the first column."""
     known_columns: frozenset[str] = frozenset()
     """Metrics that --columns may name beside ``columns``."""
     training: Sequence[Example] = ()
@@ -189,6 +189,11 @@ class Benchmark(ABC):
     def budgets(self, method: str, policy: str, models: Models) -> list[int]:
         """How many regions a method may propose: --regions for the tables, --budgets for the curve."""
         return sorted({self.config.regions, *self.config.budgets}) if self.methods[method].zooms else [0]
+
+    @property
+    def main_metric(self) -> str:
+        """The metric by which policies and checkpoints are compared."""
+        return self.best or self.columns[0]
 
     @property
     def main_budget(self) -> int:

@@ -10,7 +10,7 @@ answers-<benchmark>-<row>.json      the records of a row: what was asked, answer
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 from tabulate import tabulate
@@ -124,6 +124,12 @@ def as_console(one: Table, explained: bool = False) -> str:
     return "\n".join(lines + (["  all columns, with their intervals: results.md"] if explained else []))
 
 
+def say_tables(one: Finished, say: Callable[[str], None]) -> None:
+    """The tables of a benchmark on the console; the first one explains its rows."""
+    for place, part in enumerate(tables(one)):
+        say("\n" + as_console(part, explained=place == 0))
+
+
 def _short(cell: Any, whole: bool) -> Any:
     """A cell without its interval."""
     return cell.value if isinstance(cell, Metric) and not whole else cell
@@ -131,7 +137,7 @@ def _short(cell: Any, whole: bool) -> Any:
 
 def as_markdown(parts: Sequence[Table]) -> str:
     """Tables as the text of a Markdown file, in which no name becomes a tag, an image or a link."""
-    return "\n\n".join(map(as_text, parts)).replace("<", "&lt;").replace("](", "]&#40;")
+    return log.escape_markdown("\n\n".join(map(as_text, parts)))
 
 
 def as_latex(one: Table) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from activeo3 import eval_glossary, html_report, outputs
 from activeo3.eval_core import Row
-from activeo3.eval_output import Finished, as_console, label, tables, write_records, write_results
+from activeo3.eval_output import Finished, label, say_tables, tables, write_records, write_results
 from activeo3.html_report import KINDS, Bar, Page, Table, kind_of
 from activeo3.intervals import Metric
 from activeo3.plots import Panel, draw
@@ -33,7 +33,7 @@ Load = Callable[[Example], Example] | None
 
 def headline(one: Finished) -> list[Bar]:
     """Untrained, every trained policy, and the ceiling, by the benchmark's main metric; [] where there is none."""
-    measure = _measure(one)
+    measure = one.benchmark.main_metric
     rows = [row for row in one.main if not row.setting.blind and isinstance(row.metrics.get(measure), Metric)]
     rows = [row for row in rows if row.setting.task_model == rows[-1].setting.task_model or row.setting.policy]
     trained = [row for row in rows if row.setting.policy not in ("", "start") and not _is_ceiling(row)]
@@ -47,11 +47,6 @@ def headline(one: Finished) -> list[Bar]:
     named = [("untrained", row) for row in start[:1]] + [(row.setting.policy, row) for row in best]
     named += [("ceiling", row) for row in ceilings[-1:]]
     return [Bar(name, eval_glossary.meaning(row.setting.method), *row.metrics[measure]) for name, row in named]
-
-
-def _measure(one: Finished) -> str:
-    """The metric that decides which policy is the best."""
-    return one.benchmark.best or one.benchmark.columns[0]
 
 
 def _is_ceiling(row: Row) -> bool:
@@ -101,7 +96,7 @@ def results(one: Finished) -> dict[str, Any]:
     names = [*(str(row["method"]) for row in first.cells), *first.columns]
     meanings = {name: words for name in names if (words := eval_glossary.meaning(name))}
     apart = [name for name in MAIN_METHODS if any(row.setting.method == name for row in one.main)]
-    measure = _measure(one)
+    measure = one.benchmark.main_metric
     return {
         "headline": headline(one),
         "measure": f"{measure}: {eval_glossary.meaning(measure)}; {first.title}; the thin line is the 95 % interval",
@@ -167,8 +162,7 @@ def write(
     name = one.benchmark.name
     write_results(folder, finished)
     told = write_records(folder, one, examples)
-    for place, part in enumerate(tables(one)):
-        say("\n" + as_console(part, explained=place == 0))
+    say_tables(one, say)
     if told:
         say(told)
     summary = [*(f"checkpoint: {source}" for source in checkpoints), f"data: {name} ({one.split})"]

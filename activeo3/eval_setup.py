@@ -343,6 +343,5 @@ def write_end(
     eval_output.write_results(folder, [one])
     eval_output.write_records(folder, one, examples)
     eval_page.end_run_page(folder, one, examples, lost(steps))
-    for place, table in enumerate(eval_output.tables(one)):
-        say("\n" + eval_output.as_console(table, explained=place == 0))
+    eval_output.say_tables(one, say)
     say(log.where(folder))

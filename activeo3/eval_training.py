@@ -151,7 +151,7 @@ def best_metric(config: TrainConfig, benchmark: Benchmark, rows: Sequence[Row]) 
 
     Raises ConfigError if the row of the trained policy has no such metric.
     """
-    row, name = trained_row(rows), config.best_metric or benchmark.best or benchmark.columns[0]
+    row, name = trained_row(rows), config.best_metric or benchmark.main_metric
     if row is not None and name not in row.metrics:
         there = ", ".join(row.metrics)
         raise ConfigError(f"--best_metric {name}: the table of --task {config.task} has {there}.")

@@ -116,11 +116,9 @@ def write_run_page(folder: Path, live: bool = False, ended: str = "") -> Path:
     page's path."""
     facts, path = read_facts(folder), folder / "metrics.jsonl"
     rows = [row for row in read_rows(path) if isinstance(row, dict)] if path.is_file() else []
-    taken = samples.steps_of(folder)
-    steps = [(step, samples.read_cards(place, "held-out")) for step, place in _spread(taken)]
-    groups = [
-        (step, samples.read_cards(place, "samples"), _bytes(place / "view.jpg")) for step, place in _spread(taken)
-    ]
+    taken = _spread(samples.steps_of(folder))
+    steps = [(step, samples.read_cards(place, "held-out")) for step, place in taken]
+    groups = [(step, samples.read_cards(place, "samples"), _bytes(place / "view.jpg")) for step, place in taken]
     table = Table(*facts["table"]) if facts.get("table") else None
     page = Page(
         title=facts.get("title", f"activeo3: {folder.name}"),

@@ -131,7 +131,7 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 # ---------------------------------------------------------------------- the console
 
 
-class Tracker(Protocol):
+class Mirror(Protocol):
     """Keeps a run's numbers elsewhere as well (trackers.py)."""
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class RunLog:
         self.speaks = speaks
         self._seconds: deque[float] = deque(maxlen=20)
         self._bar: tqdm | None = None
-        self.mirror: Tracker | None = None
+        self.mirror: Mirror | None = None
         if not speaks:
             return
         make_folder(self.path.parent)
@@ -345,6 +345,11 @@ def is_number(value: Any) -> bool:
     """Whether a cell is read as a number: then its column stands to the right."""
     kinds = (int, float, np.integer, np.floating, tuple, type(None))
     return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def escape_markdown(text: str) -> str:
+    """A text for a Markdown file, in which no name becomes a tag, an image or a link."""
+    return text.replace("<", "&lt;").replace("](", "]&#40;")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "", digits: int = 2) -> str:

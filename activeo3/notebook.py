@@ -14,7 +14,6 @@ prompts are those of the checkpoint's run.
 
 import base64
 import html
-import io
 import math
 import sys
 import tempfile
@@ -33,13 +32,13 @@ from activeo3.checkpoint_files import run_state
 from activeo3.cli import is_code
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError, read_picture
-from activeo3.drawing import annotated_picture, contact_sheet, save_jpeg
+from activeo3.drawing import annotated_picture, contact_sheet
 from activeo3.eval_config import EvalConfig
 from activeo3.geometry import as_boxes, crop
 from activeo3.model import VisionLanguageModel
 from activeo3.presets import PRESETS
 from activeo3.rollout import sample_rollouts
-from activeo3.samples import Sample, group_picture
+from activeo3.samples import Sample, group_picture, jpeg
 from activeo3.task_models import TaskModel, is_valid_region
 from activeo3.tasks import Task, task_of
 from activeo3.terminal import one_line, printable
@@ -130,10 +129,8 @@ class Policy:
             _, (rollouts,) = sample_rollouts(self.model, self.task, [example], group, sampling)
         results = self.task.act(self.task_model, rollouts)
         rewards = _rewards(self.task, rollouts, results) if known else [None] * group
-        view = self.task.prompt(self.model, example).view
-        return Look(
-            example, view[0] if isinstance(view, list) else view, tuple(map(Answer, rollouts, results, rewards))
-        )
+        view = self.task.prompt(self.model, example).first_view
+        return Look(example, view, tuple(map(Answer, rollouts, results, rewards)))
 
     def __repr__(self) -> str:
         return f"activeo3 policy {self.source} (task {self.task.name}); .look(image, query, group=8)"
@@ -274,11 +271,10 @@ class Look:
 
     def _repr_html_(self) -> str:
         """The picture and the answers, for a notebook. Everything that a model wrote is escaped."""
-        drawn, rows = io.BytesIO(), self.rows()
-        save_jpeg(self.picture(), drawn)
+        rows = self.rows()
         lines = [list(rows[0]), *(list(row.values()) for row in rows)]
         cells = [[f"<td>{html.escape(printable(text, 1000))}</td>" for text in line] for line in lines]
         body = "".join(f"<tr>{''.join(line)}</tr>" for line in cells)
-        code = base64.b64encode(drawn.getvalue()).decode()
+        code = base64.b64encode(jpeg(self.picture(), quality=88)).decode()
         query = html.escape(printable(self.example.query, 300))
         return f'<p>{query}</p><img style="max-width:100%" src="data:image/jpeg;base64,{code}"><table>{body}</table>'

@@ -9,6 +9,7 @@ The questions are answered greedily by rank 0: no random number is drawn, and no
 
 import threading
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -67,8 +68,7 @@ class RunPage:
         cards = self._ask()
         if self.ranks.rank == 0:
             group = most_different(scored, self.config.group)
-            view = self.task.prompt(self.policy.vlm, group[0][0].example).view
-            view = view[0] if isinstance(view, list) else view
+            view = self.task.prompt(self.policy.vlm, group[0][0].example).first_view
             kept = save_samples(self.folder, step, [Sample.of(*one) for one in group], cards, view)
             self.run_log.say(f"step {step}: answers drawn in {kept}, page {self._write()}")
 
@@ -90,13 +90,18 @@ class RunPage:
             self.run_log.say(f"the page was not written: {error}")
             return None
 
+    @cached_property
+    def _examples(self) -> list[Example]:
+        """The held-out questions with what the task model adds to them, such as first masks, made once."""
+        return self.task.prepare_batch(self.task_model, self.questions)
+
     def _ask(self) -> list[Card]:
         """The policy's greedy answers to the held-out questions, drawn; on the other ranks nothing. A collective."""
-        gather: Callable[[Any], list[Any]] = self.ranks.all_gather
-        asks = bool(self.questions) and self.ranks.rank == 0
         if not self.questions:
             return []
-        examples = self.task.prepare_batch(self.task_model, self.questions) if asks else []
+        gather: Callable[[Any], list[Any]] = self.ranks.all_gather
+        asks = self.ranks.rank == 0
+        examples = self._examples if asks else []
         with self.policy.gathered() as vlm, processes.together(gather):
             rollouts = [one for (one,) in sample_rollouts(vlm, self.task, examples)[1]] if asks else []
         with self.task_model.gathered() as frozen, processes.together(gather):

@@ -43,6 +43,11 @@ class PromptSpec(NamedTuple):
     frame: Frame
     words: str
 
+    @property
+    def first_view(self) -> Image.Image:
+        """The image, or the first of several."""
+        return self.view[0] if isinstance(self.view, list) else self.view
+
 
 class Observation(NamedTuple):
     """What a policy is shown after a turn: words, and before them an image, or several, unless None.

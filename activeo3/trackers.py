@@ -24,7 +24,8 @@ from PIL import Image
 
 from activeo3 import outputs
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.log import EVALUATIONS, RunLog, read_rows, table
+from activeo3.log import EVALUATIONS, RunLog, escape_markdown, read_rows, table
+from activeo3.samples import steps_of
 
 LIBRARIES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """A tracker and the library that it needs, which is also the name of our extra."""
@@ -60,8 +61,8 @@ class Tracker(Protocol):
     def picture(self, step: int, name: str, path: Path) -> None:
         """A picture file of a step."""
 
-    def table(self, step: int, cells: Sequence[Mapping[str, Any]]) -> None:
-        """The held-out table of a step, by rows."""
+    def table(self, step: int, cells: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """The held-out table of a step, by rows; ``columns`` in their order."""
 
     def close(self) -> None:
         """Return when everything is kept."""
@@ -89,7 +90,7 @@ class Mirror:
         for tracker in self.trackers:
             tracker.log(row["step"], row)
             if cells := table_of(row):
-                tracker.table(row["step"], cells)
+                tracker.table(row["step"], cells, list(dict.fromkeys(name for of_row in cells for name in of_row)))
 
     def close(self) -> None:
         """Send the last pictures, and return when the trackers have kept everything."""
@@ -98,10 +99,11 @@ class Mirror:
             tracker.close()
 
     def _send_pictures(self, before: int) -> None:
-        folders = {int(path.name.removeprefix("step-")): path for path in self.folder.glob("samples/step-*")}
-        for step in sorted(step for step in folders if self._pictured < step < before):
+        for step, folder in steps_of(self.folder):
+            if not self._pictured < step < before:
+                continue
             self._pictured = step
-            for path in sorted(folders[step].glob("*.jpg")):
+            for path in sorted(folder.glob("*.jpg")):
                 for tracker in self.trackers:
                     tracker.picture(step, f"samples/{path.stem}", path)
 
@@ -150,9 +152,8 @@ class TensorBoard:
         with Image.open(path, formats=["JPEG"]) as image:  # of our own
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
-    def table(self, step: int, cells: Sequence[Mapping[str, Any]]) -> None:
-        columns = list(dict.fromkeys(name for row in cells for name in row))
-        self.writer.add_text("table", table(cells, columns).replace("<", "&lt;").replace("](", "]&#40;"), step)
+    def table(self, step: int, cells: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        self.writer.add_text("table", escape_markdown(table(cells, columns)), step)
 
     def close(self) -> None:
         self.writer.close()
@@ -181,10 +182,9 @@ class WeightsAndBiases:
     def picture(self, step: int, name: str, path: Path) -> None:
         self._send(step, {name: self.wandb.Image(str(path))})
 
-    def table(self, step: int, cells: Sequence[Mapping[str, Any]]) -> None:
-        columns = list(dict.fromkeys(name for row in cells for name in row))
+    def table(self, step: int, cells: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         rows = [[row.get(name) for name in columns] for row in cells]
-        self._send(step, {"table": self.wandb.Table(columns=columns, data=rows)})
+        self._send(step, {"table": self.wandb.Table(columns=list(columns), data=rows)})
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
         if step >= self.has:
