@@ -6,7 +6,7 @@ BLEU, METEOR and the word sets are nltk's, and the words of a Chinese text jieba
 (``eval_ocr_test.py``), which Perception-R1's evaluation repeats. Only benchmarks need the two packages, so they
 are an extra: ``pip install "activeo3[ocr]"``.
 
-A benchmark compares texts as they are. The reward, and DocVQA's likeness (evidence.py), compare them ``squeezed``,
+A benchmark compares texts as they are. The reward, and DocVQA's likeness (task_zoom_qa.py), compare them ``squeezed``,
 as Perception-R1's reward does: there a line break and a space are the same.
 
 Deviations from Fox's script:

@@ -182,7 +182,7 @@ LAYOUTS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("write", LAYOUTS.values(), ids=LAYOUTS)
 def test_refcoco_is_the_same_in_every_layout(root: Path, write: Callable) -> None:
-    """The same phrases and boxes as in the layouts of test_perception_data.py; boxes are clipped when the picture is
+    """The same phrases and boxes as in the layouts of test_data_perception.py; boxes are clipped when the picture is
     read."""
     write(root)
     data = open_dataset("refcoco", "val", str(root))

@@ -1,4 +1,4 @@
-"""failures.py against counting by hand: sensing and task must each be blamed for their own."""
+"""eval_detection.py: a row of failures against counting by hand: sensing and task must each be blamed for their own."""
 
 import math
 

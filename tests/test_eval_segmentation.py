@@ -1,4 +1,4 @@
-"""correction.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and
+"""task_segmentation.py and eval_segmentation.py: errors of masks from the overlay to the table, against scripted policies and
 naive loops."""
 
 import json

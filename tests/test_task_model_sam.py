@@ -1,4 +1,4 @@
-"""task_model_sam.py and clicks.py: the click rule against a naive loop, and real SAM classes with tiny random weights
+"""task_model_sam.py: the click rule against a naive loop, and real SAM classes with tiny random weights
 against the library's own processing.
 """
 

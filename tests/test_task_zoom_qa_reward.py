@@ -1,4 +1,4 @@
-"""evidence.py: right is right however it is written, and no way of zooming is worth more than a right answer."""
+"""task_zoom_qa.py: right is right however it is written, and no way of zooming is worth more than a right answer."""
 
 import random
 from itertools import permutations

@@ -1,4 +1,4 @@
-"""headlines.py: frequency groups and low overlaps, each held to pycocotools on its own."""
+"""eval_detection.py: frequency groups and low overlaps, each held to pycocotools on its own."""
 
 import contextlib
 import io
