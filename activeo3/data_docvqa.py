@@ -4,17 +4,18 @@ Where an answer stands is not annotated. The words of the page are, by Microsoft
 task: the evidence is the words that spell an answer. Two layouts are read, the first that is there, json files
 with pictures and OCR beside them, or the hub's parquet with the pictures inside. The OCR folder counts for both.
 
-An answer is scored by its likeness (kind "anls", task_zoom_qa.py). An example's ``boxes_px`` are the evidence; there are
-none where no word spells an answer.
+An answer is scored by its likeness (kind "anls", task_zoom_qa.py). An example's ``boxes_px`` are the evidence; there
+are none where no word spells an answer.
 
 docvqa_1200 is 1,200 of the questions as the hub's nielsr/docvqa_1200_examples has them, which Active-Perception-R1
 evaluates on. Its published numbers (GitHub sabdulmajid/Active-Perception-R1, ``scripts/benchmark_docvqa_suite.py``) are
 of 16 questions of the split test: the first after ``shuffle(seed=29)``. The questions are in that order here, drawn
 from the seed of the data, so ``--benchmark docvqa_1200 --data_options selection_seed=29 --limit 16`` asks the same 16
 in the same order. As there, an answer is right that is one of the answers up to case, white space, quotation marks and
-a full stop, the text that the OCR has at the answer's place included (task_zoom_qa.py's "exact"). A row: ``id``, ``image``,
-``query`` (a text per language), ``answers``, ``words`` and ``bounding_boxes`` of the OCR, ``answer`` (the OCR's own
-words for it). That boxes are x1, y1, x2, y2, as shares of the page or in its pixels, is that system's reading.
+a full stop, the text that the OCR has at the answer's place included (task_zoom_qa.py's "exact"). A row: ``id``,
+``image``, ``query`` (a text per language), ``answers``, ``words`` and ``bounding_boxes`` of the OCR, ``answer`` (the
+OCR's own words for it). That boxes are x1, y1, x2, y2, as shares of the page or in its pixels, is that system's
+reading.
 Deviations from it:
 
 1. Where an answer stands is found as for DocVQA: a run of words that spells it. There, every word of the page that is

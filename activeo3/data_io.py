@@ -147,7 +147,7 @@ def near_path(text: str | Path) -> str:
     """
     path, here = Path(text).expanduser(), Path()
     for part in path.parts:
-        if not (here / part).exists():
+        if not os.path.exists(here / part):  # also of a name that is too long for any file
             names = [entry.name for entry in here.iterdir()] if here.is_dir() and os.access(here, os.R_OK) else []
             close = difflib.get_close_matches(part, names, 1, 0.7)
             if not close or is_hub_id(str(text)) and _without_digits(close[0]) == _without_digits(part):

@@ -6,6 +6,7 @@ come from the command line, a preset or a program. What two spellings have in co
 paths.
 """
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -27,12 +28,19 @@ def expanded(text: Any, flag: str) -> Any:
     """A path, or each of a tuple of paths, with ``~`` put in full, and a folder of the hub's cache as the snapshot in
     it; other texts are returned as they are.
 
-    Raises ConfigError, naming the ``flag``, for a cached model without a snapshot, or with several and no
-    ``refs/main``.
+    Raises ConfigError, naming the ``flag``, for a text that can be no path (too long, a loop of links), and for a
+    cached model without a snapshot, or with several and no ``refs/main``.
     """
     if isinstance(text, tuple):
         return tuple(expanded(one, flag) for one in text)
     text = os.path.expanduser(text)
+    try:
+        os.stat(text)
+    except ValueError as error:  # a null character
+        raise ConfigError(f"--{flag} is no path: {error}.") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ConfigError(f"--{flag} {text[:60]} … is no path: {error.strerror.lower()}.") from None
     folder = Path(text)
     if not (_CACHED.fullmatch(folder.name) and folder.is_dir()):
         return text

@@ -78,6 +78,7 @@ def test_no_damage_is_used_and_nothing_is_run(target: Target, tmp_path: Path) ->
     once = {
         "json []",
         "model_type is {}",
+        "config is {}",
         "deleted",
         "a pipe",
         "torch bomb",

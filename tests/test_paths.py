@@ -264,6 +264,16 @@ def test_what_a_misspelt_path_may_mean_is_said(home: Path, flag: str, text: str,
     assert str(complaint.value) == f"--{flag} {text} does not exist: did you mean {expected}?"
 
 
+@pytest.mark.parametrize("flag", ["model", "task_checkpoint", "data_root", "ds_config", "prompt_file", "output_dir"])
+def test_what_can_be_no_path_is_one_sentence(home: Path, flag: str) -> None:
+    (home / "round").symlink_to(home / "round")
+    for text, reason in (("9" * 300, "file name too long"), (str(home / "round"), "symbolic links")):
+        with pytest.raises(ConfigError, match=f"--{flag} .* is no path: .*{reason}"):
+            TrainConfig.from_args([f"--{flag}", text])
+    with pytest.raises(ConfigError, match=f"--{flag} is no path: .*null"):
+        TrainConfig(**{flag: "a\0b"})
+
+
 def test_a_misspelt_file_is_named_wherever_files_are_read(home: Path) -> None:
     (home / "order.json").write_text("{}")
     with pytest.raises(ConfigError, match="oder.json: there is no such file, did you mean order.json"):
