@@ -174,6 +174,8 @@ class VisionLanguageModel(Mllm, Scorer):
                 finite; ``flex`` without a GPU.
         """
         vlm = cls._load(source, dtype, attention, base)
+        if sum(tensor.nbytes for tensor in vlm.model.parameters()) >= LARGE:
+            return_freed_memory()
         vlm.name, vlm.trained_here = source, trained_here(source)
         return vlm
 
@@ -282,6 +284,10 @@ def family_of(source: str, supported: Iterable[str], base: str = "") -> str:
     return family
 
 
+LARGE = 2**30
+"""Bytes of weights from which memory is scarcer than the time to map it."""
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors give back, instead of returning it to the system.
 
@@ -293,3 +299,17 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt") and not torch.cuda.is_available():  # glibc
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation has a mapping of its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
+
+
+def return_freed_memory() -> None:
+    """Let every tensor of 1 MB and more have memory of its own, which returns to the system when it is freed.
+
+    Freed memory that is kept lies in pieces between what is in use, and new tensors do not fit into them. One step of
+    Qwen2.5-VL-3B in bfloat16 took 19 GB so, and takes 10. It takes longer by the mapping of pages; where the weights
+    fill much of the machine, arithmetic is still most of it.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and not torch.cuda.is_available():  # glibc
+        libc.mallopt(-4, 65536)  # M_MMAP_MAX
+        libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**17)  # M_TRIM_THRESHOLD

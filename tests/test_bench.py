@@ -10,11 +10,13 @@ from typing import Sequence
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 
 import crops  # noqa: E402
+import full_size  # noqa: E402
 import gpu  # noqa: E402
 import gpu_kernels  # noqa: E402
 import gpu_sections  # noqa: E402
@@ -25,6 +27,8 @@ from probe import Probe  # noqa: E402
 from setting import Point, Setting, Stopwatch, pictures  # noqa: E402
 
 from activeo3 import data_scenes  # noqa: E402
+from activeo3.config import TrainConfig  # noqa: E402
+from activeo3.eval_config import EvalConfig  # noqa: E402
 from activeo3.packing import Prompt  # noqa: E402
 from activeo3.types import TaskResult  # noqa: E402
 
@@ -249,3 +253,26 @@ def test_a_failure_is_a_finding_and_the_check_says_so_at_its_end(
     monkeypatch.setattr(gpu, "start_section", fails)
     with pytest.raises(SystemExit, match="failed: env: a kernel"):
         gpu.main(["--sections", "env", "--tiny", "--out", str(tmp_path)])
+
+
+def test_the_real_size_is_written_in_the_published_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sizes of a small model in place of the real ones; the real vocabulary, and both commands are read."""
+    monkeypatch.setattr(full_size, "TEXT", {})
+    monkeypatch.setattr(full_size, "VISION", {})
+    full_size.write_model(tmp_path / "model")
+    full_size.write_picture(tmp_path / "coco")
+    model, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(report.values()) and model.dtype == torch.bfloat16
+    assert model.get_input_embeddings().num_embeddings == full_size.published.ROWS
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    found = full_size.commands(tmp_path, tmp_path / "coco", ["--seed", "3"])
+    config = TrainConfig.from_args(found["train.py"])
+    assert (config.dtype, config.lora, config.sensing_side, config.seed) == ("bfloat16", 8, 1024, 3)
+    asked = EvalConfig.from_args(found["evaluate.py"])
+    assert (asked.data, asked.sensing_side, asked.methods) == (("coco",), 1024, ("active",))
+
+
+def test_memory_that_a_process_has_for_itself_is_counted(tmp_path: Path) -> None:
+    work = "import time; held = bytearray(300_000_000); time.sleep(1)"
+    code, minutes, gigabytes = full_size.measured(tmp_path / "log", "-c", work)
+    assert code == 0 and 0.3 < gigabytes < 0.33 and minutes > 1 / 60
