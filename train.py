@@ -48,15 +48,15 @@ def train_step(
         results = task.act(frozen, rollouts)  # P*G: crops from the original pixels, seen by a frozen model
         rewards = [task.reward(rollout, result) for rollout, result in zip(rollouts, results)]  # P*G
 
-    values = torch.tensor([reward.total for reward in rewards]).view(-1, config.group)  # (P, G)
+    values, costs = torch.tensor([reward.parts for reward in rewards]).view(-1, config.group, 2).unbind(-1)  # (P, G)
     # Excluded from its group: a reward that is not finite and, with --mask_truncated, a truncated completion.
     complete = [rollout.finished or not config.mask_truncated for rollout in rollouts]
     scored = torch.tensor([ok and not reward.faults for ok, reward in zip(complete, rewards)]).view_as(values)  # (P, G)
-    advantages = grpo.advantages(values, config.advantage, config.divide_by_std, ranks.all_reduce_sum, scored)  # (P, G)
+    advantages = grpo.advantages(values, config.advantage, config.divide_by_std, ranks.all_reduce_sum, scored, costs)
 
     with timer("update"):
         stats = update(step, prompts, groups, advantages.to(ranks.device), policy, reference, task, config)
-    zero_std_groups = int(grpo.zero_spread(values, scored).sum())
+    zero_std_groups = int(grpo.zero_spread(advantages, scored).sum())
     row = monitor.step_row(step, rollouts, rewards, scored.numpy(), zero_std_groups, ranks.all_reduce_sum)
     compared = [replace(one, advantage=value) for one, value in zip(rewards, advantages.flatten().tolist())]  # P*G
     return row | stats | timer.times(), list(zip(rollouts, results, compared))

@@ -23,7 +23,7 @@ from activeo3.prompts import Wording
 
 # The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
-DRAWN = {"scenes", "close_ups", "plates"}  # data sets that need no files
+DRAWN = {"scenes", "close_ups", "plates", "mixed"}  # data sets that need no files
 
 Positive = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
@@ -322,6 +322,8 @@ class TrainConfig(Config):
     """the ratio is clipped from above at 1 + clip_high (DAPO's clip-higher: 0.28)"""
     divide_by_std: bool = True
     """divide by the group's spread (GRPO); false: only subtract the mean (Dr. GRPO). For --advantage group"""
+    divide_costs: bool = True
+    """also the cost of zooms; false: it is compared with the siblings' as it is, after the rest was divided"""
 
     # ---- the reward
     reward: tuple[str, ...] = ()
@@ -339,6 +341,8 @@ class TrainConfig(Config):
     """zoom_qa: every place counts once, and less for large regions (ours); or per call, as Active-Perception-R1 does"""
     evidence_gate: bool = True
     """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
+    cost_gate: bool = False
+    """zoom_qa: a zoom costs as far as the answer is right; false: in every answer"""
     perception_reward: Literal["f1", "paper"] = "f1"
     """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms (matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"

@@ -19,6 +19,7 @@ from activeo3 import (
     data_fetch,
     data_hub,
     data_lvis,
+    data_mixed,
     data_mmbench,
     data_own,
     data_perception,
@@ -37,8 +38,8 @@ from activeo3.data_files import present
 from activeo3.data_io import DataError
 from activeo3.data_set import DATASETS, HUB, Dataset, Source, listed, mixed, open_source
 
-_REGISTERED = (data_coco, data_docvqa, data_hub, data_lvis, data_mmbench, data_own, data_perception, data_refcoco,
-               data_scenes, data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip
+_REGISTERED = (data_coco, data_docvqa, data_hub, data_lvis, data_mixed, data_mmbench, data_own, data_perception,
+               data_refcoco, data_scenes, data_soda, data_thinobject, data_vqa, data_yolo)  # fmt: skip
 """The rooms that register data sets when they are imported."""
 
 

@@ -390,7 +390,7 @@ def close_up(split: str, index: int) -> Example:
 
     Boxes of things that the border cuts end there.
     """
-    whole, rng = scene(split, index), _draws(split, index, 2)
+    whole, rng = scene(split, index), draws(split, index, 2)
     window = things_window(whole, whole.targets, rng)
     picture = within(whole, window)
     boxes = lambda things: geometry.clipped(geometry.as_boxes([t.box_px for t in things]), picture.size)  # noqa: E731
@@ -413,7 +413,7 @@ def close_up(split: str, index: int) -> Example:
 def plate(split: str, index: int) -> Example:
     """A close-up of a plate, with its question in words and its text."""
     whole = scene(split, index)
-    window = plate_window(whole, _draws(split, index, 3))
+    window = plate_window(whole, draws(split, index, 3))
     boxes_px = geometry.as_boxes([within(whole, window).plate_px])
     return Example(
         id=f"plates-{split}-{index:06d}",
@@ -431,7 +431,7 @@ def _cut(whole: Scene, window: Window) -> Image.Image:
     return whole.render().crop(tuple(int(v) for v in window))
 
 
-def _draws(split: str, index: int, what: int) -> np.random.Generator:
+def draws(split: str, index: int, what: int) -> np.random.Generator:
     """Random numbers of a field of its own, which leave the world's pictures as they are."""
     return np.random.default_rng([WORLD, list(SIZES).index(split), index, what])
 

@@ -49,6 +49,7 @@ def advantages(
     divide_by_std: bool = True,
     totals: Totals = dict,
     scored: Tensor | None = None,
+    costs: Tensor | None = None,
 ) -> Tensor:
     """How good each answer is, by a baseline that needs no critic: (P, G) rewards -> (P, G) advantages.
 
@@ -68,14 +69,21 @@ def advantages(
         rewards: (P, G), one row per prompt.
         totals: sums named numbers over ranks; every rank calls it equally often.
         scored: (P, G), True where the reward counts; None: everywhere.
+        costs: (P, G), negative, a part of the reward that ``rewards`` does not hold. It is compared with the siblings'
+            and never divided: divided by its own spread, the smallest cost would weigh as much as a right answer
+            wherever all answers are wrong.
 
     Raises:
         ValueError: if G < 2, or a reward that counts is NaN or infinite.
 
     >>> advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), "rescaled").tolist()
     [[-2.0, 2.0], [0.0, 0.0]]
+    >>> advantages(torch.zeros(1, 2), costs=torch.tensor([[-0.5, 0.0]])).tolist()
+    [[-0.25, 0.25]]
     """
     scored = everywhere(rewards) if scored is None else scored  # (P, G)
+    if costs is not None:
+        return advantages(rewards, kind, divide_by_std, totals, scored) + group_advantages(costs, False, scored)
     if kind == "group":
         return group_advantages(rewards, divide_by_std, scored)
     centred = group_advantages(rewards, False, scored)  # (P, G)

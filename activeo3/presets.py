@@ -74,6 +74,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "task": "zoom_qa", "model": "data/tiny-tasks", "max_new_tokens": 40, "max_turns": 2, "max_zooms": 1,
         "least_zoom": 0.005, "reward_weights": ("calls=0",), "steps": 80, "save_every": 80, "eval_examples": 200,
     },
+    # How many looks a picture needs, in the embedded world with mixed difficulty: up to three regions at once, as in
+    # ACTIVE-O3's one step. A look earns nothing but a right answer.
+    "mixed": {
+        "task": "zoom_qa", "data": ("mixed",), "model": "data/tiny-tasks", "max_new_tokens": 100, "max_turns": 2,
+        "max_zooms": 3, "regions_per_turn": 3, "least_zoom": 0.005, "reward_weights": ("calls=0", "evidence=0"),
+        "steps": 60, "save_every": 20, "eval_examples": 200,
+    },
     # One-shot perception on a laptop, a task each: close-ups of the embedded world, and the same policy.
     "grounding": _CLOSE_UP | {"task": "grounding", "max_new_tokens": 40},
     "counting": _CLOSE_UP | {"task": "counting", "max_new_tokens": 180},

@@ -18,7 +18,7 @@ text remains. packing.py says what exactly is masked.
     answer     0 to 1, by the kind of question: exact, number, anls (DocVQA), choice
     evidence   answer x |U and E| / |E| x (1 - |U| / |image|)
                E: where the evidence is; U: all regions that were zoomed into, together
-    calls      minus the number of zooms that were requested, executed or not
+    calls      minus the number of zooms that were requested, executed or not; with ``cost_gate`` x answer
 
 Active-Perception-R1's process reward pays for every call anew, counts recall alone and does not ask whether
 the answer is right: three zooms at one place with a wrong answer earn more there than a right answer without
@@ -72,6 +72,7 @@ class ZoomQA(Task):
 
     name = "zoom_qa"
     terms = {"answer": 1.0, "evidence": 0.35, "calls": 0.05}
+    costs = ("calls",)
     crops = False
     turns = True
     benchmark = "zoom_qa"
@@ -104,7 +105,8 @@ class ZoomQA(Task):
         """Answer, evidence and calls."""
         asked, episode = asked_of(rollout.example), rollout.episode
         gated, per_call = self.reward_config.evidence_gate, self.reward_config.evidence == "per_call"
-        return terms(episode.answer, episode.zooms, asked, rollout.example.size_px, gated, per_call)
+        found = terms(episode.answer, episode.zooms, asked, rollout.example.size_px, gated, per_call)
+        return found | {"calls": found["calls"] * found["answer"]} if self.reward_config.cost_gate else found
 
 
 # ---------------------------------------------------------------------- an episode

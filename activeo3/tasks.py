@@ -76,13 +76,15 @@ class Conversation(Protocol):
 class Task(ABC):
     """One task under one config. ``reward_config`` holds the settings of the reward; an evaluation uses the defaults.
 
-    Class attributes: ``name`` as in ``--task``; ``terms`` with the default weight of every reward term; ``crops`` is
-    False where the answer is the result; ``turns`` is True where the policy may zoom and answer again; ``benchmark``
-    names the evaluation; ``task_models`` are the values of ``--task_model`` that can work on its crops.
+    Class attributes: ``name`` as in ``--task``; ``terms`` with the default weight of every reward term, of which
+    ``costs`` are what an answer pays for; ``crops`` is False where the answer is the result; ``turns`` is True where
+    the policy may zoom and answer again; ``benchmark`` names the evaluation; ``task_models`` are the values of
+    ``--task_model`` that can work on its crops.
     """
 
     name: ClassVar[str]
     terms: ClassVar[Mapping[str, float]]
+    costs: ClassVar[tuple[str, ...]] = ()
     crops: ClassVar[bool] = True
     turns: ClassVar[bool] = False
     benchmark: ClassVar[str] = "detection"
@@ -155,7 +157,9 @@ class Task(ABC):
         terms = self.reward_terms(rollout, result) | {
             name: term(rollout, result) for name, term in self.user_terms.items()
         }
-        return Reward(terms, sum(self.weights[name] * value for name, value in terms.items()))
+        weighted = {name: self.weights[name] * value for name, value in terms.items()}
+        apart = () if self.reward_config.divide_costs else self.costs
+        return Reward(terms, sum(weighted.values()), cost=sum((weighted[name] for name in apart), 0.0))
 
     def check(self) -> None:
         """Raise ConfigError for flags that do not go with this task."""

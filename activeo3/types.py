@@ -299,12 +299,19 @@ class Rollout:
 class Reward:
     """A reward with its parts: ``terms`` unweighted by name, ``total`` = sum of weight x term.
 
-    ``advantage`` is what the update weighs the answer with; None before it is compared with its group.
+    ``advantage`` is what the update weighs the answer with; None before it is compared with its group. ``cost`` is the
+    part of ``total`` that is compared without being divided by the group's spread (--update_options divide_costs).
     """
 
     terms: Mapping[str, float]
     total: float
     advantage: float | None = None
+    cost: float = 0.0
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """The total without ``cost``, and ``cost``. The difference is exact in single precision."""
+        return self.total - self.cost, self.cost
 
     @property
     def faults(self) -> tuple[str, ...]:

@@ -272,7 +272,7 @@ def test_a_close_up_is_a_window_of_the_worlds_picture_in_its_own_pixels() -> Non
         whole = data_scenes.scene("val", index)
         picture = np.asarray(whole.render())
         for example, what in ((data_scenes.close_up("val", index), 2), (data_scenes.plate("val", index), 3)):
-            rng = data_scenes._draws("val", index, what)
+            rng = data_scenes.draws("val", index, what)
             window = (
                 data_scenes.things_window(whole, whole.targets, rng)
                 if what == 2
