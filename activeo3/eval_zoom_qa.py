@@ -86,9 +86,10 @@ class ZoomQABenchmark(Benchmark):
 
     def tables(self, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
         turns = [f"turns/{name}" for name in STATUSES]
-        return super().tables(rows) | {
-            "what the turns came to": tuple(name for name in turns if any(row.metrics.get(name) for row in rows))
-        }
+        kinds = [name for row in rows for name in row.metrics if name.startswith(("answer/", "asked/"))]
+        turned = {"what the turns came to": tuple(name for name in turns if any(row.metrics.get(name) for row in rows))}
+        by_kind = {"answers and zooms by category": tuple(dict.fromkeys(kinds))} if kinds else {}
+        return super().tables(rows) | turned | by_kind
 
     @property
     def main_budget(self) -> int:
@@ -139,7 +140,7 @@ class ZoomQABenchmark(Benchmark):
         return map(work, examples, key)
 
     def metrics(self, setting: Setting, examples: Sequence[Example], records: Sequence[Record]) -> dict[str, Any]:
-        """Means of COLUMNS and of both readers, the turns by status, and the answers by category.
+        """Means of COLUMNS and of both readers, the turns by status, the answers and the zooms asked for by category.
 
         ``answer_strict`` counts the episodes that the strict reader could read as well (it would have ended the others,
         or told the policy why not), ``lenient_only`` is the share of the others.
@@ -155,8 +156,9 @@ class ZoomQABenchmark(Benchmark):
         found |= {f"turns/{name}": turns[name] for name in STATUSES}
         kinds = [example.vqa.category if example.vqa else "" for example in examples]
         for kind in sorted(set(kinds)) if any(kinds) else ():
-            rights = [record["right"] for record, own in zip(records, kinds) if own == kind]
-            found[f"answer/{kind or 'none'}"] = sum(rights) / len(rights)
+            own = [record for record, one in zip(records, kinds) if one == kind]
+            found[f"answer/{kind or 'none'}"] = sum(record["right"] for record in own) / len(own)
+            found[f"asked/{kind or 'none'}"] = sum(len(record["zooms"]) for record in own) / len(own)
         return found | {"seconds": sum(record["seconds"] for record in records) / len(records)}
 
     def sample(self, example: Example, record: Record, title: str) -> Sample:

@@ -114,6 +114,23 @@ def test_advantages_by_hand() -> None:
     torch.testing.assert_close(group_advantages(rewards, divide_by_std=False), only_centred)
 
 
+def test_costs_are_compared_and_never_divided() -> None:
+    """All wrong; one right; all right: of the last two, rewards weigh as without costs."""
+    rewards = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]])
+    costs = torch.tensor([[0.0, -0.1, -0.2, -0.1], [0.0, 0, 0, -0.4], [-0.1, -0.1, 0, 0]])
+    found = advantages(rewards, costs=costs)
+    for row, (group, cost) in enumerate(zip(rewards.tolist(), costs.tolist())):
+        mean, least = sum(group) / 4, sum(cost) / 4
+        std = (sum((one - mean) ** 2 for one in group) / 4) ** 0.5 or 1.0
+        by_hand = [(one - mean) / std + (paid - least) for one, paid in zip(group, cost)]
+        assert found[row].tolist() == pytest.approx(by_hand, abs=1e-6)
+    # As a part of the reward, the cost of a group without a right answer weighs as much as a right answer.
+    assert found[0].abs().max() == pytest.approx(0.1) and advantages(rewards + costs)[0].abs().max() > 1.4
+    scored = torch.tensor([[True, True, True, False]]).expand(3, 4)
+    assert advantages(rewards, scored=scored, costs=costs)[0].tolist() == pytest.approx([0.1, 0.0, -0.1, 0.0])
+    assert torch.equal(advantages(rewards, costs=torch.zeros(3, 4)), advantages(rewards))
+
+
 @given(st.floats(-1e6, 1e6), st.integers(2, 16), st.sampled_from([torch.float32, torch.float64]), st.booleans())
 @settings(max_examples=200)
 def test_a_flat_group_has_exactly_no_advantage(

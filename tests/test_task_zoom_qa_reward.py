@@ -1,21 +1,23 @@
 """task_zoom_qa.py: right is right however it is written, and no way of zooming is worth more than a right answer."""
 
 import random
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from activeo3 import geometry
 from activeo3 import task_zoom_qa as room
 from activeo3.config import TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_scenes import example, scene
+from activeo3.drawing import NOTHING
 from activeo3.geometry import Frame, as_boxes
 from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
-from activeo3.types import VQA, Region, Zoom
+from activeo3.types import VQA, Episode, Example, ParsedAnswer, Region, Rollout, Zoom
 from activeo3.zoom_calls import Limits, check_zoom, read_turn
 
 SIZE = (1000, 1000)
@@ -245,6 +247,23 @@ def test_even_without_the_gate_no_wrong_answer_beats_a_right_one() -> None:
         ungated[name] for name in TRACES if name.startswith("right")
     )
     assert ungated["wrong, targeted"] > ungated["wrong, targeted x3"] > ungated["wrong, whole picture x3"]
+
+
+def test_a_cost_among_right_answers_only_and_one_that_is_not_divided() -> None:
+    """Whatever is not asked for stays: answer and evidence, and the total."""
+    for right, calls in product((True, False), (0, 2)):
+        episode = Episode(("answered",), tuple(zooms_of(TARGETED * calls)), "42" if right else "41")
+        picture = Example("x", Image.new("RGB", SIZE), "?", vqa=QUESTION)
+        rollout = Rollout(picture, (), "", True, ParsedAnswer(()), (), episode=episode)
+        plain, gated, apart = (
+            room.ZoomQA(TrainConfig(task="zoom_qa", **how)).reward(rollout, NOTHING)
+            for how in ({}, {"cost_gate": True}, {"divide_costs": False})
+        )
+        assert plain.terms["calls"] == -calls and gated.terms == plain.terms | {"calls": -calls * right}
+        assert gated.total == pytest.approx(plain.total + (0 if right else 0.05 * calls))
+        assert plain.parts == (plain.total, 0.0) and gated.parts == (gated.total, 0.0)
+        assert apart.total == plain.total and apart.cost == pytest.approx(-0.05 * calls)
+        assert apart.parts == (pytest.approx(plain.total + 0.05 * calls), apart.cost)
 
 
 def test_a_call_beyond_the_third_costs_the_reference_a_tenth() -> None:
