@@ -57,7 +57,7 @@ def train_step(
     with timer("update"):
         stats = update(step, prompts, groups, advantages.to(ranks.device), policy, reference, task, config)
     zero_std_groups = int(grpo.zero_spread(advantages, scored).sum())
-    row = monitor.step_row(step, rollouts, rewards, scored.numpy(), zero_std_groups, ranks.all_reduce_sum)
+    row = task.settle(monitor.step_row(step, rollouts, rewards, scored.numpy(), zero_std_groups, ranks.all_reduce_sum))
     compared = [replace(one, advantage=value) for one, value in zip(rewards, advantages.flatten().tolist())]  # P*G
     return row | stats | timer.times(), list(zip(rollouts, results, compared))
 
@@ -122,7 +122,7 @@ def main(config: TrainConfig) -> None:
         page = RunPage(config, task, held_out, (policy, task_model), first, run_log)
         evaluation = HeldOut(held_out, config, (policy, reference, task_model), run_log, first)
         watcher = monitor.TrainingMonitor(config.max_skipped, policy.engine.skipped_steps)
-        watcher.recall(ranks.all_gather(run_log.rows())[0])
+        watcher.recall(ranks.all_gather(run_log.rows())[0], task.settle)
         for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):
             with checkpoints.naming_last_good(config, step, step - 1):
                 row, samples = train_step(step, loader.at(step - 1), policy, reference, task_model, task, config)

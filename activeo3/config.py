@@ -343,6 +343,10 @@ class TrainConfig(Config):
     """zoom_qa: evidence counts as far as the answer is right; false: also for a wrong answer"""
     cost_gate: bool = False
     """zoom_qa: a zoom costs as far as the answer is right; false: in every answer"""
+    zooms_target: Annotated[float, Range(0)] = 0.0
+    """zoom_qa: after each step the weight of calls moves, so that so many zooms per answer are paid for; 0: it stays"""
+    price_rate: Annotated[float, Range(0)] = 0.01
+    """with zooms_target: how far the weight moves per zoom above the target; it never falls below 0"""
     perception_reward: Literal["f1", "paper"] = "f1"
     """counting, detection: F1 of all boxes of an answer, or Perception-R1's terms (matching.py)"""
     matching: Literal["hungarian", "sequential"] = "hungarian"

@@ -72,6 +72,8 @@ reward/evidence [0–1] a zoom shows the evidence, and little else, for a right 
     rises after the answers do; high answers without it are guesses
 reward/calls [zooms] minus the number of zooms that were asked for
     settles where a zoom still pays for itself
+price [points] with a target of zooms: what a zoom costs in this step
+    rises while there are too many zooms, then levels off
 reward_spread [points] standard deviation of the reward inside a group, mean
     clearly above 0; at 0 there is nothing to compare and to learn
 zero_spread [0–1] share of groups with no spread: all rewards equal, advantage 0
@@ -215,8 +217,9 @@ class TrainingMonitor:
         self.zero_spread_in_a_row = 0
         self.warned: set[str] = set()
 
-    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Count the steps of a run that is continued, by its rows, so that an interruption forgives nothing."""
+    def recall(self, rows: Iterable[Mapping[str, Any]], settle: Callable[[Mapping[str, Any]], Any] = dict) -> None:
+        """Count the steps of a run that is continued, by its rows, so that an interruption forgives nothing; ``settle``
+        is what else has to see each of them again, tasks.Task.settle."""
         before = 0.0
         for row in rows:
             skipped = row.get("skipped_steps") or 0.0
@@ -224,6 +227,7 @@ class TrainingMonitor:
             self.rewards.too_much(bool(row.get("rewards_left_out")))
             self.zero_spread_in_a_row = self.zero_spread_in_a_row + 1 if row.get("zero_spread") == 1 else 0
             before = skipped
+            settle(row)
 
     def check(self, row: dict[str, float], ids: Names, faults: Names, say: Callable[[str], None]) -> None:
         """Look at a step's row; raises ConfigError after too many skipped updates, or rewards that are not finite.

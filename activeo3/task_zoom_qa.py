@@ -44,9 +44,10 @@ Differences from Active-Perception-R1 (commit 14f2841), beside those of zoom_cal
      lenient``.
 """
 
+import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
@@ -100,6 +101,16 @@ class ZoomQA(Task):
     def act(self, task_model: Any, rollouts: Sequence[Rollout]) -> list[TaskResult]:
         """The answers in words; no task model is needed."""
         return [TaskResult(as_boxes([]), np.zeros(0), (rollout.episode.answer or "",)) for rollout in rollouts]
+
+    def settle(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The row with the price of a zoom in this step. The next step's is that of a Lagrangian (dual ascent): it
+        rises while more zooms are paid for than ``zooms_target``, and falls while fewer are, down to 0."""
+        target, price = self.reward_config.zooms_target, self.weights["calls"]
+        if not target:
+            return dict(row)
+        if math.isfinite(paid := -row["reward/calls"]):
+            self.weights["calls"] = max(0.0, price + self.reward_config.price_rate * (paid - target))
+        return dict(row) | {"price": price}
 
     def reward_terms(self, rollout: Rollout, result: TaskResult) -> dict[str, float]:
         """Answer, evidence and calls."""

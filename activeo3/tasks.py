@@ -161,6 +161,11 @@ class Task(ABC):
         apart = () if self.reward_config.divide_costs else self.costs
         return Reward(terms, sum(weighted.values()), cost=sum((weighted[name] for name in apart), 0.0))
 
+    def settle(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The row of a step, with what the task adds to it. A task whose reward follows the run moves it here; a run
+        that is continued calls this for every earlier row again."""
+        return dict(row)
+
     def check(self) -> None:
         """Raise ConfigError for flags that do not go with this task."""
         config, task_models = self.config, self.config.task_model_names

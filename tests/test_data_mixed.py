@@ -117,7 +117,7 @@ def test_the_preset_runs_and_a_resumed_run_is_the_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(engine, "stop", lambda: None)
     config = settings(
         preset=("mixed",), steps=2, prompts=1, micro_prompts=1, group=2, save_every=1, eval_examples=0, samples_every=0,
-        reward_weights=("calls=0.1", "evidence=0"), divide_costs=False, cost_gate=True,
+        reward_weights=("calls=0.1", "evidence=0"), divide_costs=False, zooms_target=0.5,
     )  # fmt: skip
     straight, halves = (replace(config, output_dir=str(tmp_path / name)) for name in ("straight", "halves"))
     train.main(straight)
@@ -126,3 +126,5 @@ def test_the_preset_runs_and_a_resumed_run_is_the_run(tmp_path: Path, monkeypatc
     assert rows_of(tmp_path / "straight") == rows_of(tmp_path / "halves")
     models = [(tmp_path / name / "checkpoint-2" / "model.safetensors").read_bytes() for name in ("straight", "halves")]
     assert models[0] == models[1] and task_of(config).weights == {"answer": 1.0, "evidence": 0.0, "calls": 0.1}
+    first, second = rows_of(tmp_path / "halves")
+    assert first["price"] == 0.1 != second["price"] == 0.1 + 0.01 * (-first["reward/calls"] - 0.5)

@@ -1,5 +1,6 @@
 """task_zoom_qa.py: right is right however it is written, and no way of zooming is worth more than a right answer."""
 
+import math
 import random
 from itertools import permutations, product
 
@@ -16,6 +17,7 @@ from activeo3.data_io import DataError
 from activeo3.data_scenes import example, scene
 from activeo3.drawing import NOTHING
 from activeo3.geometry import Frame, as_boxes
+from activeo3.monitor import TrainingMonitor
 from activeo3.task_zoom_qa import asked_of, evidence, likeness, quantity, rightness, terms
 from activeo3.types import VQA, Episode, Example, ParsedAnswer, Region, Rollout, Zoom
 from activeo3.zoom_calls import Limits, check_zoom, read_turn
@@ -264,6 +266,18 @@ def test_a_cost_among_right_answers_only_and_one_that_is_not_divided() -> None:
         assert plain.parts == (plain.total, 0.0) and gated.parts == (gated.total, 0.0)
         assert apart.total == plain.total and apart.cost == pytest.approx(-0.05 * calls)
         assert apart.parts == (pytest.approx(plain.total + 0.05 * calls), apart.cost)
+
+
+def test_the_price_of_a_zoom_follows_the_target_and_a_continued_run_finds_it_again() -> None:
+    looks = [2.0, 1.5, 0.5, 0.0, 0.0, 3.0, math.nan]
+    task = room.ZoomQA(TrainConfig(task="zoom_qa", reward_weights=("calls=0.02",), zooms_target=1.0, price_rate=0.03))
+    rows = [task.settle({"step": step, "reward/calls": -paid}) for step, paid in enumerate(looks)]
+    assert [row["price"] for row in rows] == pytest.approx([0.02, 0.05, 0.065, 0.05, 0.02, 0.0, 0.06])
+    again = room.ZoomQA(task.config)
+    TrainingMonitor(5, 0).recall(rows, again.settle)
+    assert again.weights == task.weights and task.weights["calls"] == pytest.approx(0.06)
+    fixed = room.ZoomQA(TrainConfig(task="zoom_qa"))
+    assert fixed.settle(rows[0]) == rows[0] and fixed.weights["calls"] == 0.05
 
 
 def test_a_call_beyond_the_third_costs_the_reference_a_tenth() -> None:
