@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from itertools import islice
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 MAX_CHARACTERS = 131_072
 """Of an answer; the rest is not read. Text has about 4 characters per token, and no model here writes more than 32,768
@@ -25,6 +25,25 @@ COCO counts 100 per image, LVIS 300."""
 def limited(text: str) -> str:
     """The part of an answer that is read, its first MAX_CHARACTERS."""
     return text[:MAX_CHARACTERS]
+
+
+# ---------------------------------------------------------------------- loops
+
+REPEATED = 32
+"""Tokens that all copies of a piece have at least, before they count as a loop; a row of zeros or spaces has fewer."""
+
+
+def repeats(ids: Sequence[int], times: int) -> bool:
+    """Whether ids end in so many copies of one piece, which is how a model writes that has lost its way.
+
+    >>> repeats([7] + [1, 2, 3] * 11, 11), repeats([1, 2, 3] * 11, 12), repeats([1] * 31, 4)
+    (True, False, False)
+    """
+    for piece in range(-(-REPEATED // times), len(ids) // times + 1):
+        tail = ids[-piece * times :]
+        if tail[piece:] == tail[:-piece]:
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------- thoughts and tags

@@ -20,6 +20,7 @@ from activeo3.paths import Place
 from activeo3.presets import from_command_line
 from activeo3.prompt_file import read_templates
 from activeo3.prompts import Wording
+from activeo3.types import Sampling
 
 # The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
 TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
@@ -150,6 +151,11 @@ class Config:
     """kernels of the vision tower. auto: flash-attention if it works here, else sdpa; packed rows use sdpa, whose mask
     flash-attention does not take. flex: FlexAttention for packed rows, on a GPU, for answers longer than the prompt"""
 
+    decoder: Literal["graph", "hf"] = "graph"
+    """how tokens are drawn: in a loop of ours, on a GPU a CUDA graph, or by transformers' generate; the same tokens"""
+    stop_repeats: Natural = 0
+    """cut an answer off that ends in so many copies of one piece, 32 tokens or more in all; 0: never"""
+
     def __post_init__(self) -> None:
         check_fields(self)
         for field in dataclasses.fields(self):
@@ -193,6 +199,10 @@ class Config:
         for name, kind in (("detector", "a detector of transformers"), ("sam", "a Segment Anything model")):
             if name in self.task_model_names and not self.task_checkpoint:
                 raise ConfigError(f"--task_model {name} needs {kind}: name it with --task_checkpoint FOLDER.")
+
+    def sampling(self, temperature: float, max_new_tokens: int) -> Sampling:
+        """How answers are drawn, at a temperature (0: greedy), up to a length."""
+        return Sampling(temperature, max_new_tokens, self.decoder, self.stop_repeats)
 
     @property
     def task_model_names(self) -> tuple[str, ...]:

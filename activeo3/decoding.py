@@ -14,12 +14,12 @@ such rows are never padded between two tokens.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Collection, Self, Sequence
+from typing import Any, Callable, Collection, Self, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import LogitsProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from activeo3.packing import Prompt
@@ -27,6 +27,9 @@ from activeo3.packing import Prompt
 Observe = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Sequence[Prompt | None]]
 """What rows are shown after the turns they have just ended, given as (row, ids of the turn); None: nothing
 more, the row is done. Rows are numbered prompt by prompt, the first answer to the first prompt being 0."""
+
+GONE = -1
+"""In place of the number of a row that was left behind and whose place stays."""
 
 
 @dataclass(eq=False)
@@ -36,7 +39,8 @@ class DecodeBatch:
     ``row_ids`` says which answer of the whole rollout each row is. ``ids`` (rows, L) is all of it so far, ``attended``
     (rows, L) is 1 on the columns that belong to the row and can be seen; ``cache`` holds all columns but the last,
     whose id is what the model reads next. ``deltas`` (rows, 1): a row's next position is the number of its attended
-    columns plus this (a picture has fewer positions than tokens, and none is lost with it).
+    columns plus this (a picture has fewer positions than tokens, and none is lost with it). ``loop`` is what writes
+    into them in place (decoders.TokenLoop), if something does.
     """
 
     row_ids: list[int]
@@ -44,6 +48,12 @@ class DecodeBatch:
     attended: Tensor
     deltas: Tensor
     cache: DynamicCache
+    loop: Any = None
+
+    @property
+    def places(self) -> list[int]:
+        """Where the rows stand that have not been left behind."""
+        return [place for place, row in enumerate(self.row_ids) if row != GONE]
 
     def extend(self, ids: Tensor, attended: Tensor) -> None:
         """Write columns (rows, n) behind the others; they are not in the cache yet."""
@@ -78,9 +88,16 @@ class DecodeBatch:
         return allowed[:, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Leave all but some rows behind."""
-        if len(rows) == len(self.row_ids):
+        """Leave all but some rows behind. Where a token is a CUDA graph, their places stay until half can go: every
+        number of rows has a graph of its own."""
+        gone = set(self.places) - set(rows)
+        if not gone:
             return  # selecting copies, and with large models the cache is large
+        if self.loop is not None and self.loop.fixed and 2 * len(rows) > len(self.row_ids):
+            self.loop.leave(sorted(gone))
+            self.row_ids = [GONE if place in gone else row for place, row in enumerate(self.row_ids)]
+            return
+        self.loop = None
         at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
         self.row_ids = [self.row_ids[row] for row in rows]
         self.ids, self.attended, self.deltas = self.ids[at], self.attended[at], self.deltas[at]
@@ -123,57 +140,6 @@ def _empty(cache: DynamicCache) -> DynamicCache:
     return new
 
 
-class DrawnLogps(LogitsProcessor):
-    """Keeps the log-probability of every token that is drawn, at a ``temperature``; changes no score.
-
-    It stands behind all that forbids tokens and before the temperature, and learns at the next token what was drawn.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self._last: Tensor | None = None  # (rows, V) of the token that is being drawn
-        self._kept: list[Tensor] = []  # (rows,) each
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._keep(input_ids[:, -1])
-        self._last = (scores / self.temperature).log_softmax(dim=-1)
-        return scores
-
-    def _keep(self, drawn: Tensor) -> None:
-        if self._last is not None:
-            self._kept.append(self._last.gather(1, drawn[:, None])[:, 0])
-
-    def of(self, new: Tensor) -> Tensor:
-        """Log-probabilities (rows, n) of ``new`` (rows, n), all tokens that were drawn; behind an end they mean
-        nothing."""
-        self._keep(new[:, -1])
-        self._last = None
-        return torch.stack(self._kept, dim=1)
-
-
-class FiniteScores(LogitsProcessor):
-    """Notes whether every row of scores, divided by a ``temperature``, was a distribution; changes no such score.
-
-    A row that is none (NaN, infinite, or nothing allowed) gets equal scores: drawing from it would end the process, on
-    a GPU without a word. The note stays on the device, so that no token waits for it.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-        self._broken: list[Tensor] = []  # (rows,) each
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        broken = ~(scores.amax(dim=-1) / self.temperature).isfinite()  # (rows,)
-        self._broken.append(broken)
-        if scores.device.type == "cpu" and not broken.any():
-            return scores  # here it costs nothing to look, and a copy does
-        return scores.masked_fill(broken[:, None], 0.0)
-
-    def broken(self) -> bool:
-        """Was any row of any token none?"""
-        return bool(torch.stack(self._broken).any())
-
-
 def truncate_at_eos(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...]:
     """The ids up to and with the first end token, or all of them: what follows an end is padding."""
     first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
@@ -185,6 +151,9 @@ def truncate_at_eos(ids: Sequence[int], ends: Collection[int]) -> tuple[int, ...
 
 ROOM = 64
 """Columns that a cache makes room for at once."""
+
+FIXED_ROOM = 256
+"""A cache that is read whole has a multiple of so many columns: few enough to read, and few graphs for an answer."""
 
 LINEAR = "linear_attention"
 """How transformers calls layers with a running state, in ``config.layer_types``."""
@@ -210,8 +179,8 @@ class PreallocatedLayer(DynamicLayer):
     memory than the attention to it reads.
     """
 
-    _front: Tensor | None = None  # ``keys`` as this layer left them, at the front of ``_rooms``
-    _rooms: tuple[Tensor, Tensor] | None = None  # (rows, heads, columns and room, d) of keys and values
+    rooms: tuple[Tensor, Tensor] | None = None  # (rows, heads, columns and room, d) of keys and values
+    _front: Tensor | None = None  # ``keys`` as this layer left them, at the front of ``rooms``
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write keys and values (rows, heads, new, d) behind the others; returns all keys and all values."""
@@ -219,14 +188,25 @@ class PreallocatedLayer(DynamicLayer):
         total = held + key_states.shape[-2]
         if not held:
             return super().update(key_states, value_states, *args, **kwargs)
-        # Rows that were repeated or selected since the last token are new tensors, without room.
-        if self.keys is not self._front or total > self._rooms[0].shape[-2]:
-            self._rooms = tuple(pad(part, (0, 0, 0, total - held + ROOM)) for part in (self.keys, self.values))
-        for room, new in zip(self._rooms, (key_states, value_states)):
+        self.reserve(total)
+        for room, new in zip(self.rooms, (key_states, value_states)):
             room[:, :, held:total] = new
-        self.keys, self.values = (room[:, :, :total] for room in self._rooms)
-        self._front = self.keys
+        self.hold(total)
         return self.keys, self.values
+
+    def reserve(self, columns: int, fixed: bool = False) -> None:
+        """Have room for so many columns; ``fixed``: for a multiple of FIXED_ROOM."""
+        held = self.get_seq_length()
+        # Rows that were repeated or selected since the last token are new tensors, without room.
+        room = self.rooms[0].shape[-2] if self.keys is self._front and self.rooms else 0
+        if room < columns or fixed and room % FIXED_ROOM:
+            wanted = -(-columns // FIXED_ROOM) * FIXED_ROOM if fixed else columns + ROOM
+            self.rooms = tuple(pad(part, (0, 0, 0, wanted - held)) for part in (self.keys, self.values))
+
+    def hold(self, columns: int) -> None:
+        """So many columns of the room are written."""
+        self.keys, self.values = (room[:, :, :columns] for room in self.rooms)
+        self._front = self.keys
 
 
 class State(LinearAttentionLayer):

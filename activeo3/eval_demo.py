@@ -38,7 +38,7 @@ from activeo3.task_detection import Sense
 from activeo3.task_models import act, is_valid_region
 from activeo3.tasks import task_of
 from activeo3.terminal import one_line
-from activeo3.types import VQA, Example, Region, Sampling, TaskResult
+from activeo3.types import VQA, Example, Region, TaskResult
 
 LONGEST_NAME = 200  # bytes of a picture's name that are kept; file systems allow 255
 TINY_VOCABULARY = 1000
@@ -200,7 +200,7 @@ def ask(model: VisionLanguageModel, shown: Sequence[Sequence[Image.Image]], conf
     """The greedy answer about each list of pictures; with options, the one that was chosen stands behind it."""
     asked = [prompts.question_prompt(config.question, config.options, crops=len(of_one) - 1) for of_one in shown]
     encoded = model.encode([list(of_one) for of_one in shown], asked)
-    answers = model.generate(encoded, 1, Sampling(0.0, config.task_max_new_tokens))
+    answers = model.generate(encoded, 1, config.sampling(0.0, config.task_max_new_tokens))
     texts = [model.decode(ids) for (ids,) in answers]
     return [
         with_option(answer_in(text) or text, model.is_finished(ids), config.options)

@@ -63,7 +63,7 @@ from activeo3.model import VisionLanguageModel
 from activeo3.samples import Sample
 from activeo3.task_models import crop_view, is_valid_region
 from activeo3.tasks import sensing_view
-from activeo3.types import Example, Region, Reward, Sampling
+from activeo3.types import Example, Region, Reward
 
 Asked = tuple[Example, Sequence[Region]]
 """An example and the regions that are shown beside the whole image."""
@@ -166,7 +166,7 @@ class VQABenchmark(Benchmark):
         self, model: VisionLanguageModel, asked: Sequence[Asked], config: Config, native: bool, blind: bool
     ) -> list[Answer]:
         """One greedy answer per example."""
-        sampling = Sampling(0.0, config.task_max_new_tokens)
+        sampling = config.sampling(0.0, config.task_max_new_tokens)
 
         def work(part: Sequence[Asked]) -> list[Answer]:
             shown = [views(model, example, regions, config, native, blind) for example, regions in part]

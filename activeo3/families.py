@@ -40,6 +40,8 @@ class Family:
     """layers of the text tower keep a running state: no mask can hide a token that has gone into it"""
     deepstack: bool = False
     """the vision tower also gives features to lower layers of the text tower, as many for each picture"""
+    experts: bool = False
+    """layers of the text tower choose experts for each token"""
     gated_vision: bool = False
     """the MLP of a vision layer has three matrices, not two"""
     saved: Saved | None = None
@@ -56,9 +58,9 @@ FAMILIES = {
     "qwen2_vl": Family("thousandths", boxes="tokens", saved=Saved(18, 0, 12, 8, 22, 4)),
     "qwen2_5_vl": Family("pixels", gated_vision=True, saved=Saved(18, 0, 12, 8, 30, 8)),
     "qwen3_vl": Family("thousandths", deepstack=True, saved=Saved(16, 14, 18, 8, 22, 4)),
-    "qwen3_vl_moe": Family("thousandths", deepstack=True),
+    "qwen3_vl_moe": Family("thousandths", deepstack=True, experts=True),
     "qwen3_5": Family("thousandths", states=True),
-    "qwen3_5_moe": Family("thousandths", states=True),
+    "qwen3_5_moe": Family("thousandths", states=True, experts=True),
 }
 """The families that are supported, by their ``model_type``."""
 

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from typing import Callable, Iterator, Sequence, TypeVar
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
+from activeo3.answer_text import repeats
 from activeo3.attention import mask_for
-from activeo3.decoding import DecodeBatch, DrawnLogps, FiniteScores, Observe, new_cache, truncate_at_eos
+from activeo3.decoders import Drawing, write_by_generate, write_in_place
+from activeo3.decoding import GONE, DecodeBatch, Observe, new_cache, truncate_at_eos
 from activeo3.encoding import Encoder
+from activeo3.families import FAMILIES
 from activeo3.model_files import of_no_use
 from activeo3.packing import Branch, Prompt, dialogue, padded
 from activeo3.types import Sampling
@@ -58,8 +61,8 @@ class Generator(Encoder):
         All prompts are prefilled together up to their last token, the cache is repeated ``group`` times,
         and P x G rows decode as one batch, from which rows that have ended their turn are dropped. With
         ``observe``, those that it shows something wait until all have ended, read what they are shown, and
-        decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off is the
-        last. Weights must be whole on this rank (engine.gathered).
+        decode their next turn together, of up to ``max_new_tokens`` again. A turn that was cut off, by its
+        length or because it repeats itself, is the last. Weights must be whole on this rank (engine.gathered).
 
         Raises ValueError if an observation ``replaces`` views in the running state of such a family; ModelError if
         logits are not finite.
@@ -70,16 +73,16 @@ class Generator(Encoder):
             logps: list[tuple[float, ...]] = [()] * len(rows.row_ids)
             shown: list[list[Prompt]] = [[] for _ in rows.row_ids]
             waiting: list[DecodeBatch] = []
-            written = 0
+            written, times = 0, sampling.stop_repeats
             while rows.row_ids:
                 # In stretches that double, so that answers which have ended do not wait for the longest.
                 stretch = min(max(4, written), 32, sampling.max_new_tokens - written)
                 fresh, probable = self._decode(rows, stretch, sampling)
                 written += stretch
-                for row, tokens, values in zip(rows.row_ids, fresh, probable):
-                    turns[row][-1] += tokens
-                    logps[row] += values
-                ended = [i for i, tokens in enumerate(fresh) if self.is_finished(tokens)]
+                for place in rows.places:
+                    turns[rows.row_ids[place]][-1] += fresh[place]
+                    logps[rows.row_ids[place]] += probable[place]
+                ended = [place for place in rows.places if self.is_finished(fresh[place])]
                 if observe and ended:
                     seen = observe([(rows.row_ids[i], turns[rows.row_ids[i]][-1]) for i in ended])
                     going_on = [i for i, observation in zip(ended, seen, strict=True) if observation]
@@ -88,7 +91,8 @@ class Generator(Encoder):
                     if going_on:
                         waiting.append(rows.copy(going_on, self.states))
                 over = written >= sampling.max_new_tokens
-                rows.keep([] if over else [i for i in range(len(fresh)) if i not in ended])
+                lost = [place for place in rows.places if times and repeats(turns[rows.row_ids[place]][-1], times)]
+                rows.keep([] if over else [place for place in rows.places if place not in ended + lost])
                 if not rows.row_ids and waiting:
                     if self.states:
                         row_ids = [row for part in waiting for row in part.row_ids]
@@ -140,43 +144,26 @@ class Generator(Encoder):
         self, rows: DecodeBatch, stretch: int, sampling: Sampling
     ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
         """Write up to ``stretch`` tokens into every row; returns those of each, up to its end token, and their
-        log-probabilities, none if greedy."""
-        self.model.model.rope_deltas = rows.deltas
-        finite = FiniteScores(sampling.temperature or 1.0)
-        drawn = DrawnLogps(sampling.temperature) if sampling.temperature > 0 else None
-        out = self.model.generate(
-            input_ids=rows.ids,
-            attention_mask=rows.attended,
-            past_key_values=rows.cache,
-            generation_config=self._settings(stretch, sampling),
-            logits_processor=LogitsProcessorList([finite, drawn] if drawn else [finite]),
-        )
-        if finite.broken():
+        log-probabilities, none if greedy. A row that was left behind gets none."""
+        ends = tuple(sorted(self.end_tokens))
+        drawing = Drawing(sampling.temperature, self.suppressed_ids, ends, self.end_token)
+        if sampling.decoder == "hf" or self.states:
+            new, values, broken = write_by_generate(self.model, rows, stretch, drawing)
+        else:
+            new, values, broken = write_in_place(self.model, rows, stretch, drawing, self.fixed_room)
+        if broken:
             raise of_no_use(self.name, self.model)
-        new = out[:, rows.ids.shape[1] :]  # (rows, up to stretch)
-        fresh = [truncate_at_eos(ids, self.end_tokens) for ids in new.tolist()]
-        logps = drawn.of(new).tolist() if drawn else [()] * len(fresh)
+        fresh = [() if row == GONE else truncate_at_eos(ids, ends) for row, ids in zip(rows.row_ids, new.tolist())]
+        logps = values.tolist() if values is not None else [()] * len(fresh)
         lengths = torch.tensor([[len(tokens)] for tokens in fresh], device=new.device)
         rows.extend(new, torch.arange(new.shape[1], device=new.device) < lengths)
         return fresh, [tuple(values[: len(tokens)]) for values, tokens in zip(logps, fresh)]
 
-    def _settings(self, stretch: int, sampling: Sampling) -> GenerationConfig:
-        """How transformers is to write: from the model's own distribution, with the temperature and without image
-        tokens.
-
-        A checkpoint's own settings (beams, a least probability, bans and penalties, no cache) have no part in it. What
-        is scored would be another distribution than the one that was sampled.
-        """
-        settings = GenerationConfig(
-            max_new_tokens=stretch,
-            do_sample=sampling.temperature > 0,
-            suppress_tokens=list(self.suppressed_ids),
-            eos_token_id=sorted(self.end_tokens),
-            pad_token_id=self.end_token,
-        )
-        if sampling.temperature > 0:
-            settings.temperature, settings.top_k, settings.top_p = sampling.temperature, 0, 1.0
-        return settings
+    @property
+    def fixed_room(self) -> bool:
+        """Whether a token reads all columns of its cache, to be a CUDA graph: on a GPU, unless layers choose experts by
+        the token's values."""
+        return self.model.device.type == "cuda" and not FAMILIES[self.family].experts
 
     def _show(self, rows: DecodeBatch, observations: Sequence[Prompt]) -> None:
         """Let every row read its observation, all but the last token, which ``_decode`` reads next."""

@@ -7,6 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from activeo3.answer_text import repeats
 from activeo3.config import ConfigError
 from activeo3.log import counted, table
 from activeo3.terminal import one_line
@@ -16,6 +17,7 @@ RECENT = 100  # steps over which bad steps are counted
 MAX_WRONG = 0.1  # share of them that may be bad
 ZERO_SPREAD_STEPS = 10  # steps in a row without any spread in a group, after which a run is warned
 TOO_MANY_CUT = 0.5  # share of answers that hit the length limit
+LOOP = 4  # copies of one piece
 NOTHING_TO_LEARN = (
     f"for {ZERO_SPREAD_STEPS} steps all answers of every group earned the same, so there was nothing to learn; "
     f"look at the answers' format, at what the task model finds, and at --max_new_tokens"
@@ -102,8 +104,10 @@ skipped_steps [steps] updates dropped because a loss or gradient was not finite,
     0; the run stops after --max_skipped in a row, or at more than 10 of the last 100 steps
 tokens/mean [tokens] mean length of an answer, end token included
     settles; steady growth without reward is rambling
-tokens/truncated [0–1] share of answers that hit the length limit
+tokens/truncated [0–1] share of answers that were cut off, by the length limit or --stop_repeats
     near 0
+tokens/repeating [0–1] share of answers that were cut off and end in four copies of one piece or more
+    near 0; a model that has lost its way repeats itself to the limit
 time/rollout [s] sampling the answers
     steady, follows tokens/mean
 time/task_model [s] cropping, and the task model on all crops
@@ -154,6 +158,7 @@ def step_row(
     others = {
         "tokens/mean": float(sum(len(answer.token_ids) for answer in answers)),
         "tokens/truncated": float(sum(not answer.finished for answer in answers)),
+        "tokens/repeating": float(sum(not one.finished and repeats(one.token_ids, LOOP) for one in answers)),
         "reward_spread": float(np.array(spreads).sum()) * scored.shape[1],
         "zero_spread": float(zero_std_groups * scored.shape[1]),
     }

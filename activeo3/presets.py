@@ -32,6 +32,7 @@ _ONE_SHOT: dict[str, Any] = {
     "train_only": "",
     "save_every": 100,
     "eval_examples": 200,
+    "stop_repeats": 8,
 }
 
 _CLOSE_UP: dict[str, Any] = {
@@ -64,6 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "micro_prompts": 1,
         "lr": 1e-6,
         "train_only": "",
+        "stop_repeats": 8,
         "steps": 1250,
         "save_every": 100,
         "eval_examples": 200,
@@ -97,6 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "pageocr": _ONE_SHOT | {
         "task": "ocr", "data": ("pageocr",), "sensing_side": 880, "max_new_tokens": 2048, "limit": 5_000, "steps": 312,
+        "stop_repeats": 0,  # a page may repeat itself
     },
     "coco_det": _ONE_SHOT | {
         "task": "detection", "data": ("coco_det",), "sensing_side": 480, "max_new_tokens": 2048, "limit": 110_000,

@@ -38,7 +38,7 @@ from activeo3.generate import Generator, in_batches
 from activeo3.geometry import Frame
 from activeo3.metrics import asked_boxes
 from activeo3.model_files import ModelError
-from activeo3.types import Example, ParsedAnswer, Region, Sampling, TaskResult
+from activeo3.types import Example, ParsedAnswer, Region, TaskResult
 
 SMALLEST_SIDE = 2.0  # pixels: a region thinner than this shows nothing and is not looked at
 SAME_THING = 0.5  # IoU above which boxes of two crops are one thing
@@ -129,7 +129,7 @@ class Mllm(TaskModel, Generator):
 
     def _find_together(self, crops: Sequence[Crop], config: Config) -> list[Detections]:
         """``find`` in crops that form one batch."""
-        sampling = Sampling(temperature=0.0, max_new_tokens=config.task_max_new_tokens)
+        sampling = config.sampling(0.0, config.task_max_new_tokens)
         views, frames = zip(*(crop_view(self, crop.example.image, crop.window, config) for crop in crops))
         asked = [prompts.task_prompt(crop.example.query, config.words, self.boxes) for crop in crops]
         answers = self.generate(self.encode(views, asked), 1, sampling)

@@ -112,7 +112,7 @@ class Task(ABC):
 
     def sampling(self, temperature: float = 0.0) -> Sampling:
         """How answers of this task are sampled; temperature 0 is greedy."""
-        return Sampling(temperature, self.max_new_tokens)
+        return self.config.sampling(temperature, self.max_new_tokens)
 
     def prepare(self, example: Example) -> Example:
         """The example as a question of this task. Raises DataError if it cannot be one."""

@@ -328,7 +328,10 @@ class Reward:
 @dataclass(frozen=True)
 class Sampling:
     """How answers are drawn. ``temperature`` 0 means greedy; there is no top-k and no top-p, so a
-    log-probability is always that of the distribution that was sampled."""
+    log-probability is always that of the distribution that was sampled. ``decoder`` is graph or hf (decoders.py). A
+    turn that ends in ``stop_repeats`` copies of one piece (answer_text.repeats) is cut off; 0: none is."""
 
     temperature: float = 1.0
     max_new_tokens: int = 512
+    decoder: str = "graph"
+    stop_repeats: int = 0

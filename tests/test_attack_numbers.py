@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from activeo3 import lora
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.decoding import FiniteScores
+from activeo3.decoders import FiniteScores
 from activeo3.model import ModelError, VisionLanguageModel
 from activeo3.model_files import largest
 from activeo3.task_models import Detections, TaskModel, act

@@ -45,7 +45,7 @@ APART = {
     "config eval_config presets cli user_code label_set prompt_file paths processes outputs memory monitor terminal": "torch",
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
-    "model model_* encoding generate decoding packing attention vision lora": "engine rollout rewards data",
+    "model model_* encoding generate decoders decoding packing attention vision lora": "engine rollout rewards data",
     "engine checkpoints checkpoint_files": "rollout rewards data",
     "rollout": "rewards engine data",
     "task_model*": "rewards rollout engine",
@@ -57,7 +57,7 @@ APART = {
 OWNERS = {
     "deepspeed": "engine",
     "torch.distributed": "engine",
-    "transformers": "model model_* attention decoding generate task_model_*",
+    "transformers": "model model_* attention decoders decoding generate task_model_*",
     "huggingface_hub": "hub model_hub push",
     "pycocotools": "geometry metrics box_matching",
     "pickle": "data_refcoco*",

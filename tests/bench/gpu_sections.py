@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import floor
 import numpy as np
 import torch
-from graphed import Graphed
 from PIL import Image
 from probe import CUDA, DEVICE, Probe, cudnn_attention, kernels, ms, once, peak, sync
 from setting import SIZES, random_model
@@ -151,7 +151,7 @@ def equal(probe: Probe) -> None:
 
 
 def decode(probe: Probe) -> None:
-    """What a token costs in the sampler, what it would cost in a CUDA graph, and whether sampler and scorer agree."""
+    """What a token costs by both decoders, whether they write the same, and whether sampler and scorer agree."""
     size = "3b" if not probe.tiny else "toy"
     vlm = build(size, torch.bfloat16)
     T = 64 if not probe.tiny else 12
@@ -162,13 +162,15 @@ def decode(probe: Probe) -> None:
     one, two = vlm.encode(views(1, *shape), words[:1]), vlm.encode(views(2, *shape), words)
     for off in (False, True) if CUDA else (True,):
         cudnn_attention(not off)
-        for name, prompts, group in (("8 rows", one, 8), ("32 rows", one, 32), ("16 rows, padded", two, 8)):
-            with probe.trying(f"generate {name}"):
-                run = lambda n: once(lambda: vlm.generate(prompts, group, Sampling(1.0, n)))  # noqa: E731
+        for decoder, (name, prompts, group) in product(
+            ("hf", "graph"), (("8 rows", one, 8), ("32 rows", one, 32), ("16 rows, padded", two, 8))
+        ):
+            with probe.trying(f"{decoder}, {name}"):
+                run = lambda n: once(lambda: vlm.generate(prompts, group, Sampling(1.0, n, decoder)))  # noqa: E731, B023
                 run(8)  # warm
                 short, long = run(1), run(T + 1)
                 probe.note(
-                    f"vlm.generate, {name}, {'cuDNN off' if off else 'cuDNN on'}",
+                    f"--decoder {decoder}, {name}, {'cuDNN off' if off else 'cuDNN on'}",
                     ms_per_token=1e3 * (long - short) / T,
                     prefill_and_one_ms=1e3 * short,
                 )
@@ -182,18 +184,15 @@ def decode(probe: Probe) -> None:
         )
         probe.note("of one token, 8 rows", kernels=(sum(c for _, c, _ in many) - sum(c for _, c, _ in few)) / 8,
              device_ms=(sum(t for *_, t in many) - sum(t for *_, t in few)) / 8e3)  # fmt: skip
-    columns = -(-(len(one[0].ids) + T) // 256) * 256
-    greedy = [list(ids) for row in vlm.generate(one, 8, Sampling(0.0, T)) for ids in row]
-    for rows, attend in ((8, "sdpa"), (8, "matmul"), (32, "matmul")):
-        with probe.trying(f"graph, {rows} rows, {attend}"):
-            decoder = Graphed(vlm, vlm._prefilled([one], rows), columns, attend)
-            captured, written = once(decoder.capture), []
-            seconds = once(lambda: written.extend(decoder.run(T)))  # noqa: B023
-            same = sum(a == b for row, other in zip(written, greedy) for a, b in zip(row, other)) / sum(
-                map(len, greedy)
-            )
-            probe.note(f"CUDA graph prototype, {rows} rows, {attend}", ms_per_token=1e3 * seconds / T, capture_ms=1e3 * captured,
-                       tokens_as_generate=same)  # fmt: skip
+    for name, prompts, temperature in (("greedy", one, 0.0), ("sampled", one, 1.0), ("sampled, padded", two, 1.0)):
+        with probe.trying(f"both decoders, {name}"):
+            torch.manual_seed(0)
+            graph = vlm.generate_multi_turn(prompts, 8, Sampling(temperature, T, "graph"))
+            torch.manual_seed(0)
+            hf = vlm.generate_multi_turn(prompts, 8, Sampling(temperature, T, "hf"))
+            pairs = [pair for ours, theirs in zip(graph, hf) for pair in zip(ours, theirs)]
+            same = [a == b for ours, theirs in pairs for a, b in zip(ours.answer, theirs.answer)]
+            probe.note(f"tokens of both decoders, {name}", same=sum(same) / len(same))
     with probe.trying("sampler against scorer"), torch.no_grad():
         branches = vlm.generate_multi_turn(one, 8, Sampling(1.0, T))
         packed = vlm.pack(one, branches)
