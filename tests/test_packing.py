@@ -348,7 +348,7 @@ def test_a_cache_with_room_holds_what_one_without_does() -> None:
                     assert torch.equal(ours, theirs)
         change(plain), change(roomy)
         assert roomy.get_seq_length() == plain.get_seq_length()
-    assert roomy.layers[0].keys.data_ptr() == roomy.layers[0]._rooms[0].data_ptr()  # it was written in place
+    assert roomy.layers[0].keys.data_ptr() == roomy.layers[0].rooms[0].data_ptr()  # it was written in place
 
 
 @pytest.mark.usefixtures("calls")
