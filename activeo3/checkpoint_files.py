@@ -200,7 +200,7 @@ def run_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "activeo3.json"
     state = read_object(path, str(path))
     for name, kind in (("step", int), ("world", int), ("config", dict)):
-        if type(state.get(name)) is not kind or kind is dict and not state[name] or kind is int and state[name] < 0:
+        if type(state.get(name)) is not kind or kind is int and state[name] < 0:
             raise ConfigError(f"{path} does not say the {name!r} of its run: it is damaged.")
     for name in ("model", "task"):
         if not isinstance(state["config"].get(name, ""), str):

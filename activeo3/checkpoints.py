@@ -335,6 +335,8 @@ def _damage(path: Path, config: TrainConfig, ranks: Distributed) -> str:
         return str(error).removesuffix(".")
     if str(state["step"]) != path.name.removeprefix("checkpoint-"):
         return f"{path / 'activeo3.json'} is of step {state['step']}: it is damaged, or of another folder"
+    if not state["config"]:  # a start policy has none, a run has
+        return f"{path / 'activeo3.json'} does not say the 'config' of its run: it is damaged"
     sealed = state.get("sealed") or checkpoint_files.is_sealed(path)
     if sealed and (damage := checkpoint_files.damage(path, wanted="activeo3.json".__eq__)):
         return damage
