@@ -20,12 +20,12 @@ if __name__ == "__main__":  # flags are read before torch is imported, so a wron
 
 import torch
 
-from activeo3 import checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor, trackers
+from activeo3 import alternation, checkpoints, curriculum, engine, eval_setup, grpo, log, memory, monitor, trackers
 from activeo3.data_loader import PrefetchLoader, TrainingOrder
 from activeo3.engine import Zero3Model
 from activeo3.eval_training import HeldOut
 from activeo3.packing import Branch, Prompt, sampler_logps
-from activeo3.rollout import check_finite_logits, sample_rollouts
+from activeo3.rollout import check_finite_logits, right_answers, sample_rollouts
 from activeo3.run_page import RunPage
 from activeo3.task_models import TaskModel
 from activeo3.tasks import Task, task_of
@@ -41,7 +41,8 @@ def train_step(
     examples = task.prepare_batch(task_model, examples)
 
     with timer("rollout"), policy.gathered() as vlm, processes.together(ranks.all_gather):  # weights gathered once
-        prompts, groups = sample_rollouts(vlm, task, examples, config.group, task.sampling(config.temperature))
+        learn_from = right_answers if config.task_update == "sft" else sample_rollouts
+        prompts, groups = learn_from(vlm, task, examples, config.group, task.sampling(config.temperature))
     rollouts = [rollout for group in groups for rollout in group]  # P lists of G -> P*G
 
     with timer("task_model"), task_model.gathered() as frozen, processes.together(ranks.all_gather):
@@ -126,9 +127,7 @@ def main(config: TrainConfig) -> None:
         for step in processes.whole(range(first, config.steps + 1), config.save_on_exit):
             with checkpoints.naming_last_good(config, step, step - 1):
                 row, samples = train_step(step, loader.at(step - 1), policy, reference, task_model, task, config)
-            if step == first:
-                run_log.say(log.some_rollouts(samples))
-            run_log.step(row)
+            run_log.step(row, samples)
             watcher.watch(row, samples, ranks.all_gather, run_log.say)
             page.step(step, samples)
             ended = max(ranks.all_gather(processes.asked())) if config.save_on_exit else 0  # the same step on all ranks
@@ -142,9 +141,10 @@ def main(config: TrainConfig) -> None:
         run_log.say(monitor.lost(run_log.rows()))
         order.list_left_out(folder, ranks.all_gather, run_log.say)
         evaluation.end()
-    engine.stop()
 
 
 if __name__ == "__main__":
     with processes.one_sentence(cli.OneLine):
-        main(CONFIG)
+        for run in alternation.rounds(CONFIG):
+            main(run)
+        engine.stop()

@@ -23,7 +23,8 @@ from activeo3.prompts import Wording
 from activeo3.types import Sampling
 
 # The names of tasks.TASKS, so that a wrong one is answered before torch is imported:
-TASKS = ("sense", "direct", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
+TASKS = ("sense", "direct", "act", "segment", "zoom_qa", "grounding", "counting", "ocr", "detection")
+TASK_ROLE = ("direct", "act")  # tasks whose question is the task model's own
 DRAWN = {"scenes", "close_ups", "plates", "mixed"}  # data sets that need no files
 
 Positive = Annotated[int, Range(1)]
@@ -315,9 +316,15 @@ class TrainConfig(Config):
     """mean over an answer's tokens first (GRPO), over all tokens (DAPO), or by a constant length (Dr. GRPO)"""
     ratio: Literal["token", "sequence", "geometric", "none"] = "token"
     """per token (GRPO), answer (GSPO), answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO, GPG)"""
-    advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"] = "group"
+    advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled", "one"] = "group"
     """reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), the step's mean and spread
-    (REINFORCE++), the group's mean and step's spread (with baseline), or scaled up for groups without spread (GPG)"""
+    (REINFORCE++), the group's mean and step's spread (with baseline), scaled up for groups without spread (GPG), or 1
+    (for right answers, --task_update sft)"""
+    alternate: Natural = 0
+    """train sensing and task role in turn, so many steps each, from the one that --task names; 0: only that one"""
+    task_update: Literal["rl", "sft"] = "rl"
+    """how the task role (--task act) learns: by reward, or the truth of its crops (the preset sft; with --alternate
+    its rounds have what belongs to it)"""
 
     # ---- the update: --update_options
     warmup: Natural = 10
@@ -406,7 +413,15 @@ class TrainConfig(Config):
         self.given_weights  # noqa: B018  raises ConfigError
         refuse({
             f"--reward names two functions {twice!r}; give each another name": twice,
-            f"--group is {self.group}; an answer needs at least one sibling to be compared with": self.group < 2,
+            f"--group is {self.group}; an answer needs at least one sibling to be compared with":
+                self.group < (1 if self.advantage == "one" else 2),
+            f"--alternate trains sense and act in turn, and --task is {self.task}":
+                self.alternate and self.task not in ("sense", "act"),
+            f"--task_update sft is of the task role, and --task is {self.task}; take --task act, or --alternate":
+                self.task_update == "sft" and self.task != "act" and not self.alternate,
+            "--task_update sft goes with --advantage one, --ratio none and --beta 0: take the preset sft":
+                self.task_update == "sft" and self.task == "act" and not self.alternate
+                and (self.advantage, self.ratio, self.beta) != ("one", "none", 0),
             f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
                 not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,
             f"--eval_every {self.eval_every} must be a multiple of --save_every {self.save_every}, so that each table "

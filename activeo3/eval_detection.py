@@ -42,6 +42,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from activeo3 import eval_baselines, eval_output, geometry, intervals, metrics
+from activeo3.config import TASK_ROLE
 from activeo3.eval_baselines import FITTED_ON, METHODS, find, fit_fixed, from_unit, sensed, to_unit
 from activeo3.eval_core import (
     ITSELF,
@@ -118,7 +119,7 @@ class DetectionBenchmark(Benchmark):
 
     def itself(self, method: str, policy: str, models: Models) -> bool:
         """Whether the policy finds things itself, without a zoom."""
-        return method == "answer" or method == "active" and models.trained_for.get(policy) == "direct"
+        return method == "answer" or method == "active" and models.trained_for.get(policy) in TASK_ROLE
 
     def budgets(self, method: str, policy: str, models: Models) -> list[int]:
         return [0] if self.itself(method, policy, models) else super().budgets(method, policy, models)
@@ -213,11 +214,11 @@ class DetectionBenchmark(Benchmark):
         return strict_columns(values, ("AP", "AP50")) | shares(rollouts, results)
 
     def shown(self, row: Row) -> bool:
-        return super().shown(row) or self.config.task == "direct" and row.setting.method.startswith("direct")
+        return super().shown(row) or self.config.task in TASK_ROLE and row.setting.method.startswith("direct")
 
     def sample(self, example: Example, record: Record, title: str) -> Sample:
         result = result_of(record["found"])
-        rollout = replace(rollout_of(example, record), result=result if self.config.task == "direct" else None)
+        rollout = replace(rollout_of(example, record), result=result if self.config.task in TASK_ROLE else None)
         return Sample.of(rollout, result, self.task.reward(rollout, result), title)
 
     def write(self, folder: Path, examples: Sequence[Example], rows: Mapping[str, Row]) -> str:

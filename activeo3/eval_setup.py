@@ -16,7 +16,7 @@ import torch
 from activeo3 import data, eval_demo, eval_output, eval_page, log, lora, model_hub, paths
 from activeo3.checkpoint_files import identity, run_state
 from activeo3.cli import is_code
-from activeo3.config import Config, ConfigError, TrainConfig
+from activeo3.config import TASK_ROLE, Config, ConfigError, TrainConfig
 from activeo3.data_loader import Gather, one_rank, readable
 from activeo3.data_set import HUB, Dataset, label
 from activeo3.eval_config import ABSENT, EvalConfig
@@ -35,7 +35,7 @@ from activeo3.tasks import check_queries, prepared, task_of
 from activeo3.types import Example
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
-    **dict.fromkeys(("sense", "direct"), DetectionBenchmark),
+    **dict.fromkeys(("sense", *TASK_ROLE), DetectionBenchmark),
     **dict.fromkeys(("grounding", "counting", "ocr", "detection"), PerceptionBenchmark),
     "segment": SegmentationBenchmark,
     "zoom_qa": ZoomQABenchmark,
@@ -151,7 +151,7 @@ def settled(config: EvalConfig, checkpoints: Sequence[Checkpoint]) -> EvalConfig
     if len(set(asked.values())) > 1:
         shown = ", ".join(f"{name} ({task or 'boxes'})" for name, task in asked.items())
         raise ConfigError(f"--benchmark names data sets of several tasks, {shown}: evaluate them apart.")
-    trained = {one.task: one.source for one in checkpoints if one.task not in ("", "sense", "direct")}
+    trained = {one.task: one.source for one in checkpoints if one.task not in ("", "sense", *TASK_ROLE)}
     wanted = {task for task in asked.values() if task} or set(trained)
     if wanted != {"vqa"}:
         for task, source in trained.items():
@@ -296,7 +296,7 @@ def at_the_end(config: TrainConfig) -> Benchmark:
     shared = {one.name: getattr(config, one.name) for one in fields(Config)}
     methods = {
         "sense": ("direct", "random", "grid", "cot", "active", "oracle-regions"),
-        "direct": ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions"),
+        **dict.fromkeys(TASK_ROLE, ("direct" if config.crop_shape == "square" else "direct-native", "oracle-regions")),
     }.get(config.task, ())
     flags = {
         "checkpoint": (config.model,),
@@ -325,7 +325,7 @@ def compare_start_and_trained(
     runner.say(f"evaluating on {len(examples)} held-out images ({benchmark.name}, {config.eval_split})")
     named = (
         {"start": start, "trained": policy}
-        if config.task == "direct"
+        if config.task in TASK_ROLE
         else {config.expert_name(config.task_model): task_model}
     )
     models = Models({"start": start, "trained": policy}, named)

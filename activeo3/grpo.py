@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Advantage = Literal["group", "leave_one_out", "batch", "group_batch", "rescaled"]
+Advantage = Literal["group", "leave_one_out", "batch", "group_batch", "rescaled", "one"]
 Normalisation = Literal["response", "token", "constant"]
 Ratio = Literal["token", "sequence", "geometric", "none"]
 Totals = Callable[[dict[str, float]], dict[str, float]]  # sums over all ranks
@@ -61,6 +61,7 @@ def advantages(
         group_batch    (r - m) / std(R - m)        REINFORCE++ with baseline (the same paper)
         rescaled       (r - m) B / (B - M)         GPG (arXiv 2504.02546), F_norm = 1: M of the B groups have
                                                   no spread, and the others make up for them
+        one            1                           supervised learning: the answers are known to be right
 
     An answer that is not ``scored`` gets advantage 0 and is left out of every mean and spread; its reward may be any
     number.
@@ -74,7 +75,7 @@ def advantages(
             wherever all answers are wrong.
 
     Raises:
-        ValueError: if G < 2, or a reward that counts is NaN or infinite.
+        ValueError: if G < 2 (but for ``one``), or a reward that counts is NaN or infinite.
 
     >>> advantages(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), "rescaled").tolist()
     [[-2.0, 2.0], [0.0, 0.0]]
@@ -84,6 +85,8 @@ def advantages(
     scored = everywhere(rewards) if scored is None else scored  # (P, G)
     if costs is not None:
         return advantages(rewards, kind, divide_by_std, totals, scored) + group_advantages(costs, False, scored)
+    if kind == "one":
+        return torch.where(scored, 1.0, 0.0)
     if kind == "group":
         return group_advantages(rewards, divide_by_std, scored)
     centred = group_advantages(rewards, False, scored)  # (P, G)
@@ -98,7 +101,7 @@ def advantages(
         case "rescaled":
             seen = totals({"groups": len(rewards), "flat": int(zero_spread(rewards, scored).sum())})
             return centred * (seen["groups"] / max(1, seen["groups"] - seen["flat"]))
-    raise ValueError(f"unknown advantage {kind!r}: use group, leave_one_out, batch, group_batch or rescaled")
+    raise ValueError(f"unknown advantage {kind!r}: use group, leave_one_out, batch, group_batch, rescaled or one")
 
 
 def _normalised(values: Tensor, scored: Tensor, totals: Totals) -> Tensor:

@@ -141,6 +141,10 @@ class Mirror(Protocol):
         """Return when everything is kept."""
 
 
+Scored = Sequence[tuple[Rollout, TaskResult, Reward]]
+"""Answers with what came of them."""
+
+
 class RunLog:
     """The console and the ``metrics.jsonl`` of one training run.
 
@@ -152,7 +156,7 @@ class RunLog:
 
     def __init__(self, output_dir: Path | str, total_steps: int, *, first_step: int = 0, speaks: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
-        self.total_steps = total_steps
+        self.first_step, self.total_steps = first_step, total_steps
         self.speaks = speaks
         self._seconds: deque[float] = deque(maxlen=20)
         self._bar: tqdm | None = None
@@ -196,8 +200,9 @@ class RunLog:
             sys.stdout.write(text + "\n")  # in one write: other ranks print to the same pipe
         sys.stdout.flush()
 
-    def step(self, row: Mapping[str, float | int | str | list | None]) -> None:
-        """Append the row of one step to ``metrics.jsonl`` and show it.
+    def step(self, row: Mapping[str, float | int | str | list | None], samples: Scored = ()) -> None:
+        """Append the row of one step to ``metrics.jsonl`` and show it; of the first step, some of its ``samples`` as
+        well.
 
         ``row["step"]`` is needed; the console shows ``reward``, ``reward/*``, ``kl`` and ``time/*``
         where present, and the time left by the mean ``time/step`` of the last 20 steps.
@@ -210,6 +215,8 @@ class RunLog:
         if self.mirror:
             self.mirror.row(row)
         self._seconds.extend(_seconds_of([row]))
+        if step == self.first_step:
+            self.say(some_rollouts(samples))
         words, left = _step_words(row), eta(self._seconds, self.total_steps - step)
         if self._bar is None:
             self.say("  ".join(filter(None, [f"step {step}/{self.total_steps}", words, left])))
@@ -294,7 +301,7 @@ def introduction(
   page    {config.output_dir}/report.html: open it now, it shows {often_drawn}"""
 
 
-def some_rollouts(samples: Sequence[tuple[Rollout, TaskResult, Reward]], count: int = 3) -> str:
+def some_rollouts(samples: Scored, count: int = 3) -> str:
     """A few rollouts of a step with their results and rewards, as lines."""
     return "\n\n".join(rollout_lines(*sample) for sample in spread_out(samples, count))
 

@@ -23,7 +23,7 @@ from typing import Any, Mapping, Self, Sequence
 
 from activeo3 import processes, terminal
 from activeo3.cli import read_object
-from activeo3.config import ConfigError, TrainConfig
+from activeo3.config import TASK_ROLE, ConfigError, TrainConfig
 from activeo3.families import FAMILIES
 
 GB = 1e9
@@ -165,6 +165,8 @@ class Work:
             shown = min(config.max_zooms * prompts[1], config.episode_tokens)
             answer = min(config.max_turns * config.max_new_tokens, config.episode_tokens - shown)
             return cls(*views, *prompts, answer, 0, 0, shown, config.max_zooms * views[1])
+        if config.task in TASK_ROLE:
+            return cls(views[1], views[1], prompts[1], prompts[1], config.task_max_new_tokens, 0, 0)
         crops = config.prompts * config.group * config.regions if config.task in ("sense", "segment") else 0
         return cls(*views, *prompts, config.max_new_tokens, config.task_max_new_tokens, crops)
 

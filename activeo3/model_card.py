@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from activeo3 import prompts
 from activeo3.checkpoint_files import CARD
-from activeo3.config import TrainConfig
+from activeo3.config import TASK_ROLE, TrainConfig
 from activeo3.data_io import is_hub_id
 from activeo3.encoding import Encoder
 from activeo3.geometry import with_shorter_side
@@ -64,7 +64,7 @@ def view_limits(factor: int, config: TrainConfig) -> tuple[int, int]:
     >>> view_limits(16, TrainConfig(sensing_side=96))
     (10560, 14144)
     """
-    whole = (config.crop_side,) * 2 if config.task == "direct" else with_shorter_side((4, 3), config.sensing_side)
+    whole = (config.crop_side,) * 2 if config.task in TASK_ROLE else with_shorter_side((4, 3), config.sensing_side)
     width, height = (max(1, round(side / factor)) * factor for side in whole)
     least, most = ((width + half) * (height + half) for half in (-factor // 2, factor // 2))
     return min(least, config.max_view_pixels), min(most, config.max_view_pixels)
@@ -81,7 +81,7 @@ def _limit(settings: dict[str, Any], vlm: Encoder, config: TrainConfig) -> None:
 
 def _generation(vlm: Encoder, config: TrainConfig) -> dict[str, Any]:
     """A greedy answer as ``generate`` of ours makes it (generate.py); no penalty or beam of the start policy's."""
-    longest = config.task_max_new_tokens if config.task == "direct" else config.max_new_tokens
+    longest = config.task_max_new_tokens if config.task in TASK_ROLE else config.max_new_tokens
     return {
         "do_sample": False, "max_new_tokens": longest, "eos_token_id": sorted(vlm.end_tokens),
         "pad_token_id": vlm.end_token, "suppress_tokens": list(vlm.suppressed_ids),
@@ -96,7 +96,7 @@ def prompt_of(vlm: Encoder, config: TrainConfig) -> str:
     words, boxes = config.words, vlm.boxes
     made: dict[str, Callable[[], str]] = {
         "sense": lambda: prompts.sensing_prompt(QUERY, words, config.regions, boxes),
-        "direct": lambda: prompts.task_prompt(QUERY, words, boxes),
+        **dict.fromkeys(TASK_ROLE, lambda: prompts.task_prompt(QUERY, words, boxes)),
         "segment": lambda: prompts.segmentation_prompt(QUERY, words, config.regions, boxes),
         "zoom_qa": lambda: prompts.episode_prompt(
             QUERY, words, config.max_zooms if config.max_turns > 1 else 0, at_once=config.regions_per_turn,
@@ -113,7 +113,7 @@ def code_of(vlm: Encoder, config: TrainConfig, folder: str) -> str:
     """The lines of a card: one answer by transformers alone, the policy's own, token for token."""
     side = config.sensing_side
     size = f"[max({side}, round(side * {side} / min(image.size))) for side in image.size]"
-    if config.task == "direct":
+    if config.task in TASK_ROLE:
         size = f"({config.crop_side}, {config.crop_side})"
     frame = "pixels of the view" if vlm.text_scale((1, 1)) == (1, 1) else "thousandths of the view"
     prompt = json.dumps(prompt_of(vlm, config), ensure_ascii=False)

@@ -160,7 +160,7 @@ def step_row(
         "tokens/truncated": float(sum(not answer.finished for answer in answers)),
         "tokens/repeating": float(sum(not one.finished and repeats(one.token_ids, LOOP) for one in answers)),
         "reward_spread": float(np.array(spreads).sum()) * scored.shape[1],
-        "zero_spread": float(zero_std_groups * scored.shape[1]),
+        "zero_spread": float(zero_std_groups * scored.shape[1] * (scored.shape[1] > 1)),
     }
     sums = totals(earned | others | {"sound": float(len(sound)), "answers": float(len(answers))})
     means = {name: sums[name] / sums["sound"] if sums["sound"] else math.nan for name in earned}

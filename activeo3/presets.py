@@ -117,6 +117,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "task_only": {"reward_weights": ("format=0", "no_overlap=0", "area=0", "coverage=0")},
     "heuristic_only": {"reward_weights": ("task=0",)},
     "direct": {"task": "direct"},
+    # The task role in place of sensing; its right answers in place of sampled ones. alternation.py trains both in turn.
+    "act": {"task": "act"},
+    "sft": {"task": "act", "task_update": "sft", "advantage": "one", "ratio": "none", "beta": 0.0, "group": 1},
     # Errors of masks, its section 5.4: corrected by an oracle; or on its data, by SAM 2.1 (it cites SAM 2).
     "segment": {"task": "segment", "task_model": "oracle"},
     "thin_objects": {

@@ -4,13 +4,14 @@ The task (tasks.py) says what the policy is shown and how its answers are read. 
 the loss as they are; text, regions and results are read off them here, once.
 """
 
+import math
 from dataclasses import replace
 from typing import Sequence
 
 from activeo3 import lora, model_files
 from activeo3.model import VisionLanguageModel
 from activeo3.packing import Branch, Prompt
-from activeo3.tasks import Task
+from activeo3.tasks import PromptSpec, Task
 from activeo3.types import Example, Rollout, Sampling
 
 
@@ -26,9 +27,8 @@ def sample_rollouts(
     Returns the P encoded prompts, which the update uses again, and P lists of G rollouts.
     """
     task, sampling = task.under(task.config.decided(policy.trained_here)), sampling or task.sampling()
-    specs = [task.prompt(policy, example) for example in examples]
+    specs, prompts = asked(policy, task, examples)
     names = [example.id for example in examples]
-    prompts = policy.encode([spec.view for spec in specs], [spec.words for spec in specs], names)
     conversations = [task.start(policy, example, spec) for example, spec in zip(examples, specs) for _ in range(group)]
     written = [0] * len(conversations)  # tokens behind the prompt
     truncated: set[int] = set()
@@ -60,6 +60,34 @@ def sample_rollouts(
         example, text, finished = examples[row // group], transcript(policy, branch), ended and row not in truncated
         rollouts.append(Rollout(example, branch.answer, text, finished, *conversation.result(), branch=branch))
     return prompts, [rollouts[first : first + group] for first in range(0, len(rollouts), group)]
+
+
+def asked(
+    policy: VisionLanguageModel, task: Task, examples: Sequence[Example]
+) -> tuple[list[PromptSpec], list[Prompt]]:
+    """What the policy is shown and asked about each of P examples, and the same encoded."""
+    specs = [task.prompt(policy, example) for example in examples]
+    names = [example.id for example in examples]
+    return specs, policy.encode([spec.view for spec in specs], [spec.words for spec in specs], names)
+
+
+def right_answers(
+    policy: VisionLanguageModel, task: Task, examples: Sequence[Example], group: int = 1, _: Sampling | None = None
+) -> tuple[list[Prompt], list[list[Rollout]]]:
+    """In place of ``sample_rollouts`` the right answer to the task's prompt about each of P examples, ``group``
+    times."""
+    task = task.under(task.config.decided(policy.trained_here))
+    specs, prompts = asked(policy, task, examples)
+    groups = []
+    for example, spec in zip(examples, specs):
+        text = task.truth(example, spec.frame)
+        ids = (*policy.tokenizer.encode(text, add_special_tokens=False), policy.end_token)
+        nobody = (math.nan,) * len(ids)  # no sampler gave them a probability
+        parsed = task.parse(text, True, spec, example)
+        groups.append(
+            [Rollout(example, ids, policy.decode(ids), True, *parsed, branch=Branch((ids,), (), nobody))] * group
+        )
+    return prompts, groups
 
 
 def transcript(policy: VisionLanguageModel, branch: Branch) -> str:

@@ -16,19 +16,18 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from activeo3 import html_report, outputs, processes
+from activeo3.checkpoint_files import random_states_kept, seed_everything
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.log import RunLog
+from activeo3.log import RunLog, Scored
 from activeo3.monitor import METRIC_GLOSSARY
 from activeo3.rollout import sample_rollouts
 from activeo3.samples import Card, Sample, save_samples
 from activeo3.tasks import Task
-from activeo3.types import Example, Reward, Rollout, TaskResult
+from activeo3.types import Example
 
 QUESTIONS = 6
 """How many held-out questions are asked again."""
 LAST_PAGE = 3.0  # seconds that the last page may take when a run is ended
-
-Scored = Sequence[tuple[Rollout, TaskResult, Reward]]
 
 
 class RunPage:
@@ -92,8 +91,11 @@ class RunPage:
 
     @cached_property
     def _examples(self) -> list[Example]:
-        """The held-out questions with what the task model adds to them, such as first masks, made once."""
-        return self.task.prepare_batch(self.task_model, self.questions)
+        """The held-out questions with what the task model adds to them, such as first masks, made once; the same on all
+        ranks, at whatever step. A collective."""
+        with random_states_kept():
+            seed_everything(self.config.seed, 0)
+            return self.task.prepare_batch(self.task_model, self.questions)
 
     def _ask(self) -> list[Card]:
         """The policy's greedy answers to the held-out questions, drawn; on the other ranks nothing. A collective."""
@@ -101,7 +103,7 @@ class RunPage:
             return []
         gather: Callable[[Any], list[Any]] = self.ranks.all_gather
         asks = self.ranks.rank == 0
-        examples = self._examples if asks else []
+        examples = self._examples  # on all ranks: where the task model is sharded, they gather it together
         with self.policy.gathered() as vlm, processes.together(gather):
             rollouts = [one for (one,) in sample_rollouts(vlm, self.task, examples)[1]] if asks else []
         with self.task_model.gathered() as frozen, processes.together(gather):

@@ -148,6 +148,10 @@ class Task(ABC):
         """One result per rollout. Here the answers are the results; tasks with crops run the task model."""
         return [rollout.result for rollout in rollouts]
 
+    def truth(self, example: Example, frame: Frame) -> str:
+        """The right answer in the policy's own words, which ``--task_update sft`` learns."""
+        raise NotImplementedError(f"task {self.name} is learned by reward")
+
     @abstractmethod
     def reward_terms(self, rollout: Rollout, result: TaskResult) -> dict[str, float]:
         """The unweighted value of every term of ``terms``."""

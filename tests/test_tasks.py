@@ -87,7 +87,7 @@ UNREADABLE = ("", " \n", "<think>[]</think>", "<answer>", "<think>[] 0", "[] 0</
 """Answers of which nothing can be read, in any task; below, those that are at least a transcript."""
 NO_BOXES = ("[", "nothing here", "{}", '[{"bbox_2d": [1, 2]}]', "null", "[[]", '{"things": []}')
 SILENT = {  # what is to be said of an empty picture, and what that earns beside the format
-    "sense": ("<think>no</think><answer>[]</answer>", {"task": 2.0}), "direct": ("[]", {"task": 2.0}),
+    "sense": ("<think>no</think><answer>[]</answer>", {"task": 2.0}), "direct": ("[]", {"task": 2.0}), "act": ("[]", {"task": 2.0}),
     "counting": ("[] 0", {"match": 1.0, "count": 1.0}), "detection": ("[]", {"location": 1.0, "class": 1.0, "number": 1.0}),
 }  # fmt: skip
 
@@ -102,7 +102,9 @@ def situation(name: str, empty: bool) -> tuple[Any, Example]:
         task_model, true = task.load_task_model("oracle", torch.device("cpu")), np.zeros((320, 480), dtype=bool)
         true[60:140, 40:120] = True
         example = replace(example, boxes_px=as_boxes([THINGS[0][1]]), masks=lambda: [mask_to_rle(true)])
-    (example,) = task.prepare_batch(task_model, [task.prepare(example)])
+    example = task.prepare(example)
+    if name != "act":  # whose crops a language model proposes (test_task_act.py)
+        (example,) = task.prepare_batch(task_model, [example])
     return task_model, example
 
 

@@ -1,0 +1,78 @@
+"""``act``: the other role of ACTIVE-O3 as the policy. It finds things on crops that a frozen sensing policy proposes.
+
+The paper trains sensing and leaves the task model as it is; training both is an open question of its (section 5, D.2).
+A run with ``--task act`` trains the task role alone; ``--alternate`` trains the two in turn (alternation.py).
+
+Readings of what nobody has written down:
+  1. A question is one crop: one of the regions that the frozen policy samples at temperature 1 for the whole picture,
+     drawn at random; the whole picture if none of them shows anything. The sensing policy is the start policy, or what
+     ``--task_checkpoint`` names.
+  2. A crop's truth is what the oracle takes for it (task_models.py): the true boxes that it holds to 90 %, cut at its
+     edges. Nothing is asked about a box of which the crop holds less, and to answer with it is wrong.
+  3. The reward is that of ``direct``, format + R_detect of the crop. ``--task_update sft`` learns the crop's truth as
+     the answer instead, boxes from the top to the bottom: the right answer is known, and all that is left to chance is
+     where to look.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+
+from activeo3 import geometry, prompts
+from activeo3.config import ConfigError, TrainConfig
+from activeo3.geometry import Frame
+from activeo3.rollout import sample_rollouts
+from activeo3.task_detection import Direct, Sense
+from activeo3.task_models import is_valid_region
+from activeo3.types import Example, Region
+
+
+class Act(Direct):
+    """Find every query on a crop."""
+
+    name = "act"
+    crops = True
+
+    def prepare_batch(self, task_model: Any, examples: Sequence[Example]) -> list[Example]:
+        """One crop of every example, in a region that the frozen policy samples (reading 1). A collective."""
+        sense = Sense(self.config)
+        with task_model.gathered() as frozen:
+            _, groups = sample_rollouts(frozen, sense, examples, 1, sense.sampling(1.0))
+        return [cropped(rollout.example, _one_of(rollout.regions)) for (rollout,) in groups]
+
+    def check(self) -> None:
+        """Also refuses a task model that cannot propose regions."""
+        super().check()
+        if isinstance(self.config, TrainConfig) and self.config.task_model != "mllm":
+            raise ConfigError(
+                f"--task act has its crops from a sensing policy, and --task_model is {self.config.task_model}; leave "
+                "it out, and name the policy with --task_checkpoint."
+            )
+
+    def truth(self, example: Example, frame: Frame) -> str:
+        """The answer that names every box of the crop, from the top to the bottom."""
+        boxes = np.rint(frame.to_text(example.boxes_px[example.asked_for])).astype(int).tolist()
+        return prompts.boxes_answer(sorted(boxes, key=lambda box: (box[1], box[0])))
+
+
+def _one_of(regions: Sequence[Region]) -> Region | None:
+    """One of the regions that show something, drawn by torch's generator, which a checkpoint keeps."""
+    valid = [region for region in regions if is_valid_region(region)]
+    return valid[int(torch.randint(len(valid), ()))] if valid else None
+
+
+def cropped(example: Example, region: Region | None) -> Example:
+    """A region of an example, out to whole pixels, as an example of its own; without a region all of it."""
+    if region is None:
+        return example
+    window = tuple(map(math.floor, region[:2])) + tuple(map(math.ceil, region[2:]))
+    held = geometry.held(example.boxes_px, geometry.as_boxes([window]))[:, 0]  # (N,)
+    origin = np.array(window[:2] * 2, dtype=float)
+    inside = geometry.clipped(example.boxes_px[held] - origin, (window[2] - window[0], window[3] - window[1]))
+    return replace(
+        example, image=example.image.crop(window), boxes_px=inside, areas=None, masks=None,
+        crowd=None if example.crowd is None else np.asarray(example.crowd)[held],
+    )  # fmt: skip
