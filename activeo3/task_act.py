@@ -5,8 +5,8 @@ A run with ``--task act`` trains the task role alone; ``--alternate`` trains the
 
 Readings of what nobody has written down:
   1. A question is one crop: one of the regions that the frozen policy samples at temperature 1 for the whole picture,
-     drawn at random; the whole picture if none of them shows anything. The sensing policy is the start policy, or what
-     ``--task_checkpoint`` names.
+     drawn at random. Where none of them shows anything, as of things that no policy has seen before, it is a random
+     region of AREAS. The sensing policy is the start policy, or what ``--task_checkpoint`` names.
   2. A crop's truth is what the oracle takes for it (task_models.py): the true boxes that it holds to 90 %, cut at its
      edges. Nothing is asked about a box of which the crop holds less, and to answer with it is wrong.
   3. The reward is that of ``direct``, format + R_detect of the crop. ``--task_update sft`` learns the crop's truth as
@@ -27,7 +27,10 @@ from activeo3.geometry import Frame
 from activeo3.rollout import sample_rollouts
 from activeo3.task_detection import Direct, Sense
 from activeo3.task_models import is_valid_region
-from activeo3.types import Example, Region
+from activeo3.types import Example, Region, Rollout
+
+AREAS = (0.04, 0.5)
+"""Least and largest share of the picture of a random region, where none is proposed."""
 
 
 class Act(Direct):
@@ -41,7 +44,7 @@ class Act(Direct):
         sense = Sense(self.config)
         with task_model.gathered() as frozen:
             _, groups = sample_rollouts(frozen, sense, examples, 1, sense.sampling(1.0))
-        return [cropped(rollout.example, _one_of(rollout.regions)) for (rollout,) in groups]
+        return [cropped(rollout.example, one_region(rollout)) for (rollout,) in groups]
 
     def check(self) -> None:
         """Also refuses a task model that cannot propose regions."""
@@ -58,16 +61,21 @@ class Act(Direct):
         return prompts.boxes_answer(sorted(boxes, key=lambda box: (box[1], box[0])))
 
 
-def _one_of(regions: Sequence[Region]) -> Region | None:
-    """One of the regions that show something, drawn by torch's generator, which a checkpoint keeps."""
-    valid = [region for region in regions if is_valid_region(region)]
-    return valid[int(torch.randint(len(valid), ()))] if valid else None
+def one_region(rollout: Rollout) -> Region:
+    """One of the regions that show something, or a random one of the picture's shape. It is drawn by torch's generator,
+    which a checkpoint keeps."""
+    valid = [region for region in rollout.regions if is_valid_region(region)]
+    if valid:
+        return valid[int(torch.randint(len(valid), ()))]
+    place = torch.rand(3).double().numpy()  # of the area, and of the corner on both axes
+    share = math.sqrt(AREAS[0] + (AREAS[1] - AREAS[0]) * place[0])
+    size = np.array(rollout.example.size_px, dtype=float)
+    corner = place[1:] * (1 - share) * size
+    return Region(*corner.tolist(), *(corner + share * size).tolist())
 
 
-def cropped(example: Example, region: Region | None) -> Example:
-    """A region of an example, out to whole pixels, as an example of its own; without a region all of it."""
-    if region is None:
-        return example
+def cropped(example: Example, region: Region) -> Example:
+    """A region of an example, out to whole pixels, as an example of its own."""
     window = tuple(map(math.floor, region[:2])) + tuple(map(math.ceil, region[2:]))
     held = geometry.held(example.boxes_px, geometry.as_boxes([window]))[:, 0]  # (N,)
     origin = np.array(window[:2] * 2, dtype=float)

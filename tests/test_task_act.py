@@ -19,9 +19,9 @@ from activeo3.config import ConfigError, TrainConfig
 from activeo3.geometry import Frame, as_boxes
 from activeo3.packing import Branch
 from activeo3.rollout import right_answers
-from activeo3.task_act import Act, cropped
+from activeo3.task_act import Act, cropped, one_region
 from activeo3.tasks import task_of
-from activeo3.types import Example, Region
+from activeo3.types import Example, ParsedAnswer, Region, Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # DeepSpeed's
 SFT = TrainConfig.from_args(["--preset", "sft"])
@@ -44,7 +44,6 @@ def test_a_crop_is_an_example_of_its_own() -> None:
     assert crop.size_px == (65, 61)  # out to whole pixels: from 7, 5 to 72, 66
     assert np.array_equal(np.asarray(crop.image), np.asarray(example.image)[5:66, 7:72])
     assert crop.boxes_px.tolist() == [[31, 40, 61, 60], [11, 10, 31, 30]] and crop.crowd.tolist() == [False, False]
-    assert cropped(example, None) is example
 
 
 def test_a_box_that_is_cut_belongs_to_the_crop_from_nine_tenths_on() -> None:
@@ -78,6 +77,16 @@ def test_the_truth_is_what_the_reward_pays_in_full(make_vlm: Callable) -> None:
 
 
 # ---------------------------------------------------------------------- right answers
+
+
+def test_without_a_region_it_is_a_random_one() -> None:
+    nowhere = Rollout(question(), (), "", True, ParsedAnswer(()), (Region(5, 5, 6, 50),))
+    torch.manual_seed(0)
+    found = np.array([one_region(nowhere) for _ in range(400)])
+    assert found.min() >= 0 and (found[:, 2:] <= (120, 100)).all()
+    shares = np.prod(found[:, 2:] - found[:, :2], axis=1) / 12_000
+    assert shares.min() >= 0.04 and shares.max() <= 0.5 and 0.25 < shares.mean() < 0.29
+    assert np.allclose((found[:, 2] - found[:, 0]) / (found[:, 3] - found[:, 1]), 1.2)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
