@@ -6,7 +6,8 @@ A run with ``--task act`` trains the task role alone; ``--alternate`` trains the
 Readings of what nobody has written down:
   1. A question is one crop: one of the regions that the frozen policy samples at temperature 1 for the whole picture,
      drawn at random. Where none of them shows anything, as of things that no policy has seen before, it is a random
-     region of AREAS. The sensing policy is the start policy, or what ``--task_checkpoint`` names.
+     region of AREAS, and three of four of these hold one of the things. The sensing policy is the start policy, or
+     what ``--task_checkpoint`` names.
   2. A crop's truth is what the oracle takes for it (task_models.py): the true boxes that it holds to 90 %, cut at its
      edges. Nothing is asked about a box of which the crop holds less, and to answer with it is wrong.
   3. The reward is that of ``direct``, format + R_detect of the crop. ``--task_update sft`` learns the crop's truth as
@@ -62,16 +63,24 @@ class Act(Direct):
 
 
 def one_region(rollout: Rollout) -> Region:
-    """One of the regions that show something, or a random one of the picture's shape. It is drawn by torch's generator,
-    which a checkpoint keeps."""
+    """One of the regions that show something, or a random one. It is drawn by torch's generator, which a checkpoint
+    keeps."""
     valid = [region for region in rollout.regions if is_valid_region(region)]
-    if valid:
-        return valid[int(torch.randint(len(valid), ()))]
-    place = torch.rand(3).double().numpy()  # of the area, and of the corner on both axes
-    share = math.sqrt(AREAS[0] + (AREAS[1] - AREAS[0]) * place[0])
-    size = np.array(rollout.example.size_px, dtype=float)
-    corner = place[1:] * (1 - share) * size
-    return Region(*corner.tolist(), *(corner + share * size).tolist())
+    return valid[int(torch.randint(len(valid), ()))] if valid else random_region(rollout.example)
+
+
+def random_region(example: Example) -> Region:
+    """A region of the picture's shape; three of four hold one of the things that are asked for, if there are any."""
+    area, which, *place = torch.rand(4).tolist()
+    size = np.array(example.size_px, dtype=float)
+    side = math.sqrt(AREAS[0] + (AREAS[1] - AREAS[0]) * area) * size
+    low, high = np.zeros(2), size - side  # of the corner
+    things = example.boxes_px[example.asked_for]
+    if len(things) and which < 0.75:
+        x1, y1, x2, y2 = things[int(which / 0.75 * len(things))]
+        low, high = np.clip([(x2, y2) - side, np.array([x1, y1])], low, high)
+    corner = low + np.array(place) * (high - low)
+    return Region(*corner.tolist(), *(corner + side).tolist())
 
 
 def cropped(example: Example, region: Region) -> Example:

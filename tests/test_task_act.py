@@ -16,7 +16,7 @@ import train
 from activeo3 import engine, grpo, prompts, task_act
 from activeo3.alternation import rounds
 from activeo3.config import ConfigError, TrainConfig
-from activeo3.geometry import Frame, as_boxes
+from activeo3.geometry import Frame, as_boxes, held
 from activeo3.packing import Branch
 from activeo3.rollout import right_answers
 from activeo3.task_act import Act, cropped, one_region
@@ -80,9 +80,11 @@ def test_the_truth_is_what_the_reward_pays_in_full(make_vlm: Callable) -> None:
 
 
 def test_without_a_region_it_is_a_random_one() -> None:
-    nowhere = Rollout(question(), (), "", True, ParsedAnswer(()), (Region(5, 5, 6, 50),))
+    example = replace(question(), boxes_px=as_boxes([[90, 70, 100, 80]]), crowd=None)
+    nowhere = Rollout(example, (), "", True, ParsedAnswer(()), (Region(5, 5, 6, 50),))
     torch.manual_seed(0)
     found = np.array([one_region(nowhere) for _ in range(400)])
+    assert 0.75 < held(example.boxes_px, found).mean() < 0.9  # three of four by intention, some by chance
     assert found.min() >= 0 and (found[:, 2:] <= (120, 100)).all()
     shares = np.prod(found[:, 2:] - found[:, :2], axis=1) / 12_000
     assert shares.min() >= 0.04 and shares.max() <= 0.5 and 0.25 < shares.mean() < 0.29
