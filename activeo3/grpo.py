@@ -83,10 +83,10 @@ def advantages(
     [[-0.25, 0.25]]
     """
     scored = everywhere(rewards) if scored is None else scored  # (P, G)
-    if costs is not None:
-        return advantages(rewards, kind, divide_by_std, totals, scored) + group_advantages(costs, False, scored)
     if kind == "one":
         return torch.where(scored, 1.0, 0.0)
+    if costs is not None:
+        return advantages(rewards, kind, divide_by_std, totals, scored) + group_advantages(costs, False, scored)
     if kind == "group":
         return group_advantages(rewards, divide_by_std, scored)
     centred = group_advantages(rewards, False, scored)  # (P, G)
