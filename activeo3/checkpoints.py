@@ -49,7 +49,7 @@ def open_run(config: TrainConfig) -> tuple[Distributed, dict[str, Any] | None]:
     trackers.check(config)
     data_images.limit_pixels(config.max_image_pixels)
     processes.tell(kept=lambda: kept(config))
-    ranks = engine.start(Path(config.output_dir))
+    ranks = engine.start(Path(config.output_dir), config.group_timeout)
     outputs.claim(Path(config.output_dir), *outputs.OF_A_RUN)
     return ranks, resumable(config, ranks)
 
@@ -366,7 +366,7 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
 
 FREE = set(
     "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config "
-    "max_skipped report_to eval_every best_metric "
+    "max_skipped report_to eval_every best_metric group_timeout "
     "max_image_pixels task_batch steps recompute scoring resume_from".split()
 )
 """Fields that may change when a run is continued: where things lie and how much is kept or shown."""

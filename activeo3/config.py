@@ -402,6 +402,8 @@ class TrainConfig(Config):
     # ---- how it is computed
     ds_config: Place = Place("ds_config.json")
     """DeepSpeed's own settings"""
+    group_timeout: Positive = 60
+    """minutes that a rank waits for the others before the run ends; torch's own limit is 10"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

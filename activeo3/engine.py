@@ -14,6 +14,7 @@ import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -47,6 +48,8 @@ _OWNED = (
     "bf16",
     "fp16",
 )
+GROUP_MINUTES = 60
+"""Minutes that a rank waits for the others in an evaluation, which has no flag for it."""
 
 
 def check_versions() -> None:
@@ -125,8 +128,8 @@ class Distributed:
     def map(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """``work(part)`` of every part, in order, on every rank; the ranks take turns at the parts.
 
-        Ranks wait for each other as long as a part or two take, far below the ten minutes after which
-        the process group gives up; waiting while one rank did all of them could be longer.
+        Ranks wait for each other as long as a part or two take, far below the limit after which the process
+        group gives up (``--group_timeout``); waiting while one rank did all of them could be longer.
         """
         own: list[Any] = []
         with processes.together(self.all_gather):
@@ -156,8 +159,11 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
-def start(output_dir: Path) -> Distributed:
+def start(output_dir: Path, minutes: int = GROUP_MINUTES) -> Distributed:
     """Join the process group (of one, without a launcher) and send the libraries' chatter to a log.
+
+    A collective that some rank has not reached after so many ``minutes`` ends the run. torch's own limit is ten with
+    NCCL, which one long rollout or the writing of a large checkpoint can take.
 
     Raises ConfigError, on every rank, if a version does not work, or another run has the folder or the port.
     """
@@ -176,7 +182,7 @@ def start(output_dir: Path) -> Distributed:
     with Distributed(
         rank, world, device, Path(os.devnull)
     ).redirect_output():  # nothing is written before the folder is ours
-        _init_distributed(device, in_use)
+        _init_distributed(device, in_use, minutes)
     ranks = Distributed(rank, world, device, output_dir / f"libraries-{rank}.log")
     if in_use := ranks.all_gather(in_use)[0]:
         raise ConfigError(in_use)
@@ -185,7 +191,7 @@ def start(output_dir: Path) -> Distributed:
     return ranks
 
 
-def _init_distributed(device: torch.device, in_use: str) -> None:
+def _init_distributed(device: torch.device, in_use: str, minutes: int) -> None:
     """Join the process group. Raises ConfigError if the port is taken, or says ``in_use`` of the folder, which matters
     more."""
     import deepspeed
@@ -195,7 +201,8 @@ def _init_distributed(device: torch.device, in_use: str) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(minutes=minutes))
     except torch.distributed.DistNetworkError:
         port = os.environ["MASTER_PORT"]
         raise ConfigError(
@@ -413,6 +420,8 @@ def ds_config(config: TrainConfig, ranks: Distributed, dtype: torch.dtype, learn
     settings["gradient_accumulation_steps"] = 1
     settings["bf16"] = {"enabled": dtype == torch.bfloat16}
     if learns:
+        if config.micro_prompts < config.prompts:  # in bfloat16 a sum of micro-batches loses what is 1/512 of it
+            settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
         settings["gradient_clipping"] = config.grad_clip
         # torch's own AdamW: DeepSpeed's fused one is compiled on first use, which needs a compiler.
         parameters = {"lr": config.lr, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": config.weight_decay}

@@ -6,8 +6,8 @@
 ``--gpus 8x80`` is eight GPUs of 80 GB; all other flags are those of train.py, on top of ``--preset paper``.
 
 Memory is the largest of what the parts of a step hold, beside what is resident all the time. Weights and gradients
-are bfloat16 (2 bytes each), the optimizer's copy and both moments float32 (12), all of it divided among the GPUs by
-ZeRO-3, as is the frozen reference. During rollout and task model a rank holds one model whole and a key-value cache,
+are bfloat16 (2 bytes each; a sum of micro-batches has 4), the optimizer's copy and both moments float32 (12), all of it
+divided among the GPUs by ZeRO-3, as is the frozen reference. During rollout and task model a rank holds one model whole and a key-value cache,
 and two models for the table at the end; during the update, the activations and the mask of one packed row per prompt.
 
 A picture is square, with the pixels of a sensing view; answers are as long as the limit allows; every answer proposes
@@ -198,11 +198,11 @@ def activations(sizes: Sizes, patches: int, row: int, recompute: bool) -> float:
     return row * sizes.layers * layer + patches * sizes.vision_layers * vision
 
 
-def standing(parameters: int, learning: int, width: int = 2) -> int:
+def standing(parameters: int, learning: int, width: int = 2, gradient: int = 2) -> int:
     """Bytes of a model that DeepSpeed trains, between two steps, over all ranks.
 
-    Weights and gradients have ``width`` bytes; the optimizer's weights and its two moments have 4 each."""
-    return parameters * width + learning * (width + 3 * 4)
+    Weights have ``width`` bytes and gradients ``gradient``; the optimizer's weights and its two moments have 4 each."""
+    return parameters * width + learning * (gradient + 3 * 4)
 
 
 def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
@@ -221,9 +221,10 @@ def memory(sizes: Sizes, config: TrainConfig, gpus: int) -> dict[str, float]:
     saved = activations(sizes, seen, row, config.recompute)
     saved += config.group * work.prompt * sizes.cache if config.scoring == "cached" else 0
     queries = row if work.prompt < SHORT else config.group * branch + 1  # attention.free_columns
+    summed = config.micro_prompts < config.prompts  # in float32 (engine.ds_config)
     small_mask = config.attention == "flex" or config.scoring in ("cached", "rows")
     found = {
-        "policy": standing(sizes.parameters, trained(sizes, config)) / gpus,
+        "policy": standing(sizes.parameters, trained(sizes, config), 2, 4 if summed else 2) / gpus,
         "reference": (0 if config.lora else weights / gpus) + more / gpus,  # and the other task model
         "gathered models": whole if gpus > 1 else 0,
         "key-value cache": max(sampled, cropped if config.task_model == "mllm" else 0),

@@ -218,6 +218,9 @@ class VisionLanguageModel(Mllm, Scorer):
         one loads the other. The weights have the names that they had there.
         """
         weights = weights or {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        # The copies of a tied head that come from a GPU are two, and would be saved twice.
+        first = model_files.first_names(self.model)
+        weights = {name: weights.get(first.get(name, name), tensor) for name, tensor in weights.items()}
         if not self.files:
             self.model.save_pretrained(folder, state_dict=weights)
             self.tokenizer.save_pretrained(folder)

@@ -274,6 +274,12 @@ def save(files: Mapping[str, bytes], folder: Path, dtype: torch.dtype) -> None:
         (folder / "config.json").write_bytes(_json(config))
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """The name of every parameter, and the first name of the same one: a tied head's is the embedding's."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(one), name) for name, one in model.named_parameters(remove_duplicate=False)}
+
+
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 

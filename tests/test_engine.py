@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -20,11 +21,12 @@ import pytest
 import torch
 from launch import ROOT, finely_sharded, rank_environment, whole_weights
 from PIL import Image
+from safetensors.torch import load_file
 from scripted import USUAL
 from transformers import AutoModelForImageTextToText
 
 import activeo3
-from activeo3 import checkpoints, engine, memory
+from activeo3 import checkpoints, engine, lora, memory
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.families import FAMILIES
@@ -277,15 +279,22 @@ def test_the_recorded_order_of_layers_survives_a_gathered_block(policy: Zero3Mod
 
 
 @pytest.mark.parametrize(
-    "dtype, which", [(torch.float32, ""), (torch.float32, "self_attn"), (torch.bfloat16, "self_attn")]
+    "dtype, which, micro_prompts",
+    [
+        (torch.float32, "", 2),
+        (torch.float32, "self_attn", 2),
+        (torch.bfloat16, "self_attn", 2),
+        (torch.bfloat16, "", 1),
+    ],
 )
 def test_a_model_holds_what_is_foretold(
-    dtype: torch.dtype, which: str, ranks: Distributed, config: TrainConfig, make_vlm: Make, picture: Picture
-) -> None:
+    dtype: torch.dtype, which: str, micro_prompts: int, ranks: Distributed, config: TrainConfig, make_vlm: Make,
+    picture: Picture,
+) -> None:  # fmt: skip
     """The sum in a run's introduction and in the planner, against the tensors that DeepSpeed has after an update."""
     vlm = make_vlm("qwen3_vl")
     vlm.model.to(dtype)
-    policy = Zero3Model(vlm, ranks, replace(config, train_only=which), learns=True)
+    policy = Zero3Model(vlm, ranks, replace(config, train_only=which, micro_prompts=micro_prompts), learns=True)
     policy.backward(policy.logits(pack(vlm, picture)).float().square().mean())
     policy.step(1e-3)
     optimizer = policy.engine.optimizer
@@ -294,9 +303,33 @@ def test_a_model_holds_what_is_foretold(
     gradients = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values()
     tensors = [*weights, *moments, *gradients, *optimizer.fp32_partitioned_groups_flat]
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    foretold = memory.standing(vlm.parameters, vlm.trainable_parameters, dtype.itemsize)
+    gradient = 4 if micro_prompts < config.prompts else dtype.itemsize
+    foretold = memory.standing(vlm.parameters, vlm.trainable_parameters, dtype.itemsize, gradient)
     assert sum(held.values()) == pytest.approx(foretold, rel=1e-3)
     assert (vlm.trainable_parameters < vlm.parameters) == bool(which)
+
+
+def test_gradients_of_bfloat16_add_up_in_float32(
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, picture: Picture
+) -> None:
+    """The same micro-batch twelve times is twelve times its gradient; a bfloat16 sum is rounded eleven times."""
+    vlm = make_vlm("qwen3_vl")
+    vlm.model.to(torch.bfloat16)
+    policy = Zero3Model(vlm, ranks, replace(config, train_only="norm.weight", micro_prompts=1), learns=True)
+    gradients = lambda: torch.cat([  # noqa: E731
+        part.flatten() for part in policy.engine.optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values()
+    ])  # fmt: skip
+    (weight,) = [one for name, one in vlm.model.named_parameters() if name.endswith("language_model.norm.weight")]
+
+    def add() -> None:
+        policy.backward(policy.logits(pack(vlm, picture)).float().square().mean())
+
+    add()
+    first = gradients().clone()
+    for _ in range(11):
+        add()
+    assert first.dtype == torch.float32 and weight.requires_grad
+    torch.testing.assert_close(gradients(), 12 * first, rtol=1e-6, atol=0)
 
 
 def test_offloading_changes_nothing_but_where_things_lie(
@@ -471,6 +504,37 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
             checkpoints.check_room(sharded, config)
     checkpoints.check_room(sharded, config)
     assert checkpoints.save(sharded, config, 5).name == "checkpoint-5"
+
+
+def test_a_tied_head_is_saved_once_also_from_a_gpu(
+    make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies from a GPU share no memory, so transformers cannot see that they are one: here ``cpu`` copies too."""
+    vlm = make_vlm("qwen3_vl")
+    embedding, head = vlm.model.get_input_embeddings(), vlm.model.get_output_embeddings()
+    assert embedding.weight is head.weight
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.clone())
+    vlm.save(tmp_path)
+    lora.add(vlm, 2, "q_proj")
+    with torch.no_grad():
+        weights, _ = lora.merged(vlm.model)
+    (tmp_path / "merged").mkdir()
+    vlm.save(tmp_path / "merged", weights)
+    for folder in (tmp_path, tmp_path / "merged"):
+        saved = load_file(folder / "model.safetensors")
+        same = [name for name, tensor in saved.items() if tensor.shape == head.weight.shape]
+        assert same == ["model.language_model.embed_tokens.weight"] and torch.equal(saved[same[0]], head.weight)
+
+
+@pytest.mark.parametrize("minutes", [None, 7])
+def test_how_long_ranks_wait_for_each_other_is_our_own(
+    minutes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour where nothing else is said, and what --group_timeout says."""
+    waits = []
+    monkeypatch.setattr("deepspeed.init_distributed", lambda *_, timeout, **__: waits.append(timeout))
+    engine.start(tmp_path, *([minutes] if minutes else []))
+    assert waits == [timedelta(minutes=minutes or 60)]
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

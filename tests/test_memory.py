@@ -232,6 +232,23 @@ def test_decoding_is_bound_by_reading_the_weights() -> None:
     assert floor.decoding(sizes, 1, 0, 100, 989e12, 4.8e12) == pytest.approx(100 * 14.14e9 / 4.8e12, rel=2e-3)
 
 
+def test_the_floor_counts_what_ranks_send_each_other_and_what_the_optimizer_moves() -> None:
+    """By hand, for the 7B on 8 GPUs: 7/8 of 16.6 GB in 32 ms, twice; the optimizer's 30 bytes a weight, an eighth each;
+    and a link so slow that reference and update wait for it."""
+    sizes, peak, bandwidth = KNOWN["7B"], 989e12, 4.8e12
+    alone = floor.seconds(sizes, PAPER, peak, bandwidth)
+    eight = floor.seconds(sizes, PAPER, peak, bandwidth, floor.Ranks(8, 450e9))
+    for phase in ("rollout", "task model"):
+        assert eight[phase] - alone[phase] == pytest.approx(0.0322, rel=2e-2)
+    assert alone["optimizer"] == pytest.approx(30 * 8.29e9 / 4.8e12, rel=2e-3)
+    assert alone["optimizer"] == pytest.approx(8 * eight["optimizer"])
+    assert all(eight[phase] == alone[phase] for phase in ("reference", "update"))
+    slow = floor.seconds(sizes, PAPER, peak, bandwidth, floor.Ranks(8, 1e9))
+    micro = PAPER.prompts // PAPER.micro_prompts
+    assert slow["reference"] == pytest.approx(micro * 14.5, rel=1e-2)
+    assert slow["update"] == pytest.approx(3 * slow["reference"])
+
+
 def test_what_would_help_is_enough() -> None:
     sizes, config, room = KNOWN["3B"], replace(PAPER, prompts=4, micro_prompts=4), 80.0
     assert memory.memory(sizes, config, 4)["sum"] > room
