@@ -5,10 +5,11 @@
 
 ``--gpus 8x80`` is eight GPUs of 80 GB; all other flags are those of train.py, on top of ``--preset paper``.
 
-Memory is the largest of what the parts of a step hold, beside what is resident all the time. Weights and gradients
-are bfloat16 (2 bytes each; a sum of micro-batches has 4), the optimizer's copy and both moments float32 (12), all of it
-divided among the GPUs by ZeRO-3, as is the frozen reference. During rollout and task model a rank holds one model whole and a key-value cache,
-and two models for the table at the end; during the update, the activations and the mask of one packed row per prompt.
+Memory is the largest of what the parts of a step hold, beside what is resident all the time. Weights and gradients are
+bfloat16 (2 bytes each; a sum of micro-batches has 4), the optimizer's copy and both moments float32 (12), all of it
+divided among the GPUs by ZeRO-3, as is the frozen reference. During rollout and task model a rank holds one model
+whole and a key-value cache, and two models for the table at the end; during the update, the activations and the mask
+of one packed row per prompt.
 
 A picture is square, with the pixels of a sensing view; answers are as long as the limit allows; every answer proposes
 as many regions as it may, and an episode (--task zoom_qa) is shown as many crops. Not counted: the allocator's gaps,
