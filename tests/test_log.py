@@ -240,7 +240,7 @@ def test_every_logged_metric_of_the_design_is_explained() -> None:
         grad_norm lr skipped_steps time/rollout time/task_model time/update time/step memory_gb
         reward/iou reward/match reward/count reward/text
         reward/location reward/class reward/number reward/missing
-        reward/answer reward/evidence reward/calls""".split()
+        reward/answer reward/evidence reward/calls price tokens/repeating""".split()
     assert set(names) == set(monitor.METRIC_GLOSSARY)
     assert all(all(metric) for metric in monitor.METRIC_GLOSSARY.values())
     assert len({len(line) for line in monitor.glossary_table().splitlines()}) == 1
