@@ -329,6 +329,8 @@ class TrainConfig(Config):
     # ---- the update: --update_options
     warmup: Natural = 10
     """steps of linear warm-up of the learning rate"""
+    half_life: Natural = 0
+    """steps in which the learning rate halves, from the first one on; 0: it stays"""
     weight_decay: Annotated[float, Range(0)] = 0.01
     """of AdamW (paper: 0.01)"""
     grad_clip: Annotated[float, Range(0, open=True)] = 1.0
@@ -444,5 +446,9 @@ class TrainConfig(Config):
         return numbers("--reward_weights", self.reward_weights)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1, 2, ...: linear warm-up, then constant."""
-        return self.lr * min(1.0, step / max(1, self.warmup))
+        """Learning rate of step 1, 2, ...: linear warm-up, then constant, or halved every ``half_life`` steps.
+
+        It depends on the step alone, so that a run that is continued with more ``steps`` is the same run.
+        """
+        fallen = 0.5 ** (step / self.half_life) if self.half_life else 1.0
+        return self.lr * fallen * min(1.0, step / max(1, self.warmup))

@@ -354,10 +354,13 @@ def test_the_edges_of_what_can_be_used() -> None:
 # ---------------------------------------------------------------------- what follows from the numbers
 
 
-def test_the_learning_rate_warms_up_and_stays() -> None:
+def test_the_learning_rate_warms_up_and_stays_or_falls() -> None:
     config = TrainConfig(lr=1e-3, warmup=4)
     assert [config.lr_at(step) for step in (1, 2, 4, 5, 1000)] == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3, 1e-3])
     assert TrainConfig(lr=1e-3, warmup=0).lr_at(1) == 1e-3
+    falling = TrainConfig(lr=1e-3, warmup=0, half_life=80)
+    assert [falling.lr_at(step) for step in (80, 160, 240)] == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
+    assert dataclasses.replace(falling, steps=999).lr_at(100) == falling.lr_at(100)  # a longer run is the same run so far
 
 
 def test_a_continued_run_is_the_same_run() -> None:
