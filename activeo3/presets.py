@@ -120,6 +120,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The task role in place of sensing; its right answers in place of sampled ones. alternation.py trains both in turn.
     "act": {"task": "act"},
     "sft": {"task": "act", "task_update": "sft", "advantage": "one", "ratio": "none", "beta": 0.0, "group": 1},
+    # With ``sft``: things that the tiny policy has never seen, in photographs of a COCO folder. All parameters learn,
+    # the vision tower's too, at a rate that falls.
+    "cells": {
+        "data": ("coco",), "prompts": 16, "micro_prompts": 16, "normalise": "token", "train_only": "", "lr": 1e-3,
+        "half_life": 80, "task_max_new_tokens": 400, "steps": 320, "save_every": 80,
+    },
     # Errors of masks, its section 5.4: corrected by an oracle; or on its data, by SAM 2.1 (it cites SAM 2).
     "segment": {"task": "segment", "task_model": "oracle"},
     "thin_objects": {
