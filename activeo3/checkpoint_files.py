@@ -69,13 +69,17 @@ def state_of(checkpoint: Path) -> Path:
     return checkpoint / STATE if (checkpoint / STATE).is_dir() else checkpoint
 
 
-def missing_part(path: Path, world: int) -> str:
-    """A part that a checkpoint of ``world`` processes lacks, or ""."""
-    each = (
-        "random-{}.pt",
-        "deepspeed/*zero_pp_rank_{}_*_model_states.pt",
-        "deepspeed/*zero_pp_rank_{}_*_optim_states.pt",
-    )
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = {path.parent for name in ("activeo3.json", DIGESTS) for path in folder.glob(f"checkpoint-*/{name}")}
+    numbered = {path.name.removeprefix("checkpoint-"): path for path in found}
+    return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
+
+
+def missing_part(path: Path, world: int, optimizer: bool = True) -> str:
+    """A part that a checkpoint of ``world`` processes lacks, or ""; one without its ``optimizer`` has fewer."""
+    shards = ("deepspeed/*zero_pp_rank_{}_*_model_states.pt", "deepspeed/*zero_pp_rank_{}_*_optim_states.pt")
+    each = ("random-{}.pt", *(shards if optimizer else ()))
     states = state_of(path)
     parts = [(states, part.format(rank)) for rank in range(world) for part in each]
     wanted = [(path, "model*.safetensors"), *parts]

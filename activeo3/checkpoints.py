@@ -27,7 +27,8 @@ from activeo3 import (
     trackers,
     user_code,
 )
-from activeo3.checkpoint_files import STATE
+from activeo3.checkpoint_files import STATE, complete
+from activeo3.checkpoint_room import check_room, not_written
 from activeo3.cli import fields_of, is_code
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
@@ -38,7 +39,6 @@ from activeo3.task_models import TaskModel
 from activeo3.tasks import Task
 
 _STEP = re.compile(r"checkpoint-(\d+)")
-SMALL_FILES = 2**20  # bytes: more than all parts of a checkpoint have that are not weights or states
 KEPT = 0.98
 """Merged weights that hold less of the adapters' corrections are worth a word."""
 
@@ -104,7 +104,7 @@ def begin(policy: Zero3Model, saved: dict[str, Any] | None, config: TrainConfig)
         restore(policy, saved)
     first = saved["step"] + 1 if saved else 1
     if first <= config.steps:
-        check_room(policy, config)
+        check_room(policy, config, first)
     return first
 
 
@@ -160,15 +160,14 @@ def save(sharded: Zero3Model, config: TrainConfig, step: int, say: Callable[[str
         ranks.barrier()
         share = _write(sharded, config, step, building)
         if ranks.rank == 0:
-            if missing := checkpoint_files.missing_part(
-                building, ranks.world
-            ):  # it was removed, and what was written then made it anew
+            # It was removed, and what was written then made it anew.
+            if missing := checkpoint_files.missing_part(building, ranks.world, config.save_optimizer):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), missing)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(building, target)
             outputs.sync(folder)
     except Exception as error:  # each library raises its own when it cannot write
-        refused = _not_written(sharded, building, target, error)
+        refused = not_written(sharded, config, building, target, error)
         shutil.rmtree(building, ignore_errors=True)  # what is half written takes the room that is missing
         raise (refused or error) from None
     if ranks.rank == 0:
@@ -186,7 +185,8 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
     """Write all parts of a checkpoint; the share of the adapters' corrections that the weights hold (1 without)."""
     ranks, share = sharded.ranks, 1.0
     with ranks.redirect_output():
-        sharded.save(building / STATE)
+        if config.save_optimizer:
+            sharded.save(building / STATE)
         with sharded.gathered() as whole:
             if ranks.rank == 0 and config.lora:
                 weights, share = lora.merged(whole.model)
@@ -202,6 +202,7 @@ def _write(sharded: Zero3Model, config: TrainConfig, step: int, building: Path) 
         checkpoint_files.open_to_readers(building)
         state = {"step": step, "world": ranks.world, "sealed": True, "config": dataclasses.asdict(config)}
         state |= {"files": config.own_files} if config.own_files else {}
+        state |= {} if config.save_optimizer else {"optimizer": False}
         (building / "activeo3.json").write_text(json.dumps(state, indent=1))
         if (rows := building.parent / "metrics.jsonl").is_file():
             outputs.sync(rows)  # its rows up to this step belong to the checkpoint
@@ -230,57 +231,6 @@ def _prune(folder: Path, keep: int) -> None:
             continue
         with outputs.enough_room(old):
             shutil.rmtree(old.rename(folder / f"building-{old.name}"))  # half a deletion is no checkpoint
-
-
-def bytes_of(sharded: Zero3Model) -> int:
-    """How large a checkpoint is, in bytes, without its small files.
-
-    The weights, the optimizer's float32 copy and two moments of each parameter that learns, and the shards of the
-    frozen ones.
-    """
-    vlm, each = sharded.vlm, sharded.vlm.model.dtype.itemsize
-    return vlm.parameters * each + vlm.trainable_parameters * 12 + (vlm.parameters - vlm.trainable_parameters) * each
-
-
-def check_room(sharded: Zero3Model, config: TrainConfig) -> None:
-    """Raise ConfigError, before the work, if there is no room for even one checkpoint in ``--output_dir``."""
-    folder, ranks = Path(config.output_dir), sharded.ranks
-    full = outputs.free_bytes(folder) < bytes_of(sharded)
-    if any(ranks.all_gather(full)):
-        where = f"--output_dir {folder} has no room for a checkpoint"
-        raise ConfigError(f"{where}: {_room(sharded, folder, full)}." if full else f"{where} on another machine.")
-
-
-def _not_written(sharded: Zero3Model, building: Path, target: Path, error: Exception) -> ConfigError | None:
-    """What to say if ``target`` could not be written while it was in ``building``; None if the ``error`` is about
-    something else."""
-    folder = target.parent
-    left = bytes_of(sharded) - sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
-    full = outputs.is_full(error) or outputs.free_bytes(folder) < max(left, SMALL_FILES)
-    closed = outputs.why_closed(folder)
-    if not (full or closed or isinstance(error, OSError)):
-        return None
-    reason = "" if full else f" ({closed or error.strerror})"  # type: ignore[attr-defined]
-    return ConfigError(f"{target} could not be written{reason}: {_room(sharded, folder, full)}.")
-
-
-def _room(sharded: Zero3Model, folder: Path, full: bool) -> str:
-    """Room that is needed and that there is, what to do, and what is kept."""
-    needed, free, whole = bytes_of(sharded), outputs.free_bytes(folder), complete(folder)
-    kept = f"; {whole[-1].name} is whole, and the same command goes on from it" if whole else ""
-    advice = "make room, or lower --keep" if full else "see to its folder, or choose another --output_dir"
-    return f"it needs about {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; {advice}{kept}"
-
-
-def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = {
-        path.parent
-        for name in ("activeo3.json", checkpoint_files.DIGESTS)
-        for path in folder.glob(f"checkpoint-*/{name}")
-    }
-    numbered = {path.name.removeprefix("checkpoint-"): path for path in found}
-    return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
 def resumable(config: TrainConfig, ranks: Distributed, say: Callable[[str], None] = print) -> dict[str, Any] | None:
@@ -348,7 +298,13 @@ def _damage(path: Path, config: TrainConfig, ranks: Distributed) -> str:
 
 
 def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, ranks: Distributed) -> None:
-    """Raise ConfigError if a checkpoint was made by another number of processes or with other numbers."""
+    """Raise ConfigError if a checkpoint was made by another number of processes, with other numbers, or without its
+    optimizer."""
+    if not state.get("optimizer", True):
+        raise ConfigError(
+            f"{path} was saved without its optimizer (--save_optimizer false), so no run goes on from it; start "
+            f"another one from it, --model {path}, in another --output_dir."
+        )
     if state["world"] != ranks.world:
         raise ConfigError(
             f"{path} was made by {counted(state['world'], 'process', 'processes')}, and there are now "
@@ -366,7 +322,7 @@ def _refuse_another_run(path: Path, state: dict[str, Any], config: TrainConfig, 
 
 FREE = set(
     "preset output_dir data_root save_every keep save_on_exit samples_every eval_examples eval_split ds_config "
-    "max_skipped report_to eval_every best_metric group_timeout "
+    "max_skipped report_to eval_every best_metric group_timeout save_optimizer "
     "max_image_pixels task_batch steps recompute scoring resume_from".split()
 )
 """Fields that may change when a run is continued: where things lie and how much is kept or shown."""

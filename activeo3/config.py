@@ -318,13 +318,11 @@ class TrainConfig(Config):
     """per token (GRPO), answer (GSPO), answer from clipped tokens (GMPO), or none and no clip (REINFORCE, RLOO, GPG)"""
     advantage: Literal["group", "leave_one_out", "batch", "group_batch", "rescaled", "one"] = "group"
     """reward against its group's mean and spread (GRPO), its siblings' mean (RLOO), the step's mean and spread
-    (REINFORCE++), the group's mean and step's spread (with baseline), scaled up for groups without spread (GPG), or 1
-    (for right answers, --task_update sft)"""
+    (REINFORCE++), the group's mean and step's spread (with baseline), scaled up without spread (GPG), or 1 (sft)"""
     alternate: Natural = 0
     """train sensing and task role in turn, so many steps each, from the one that --task names; 0: only that one"""
     task_update: Literal["rl", "sft"] = "rl"
-    """how the task role (--task act) learns: by reward, or the truth of its crops (the preset sft; with --alternate
-    its rounds have what belongs to it)"""
+    """how the task role learns: by reward, or the truth of its crops (the preset sft, or with --alternate)"""
 
     # ---- the update: --update_options
     warmup: Natural = 10
@@ -384,6 +382,8 @@ class TrainConfig(Config):
     """steps between checkpoints"""
     keep: Natural = 2
     """how many checkpoints to keep; 0: all"""
+    save_optimizer: bool = True
+    """false: checkpoints hold the policy alone, an eighth of the size in bfloat16, and no run goes on from them"""
     save_on_exit: bool = False
     """when Ctrl-C or SIGTERM asks for the end: finish the step in hand and write a checkpoint first"""
     samples_every: Natural = 20
@@ -421,11 +421,9 @@ class TrainConfig(Config):
                 self.group < (1 if self.advantage == "one" else 2),
             f"--alternate trains sense and act in turn, and --task is {self.task}":
                 self.alternate and self.task not in ("sense", "act"),
-            f"--task_update sft is of the task role, and --task is {self.task}; take --task act, or --alternate":
-                self.task_update == "sft" and self.task != "act" and not self.alternate,
-            "--task_update sft goes with --advantage one, --ratio none and --beta 0: take the preset sft":
-                self.task_update == "sft" and self.task == "act" and not self.alternate
-                and (self.advantage, self.ratio, self.beta) != ("one", "none", 0),
+            "--task_update sft goes with --task act, --advantage one, --ratio none and --beta 0: take the preset sft":
+                self.task_update == "sft" and not self.alternate
+                and (self.task, self.advantage, self.ratio, self.beta) != ("act", "one", "none", 0),
             f"--prompts {self.prompts} must be a multiple of --micro_prompts {self.micro_prompts}":
                 not 1 <= self.micro_prompts <= self.prompts or self.prompts % self.micro_prompts,
             f"--eval_every {self.eval_every} must be a multiple of --save_every {self.save_every}, so that each table "
@@ -446,9 +444,7 @@ class TrainConfig(Config):
         return numbers("--reward_weights", self.reward_weights)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1, 2, ...: linear warm-up, then constant, or halved every ``half_life`` steps.
-
-        It depends on the step alone, so that a run that is continued with more ``steps`` is the same run.
-        """
+        """Learning rate of step 1, 2, ...: linear warm-up, then constant or falling. It depends on the step alone, so
+        that a run that is continued with more ``steps`` is the same run."""
         fallen = 0.5 ** (step / self.half_life) if self.half_life else 1.0
         return self.lr * fallen * min(1.0, step / max(1, self.warmup))

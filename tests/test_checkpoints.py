@@ -25,7 +25,7 @@ from attack.checkpoints import (
 )
 from launch import finely_sharded  # noqa: F401 (a fixture)
 
-from activeo3 import checkpoint_files, checkpoints, outputs
+from activeo3 import checkpoint_files, checkpoint_room, checkpoints, outputs
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed
 from activeo3.model import ModelError, VisionLanguageModel
@@ -370,7 +370,7 @@ def test_a_folder_that_goes_or_closes_in_the_middle_is_one_sentence(
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    needs = f"it needs about {checkpoints.bytes_of(copy.policy) / 1e9:.3g} GB and "
+    needs = f"it needs about {checkpoint_room.bytes_of(copy.policy) / 1e9:.3g} GB and "
     goal = copy.run / "checkpoint-5"
     whole = "checkpoint-2 is whole, and the same command goes on from it."
     blocked = said(lambda folder: (folder / "activeo3.json").mkdir())  # a file that cannot be written

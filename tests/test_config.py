@@ -69,7 +69,7 @@ def test_help_all_shows_every_field_with_its_choices_text_and_default(cls: type,
 
 
 def test_there_are_few_flags() -> None:
-    assert len(flags_of(TrainConfig)) <= 76 and len(flags_of(EvalConfig)) <= 69
+    assert len(flags_of(TrainConfig)) <= 77 and len(flags_of(EvalConfig)) <= 69
 
 
 @BOTH
@@ -360,7 +360,9 @@ def test_the_learning_rate_warms_up_and_stays_or_falls() -> None:
     assert TrainConfig(lr=1e-3, warmup=0).lr_at(1) == 1e-3
     falling = TrainConfig(lr=1e-3, warmup=0, half_life=80)
     assert [falling.lr_at(step) for step in (80, 160, 240)] == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
-    assert dataclasses.replace(falling, steps=999).lr_at(100) == falling.lr_at(100)  # a longer run is the same run so far
+    assert dataclasses.replace(falling, steps=999).lr_at(100) == falling.lr_at(
+        100
+    )  # a longer run is the same run so far
 
 
 def test_a_continued_run_is_the_same_run() -> None:

@@ -26,7 +26,7 @@ from scripted import USUAL
 from transformers import AutoModelForImageTextToText
 
 import activeo3
-from activeo3 import checkpoints, engine, lora, memory
+from activeo3 import checkpoint_room, checkpoints, engine, lora, memory
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.engine import Distributed, Zero3Model
 from activeo3.families import FAMILIES
@@ -457,14 +457,14 @@ def test_a_checkpoint_is_as_large_as_announced(
             for file in path.rglob("*")
             if file.suffix in (".safetensors", ".pt") and "random" not in file.name
         ]
-        assert 0 <= sum(parts) - checkpoints.bytes_of(sharded) < 300_000, only  # names and shapes
+        assert 0 <= sum(parts) - checkpoint_room.bytes_of(sharded) < 300_000, only  # names and shapes
 
 
 def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
     ranks: Distributed, config: TrainConfig, make_vlm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sharded = Zero3Model(make_vlm("qwen3_vl"), ranks, config, learns=True)
-    config, needed = replace(config, output_dir=str(tmp_path)), checkpoints.bytes_of(sharded)
+    config, needed = replace(config, output_dir=str(tmp_path)), checkpoint_room.bytes_of(sharded)
     checkpoints.save(sharded, config, 3)
     whole = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     save = VisionLanguageModel.save
@@ -500,9 +500,9 @@ def test_a_full_disk_is_one_sentence_and_costs_no_checkpoint(
             checkpoints.save(sharded, config, 5)
         patch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         assert_said(f"^{tmp_path / 'checkpoint-5'} could not be written", 5)
-        with pytest.raises(ConfigError, match=f"^--output_dir {tmp_path} has no room for a checkpoint: it needs"):
-            checkpoints.check_room(sharded, config)
-    checkpoints.check_room(sharded, config)
+        with pytest.raises(ConfigError, match=f"^--output_dir {tmp_path} has no room for 2 checkpoints: it needs"):
+            checkpoint_room.check_room(sharded, config, 1)
+    checkpoint_room.check_room(sharded, config, 1)
     assert checkpoints.save(sharded, config, 5).name == "checkpoint-5"
 
 
@@ -559,3 +559,36 @@ def test_gpu_memory_is_allocated_in_segments_that_grow_unless_the_user_says_how(
         monkeypatch.setenv(name, value)
     importlib.reload(activeo3)
     assert os.environ.get("PYTORCH_ALLOC_CONF") == wanted
+
+
+def test_a_checkpoint_without_its_optimizer_is_a_model_and_no_place_to_go_on_from(
+    ranks: Distributed, config: TrainConfig, make_vlm: Make, tmp_path: Path, picture: Picture
+) -> None:
+    sharded = Zero3Model(make_vlm("qwen3_vl"), ranks, config, learns=True)
+    config = replace(config, output_dir=str(tmp_path), save_optimizer=False)
+    path = checkpoints.save(sharded, config, 1)
+    assert [file.name for file in (path / "training_state").rglob("*") if file.is_file()] == ["random-0.pt"]
+    weights = (path / "model.safetensors").stat().st_size
+    assert 0 <= weights - checkpoint_room.bytes_of(sharded, optimizer=False) < 100_000
+    ours = whole_weights(sharded)
+    theirs = VisionLanguageModel.load(str(path), torch.float32).model.state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    with pytest.raises(ConfigError, match=f"^{path} was saved without its optimizer .* --model {path}"):
+        checkpoints.resumable(config, ranks)
+
+
+@pytest.mark.parametrize("steps, first, keep, there, count", [
+    (100, 1, 2, 0, 3), (100, 1, 0, 0, 10), (100, 51, 0, 5, 5), (100, 51, 2, 2, 1), (15, 1, 2, 0, 2), (101, 101, 1, 1, 1),
+])  # fmt: skip
+def test_room_is_for_all_checkpoints_that_lie_there_at_once(
+    steps: int, first: int, keep: int, there: int, count: int
+) -> None:
+    """Against a run that writes a checkpoint and then removes the oldest."""
+    config = TrainConfig(steps=steps, save_every=10, keep=keep)
+    most, now = 0, there
+    for step in range(first, steps + 1):
+        if step % 10 == 0 or step == steps:
+            now += 1
+            most = max(most, now)
+            now = min(now, keep) if keep else now
+    assert checkpoint_room.at_once(config, first, there) == count == most - there

@@ -46,7 +46,7 @@ APART = {
     "processes": "numpy PIL",  # runs before anything that takes long
     "grpo": "transformers deepspeed",  # mathematics only
     "model model_* encoding generate decoders decoding packing attention vision lora": "engine rollout rewards data",
-    "engine checkpoints checkpoint_files": "rollout rewards data",
+    "engine checkpoint*": "rollout rewards data",
     "rollout": "rewards engine data",
     "task_model*": "rewards rollout engine",
     "rewards matching metrics": "model task_models",

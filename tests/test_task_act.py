@@ -142,7 +142,7 @@ def test_rounds_name_each_others_last_checkpoints() -> None:
 
 @pytest.mark.parametrize("flags, sentence", [
     ("--alternate 5 --task zoom_qa", "--alternate trains sense and act in turn, and --task is zoom_qa"),
-    ("--task_update sft", "--task_update sft is of the task role, and --task is sense"),
+    ("--task_update sft", "--task_update sft goes with --task act"),
     ("--task act --task_update sft", "take the preset sft"),
     ("--preset act --task_model oracle", "--task act has its crops from a sensing policy, and --task_model is oracle"),
 ])  # fmt: skip
