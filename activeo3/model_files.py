@@ -25,14 +25,14 @@ folder has none, and leaves out what it has no place for. A policy would then be
 import json
 import math
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.utils import cached_file, logging
 
 from activeo3 import processes
@@ -303,7 +303,8 @@ def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
     Raises ModelError if weights are missing, misnamed, of another shape or not finite, or more than config.json has
     layers.
     """
-    part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
+    config = part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
+    check_size(source, config)
     load = partial(
         auto_class.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
     )
@@ -312,6 +313,38 @@ def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
     _check_names(source, seen, model)
     check_finite(source, model)
     return model
+
+
+LONGEST_LIST = 100_000_000  # bytes, as in the safetensors library
+
+
+def check_size(source: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError if config.json means a much larger model than the folder's weights are, before it is made.
+
+    transformers fills up what a config.json leaves out with the numbers of a large model, whose memory may not be
+    there: the system would end the process without a word.
+    """
+    shapes: dict[str, list[int]] = {}
+    for path in Path(source).glob("model*.safetensors"):
+        with suppress(Exception), open(path, "rb") as file:  # a damaged one is named by who loads it
+            length = int.from_bytes(file.read(8), "little")  # of the list of tensors in front of them
+            listed = json.loads(file.read(min(length, LONGEST_LIST)))
+            shapes |= {name: tensor["shape"] for name, tensor in listed.items() if "shape" in tensor}
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    wanted = [text.vocab_size, text.hidden_size]
+    for name, shape in shapes.items():
+        if name.endswith("embed_tokens.weight") and shape != wanted:
+            raise ModelError(
+                f"{source}: {name} has the shape {tuple(shape)}, and config.json means {tuple(wanted)}; they are of "
+                "two models."
+            )
+    for kind, meant in (("layers", text.num_hidden_layers), ("blocks", getattr(vision, "depth", 0))):
+        numbers = [int(found) for name in shapes for found in re.findall(rf"\.{kind}\.(\d+)\.", name)]
+        if numbers and meant > 4 * max(numbers) + 16:
+            raise ModelError(
+                f"{source}: config.json means {meant} {kind}, and the weights have {max(numbers) + 1}; they are of two "
+                "models."
+            )
 
 
 def _check_names(source: str, seen: Mapping[str, Any], model: nn.Module) -> None:

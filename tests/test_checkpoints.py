@@ -79,6 +79,7 @@ def test_no_damage_is_used_and_nothing_is_run(target: Target, tmp_path: Path) ->
         "json []",
         "model_type is {}",
         "config is {}",
+        "text_config is None",
         "deleted",
         "a pipe",
         "torch bomb",
