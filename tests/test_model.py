@@ -410,13 +410,13 @@ def test_a_rollout_leaves_the_model_as_it_was(vlm: VisionLanguageModel, picture:
 def test_a_rollout_that_fails_leaves_the_model_as_it_was(
     vlm: VisionLanguageModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(**arguments: object) -> None:
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     vlm.model.train()
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(vlm.model, "generate", interrupted)
+            patch.setattr("activeo3.generate.write_in_place", interrupted)
             vlm.generate(prompts_of(vlm, picture, 2), 2, Sampling(1.0, max_new_tokens=3))
         assert vlm.model.training
         assert vlm.model.model.rope_deltas is None
