@@ -20,7 +20,7 @@ from activeo3.config import Config, ConfigError, TrainConfig
 from activeo3.eval_config import EvalConfig
 from activeo3.eval_runner import Model, Record, Runner
 from activeo3.geometry import as_boxes, mask_to_rle, rle_to_mask
-from activeo3.intervals import Metric
+from activeo3.intervals import Metric, value_of
 from activeo3.model import VisionLanguageModel
 from activeo3.samples import Sample
 from activeo3.task_perception import Answer
@@ -304,7 +304,7 @@ def _map_examples(run: Map, load: Callable[[Example], Example] | None) -> Map:
 def _said(row: Row) -> str:
     """A row in a few words: its setting and its first metric."""
     name, value = next(iter(row.metrics.items()), ("", None))
-    number = value.value if isinstance(value, Metric) else value
+    number = value_of(value)
     shown = filter(
         None, [row.setting.method, row.setting.policy, row.setting.task_model and f"with {row.setting.task_model}"]
     )

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from activeo3 import eval_glossary, geometry, log, outputs
 from activeo3.eval_core import ITSELF, Benchmark, Row
-from activeo3.intervals import Metric
+from activeo3.intervals import Metric, value_of
 from activeo3.metrics import rules_of, xywh
 from activeo3.terminal import columns as width_of
 from activeo3.terminal import one_line
@@ -132,7 +132,7 @@ def say_tables(one: Finished, say: Callable[[str], None]) -> None:
 
 def _short(cell: Any, whole: bool) -> Any:
     """A cell without its interval."""
-    return cell.value if isinstance(cell, Metric) and not whole else cell
+    return cell if whole else value_of(cell)
 
 
 def as_markdown(parts: Sequence[Table]) -> str:
@@ -161,11 +161,7 @@ def results(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "rows": [
             {"benchmark": row.benchmark, "setting": asdict(row.setting), "n": row.n, "parser": row.parser}
-            | {
-                "metrics": {
-                    name: cell.value if isinstance(cell, Metric) else cell for name, cell in row.metrics.items()
-                }
-            }
+            | {"metrics": {name: value_of(cell) for name, cell in row.metrics.items()}}
             | {
                 "intervals": {
                     name: [cell.low, cell.high] for name, cell in row.metrics.items() if isinstance(cell, Metric)

@@ -13,7 +13,7 @@ from activeo3 import eval_glossary, html_report, outputs
 from activeo3.eval_core import Row
 from activeo3.eval_output import Finished, label, say_tables, tables, write_records, write_results
 from activeo3.html_report import KINDS, Bar, Page, Table, kind_of
-from activeo3.intervals import Metric
+from activeo3.intervals import Metric, value_of
 from activeo3.plots import Panel, draw
 from activeo3.samples import Card, Sample, save_samples
 from activeo3.types import Example
@@ -139,7 +139,7 @@ def curve_of(one: Finished) -> Image.Image | None:
         (one.benchmark.columns[0], "tokens"),
     ):
         points = {
-            name: [(float(row.setting.regions if over == "budget" else row.metrics[over]), row.metrics[value])
+            name: [(float(row.setting.regions if over == "budget" else value_of(row.metrics[over])), row.metrics[value])
                    for row in rows if value in row.metrics and (over == "budget" or over in row.metrics)]
             for name, rows in lines.items()
         }  # fmt: skip

@@ -21,7 +21,7 @@ from activeo3.checkpoint_files import random_states_kept
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.eval_core import Benchmark, Row
 from activeo3.eval_runner import Runner
-from activeo3.intervals import Metric
+from activeo3.intervals import value_of
 from activeo3.model import VisionLanguageModel
 from activeo3.types import Example
 
@@ -95,13 +95,13 @@ class HeldOut:
     def _keep(self, step: int, one: eval_output.Finished) -> None:
         """Write the row of an evaluation, send it to the trackers, and point ``best`` to the best checkpoint so far."""
         values = {
-            f"held_out/{name}/{metric}": cell.value if isinstance(cell, Metric) else cell
+            f"held_out/{name}/{metric}": value_of(cell)
             for name, row in eval_output.labels(one).items()
             for metric, cell in row.metrics.items()
         }
         metric, row = best_metric(self.config, one.benchmark, one.rows), trained_row(one.rows)
         value = row.metrics.get(metric) if row else None
-        value = value.value if isinstance(value, Metric) else value
+        value = value_of(value)
         columns = [name for name in eval_output.tables(one)[0].columns if any(name in row.metrics for row in one.rows)]
         new = {"step": step, "best_metric": metric, "trained": value, "columns": columns} | values
         rows = sorted([*(old for old in self._rows() if old["step"] != step), new], key=lambda row: row["step"])

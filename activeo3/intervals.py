@@ -11,7 +11,7 @@
 """
 
 import math
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
@@ -22,6 +22,11 @@ class Metric(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def value_of(cell: Any) -> Any:
+    """The number of a cell of a table, with or without an interval; words and None as they are."""
+    return cell.value if isinstance(cell, Metric) else cell
 
 
 def bootstrap_interval(

@@ -13,12 +13,12 @@ from episodes import ANSWER, CONFIG, IN, PLATE, SIZE, WAYS, episode, question
 from PIL import Image
 from scripted import END, Scripted, backwards, finished, painted, rows_in, table
 
-from activeo3 import eval_baselines, eval_output, eval_zoom_qa, prompts, task_zoom_qa
+from activeo3 import eval_baselines, eval_output, eval_page, eval_zoom_qa, prompts, task_zoom_qa
 from activeo3.config import ConfigError, TrainConfig
 from activeo3.data_io import DataError
 from activeo3.data_set import Dataset
 from activeo3.eval_config import MODES
-from activeo3.eval_core import Row
+from activeo3.eval_core import Row, Setting
 from activeo3.eval_runner import BATCH
 from activeo3.eval_zoom_qa import ORACLES, ZoomQABenchmark
 from activeo3.geometry import as_boxes
@@ -401,3 +401,12 @@ def test_what_cannot_be_asked_is_one_sentence(checkpoint: str, evaluate: Callabl
     assert complaint("--benchmark", "docvqa", "scenes", "--data_root", root) == (
         "activeo3: --benchmark names data sets of several tasks, docvqa (zoom_qa), scenes (boxes): evaluate them apart."
     )
+
+
+def test_budgets_are_a_curve_also_where_tokens_have_an_interval() -> None:
+    rows = [
+        Row("zoom_qa", Setting("default", "trained", regions=k), 9, {"answer": Metric(0.1 * k, 0.0, 1.0), "tokens": cost}, [])
+        for k, cost in ((3, Metric(40.0, 35.0, 45.0)), (1, Metric(20.0, 15.0, 25.0)), (10, 60.0))
+    ]  # fmt: skip
+    drawn = eval_page.curve_of(finished(rows, ZoomQABenchmark, regions=3, budgets=(1, 10)))
+    assert drawn is not None and drawn.width > 300
