@@ -197,6 +197,7 @@ class VisionLanguageModel(Mllm, Scorer):
             check_finite(source, vlm.model)
             return vlm
         with quietly():
+            model_files.check_size(source)
             model = whole(
                 source, AutoModelForImageTextToText, dtype=dtype, attn_implementation=of_towers(attention, dtype)
             )

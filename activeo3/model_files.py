@@ -32,7 +32,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import cached_file, logging
 
 from activeo3 import processes
@@ -303,8 +303,7 @@ def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
     Raises ModelError if weights are missing, misnamed, of another shape or not finite, or more than config.json has
     layers.
     """
-    config = part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
-    check_size(source, config)
+    part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
     load = partial(
         auto_class.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
     )
@@ -318,12 +317,14 @@ def whole(source: str, auto_class: Any, **options: Any) -> nn.Module:
 LONGEST_LIST = 100_000_000  # bytes, as in the safetensors library
 
 
-def check_size(source: str, config: PreTrainedConfig) -> None:
-    """Raise ModelError if config.json means a much larger model than the folder's weights are, before it is made.
+def check_size(source: str) -> None:
+    """Raise ModelError if config.json means a much larger language model than the folder's weights are, before it is
+    made.
 
     transformers fills up what a config.json leaves out with the numbers of a large model, whose memory may not be
     there: the system would end the process without a word.
     """
+    config = part_of(source, "config.json", AutoConfig.from_pretrained, trust_remote_code=False)
     shapes: dict[str, list[int]] = {}
     for path in Path(source).glob("model*.safetensors"):
         with suppress(Exception), open(path, "rb") as file:  # a damaged one is named by who loads it

@@ -676,7 +676,7 @@ def test_a_changed_flag_or_another_number_of_processes_is_refused(
     ):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     monkeypatch.setattr(
-        engine, "start", lambda folder: Distributed(0, 2, torch.device("cpu"), folder / "libraries-0.log")
+        engine, "start", lambda folder, _: Distributed(0, 2, torch.device("cpu"), folder / "libraries-0.log")
     )
     with pytest.raises(ConfigError, match="made by 1 process, and there are now 2"):
         train.main(config)

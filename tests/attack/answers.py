@@ -96,7 +96,8 @@ def prepared(task: str) -> Example:
     """The picture as an example of a task."""
     one = replace(picture(), boxes_px=picture().boxes_px[:1]) if task == "grounding" else picture()
     own = TASKS[task](config(task, "strict"))
-    return own.prepare_batch(None, [own.prepare(one)])[0]
+    one = own.prepare(one)
+    return one if task == "act" else own.prepare_batch(None, [one])[0]  # whose crops a language model proposes
 
 
 @cache
